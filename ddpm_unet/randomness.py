@@ -1,0 +1,85 @@
+"""Random numbers as functions of (seed, purpose, position), with no state to save or lose.
+
+A position is the number of an image in the training stream, or of an image to be sampled.
+Two draws agree whenever these three agree: on a resumed run, on any number of processes and
+however a batch is split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Positions = Sequence[int] | np.ndarray
+
+
+def bits(seed: int, purpose: str, positions: Positions) -> np.ndarray:
+    """64 random bits per position, `uint64 [N]`: SplitMix64 (Steele 2014) of a keyed counter."""
+    key = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
+    z = np.asarray(positions, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = z + np.frombuffer(key, dtype="<u8")
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def uniform(seed: int, purpose: str, positions: Positions) -> np.ndarray:
+    """Uniform numbers in [0, 1), `float64 [N]`."""
+    return (bits(seed, purpose, positions) >> np.uint64(11)) * 2.0**-53
+
+
+def integers(seed: int, purpose: str, positions: Positions, high: int | np.ndarray) -> np.ndarray:
+    """Uniform integers in [0, high), `int64 [N]`; `high` is one number or one per position."""
+    return (uniform(seed, purpose, positions) * high).astype(np.int64)
+
+
+def torch_seeds(seed: int, purpose: str, positions: Positions) -> list[int]:
+    """A seed per position for torch's generators, of which the CPU one reads 32 bits.
+
+    Distinct for any 2^32 neighbouring positions: a bijection of (position + key) mod 2^32
+    (the finaliser of MurmurHash3), where hashing alone would repeat one in 2^16 draws.
+    """
+    key = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=4).digest()
+    z = np.asarray(positions, dtype=np.uint64).astype(np.uint32) + np.frombuffer(key, dtype="<u4")
+    z = (z ^ (z >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    z = (z ^ (z >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return [int(s) for s in z ^ (z >> np.uint32(16))]
+
+
+def generators(
+    seed: int, purpose: str, positions: Positions, device: torch.device | str = "cpu"
+) -> list[torch.Generator]:
+    """One torch generator per position, on `device`."""
+    return [torch.Generator(device).manual_seed(s) for s in torch_seeds(seed, purpose, positions)]
+
+
+def normal(
+    seed: int,
+    purpose: str,
+    positions: Positions,
+    shape: Sequence[int],
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Standard normal noise, `float32 [N, *shape]`, the n-th a function of the n-th position."""
+    out = torch.empty(len(positions), *shape, device=device)
+    generator = torch.Generator(device)
+    for row, row_seed in zip(out, torch_seeds(seed, purpose, positions), strict=True):
+        row.normal_(generator=generator.manual_seed(row_seed))
+    return out
+
+
+@contextmanager
+def seeded(seed: int, purpose: str, position: int) -> Iterator[None]:
+    """Within, torch's global CPU generator is a function of the position (for torchvision's
+    transforms, which draw from it); afterwards it is as it was before."""
+    state = torch.get_rng_state()
+    torch.manual_seed(torch_seeds(seed, purpose, [position])[0])
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
