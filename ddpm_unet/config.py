@@ -93,6 +93,70 @@ class UNetConfig:
 
 
 @dataclass
+class ClassicConfig:
+    """Architecture of a `ClassicUNet`; the defaults are Ronneberger 2015.
+
+    Args:
+        in_channels: Channels of the input image.
+        num_classes: Outputs per pixel, one score a class.
+        class_names: One name per class, or empty.
+        class_colors: One RGB colour (0 to 255) per class, or empty.
+        dims: Spatial dimensions, 2 for images or 3 for volumes.
+        depth: Levels, of which all but the last are pooled.
+        base_width: Channels of the finest level; every level below doubles them.
+        padding: "valid" (the output is smaller than the input) or "same".
+        norm: "batch" after every 3x3 convolution, or "none".
+        upsample: "transposed" (2x2 up-convolution) or "bilinear" (trilinear in 3-D).
+        skip: Join encoder and decoder by "concat", or by "add" as FCN does.
+        dropout: Dropout at the end of the contracting path (its last two levels), 0 to 1.
+    """
+
+    in_channels: int = 1
+    num_classes: int = 2
+    class_names: tuple[str, ...] = ()
+    class_colors: tuple[tuple[int, int, int], ...] = ()
+    dims: Literal[2, 3] = 2
+    depth: int = 5
+    base_width: int = 64
+    padding: Literal["valid", "same"] = "valid"
+    norm: Literal["none", "batch"] = "none"
+    upsample: Literal["transposed", "bilinear"] = "transposed"
+    skip: Literal["concat", "add"] = "concat"
+    dropout: float = 0.5
+
+
+@dataclass
+class HeadConfig:
+    """Segmentation by a `UNet`: the head on its features and how the U-Net's weights transfer.
+
+    Args:
+        num_classes: Outputs per pixel, one score a class.
+        class_names: One name per class, or empty.
+        class_colors: One RGB colour (0 to 255) per class, or empty.
+        transfer: "finetune" trains the encoder, decoder and head; "frozen" the head alone;
+            "features" a per-pixel network on frozen activations of the decoder at several noise
+            levels (Baranchuk 2022); "joint" everything, for denoising in the same steps.
+        timestep: Timestep the U-Net is told when it segments; 0 is a clean image.
+        repeat_grey: Images have one channel, repeated to the U-Net's number of channels.
+        feature_timesteps: "features": noise levels at which the decoder is read.
+        feature_blocks: "features": up blocks read, 0 is the coarsest; null for all.
+        feature_widths: "features": hidden widths of the per-pixel network.
+        feature_seed: "features": seed of the noise, the same for every image.
+    """
+
+    num_classes: int = 2
+    class_names: tuple[str, ...] = ()
+    class_colors: tuple[tuple[int, int, int], ...] = ()
+    transfer: Literal["finetune", "frozen", "features", "joint"] = "finetune"
+    timestep: int = 0
+    repeat_grey: bool = False
+    feature_timesteps: tuple[int, ...] = (50, 150, 250)
+    feature_blocks: tuple[int, ...] | None = None
+    feature_widths: tuple[int, int] = (128, 32)
+    feature_seed: int = 0
+
+
+@dataclass
 class DiffusionConfig:
     """The forward process and what the network predicts.
 
