@@ -11,14 +11,17 @@ from typing import Literal
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+MaskKind = Literal["auto", "classes", "values", "threshold", "colors", "instances", "boundaries"]
+LossName = Literal["cross_entropy", "dice", "cross_entropy+dice", "focal", "border"]
 
 
 @dataclass
 class UNetConfig:
     """Architecture of a `UNet`, in the names of diffusers' `config.json`.
 
-    Block types containing "CrossAttn" make it the conditional network of Stable Diffusion
-    (diffusers' UNet2DConditionModel); without them it is that of DDPM (UNet2DModel).
+    With `cross_attention_dim` it is the conditional network of Stable Diffusion (diffusers'
+    UNet2DConditionModel), without it that of DDPM (UNet2DModel). Settings marked (DDPM) or
+    (conditional) belong to one of the two only.
 
     Args:
         in_channels: Channels of the input image.
@@ -26,30 +29,37 @@ class UNetConfig:
         sample_size: Height and width the network was trained at; any other size works too.
         dims: Spatial dimensions, 2 for images or 3 for volumes.
         center_input_sample: Map inputs from [0, 1] to [-1, 1] first.
-        down_block_types: One block type per level, from fine to coarse.
-        mid_block_type: Type of the middle block, or null for none.
-        up_block_types: One block type per level, from coarse to fine.
+        down_block_types: One block type per level, from fine to coarse: DownBlock2D,
+            AttnDownBlock2D, ResnetDownsampleBlock2D or CrossAttnDownBlock2D.
+        mid_block_type: UNetMidBlock2D, UNetMidBlock2DCrossAttn (conditional), or null for none.
+        up_block_types: One block type per level, from coarse to fine: UpBlock2D,
+            AttnUpBlock2D, ResnetUpsampleBlock2D or CrossAttnUpBlock2D.
         block_out_channels: Channels per level, from fine to coarse.
-        layers_per_block: Residual blocks per level of the encoder (the decoder has one more).
+        layers_per_block: Residual blocks per level of the encoder (the decoder has one more);
+            conditional networks may have one number per level.
         downsample_padding: Padding of strided convolutions; 0 pads right and bottom only.
-        downsample_type: "conv", or "resnet" for a residual block that halves.
-        upsample_type: "conv", or "resnet" for a residual block that doubles.
+        downsample_type: (DDPM) What AttnDownBlock2D halves with: "conv" or "resnet", a
+            residual block.
+        upsample_type: (DDPM) What AttnUpBlock2D doubles with: "conv" or "resnet".
+        add_attention: (DDPM) Self-attention in the middle block.
         mid_block_scale_factor: Divisor of the middle block's residual sums.
-        act_fn: Activation of the residual blocks.
+        act_fn: Activation: silu, swish, mish, gelu or relu.
         dropout: Dropout inside residual blocks, 0 to 1.
         norm_num_groups: Groups of every group normalisation.
         norm_eps: Epsilon of every group normalisation.
-        attn_norm_num_groups: Groups of the attention's own normalisation, if different.
-        attention_head_dim: DDPM networks: channels per head (null: one head). Conditional
-            networks: number of heads (one, or one per level), as diffusers reads it.
-        num_attention_heads: Conditional networks: number of heads, when written under this name.
-        cross_attention_dim: Channels of the context sequence (conditional networks).
-        transformer_layers_per_block: Transformer blocks per attention (one, or one per level).
-        use_linear_projection: Linear instead of 1x1 convolution around the transformer.
-        only_cross_attention: First attention attends to the context too (one, or one per level).
-        dual_cross_attention: Two transformers per attention. Not supported, must be false.
-        upcast_attention: Compute attention logits in float32.
-        time_embedding_type: "positional": sinusoids (Vaswani 2017; Ho 2020).
+        attn_norm_num_groups: (DDPM) Groups of the middle attention's normalisation; null: as
+            elsewhere, or no normalisation at all with "scale_shift".
+        attention_head_dim: Attn blocks: channels per head (null: one head). CrossAttn blocks:
+            number of heads (one, or one per level). So does diffusers read it.
+        cross_attention_dim: Channels of the context sequence (one, or one per level).
+        transformer_layers_per_block: (conditional) Transformer blocks per attention (one, or
+            one per level).
+        use_linear_projection: (conditional) Linear instead of 1x1 convolution around the
+            transformer.
+        only_cross_attention: (conditional) The first attention of a transformer block attends
+            to the context too (one, or one per level).
+        upcast_attention: (conditional) Attention logits in float32, which they always are
+            here; kept because diffusers writes it.
         freq_shift: Shift in the sinusoids' frequency exponent (1: Ho 2020; 0: Stable Diffusion).
         flip_sin_to_cos: Cosines first (Stable Diffusion) instead of sines first.
         resnet_time_scale_shift: "default" adds the time embedding; "scale_shift" modulates by it.
@@ -70,6 +80,7 @@ class UNetConfig:
     downsample_padding: int = 1
     downsample_type: Literal["conv", "resnet"] = "conv"
     upsample_type: Literal["conv", "resnet"] = "conv"
+    add_attention: bool = True
     mid_block_scale_factor: float = 1.0
     act_fn: str = "silu"
     dropout: float = 0.0
@@ -77,19 +88,21 @@ class UNetConfig:
     norm_eps: float = 1e-5
     attn_norm_num_groups: int | None = None
     attention_head_dim: int | tuple[int, ...] | None = 8
-    num_attention_heads: int | tuple[int, ...] | None = None
-    cross_attention_dim: int | None = None
+    cross_attention_dim: int | tuple[int, ...] | None = None
     transformer_layers_per_block: int | tuple[int, ...] = 1
     use_linear_projection: bool = False
     only_cross_attention: bool | tuple[bool, ...] = False
-    dual_cross_attention: bool = False
     upcast_attention: bool = False
-    time_embedding_type: Literal["positional"] = "positional"
     freq_shift: int = 0
     flip_sin_to_cos: bool = True
     resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
     class_embed_type: Literal["timestep", "identity"] | None = None
     num_class_embeds: int | None = None
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it is diffusers' UNet2DConditionModel rather than its UNet2DModel."""
+        return self.cross_attention_dim is not None
 
 
 @dataclass
@@ -137,9 +150,12 @@ class HeadConfig:
             "features" a per-pixel network on frozen activations of the decoder at several noise
             levels (Baranchuk 2022); "joint" everything, for denoising in the same steps.
         timestep: Timestep the U-Net is told when it segments; 0 is a clean image.
+        class_label: Class that a class-conditional U-Net is told when it segments.
         repeat_grey: Images have one channel, repeated to the U-Net's number of channels.
         feature_timesteps: "features": noise levels at which the decoder is read.
-        feature_blocks: "features": up blocks read, 0 is the coarsest; null for all.
+        feature_alphas: "features": cumulative alpha of each of these timesteps; empty takes them
+            from the schedule in the denoiser's folder.
+        feature_layers: "features": decoder layers read, 0 is the coarsest; null for all.
         feature_widths: "features": hidden widths of the per-pixel network.
         feature_seed: "features": seed of the noise, the same for every image.
     """
@@ -149,9 +165,11 @@ class HeadConfig:
     class_colors: tuple[tuple[int, int, int], ...] = ()
     transfer: Literal["finetune", "frozen", "features", "joint"] = "finetune"
     timestep: int = 0
+    class_label: int | None = None
     repeat_grey: bool = False
     feature_timesteps: tuple[int, ...] = (50, 150, 250)
-    feature_blocks: tuple[int, ...] | None = None
+    feature_alphas: tuple[float, ...] = ()
+    feature_layers: tuple[int, ...] | None = None
     feature_widths: tuple[int, int] = (128, 32)
     feature_seed: int = 0
 
@@ -191,6 +209,8 @@ class ImageDataConfig:
             "resize" scales the shorter side to size and cuts the centre.
         scale: Factor applied to the pictures before cropping (0.5 halves them).
         channels: 1 (grey), 3 (RGB) or 4; null keeps what the pictures have.
+        value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
+            is the full range: 255 for 8 bits, 65535 for 16, and floats must be within 0 to 1.
         flips: Mirror at random: left-right and, for "crop", top-bottom.
         turns: Turn by a random multiple of 90 degrees.
         class_labels: Take a class from the data set, or from the folder's sub-folder names.
@@ -206,9 +226,130 @@ class ImageDataConfig:
     fit: Literal["crop", "resize"] = "crop"
     scale: float = 1.0
     channels: int | None = None
+    value_range: tuple[float, float] | None = None
     flips: bool = True
     turns: bool = True
     class_labels: bool = False
+    include_held_out: bool = False
+    workers: int = 0
+    memory_limit: int = 2048
+    max_pixels: float = 200.0
+
+
+@dataclass
+class SplitConfig:
+    """Which labelled pictures train, which choose the best checkpoint and which are kept to test.
+
+    A single labelled picture is cut in strips instead.
+
+    Args:
+        by: "blocks": in order of their names, training first and test last, as the slices of a
+            stack must be (neighbours are nearly equal); "files": shuffled.
+        validation: Share of the pictures; 1 and more count them.
+        test: Share of the pictures; 1 and more count them.
+        folds: k-fold cross-validation of what is not test; 0 for one split.
+        fold: The fold that validates, counted from 0.
+        limit: Train on so many of the training pictures, spread evenly over them; null for all.
+        gap: Pixels between the strips of a single picture.
+        seed: Shuffles "files"; not the seed of the run, so that runs can be compared.
+    """
+
+    by: Literal["blocks", "files"] = "blocks"
+    validation: float = 0.2
+    test: float = 0.0
+    folds: int = 0
+    fold: int = 0
+    limit: int | None = None
+    gap: int = 32
+    seed: int = 0
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes of an image together with its mask; 0 or false for none.
+
+    Args:
+        flips: Mirror left-right and top-bottom.
+        turns: Turn by a random multiple of 90 degrees.
+        elastic_sigma: Standard deviation, in pixels, of the displacements of a coarse grid,
+            joined by bicubic interpolation (Ronneberger 2015). Above size / 12 it may fold.
+        elastic_grid: Nodes of that grid along each side of the window.
+        brightness: Largest shift, as a share of the grey range.
+        contrast: Largest relative change of the distance to the mean.
+        gamma: Largest natural logarithm of the exponent of the grey curve.
+        noise: Largest standard deviation of white noise, as a share of the grey range.
+    """
+
+    flips: bool = True
+    turns: bool = True
+    elastic_sigma: float = 10.0
+    elastic_grid: int = 3
+    brightness: float = 0.1
+    contrast: float = 0.2
+    gamma: float = 0.2
+    noise: float = 0.03
+
+
+@dataclass
+class PairDataConfig:
+    """Images with masks, for the segmenter.
+
+    Args:
+        images: "builtin:histology", a folder of images, or a stack (multi-page TIFF).
+        masks: "builtin:nucleus" or "builtin:nucleus-type" (built-in images), or the folder or
+            stack of masks.
+        image_name: Image files' names, without ending; {} is what an image and its mask share.
+        mask_name: Mask files' names likewise, for instance "{}_mask".
+        skip_unlabelled: Leave out images that have no mask, instead of stopping.
+        mask_kind: What the masks' values mean. "classes": class indices; "values": those of
+            mask_values; "threshold": class 1 above half of the depth; "colors": those of
+            class_colors; "instances": numbered objects, to background and foreground;
+            "boundaries": numbered objects, to background, inside and outline. "auto" takes what
+            leaves no doubt, such as 0/255, and asks about the rest.
+        mask_values: "values": the value of each class, in order.
+        ignore_value: Value (for "colors": red, green, blue) of pixels that are not labelled.
+        boundary_width: "boundaries": width of the outline, pixels.
+        num_classes: Number of classes; null counts the names, or what the masks hold.
+        class_names: One name per class, or empty.
+        class_colors: One RGB colour (0 to 255) per class, or empty.
+        channels: 1 (grey), 3 (RGB) or any number; null keeps what the images have.
+        value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
+            is the full range of the type: 0 to 255, 0 to 65535, or 0.0 to 1.0.
+        scale: Factor applied to images and masks before anything is cut (0.5 halves them).
+        size: Height and width of the training windows, pixels.
+        augment: Random changes in training.
+        split: Training, validation and test.
+        border_w0: Loss "border": weight of a border between touching cells.
+        border_sigma: Loss "border": width of the weighted borders, pixels.
+        border_classes: Loss "border": classes whose connected pieces are cells, where the masks
+            do not number them; empty for all but class 0.
+        include_held_out: Train on what the built-in images keep for scoring, too.
+        workers: Loader processes; 0 loads in the main one (best for sets kept in memory).
+        memory_limit: Sets whose decoded pictures fit in so many MB are decoded once and kept.
+        max_pixels: Refuse pictures of more than so many million pixels (decompression bombs).
+    """
+
+    images: str = "builtin:histology"
+    masks: str = "builtin:nucleus"
+    image_name: str = "{}"
+    mask_name: str = "{}"
+    skip_unlabelled: bool = False
+    mask_kind: MaskKind = "auto"
+    mask_values: tuple[int, ...] = ()
+    ignore_value: int | tuple[int, int, int] | None = None
+    boundary_width: int = 1
+    num_classes: int | None = None
+    class_names: tuple[str, ...] = ()
+    class_colors: tuple[tuple[int, int, int], ...] = ()
+    channels: int | None = None
+    value_range: tuple[float, float] | None = None
+    scale: float = 1.0
+    size: int = 128
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    border_w0: float = 10.0
+    border_sigma: float = 5.0
+    border_classes: tuple[int, ...] = ()
     include_held_out: bool = False
     workers: int = 0
     memory_limit: int = 2048
