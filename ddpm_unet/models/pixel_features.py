@@ -1,0 +1,146 @@
+"""A per-pixel network on frozen activations of a denoiser's decoder.
+
+Baranchuk et al., "Label-Efficient Semantic Segmentation with Diffusion Models", ICLR 2022
+(arXiv 2112.03126), section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpm_unet.config import HeadConfig, UNetConfig
+from ddpm_unet.errors import UserError
+from ddpm_unet.models.architecture import up_levels
+from ddpm_unet.models.pretrained import model_folder
+from ddpm_unet.models.unet import UNet
+from ddpm_unet.randomness import normal
+
+
+class PixelHead(nn.Module):
+    """Classify every pixel by the activations of all levels and noise levels at its place.
+
+    The published code enlarges thousands of channels to the image's size and keeps them for all
+    images, about 210 GB for 50 of 256 x 256. The first layer is linear, as is the enlargement,
+    so here each activation passes its part of the first layer at its own size, one activation
+    after the other, and only the sum is ever as large as the image: the same function.
+
+    Args:
+        channels: Channels of each activation, in the order they come.
+        num_classes: Outputs per pixel.
+        widths: Hidden widths, (128, 32) in the paper for fewer than 30 classes.
+        dims: 2 for images or 3 for volumes.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], num_classes: int, widths: tuple[int, int], dims: int = 2
+    ) -> None:
+        super().__init__()
+        conv, norm = (nn.Conv2d, nn.BatchNorm2d) if dims == 2 else (nn.Conv3d, nn.BatchNorm3d)
+        self.channels = tuple(channels)
+        self.mode = "bilinear" if dims == 2 else "trilinear"
+        self.first = conv(sum(channels), widths[0], kernel_size=1, bias=False)
+        self.bias = nn.Parameter(torch.zeros(widths[0], *[1] * dims))
+        self.rest = nn.Sequential(
+            nn.ReLU(),
+            norm(widths[0]),
+            conv(widths[0], widths[1], kernel_size=1),
+            nn.ReLU(),
+            norm(widths[1]),
+            conv(widths[1], num_classes, kernel_size=1),
+        )
+
+    def forward(self, activations: Iterable[Tensor], size: Sequence[int]) -> Tensor:
+        """Scores of every class at every pixel.
+
+        Args:
+            activations: One `[B, channels[i], h_i, w_i]` after the other; each is dropped before
+                the next is asked for.
+            size: Height and width (and depth) of the result.
+
+        Returns:
+            Logits `[B, num_classes, *size]`.
+        """
+        convolve = F.conv2d if len(size) == 2 else F.conv3d
+        parts = self.first.weight.split(self.channels, dim=1)
+        total: Tensor = self.bias
+        for part, activation in zip(parts, activations, strict=True):
+            projected = convolve(activation, part)
+            total = total + F.interpolate(projected, tuple(size), mode=self.mode)
+        return self.rest(total)
+
+
+def pixel_head(config: HeadConfig, unet: UNetConfig) -> PixelHead:
+    """The head that fits `activations` of such a U-Net.
+
+    Raises:
+        UserError: The settings name layers that there are not, or not one alpha a timestep.
+    """
+    if len(config.feature_alphas) != len(config.feature_timesteps):
+        raise UserError(
+            f"feature_alphas has {len(config.feature_alphas)} entries and feature_timesteps"
+            f" {len(config.feature_timesteps)}; give the cumulative alpha of every timestep"
+        )
+    channels = [level.channels for level in up_levels(unet) for _ in range(level.layers)]
+    layers = config.feature_layers
+    if layers is None:
+        layers = tuple(range(len(channels)))
+    if not layers or not set(layers) <= set(range(len(channels))):
+        raise UserError(
+            f"feature_layers {layers} are not in the decoder; it has 0 to {len(channels) - 1}"
+        )
+    read = [channels[i] for i in layers] * len(config.feature_timesteps)
+    return PixelHead(read, config.num_classes, config.feature_widths, unet.dims)
+
+
+def activations(
+    unet: UNet, config: HeadConfig, images: Tensor, given: Sequence[Tensor | None]
+) -> Iterator[Tensor]:
+    """What the decoder's layers say of the images at one noise level after the other.
+
+    Args:
+        unet: The denoiser.
+        config: Timesteps, their alphas, layers and the seed of the noise, which is the same for
+            every image and noise level.
+        images: `[B, C, *space]` in [-1, 1].
+        given: The U-Net's context, class labels and context mask.
+
+    Yields:
+        `[B, c_i, *space_i]`, for every timestep from the coarsest layer to the finest.
+    """
+    noise = normal(config.feature_seed, "segmentation features", [0], images.shape[1:])
+    noise = noise.to(images)
+    for t, alpha in zip(config.feature_timesteps, config.feature_alphas, strict=True):
+        pyramid = unet.pyramid(alpha**0.5 * images + (1 - alpha) ** 0.5 * noise, t, *given)
+        layers = range(len(pyramid)) if config.feature_layers is None else config.feature_layers
+        for i in layers:
+            yield pyramid[i]
+
+
+def schedule_alphas(folder: str | PathLike[str], timesteps: Sequence[int]) -> tuple[float, ...]:
+    """Cumulative alphas by the schedule of a pipeline: `scheduler/`, beside `unet/`.
+
+    Args:
+        folder: The pipeline's, or its `unet/`.
+        timesteps: Which.
+
+    Raises:
+        UserError: There is no schedule, or it is shorter.
+    """
+    from diffusers import DDPMScheduler
+
+    root = model_folder(folder).resolve().parent
+    if not (root / "scheduler" / "scheduler_config.json").is_file():
+        raise UserError(
+            f"{Path(folder)} has no scheduler/scheduler_config.json; set feature_alphas, the"
+            " cumulative alpha of every one of feature_timesteps"
+        )
+    table = DDPMScheduler.from_pretrained(root, subfolder="scheduler").alphas_cumprod
+    if not set(timesteps) <= set(range(len(table))):
+        raise UserError(f"feature_timesteps {timesteps}: the denoiser has 0 to {len(table) - 1}")
+    return tuple(table[t].item() for t in timesteps)
