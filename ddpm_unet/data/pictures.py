@@ -1,21 +1,24 @@
 """Reading one picture file, exactly and with every fault named.
 
 Depth is never cut: 8 bits stay uint8, 16 bits uint16, floats float32. PNG, JPEG, WebP, GIF
-and BMP are decoded by Pillow (16-bit colour PNG, which Pillow would cut to 8 bits, by
-torchvision) and TIFF by tifffile: see `tiff.py`.
+and BMP are decoded by Pillow, except for 16-bit colour PNG (`deep_png.py`), and TIFF by
+tifffile (`tiff.py`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngImageFile
 
+from ddpm_unet.data import deep_png
 from ddpm_unet.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -56,16 +59,35 @@ def read_picture(
             space that has no single conversion to RGB, animated or of many pages (for those
             see `read_stack`), NaN or infinite values. One line that names file and cure.
     """
-    with _faults_named(path):
-        if _is_tiff(path):
+    with _faults_named(path), open(path, "rb") as file:
+        if _is_tiff(file, path):
             from ddpm_unet.data import tiff
 
             return tiff.read(path, max_pixels, keep_palette)[0]
-        with _opened(path, max_pixels) as image:
-            orientation, deep = _orientation(image), _deep_channels(image)
-            array = _decode_deep_png(path) if deep else np.asarray(_plain(image, keep_palette))
-    array = array.astype(np.uint16, copy=False) if array.dtype.itemsize > 1 else array
-    return orient(array.reshape(*array.shape[:2], -1), orientation)
+        with _opened(file, path, max_pixels) as image:
+            orientation = _orientation(image)
+            if _deep_channels(image):
+                array = deep_png.decode(Path(path).read_bytes())
+            else:
+                array = _pixels(image, keep_palette)
+    return orient(array, orientation)
+
+
+def picture_array(picture: object, name: str) -> np.ndarray:
+    """`[H, W, C]` of what a library's data set gives: a Pillow image or such an array.
+
+    Raises:
+        UserError: Anything else.
+    """
+    if isinstance(picture, Image.Image):
+        _check_mode(picture, name)
+        return _pixels(picture, keep_palette=False)
+    array = np.asarray(picture)
+    if array.dtype not in (np.uint8, np.uint16, np.float32) or array.ndim not in (2, 3):
+        raise UserError(
+            f"{name}: is a {type(picture).__name__}, not a picture; choose a data set of images"
+        )
+    return array.reshape(*array.shape[:2], -1)
 
 
 def read_stack(path: str | Path, max_pixels: float = 200.0) -> np.ndarray:
@@ -81,8 +103,8 @@ def read_stack(path: str | Path, max_pixels: float = 200.0) -> np.ndarray:
     Raises:
         UserError: As `read_picture`; also when the file is no TIFF.
     """
-    with _faults_named(path):
-        if not _is_tiff(path):
+    with _faults_named(path), open(path, "rb") as file:
+        if not _is_tiff(file, path):
             raise UserError(f"{path}: is not a TIFF; stacks are read from multi-page TIFF files")
         from ddpm_unet.data import tiff
 
@@ -91,12 +113,12 @@ def read_stack(path: str | Path, max_pixels: float = 200.0) -> np.ndarray:
 
 def picture_info(path: str | Path, max_pixels: float = 200.0) -> PictureInfo:
     """Shape and type of a picture from its header alone, with the errors it can show."""
-    with _faults_named(path):
-        if _is_tiff(path):
+    with _faults_named(path), open(path, "rb") as file:
+        if _is_tiff(file, path):
             from ddpm_unet.data import tiff
 
             return tiff.info(path, max_pixels)
-        with _opened(path, max_pixels) as image:
+        with _opened(file, path, max_pixels) as image:
             width, height = image.size
             if _orientation(image) >= 5:
                 width, height = height, width
@@ -104,7 +126,7 @@ def picture_info(path: str | Path, max_pixels: float = 200.0) -> PictureInfo:
                 return PictureInfo(height, width, deep, np.dtype(np.uint16))
             mode = _target_mode(image, keep_palette=False)
             dtype = np.dtype(np.uint16 if mode.startswith("I") else np.uint8)
-            return PictureInfo(height, width, len(Image.new(mode, (1, 1)).getbands()), dtype)
+            return PictureInfo(height, width, Image.getmodebands(mode), dtype)
 
 
 def orient(array: np.ndarray, orientation: int) -> np.ndarray:
@@ -190,7 +212,7 @@ def check_pixels(path: str | Path, shape: tuple[int, ...], max_pixels: float) ->
         shape: `[..., H, W, C]`.
         max_pixels: Million pixels.
     """
-    pixels = float(np.prod(shape[:-1], dtype=np.float64))
+    pixels = math.prod(shape[:-1])
     if pixels > max_pixels * 1e6 or pixels * shape[-1] > 4e6 * max_pixels:
         raise UserError(
             f"{path}: {' x '.join(map(str, shape))} is {pixels / 1e6:,.0f} million pixels, over "
@@ -198,9 +220,9 @@ def check_pixels(path: str | Path, shape: tuple[int, ...], max_pixels: float) ->
         )
 
 
-def _is_tiff(path: str | Path) -> bool:
-    with open(path, "rb") as file:
-        head = file.read(4)
+def _is_tiff(file: BinaryIO, path: str | Path) -> bool:
+    head = file.read(4)
+    file.seek(0)
     if not head:
         raise UserError(f"{path}: is empty (0 bytes); replace or remove the file")
     return head in TIFF_MAGIC
@@ -232,28 +254,32 @@ def _faults_named(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(path: str | Path, max_pixels: float) -> Iterator[Image.Image]:
+def _opened(file: BinaryIO, path: str | Path, max_pixels: float) -> Iterator[Image.Image]:
     """The header, with our size limit in place of Pillow's."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             check_pixels(path, (image.height, image.width, 1), max_pixels)
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":
                 raise UserError(
                     f"{path}: is animated ({frames} frames); save the wanted frames as pictures"
                 )
-            if image.mode not in _KNOWN_MODES:
-                raise UserError(
-                    f"{path}: its colour mode {image.mode} has no single conversion to RGB; "
-                    "convert the file to grey, RGB or RGBA first"
-                )
+            _check_mode(image, path)
             yield image
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
 
 _KNOWN_MODES = frozenset(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I", "I;16", "I;16B", "I;16L"))
+
+
+def _check_mode(image: Image.Image, name: str | Path) -> None:
+    if image.mode not in _KNOWN_MODES:
+        raise UserError(
+            f"{name}: its colour mode {image.mode} has no single conversion to RGB; "
+            "convert the file to grey, RGB or RGBA first"
+        )
 
 
 def _target_mode(image: Image.Image, keep_palette: bool) -> str:
@@ -264,10 +290,12 @@ def _target_mode(image: Image.Image, keep_palette: bool) -> str:
     return "RGBA" if image.mode == "PA" else image.mode
 
 
-def _plain(image: Image.Image, keep_palette: bool) -> Image.Image:
+def _pixels(image: Image.Image, keep_palette: bool) -> np.ndarray:
     mode = _target_mode(image, keep_palette)
     image.load()
-    return image if image.mode == mode else image.convert(mode)
+    array = np.array(image if image.mode == mode else image.convert(mode))
+    array = array.astype(np.uint16 if array.dtype.itemsize > 1 else np.uint8, copy=False)
+    return array.reshape(*array.shape[:2], -1)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -281,11 +309,3 @@ def _deep_channels(image: Image.Image) -> int:
     if not isinstance(image, PngImageFile) or not image.tile:
         return 0
     return {"LA;16B": 2, "RGB;16B": 3, "RGBA;16B": 4}.get(str(image.tile[0][3]), 0)
-
-
-def _decode_deep_png(path: str | Path) -> np.ndarray:
-    import torch
-    from torchvision.io import ImageReadMode, decode_image
-
-    data = torch.frombuffer(bytearray(Path(path).read_bytes()), dtype=torch.uint8)
-    return decode_image(data, ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()

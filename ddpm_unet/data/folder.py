@@ -1,0 +1,116 @@
+"""A folder of pictures, searched through all its sub-folders."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from typing_extensions import override
+
+from ddpm_unet.data.collection import Collection
+from ddpm_unet.data.pictures import EXTENSIONS, PictureInfo, picture_info, read_picture
+from ddpm_unet.errors import UserError
+
+
+class Folder(Collection):
+    """The picture files under a folder, in natural order (img2 before img10).
+
+    A file is a picture by its extension; hidden files and folders are passed over, and files
+    with other extensions are counted in `note`.
+    """
+
+    def __init__(self, root: str | Path, max_pixels: float, class_labels: bool = False) -> None:
+        """List the files; none is opened.
+
+        Args:
+            root: The folder.
+            max_pixels: Largest picture that will be read, million pixels.
+            class_labels: The first folder level below root names the class.
+
+        Raises:
+            UserError: No such folder, no picture in it, or a picture without a class.
+        """
+        self.root, self.max_pixels = Path(root), max_pixels
+        paths, others = list_pictures(self.root)
+        if others:
+            kinds = ", ".join(f"{n} {kind}" for kind, n in others.most_common(4))
+            self.note = f"{others.total()} other files passed over ({kinds})"
+        # Encoded in one array: a list of many str grows in every worker as they count references.
+        self._paths = np.array([os.fsencode(path) for path in paths])
+        if class_labels:
+            for path in paths:
+                if os.sep not in path:
+                    raise UserError(
+                        f"{self.root / path}: is in no class folder; move it into a sub-folder of "
+                        f"{self.root} named after its class, or set data.class_labels false"
+                    )
+            owners = [path.split(os.sep, 1)[0] for path in paths]
+            self.classes = tuple(sorted(set(owners), key=natural))
+            number = {owner: label for label, owner in enumerate(self.classes)}
+            self.labels = np.array([number[owner] for owner in owners], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @override
+    def key(self, index: int) -> str:
+        return os.fsdecode(bytes(self._paths[index]))
+
+    @override
+    def name(self, index: int) -> str:
+        return str(self.root / self.key(index))
+
+    @override
+    def read(self, index: int) -> np.ndarray:
+        return read_picture(self.name(index), self.max_pixels)
+
+    @override
+    def info(self, index: int) -> PictureInfo:
+        return picture_info(self.name(index), self.max_pixels)
+
+
+def list_pictures(root: Path) -> tuple[list[str], Counter[str]]:
+    """Relative paths of the pictures below root in natural order, and other files by extension.
+
+    Raises:
+        UserError: No such folder, a folder that may not be read, or no picture at all.
+    """
+    if not root.is_dir():
+        what = "is a file, not a folder of images" if root.exists() else "no such folder"
+        raise UserError(f"{root}: {what}; give a folder of images")
+    paths: list[str] = []
+    others: Counter[str] = Counter()
+    for path in _visible_files(root):
+        extension = os.path.splitext(path)[1].lower()
+        if extension in EXTENSIONS:
+            paths.append(path)
+        else:
+            others[extension or "without extension"] += 1
+    if not paths:
+        found = f"only {others.total()} other files" if others else "nothing"
+        known = " ".join(sorted(EXTENSIONS))
+        raise UserError(f"{root}: holds {found}, no image ({known}); give a folder of images")
+    return sorted(paths, key=natural), others
+
+
+def natural(path: str) -> tuple[object, ...]:
+    """Sort key by which numbers count as numbers, a folder's files stay together."""
+    parts = [re.split(r"(\d+)", part) for part in path.casefold().split(os.sep)]
+    key = [tuple((int(s), s) if i % 2 else s for i, s in enumerate(part)) for part in parts]
+    return (*key, path)
+
+
+def _visible_files(root: Path) -> Iterator[str]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: may not be listed; check its permissions") from error
+
+    for folder, subfolders, files in os.walk(root, onerror=refuse):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        below = os.path.relpath(folder, root)
+        for name in files:
+            if not name.startswith("."):
+                yield name if below == "." else os.path.join(below, name)

@@ -1,0 +1,222 @@
+"""Fitted pictures to cut windows from: kept in memory, or read from disk each time."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from typing_extensions import override
+
+from ddpm_unet.config import ImageDataConfig
+from ddpm_unet.data.collection import Collection
+from ddpm_unet.data.fitting import fit_picture, fitted_info
+from ddpm_unet.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shapes of all fitted pictures; channels and type are the same for all.
+
+    Attributes:
+        heights, widths: `int64 [N]`.
+        channels: Channels of every picture.
+        dtype: uint8, uint16, or float32 for values in [-1, 1].
+    """
+
+    heights: np.ndarray
+    widths: np.ndarray
+    channels: int
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all pictures decoded."""
+        pixels = int((self.heights * self.widths).sum())
+        return pixels * self.channels * self.dtype.itemsize
+
+
+class ImageSet(Dataset[Tensor], ABC):
+    """A map-style data set of fitted pictures, `[C, H, W]` each.
+
+    Attributes:
+        layout: Their shapes.
+        labels: Class of each picture, `int64 [N]`, or None.
+        classes: Name of each class.
+        note: What the user should know besides.
+    """
+
+    def __init__(self, collection: Collection, layout: Layout) -> None:
+        """Describe the fitted pictures of a collection."""
+        self.layout = layout
+        self.labels, self.classes = collection.labels, collection.classes
+        self.note = collection.note
+
+    def __len__(self) -> int:
+        return len(self.layout.heights)
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What messages call a picture."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Tensor:
+        """One picture, `[C, H, W]`."""
+
+    @abstractmethod
+    def cut(self, index: np.ndarray, top: np.ndarray, left: np.ndarray, size: int) -> np.ndarray:
+        """Windows `[B, C, size, size]` of these pictures with these corners, all `int64 [B]`."""
+
+    def describe(self) -> str:
+        """One line for the log."""
+        layout = self.layout
+        kept = "in memory" if isinstance(self, PackedImages) else "read as needed"
+        sizes = [f"{f(layout.widths)} x {f(layout.heights)}" for f in (np.min, np.max)]
+        parts = [
+            f"{len(self):,} picture" + "s" * (len(self) > 1),
+            " to ".join(dict.fromkeys(sizes)),
+            f"{layout.channels} channel" + "s" * (layout.channels > 1),
+            layout.dtype.name,
+            *([f"{len(self.classes)} classes"] if self.labels is not None else []),
+            f"{layout.nbytes / 1e6:,.1f} MB {kept}",
+            *([self.note] if self.note else []),
+        ]
+        return ", ".join(parts)
+
+
+class PackedImages(ImageSet):
+    """All pictures, decoded once into one flat tensor.
+
+    Loader processes share it: forked ones as pages of the parent, spawned ones because torch
+    sends tensors through shared memory.
+    """
+
+    def __init__(self, collection: Collection, config: ImageDataConfig, layout: Layout) -> None:
+        """Decode everything."""
+        super().__init__(collection, layout)
+        sizes = layout.channels * layout.heights * layout.widths
+        self.starts = np.cumsum(sizes) - sizes
+        self.flat = torch.empty(int(sizes.sum()), dtype=_STORAGE[layout.dtype.name])
+        values = self.flat.numpy().view(layout.dtype)
+
+        def store(i: int) -> str:
+            planes = _fitted(collection, config, layout, i)
+            values[self.starts[i] : self.starts[i] + sizes[i]] = planes.ravel()
+            return collection.name(i)
+
+        # Threads pay where decoding, which frees the interpreter, outweighs what does not.
+        threads = min(16, os.cpu_count() or 1) if sizes.mean() > 1e6 else 1
+        with ThreadPoolExecutor(threads) as pool:
+            names = (pool.map if threads > 1 else map)(store, range(len(collection)))
+            self.names = list(_with_progress(names, len(collection), "decoding pictures"))
+
+    @override
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+    @override
+    def __getitem__(self, index: int) -> Tensor:
+        layout = self.layout
+        shape = (layout.channels, int(layout.heights[index]), int(layout.widths[index]))
+        planes = self.flat[self.starts[index] :][: int(np.prod(shape))].clone()
+        return torch.from_numpy(planes.numpy().view(layout.dtype).reshape(shape))
+
+    @override
+    def cut(self, index: np.ndarray, top: np.ndarray, left: np.ndarray, size: int) -> np.ndarray:
+        height, width = self.layout.heights[index], self.layout.widths[index]
+        corner = self.starts[index] + top * width + left
+        plane = np.arange(self.layout.channels) * (height * width)[:, None]
+        row = np.arange(size) * width[:, None]
+        # Each row of each window is one entry of a single index_select.
+        begin = corner[:, None, None] + plane[:, :, None] + row[:, None, :]  # [B, C, size]
+        runs = self.flat.unfold(0, size, 1)  # a view: run i is the values i to i + size
+        cut = runs.index_select(0, torch.from_numpy(begin.ravel())).numpy()
+        return cut.view(self.layout.dtype).reshape(*begin.shape, size)
+
+
+class StreamedImages(ImageSet):
+    """Pictures decoded again whenever a window of them is needed."""
+
+    def __init__(self, collection: Collection, config: ImageDataConfig, layout: Layout) -> None:
+        """Decode nothing yet."""
+        super().__init__(collection, layout)
+        self.collection, self.config = collection, config
+
+    @override
+    def name(self, index: int) -> str:
+        return self.collection.name(index)
+
+    @override
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(_fitted(self.collection, self.config, self.layout, index))
+
+    @override
+    def cut(self, index: np.ndarray, top: np.ndarray, left: np.ndarray, size: int) -> np.ndarray:
+        shape = (len(index), self.layout.channels, size, size)
+        windows = np.empty(shape, dtype=self.layout.dtype)
+        for window, i, y, x in zip(windows, index.tolist(), top, left, strict=True):
+            planes = _fitted(self.collection, self.config, self.layout, i)
+            window[:] = planes[:, y : y + size, x : x + size]
+        return windows
+
+
+def open_collection(collection: Collection, config: ImageDataConfig) -> ImageSet:
+    """Look at all headers, then keep the pictures in memory if they fit, else read as needed.
+
+    Raises:
+        UserError: An unreadable picture, one smaller than a window, or one whose channels or
+            depth differ from the first one's.
+    """
+    layout = survey(collection, config)
+    packed = layout.nbytes <= config.memory_limit * 1e6
+    return (PackedImages if packed else StreamedImages)(collection, config, layout)
+
+
+def survey(collection: Collection, config: ImageDataConfig) -> Layout:
+    """Shapes of the fitted pictures from their headers; errors as `open_collection`."""
+    first = collection.info(0)
+    channels, dtype = config.channels or first.channels, first.dtype
+    sizes = np.empty((2, len(collection)), dtype=np.int64)
+    numbers = range(len(collection))
+    for i in _with_progress(numbers, len(collection), "looking at pictures"):
+        info = fitted_info(collection.info(i), config, collection.name(i))
+        if info.channels != channels:
+            raise UserError(
+                f"{collection.name(i)}: channels are {info.channels}, those of "
+                f"{collection.name(0)} {channels}; set data.channels to 1, 3 or 4"
+            )
+        if info.dtype != dtype:
+            raise UserError(
+                f"{collection.name(i)}: depth is {info.dtype}, that of {collection.name(0)} "
+                f"{dtype}; convert the files to one depth or keep them in separate folders"
+            )
+        sizes[:, i] = info.height, info.width
+    return Layout(sizes[0], sizes[1], channels, dtype)
+
+
+def _fitted(
+    collection: Collection, config: ImageDataConfig, layout: Layout, index: int
+) -> np.ndarray:
+    name = collection.name(index)
+    planes = fit_picture(collection.read(index), config, name)
+    expected = (layout.channels, layout.heights[index], layout.widths[index])
+    if planes.shape != expected or planes.dtype != layout.dtype:
+        raise UserError(f"{name}: has changed while it was in use; start again")
+    return planes
+
+
+_STORAGE = {"uint8": torch.uint8, "uint16": torch.int16, "float32": torch.float32}
+
+
+def _with_progress(items: Iterable[T], total: int, title: str) -> Iterable[T]:
+    return tqdm(items, title, total, unit="picture", delay=2, leave=False, disable=None)

@@ -1,0 +1,101 @@
+"""From the stream to a process's micro-batches, through worker processes if wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ddpm_unet.errors import UserError
+
+WORKER_TIMEOUT = 600.0  # seconds without a batch before a worker counts as stuck
+
+
+def shares(
+    positions: range, process_index: int = 0, num_processes: int = 1, micro_batch: int = 0
+) -> list[range]:
+    """One process's part of a step, as micro-batches.
+
+    Contiguous parts, of sizes that differ by at most one; all processes' parts in order are the
+    whole. With fewer positions than processes some get none.
+
+    Args:
+        positions: The step's positions, [k B, (k + 1) B) for step k of batch size B.
+        process_index: Which process, from 0.
+        num_processes: How many there are.
+        micro_batch: Largest micro-batch; 0 for the whole share in one.
+    """
+    total = len(positions)
+    start = total * process_index // num_processes
+    stop = total * (process_index + 1) // num_processes
+    own = positions[start:stop]
+    step = micro_batch or max(1, len(own))
+    return [own[i : i + step] for i in range(0, len(own), step)]
+
+
+class StepBatches(Sampler[list[int]]):
+    """The positions of a process's micro-batches for a range of steps."""
+
+    def __init__(
+        self,
+        steps: range,
+        batch_size: int,
+        process_index: int = 0,
+        num_processes: int = 1,
+        micro_batch: int = 0,
+    ) -> None:
+        """See `shares`; `steps` may start anywhere, as a resumed run does."""
+        self.steps, self.batch_size = steps, batch_size
+        self.share = (process_index, num_processes, micro_batch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            whole = range(step * self.batch_size, (step + 1) * self.batch_size)
+            yield from map(list, shares(whole, *self.share))
+
+
+def make_loader(
+    stream: Dataset[Any],
+    batches: StepBatches,
+    workers: int = 0,
+    pin_memory: bool = False,
+    timeout: float = WORKER_TIMEOUT,
+) -> Iterator[dict[str, Tensor]]:
+    """Micro-batches in order, one pass over all steps, so workers live as long as the run.
+
+    Args:
+        stream: Answers `__getitems__` with a finished batch, as `Stream` does.
+        batches: The positions.
+        workers: Loader processes; 0 loads in this one.
+        pin_memory: Copy batches to page-locked memory, for the way to a GPU.
+        timeout: Seconds to wait for a worker's batch.
+
+    Raises:
+        UserError: A bad picture, met in whichever process; or a worker that died or is stuck.
+    """
+    loader = DataLoader(
+        stream,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=_already_collated,
+        pin_memory=pin_memory,
+        timeout=timeout if workers else 0,
+    )
+    try:
+        yield from loader
+    except UserError as error:  # a worker's comes wrapped in its traceback
+        raise UserError(str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()) from error
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        cause = " ".join(str(error).split())
+        raise UserError(
+            f"a loader process failed ({cause}); if memory ran out, lower data.workers or "
+            "data.memory_limit"
+        ) from error
+
+
+def _already_collated(batch: Any) -> Any:
+    return batch

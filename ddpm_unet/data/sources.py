@@ -1,0 +1,133 @@
+"""From `data.source` to the images to train on, and those kept for validation.
+
+What a source holds out, and no training sees unless `data.include_held_out` says so:
+    builtin:histology      the right third of the labelled micrograph
+    builtin:fashion-mnist  the test split
+    torchvision, huggingface  the test split, else the validation split, else as a folder
+    a folder               one picture in twenty, chosen by a hash of its name, so that new files
+                           move no old one; nothing of a folder of fewer than twenty
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_unet.config import ImageDataConfig
+from ddpm_unet.data import fashion_mnist, histology
+from ddpm_unet.data.collection import ArrayCollection, Collection, Joined, Part
+from ddpm_unet.data.folder import Folder
+from ddpm_unet.data.image_set import ImageSet, open_collection
+from ddpm_unet.data.named_sets import huggingface_set, torchvision_set
+from ddpm_unet.data.stream import Grid
+from ddpm_unet.errors import UserError
+
+CACHE = Path.home() / ".cache" / "ddpm_unet"
+ONE_IN = 20  # pictures of a source without splits held out
+
+
+def open_images(config: ImageDataConfig) -> ImageSet:
+    """The images to train on.
+
+    Raises:
+        UserError: A setting, a folder or a picture at fault; one line with the cure.
+    """
+    check_settings(config)
+    collection = _collection(config, held_out=False)
+    assert collection is not None, "only held-out parts can be missing"
+    rest = _collection(config, held_out=True) if config.include_held_out else None
+    return open_collection(Joined([collection, rest]) if rest else collection, config)
+
+
+def held_out(config: ImageDataConfig) -> Grid | None:
+    """The windows kept for validation, or None where the source keeps nothing (see above) or,
+    in builtin:histology, windows are larger than what is kept. Errors as `open_images`.
+    """
+    check_settings(config)
+    collection = _collection(config, held_out=True)
+    return Grid(open_collection(collection, config), config) if collection else None
+
+
+def check_settings(config: ImageDataConfig) -> None:
+    """Refuse settings that no image set could satisfy.
+
+    Raises:
+        UserError: Names the setting.
+    """
+    low, high = config.value_range or (0.0, 1.0)
+    faults = {
+        f"size {config.size}: must be at least 1": config.size < 1,
+        f"scale {config.scale:g}: must be above 0": not 0 < config.scale < math.inf,
+        f"scale {config.scale:g}: has no effect with fit resize; remove it": (
+            config.fit == "resize" and config.scale != 1
+        ),
+        f"channels {config.channels}: must be 1, 3, 4 or null": (
+            config.channels not in (None, 1, 3, 4)
+        ),
+        f"value_range [{low:g}, {high:g}]: must be two finite numbers, black below white": (
+            not -math.inf < low < high < math.inf
+        ),
+        f"workers {config.workers}: must be 0 or more": config.workers < 0,
+        f"memory_limit {config.memory_limit}: must be 0 or more": config.memory_limit < 0,
+        f"max_pixels {config.max_pixels:g}: must be above 0": not config.max_pixels > 0,
+    }
+    for fault, present in faults.items():
+        if present:
+            raise UserError(f"data.{fault}")
+
+
+def _collection(config: ImageDataConfig, held_out: bool) -> Collection | None:
+    kind, _, name = config.source.partition(":")
+    if config.source == "builtin:histology":
+        return _histology(config, held_out)
+    if config.source == "builtin:fashion-mnist":
+        pictures, labels = fashion_mnist.load(config.root, not held_out, CACHE)
+        if not config.class_labels:
+            return ArrayCollection(pictures, config.source)
+        return ArrayCollection(pictures, config.source, labels, fashion_mnist.CLASS_NAMES)
+    if kind == "builtin":
+        raise UserError(
+            f"data.source {config.source}: the built-in sets are builtin:histology and "
+            "builtin:fashion-mnist"
+        )
+    if kind == "torchvision":
+        root = Path(config.root) if config.root else CACHE
+        split = partial(torchvision_set, name, root, class_labels=config.class_labels)
+    elif kind == "huggingface":
+        split = partial(huggingface_set, name, config.root, class_labels=config.class_labels)
+    else:
+        folder = Folder(config.source, config.max_pixels, config.class_labels)
+        return _hashed_part(folder, held_out)
+    own = split(held_out=True)
+    if held_out and own:
+        return own
+    whole = split(held_out=False)
+    assert whole is not None, "only held-out parts can be missing"
+    return whole if own else _hashed_part(whole, held_out)
+
+
+def _histology(config: ImageDataConfig, held_out: bool) -> Collection | None:
+    if config.class_labels:
+        raise UserError(
+            "data.source builtin:histology: has no class for each image; "
+            "set data.class_labels false"
+        )
+    pictures = histology.pictures("held_out" if held_out else "train")
+    narrowest = min(picture.shape[1] for picture in pictures.values())
+    if held_out and config.fit == "crop" and round(narrowest * config.scale) < config.size:
+        return None
+    return ArrayCollection(list(pictures.values()), list(pictures))
+
+
+def _hashed_part(whole: Collection, held_out: bool) -> Collection | None:
+    """One in twenty by a hash of the picture's key, or the rest."""
+    keys = [whole.key(i).encode("utf-8", "surrogateescape") for i in range(len(whole))]
+    digests = [hashlib.blake2b(key, digest_size=8).digest() for key in keys]
+    chosen = np.array([int.from_bytes(d, "big") % ONE_IN == 0 for d in digests])
+    if len(whole) < ONE_IN or not chosen.any():
+        return None if held_out else whole
+    return Part(whole, np.flatnonzero(chosen == held_out))

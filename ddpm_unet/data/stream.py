@@ -1,0 +1,126 @@
+"""The training stream: a map from positions to images, with no state.
+
+A position is a place in the endless sequence of images that a run sees. What stands there is
+a function of (seed, position), so any process can make any part of any batch, in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ddpm_unet.config import ImageDataConfig
+from ddpm_unet.data.image_set import ImageSet
+from ddpm_unet.data.pictures import to_unit
+from ddpm_unet.data.windows import (
+    Windows,
+    grid_windows,
+    order,
+    orient_windows,
+    random_windows,
+    window_counts,
+)
+
+Batch = dict[str, Tensor]
+
+
+class Stream(Dataset[Batch]):
+    """Random windows of an image set, endlessly: epoch after epoch in a new order.
+
+    An epoch visits each picture as often as windows fit in its area, each time at a random place.
+    """
+
+    def __init__(self, images: ImageSet, config: ImageDataConfig, seed: int) -> None:
+        """Read nothing yet.
+
+        Args:
+            images: The pictures.
+            config: Window size, flips, turns and value range.
+            seed: Of the run.
+        """
+        self.images, self.config, self.seed = images, config, seed
+        self._bounds = np.cumsum(window_counts(images.layout, config.size))
+
+    @property
+    def epoch_length(self) -> int:
+        """Positions in an epoch."""
+        return int(self._bounds[-1])
+
+    def windows(self, positions: Sequence[int] | np.ndarray) -> Windows:
+        """What stands at these positions."""
+        positions = np.asarray(positions, dtype=np.int64)
+        items = order(self.seed, positions, self.epoch_length)
+        picture = np.searchsorted(self._bounds, items, side="right")
+        return random_windows(self.images.layout, picture, self.config, self.seed, positions)
+
+    def __getitems__(self, positions: Sequence[int] | np.ndarray) -> Batch:
+        """The batch at these positions, whatever they are.
+
+        Returns:
+            "image" `[B, C, size, size]`, uint8 for `to_model_range` or float32 in [-1, 1];
+            "position" `int64 [B]`; "label" `int64 [B]` if the set has classes.
+        """
+        return _cut(self.images, self.windows(positions), self.config, positions)
+
+    def __getitem__(self, position: int) -> Batch:
+        return {key: values[0] for key, values in self.__getitems__([position]).items()}
+
+    def name(self, position: int) -> str:
+        """The picture from which a position is cut, for messages."""
+        return self.images.name(int(self.windows([position]).picture[0]))
+
+
+class Grid(Dataset[Batch]):
+    """Every window of a gapless grid over an image set, unturned, for validation.
+
+    They come in a fixed shuffled order, so the first n are a fair sample of all pictures.
+    """
+
+    def __init__(self, images: ImageSet, config: ImageDataConfig) -> None:
+        """Read nothing yet."""
+        self.images, self.config = images, config
+        self._windows = grid_windows(images.layout, config.size)
+
+    def __len__(self) -> int:
+        return len(self._windows.picture)
+
+    def __getitems__(self, positions: Sequence[int] | np.ndarray) -> Batch:
+        """The batch of these windows, as `Stream` gives it; positions are below `len(self)`."""
+        positions = np.asarray(positions, dtype=np.int64)
+        if len(positions) and not 0 <= positions.min() <= positions.max() < len(self):
+            raise IndexError(f"the grid has {len(self)} windows")
+        items = order(0, positions, len(self))
+        chosen = Windows(*(getattr(self._windows, f.name)[items] for f in fields(Windows)))
+        return _cut(self.images, chosen, self.config, positions)
+
+    def __getitem__(self, position: int) -> Batch:
+        return {key: values[0] for key, values in self.__getitems__([position]).items()}
+
+
+def to_model_range(image: Tensor) -> Tensor:
+    """uint8 to float32 in [-1, 1], on the tensor's device; float images are so already."""
+    return image.float() / 127.5 - 1 if image.dtype == torch.uint8 else image
+
+
+def _cut(
+    images: ImageSet,
+    windows: Windows,
+    config: ImageDataConfig,
+    positions: Sequence[int] | np.ndarray,
+) -> Batch:
+    pixels = images.cut(windows.picture, windows.top, windows.left, config.size)
+    orient_windows(pixels, windows)
+    if pixels.dtype == np.uint16 or (pixels.dtype == np.uint8 and config.value_range):
+        pixels = to_unit(pixels, config.value_range)
+    batch = {
+        "image": torch.from_numpy(pixels),
+        "position": torch.as_tensor(np.asarray(positions, dtype=np.int64)),
+    }
+    if images.labels is not None:
+        batch["label"] = torch.from_numpy(images.labels[windows.picture])
+    return batch
