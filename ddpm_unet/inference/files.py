@@ -1,0 +1,149 @@
+"""From a picture file to its mask, overlay and probabilities, with memory for a few tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ddpm_unet.data.pictures import read_stack
+from ddpm_unet.errors import UserError
+from ddpm_unet.inference.sources import Prepared, is_tiff, open_planes
+from ddpm_unet.inference.tiles import Predict, Rows, Tiling, predict_bands
+from ddpm_unet.inference.writing import OverlayPictures, PaletteImage, TiffPlanes, finished
+
+Part = tuple[int, int, np.ndarray, np.ndarray]
+"""First plane and row, pixels `[planes, rows, W, C]`, probabilities `[planes, K, rows, W]`."""
+
+
+@dataclass(frozen=True)
+class FileSegmenter:
+    """Writes what a network sees in picture files.
+
+    Args:
+        predict: Tiles `[B, channels, *tile]` to class probabilities `[B, K, ...]`, see `tiles.py`.
+        prepare: Maps pixels `[..., C]` of a file (uint8, uint16, float32) to what `predict`
+            wants, `[..., channels]`; gets the file's name for its messages.
+        channels: Channels that `predict` wants.
+        colors: `uint8 [K, 3]`, one per class.
+        dims: 2: every page of a TIFF is a picture; 3: its pages are one volume.
+        tiling: The tiles.
+        batch_size: Tiles per call of `predict`.
+        device: Where `predict` wants its tiles.
+        overlay: Write the overlay.
+        probabilities: Write the probabilities.
+        max_pixels: Refuse to decode more than so many million pixels at once.
+        stream_above: Million pixels from which on a TIFF is read row by row.
+    """
+
+    predict: Predict
+    prepare: Callable[[np.ndarray, str], np.ndarray]
+    channels: int
+    colors: np.ndarray
+    dims: int = 2
+    tiling: Tiling = field(default_factory=Tiling)
+    batch_size: int = 4
+    device: torch.device | str = "cpu"
+    overlay: bool = True
+    probabilities: bool = False
+    max_pixels: float = 200.0
+    stream_above: float = 16.0
+
+    def write(self, path: Path, out: Path, name: str) -> np.ndarray:
+        """Segment one file.
+
+        `NAME_mask` is a palette PNG, or a palette TIFF in the input's shape when that is a TIFF;
+        `NAME_overlay` a PNG, or a TIFF for many pages; `NAME_probabilities.tif` float32
+        `[(pages,) K, H, W]`. Each appears when it is complete.
+
+        Args:
+            path: A picture, or a TIFF of one or more pages.
+            out: An existing folder.
+            name: What the files' names start with, from `output_names`.
+
+        Returns:
+            Pixels of each class, `int64 [K]`.
+
+        Raises:
+            UserError: A file that cannot be read, or with `dims` 3 one that is no TIFF.
+        """
+        tiff = is_tiff(path)
+        if self.dims == 3:
+            if not tiff:
+                raise UserError(f"{path}: is no volume; give a TIFF, one page per plane")
+            volume = read_stack(path, self.max_pixels)
+            return self._write(self._volume(volume, path.name), volume.shape, tiff, out / name)
+        with open_planes(path, self.max_pixels, self.stream_above) as planes:
+            shape = (len(planes), *planes[0].shape)
+            return self._write(self._planes(planes, path.name), shape, tiff, out / name)
+
+    def _planes(self, planes: Sequence[Rows], name: str) -> Iterator[Part]:
+        for number, plane in enumerate(planes):
+            row = 0
+            for band in self._bands(plane, name):
+                rows = band.shape[1]
+                yield number, row, np.asarray(plane[row : row + rows])[None], band[None]
+                row += rows
+
+    def _volume(self, volume: np.ndarray, name: str) -> Iterator[Part]:
+        plane = 0
+        for band in self._bands(volume, name):
+            planes = band.shape[1]
+            yield plane, 0, volume[plane : plane + planes], band.swapaxes(0, 1)
+            plane += planes
+
+    def _bands(self, source: Rows, name: str) -> Iterator[np.ndarray]:
+        rows = Prepared(source, lambda pixels: self.prepare(pixels, name), self.channels)
+        bands = predict_bands(self.predict, rows, self.tiling, self.batch_size, self.device)
+        return (band.cpu().numpy() for band in bands)
+
+    def _write(
+        self, parts: Iterator[Part], shape: tuple[int, ...], tiff: bool, base: Path
+    ) -> np.ndarray:
+        """Write all outputs of planes of `shape` `[N, H, W, C]`, as `base`_..."""
+        pages, height, width, _ = shape
+        size, axes = ((pages, height, width), "ZYX") if pages > 1 else ((height, width), "YX")
+        classes_in_all = len(self.colors)
+        counts = np.zeros(classes_in_all, dtype=np.int64)
+        with ExitStack() as stack:
+
+            def file(ending: str) -> Path:
+                path = base.with_name(f"{base.name}_{ending}")
+                return stack.enter_context(finished(path))
+
+            mask: TiffPlanes | PaletteImage
+            if tiff:
+                mask = TiffPlanes(file("mask.tif"), size, np.uint8, axes, self.colors)
+            else:
+                mask = PaletteImage(file("mask.png"), (height, width), self.colors)
+            stack.enter_context(closing(mask))
+            if self.overlay:
+                path = file("overlay.tif" if pages > 1 else "overlay.png")
+                overlay = OverlayPictures(path, (pages, height, width), self.colors)
+                stack.enter_context(closing(overlay))
+            if self.probabilities:
+                probabilities = TiffPlanes(
+                    file("probabilities.tif"),
+                    (*size[:-2], classes_in_all, height, width),
+                    np.float32,
+                    axes.replace("YX", "CYX"),
+                )
+                stack.enter_context(closing(probabilities))
+
+            for plane, row, pixels, values in parts:
+                if values.shape[1] != classes_in_all:
+                    raise ValueError(
+                        f"the network gives {values.shape[1]} classes, {classes_in_all} expected"
+                    )
+                classes = values.argmax(axis=1).astype(np.uint8)
+                counts += np.bincount(classes.ravel(), minlength=classes_in_all)
+                mask.write(plane, row, classes)
+                if self.overlay:
+                    overlay.write(row, pixels, classes)
+                if self.probabilities:
+                    probabilities.write(plane * classes_in_all, row, np.concatenate(values))
+        return counts

@@ -1,0 +1,276 @@
+"""Overlap-tile prediction (Ronneberger 2015, figure 2): images of any size, memory of one tile.
+
+The image is covered by a grid of tiles, mirrored beyond its border. Of each tile's prediction the
+outer `margin` pixels are dropped, because there the network saw less than its whole
+neighbourhood, and the rest is blended with its neighbours by Gaussian weights. The weights of all
+tiles over a pixel add up to one, axis by axis, so that nothing needs dividing afterwards and a
+row of pixels is done as soon as the grid has passed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, product
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Predict = Callable[[Tensor], Tensor]
+"""Tiles `[B, C, *tile]` to predictions `[B, K, *tile]`, or smaller by `margin` on every side."""
+
+
+class Rows(Protocol):
+    """An image `[H, W, C]` (or `[D, H, W, C]`) of which some rows (or planes) can be read.
+
+    A numpy array and a tensor are; so is a file, see `sources.py`.
+    """
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Height, width, channels."""
+
+    def __getitem__(self, rows: slice, /) -> Any:
+        """Rows `start` to `stop` as an array or tensor."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How tiles cover an image.
+
+    Args:
+        tile: Pixels the network sees, along every axis or per axis. The default takes an image
+            of 512 x 512 in one piece.
+        margin: Context: predictions so near to a tile's border are dropped. For a network
+            without padding, the pixels it loses on every side (`ClassicUNet.margin`).
+        overlap: Least number of kept pixels that neighbouring tiles share and blend. 0 for a
+            network without padding: its seams are exact.
+        step: Tiles start at multiples of it. With that of the network's pooling, a tile gives
+            the same pixels as a pass over the whole image would, as far as `margin` reaches.
+        even: Use no more tiles than needed and shrink them by multiples of `step` until they
+            just cover the image; otherwise all tiles have size `tile`.
+    """
+
+    tile: int | tuple[int, ...] = 544
+    margin: int = 16
+    overlap: int = 32
+    step: int = 32
+    even: bool = True
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The tiles along one axis.
+
+    Args:
+        starts: First kept pixel of every tile.
+        tile: Pixels the network sees.
+        kept: Pixels kept of them.
+        length: Pixels of the image.
+        weights: `float32 [len(starts), kept]`, of which those over one pixel add up to 1.
+    """
+
+    starts: tuple[int, ...]
+    tile: int
+    kept: int
+    length: int
+    weights: Tensor
+
+
+def plan_axis(length: int, tile: int, tiling: Tiling) -> Axis:
+    """Place tiles over `length` pixels: as few as the overlap allows, evenly spread.
+
+    Raises:
+        ValueError: The tile is too small for its margin and overlap.
+    """
+    margin, overlap, step = tiling.margin, tiling.overlap, tiling.step
+    kept = tile - 2 * margin
+    count = 1
+    if length > kept:
+        stride = (kept - overlap) // step * step
+        if stride <= 0:
+            raise ValueError(
+                f"tiles of {tile} pixels are too small: a margin of {margin} on both sides and an "
+                f"overlap of {overlap} leave less than one step of {step} to advance"
+            )
+        count += -(-(length - kept) // stride)
+
+    def covers(kept: int) -> bool:
+        stride = (kept - overlap) // step * step
+        return kept + (count - 1) * stride >= length
+
+    while tiling.even and kept > step and covers(kept - step):
+        kept -= step
+    steps = max(0, -(-(length - kept) // step))  # between the first and the last tile
+    starts = tuple(step * (i * steps // max(count - 1, 1)) for i in range(count))
+    return Axis(starts, kept + 2 * margin, kept, length, _weights(starts, kept))
+
+
+def predict_bands(
+    predict: Predict,
+    image: Rows,
+    tiling: Tiling = Tiling(),
+    batch_size: int = 4,
+    device: torch.device | str | None = None,
+) -> Iterator[Tensor]:
+    """Predict an image from top to bottom, yielding rows as they are done.
+
+    Memory holds the rows of one or two tiles, whatever the height of the image.
+
+    Args:
+        predict: The network; gets tiles of the image's own type.
+        image: `[H, W, C]` for a two-dimensional network, `[D, H, W, C]` for a volume.
+        tiling: The tiles.
+        batch_size: Tiles per call of `predict`.
+        device: Where to predict; None is where the image is.
+
+    Yields:
+        `float32 [K, rows, W]` (or `[K, planes, H, W]`) on `device`; their rows add up to H.
+
+    Raises:
+        ValueError: A tile size that does not fit the tiling or the number of axes, or a
+            prediction of another size than promised.
+    """
+    lengths = tuple(image.shape[:-1])
+    sizes = (tiling.tile,) * len(lengths) if isinstance(tiling.tile, int) else tiling.tile
+    if len(sizes) != len(lengths):
+        raise ValueError(f"a tile of {len(sizes)} axes for an image of {len(lengths)}")
+    axes = [plan_axis(n, tile, tiling) for n, tile in zip(lengths, sizes, strict=True)]
+    return _bands(predict, image, axes, tiling.margin, batch_size, device)
+
+
+def predict_tiles(
+    predict: Predict,
+    image: Tensor | np.ndarray,
+    tiling: Tiling = Tiling(),
+    batch_size: int = 4,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Predict a whole image in memory, tile by tile.
+
+    Args:
+        predict: The network; gets tiles of the image's own type.
+        image: `[C, H, W]`, or `[C, D, H, W]` for a volume; any size, also smaller than a tile.
+        tiling: The tiles.
+        batch_size: Tiles per call of `predict`.
+        device: Where to predict; None is where the image is.
+
+    Returns:
+        `float32 [K, H, W]` (or `[K, D, H, W]`), where the image is.
+
+    Raises:
+        ValueError: As `predict_bands`.
+    """
+    image = torch.as_tensor(image)
+    whole, top = image.new_empty(0), 0
+    for band in predict_bands(predict, image.movedim(0, -1), tiling, batch_size, device):
+        if top == 0:
+            whole = band.new_empty(band.shape[0], *image.shape[1:], device=image.device)
+        whole[:, top : top + band.shape[1]] = band
+        top += band.shape[1]
+    return whole
+
+
+def _bands(
+    predict: Predict,
+    image: Rows,
+    axes: list[Axis],
+    margin: int,
+    batch_size: int,
+    device: torch.device | str | None,
+) -> Iterator[Tensor]:
+    rows, *others = axes
+    tiles = product(*(range(len(axis.starts)) for axis in axes))  # row of tiles by row of tiles
+    ahead = next(tiles, None)
+    done = 0
+    alive: Tensor | None = None  # rows from `done` on, to the end of the newest tile
+    band, band_row = torch.empty(0), -1
+    while ahead is not None:
+        batch = [ahead, *islice(tiles, batch_size - 1)]
+        ahead = next(tiles, None)
+
+        windows = []
+        for index in batch:
+            if index[0] != band_row:
+                band, band_row = _read(image, rows, index[0], margin), index[0]
+            window = band
+            for dim, (axis, i) in enumerate(zip(others, index[1:], strict=True), start=1):
+                window = window.index_select(dim, _reflected(axis, i, margin).to(band.device))
+            windows.append(window.movedim(-1, 0))
+        with torch.inference_mode():
+            predictions = _kept(predict(torch.stack(windows).to(device)), axes, margin)
+
+        end = min(rows.starts[batch[-1][0]] + rows.kept, rows.length)
+        if alive is None:
+            lengths = [axis.length for axis in others]
+            alive = predictions.new_zeros(predictions.shape[1], 0, *lengths, dtype=torch.float32)
+        missing = max(0, end - done - alive.shape[1])
+        alive = torch.cat(
+            [alive, alive.new_zeros(alive.shape[0], missing, *alive.shape[2:])], dim=1
+        )
+        for index, prediction in zip(batch, predictions, strict=True):
+            _add(alive, prediction, axes, index, done)
+
+        finished = rows.length if ahead is None else rows.starts[ahead[0]]
+        if finished > done:
+            yield alive[:, : finished - done]
+            alive, done = alive[:, finished - done :].clone(), finished
+
+
+def _reflected(axis: Axis, number: int, margin: int) -> Tensor:
+    """Pixels under a tile, mirrored at the border (which is not repeated) as often as needed."""
+    period = max(2 * (axis.length - 1), 1)
+    start = axis.starts[number] - margin
+    index = torch.arange(start, start + axis.tile) % period
+    return torch.minimum(index, period - index)
+
+
+def _read(image: Rows, rows: Axis, number: int, margin: int) -> Tensor:
+    """All rows under a row of tiles, `[tile, W, C]`."""
+    index = _reflected(rows, number, margin)
+    low, high = int(index.min()), int(index.max()) + 1
+    part = torch.as_tensor(image[low:high])
+    return part.index_select(0, (index - low).to(part.device))
+
+
+def _kept(predictions: Tensor, axes: list[Axis], margin: int) -> Tensor:
+    """Drop the margin, unless the network did."""
+    size = tuple(predictions.shape[2:])
+    if size == tuple(axis.kept for axis in axes):
+        return predictions
+    if size != tuple(axis.tile for axis in axes):
+        raise ValueError(
+            f"for tiles of {tuple(axis.tile for axis in axes)} pixels the network gave {size}, "
+            f"neither the same nor smaller by the margin of {margin} on every side"
+        )
+    for dim, axis in enumerate(axes, start=2):
+        predictions = predictions.narrow(dim, margin, axis.kept)
+    return predictions
+
+
+def _add(
+    alive: Tensor, prediction: Tensor, axes: list[Axis], index: tuple[int, ...], done: int
+) -> None:
+    """Add a tile's weighted prediction `[K, *kept]` to the rows from `done` on."""
+    prediction, place = prediction.float(), alive
+    for dim, (axis, i) in enumerate(zip(axes, index, strict=True), start=1):
+        start = axis.starts[i]
+        inside = min(axis.kept, axis.length - start)
+        weights = axis.weights[i, :inside].to(alive.device)
+        shape = [-1 if d == dim else 1 for d in range(alive.dim())]
+        prediction = prediction.narrow(dim, 0, inside) * weights.reshape(shape)
+        place = place.narrow(dim, start - done if dim == 1 else start, inside)
+    place += prediction
+
+
+def _weights(starts: tuple[int, ...], kept: int) -> Tensor:
+    """A Gaussian on every tile, of standard deviation kept / 8, as shares of their sum."""
+    offset = torch.arange(kept, dtype=torch.float64) - (kept - 1) / 2
+    bell = torch.exp(-0.5 * (offset / (kept / 8)) ** 2)
+    total = torch.zeros(starts[-1] + kept, dtype=torch.float64)
+    for start in starts:
+        total[start : start + kept] += bell
+    shares = [bell / total[start : start + kept] for start in starts]
+    return torch.stack(shares).float()

@@ -1,0 +1,187 @@
+"""Where predictions go: class masks, probabilities and overlays, written as rows come in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from ddpm_unet.errors import UserError
+from ddpm_unet.inference.overlay import draw_overlay
+
+_LARGEST_OVERLAY = 4096
+
+
+def output_names(paths: Sequence[Path], out: Path) -> list[str]:
+    """A name for each picture's outputs: its stem, or its whole name where stems clash.
+
+    Names never contain a folder, so nothing is written outside `out`.
+
+    Raises:
+        UserError: Two pictures of one name, or pictures that lie in `out` themselves, where they
+            or their masks could be overwritten.
+    """
+    stems = [path.stem.casefold() for path in paths]
+    names = [p.stem if stems.count(p.stem.casefold()) == 1 else p.name for p in paths]
+    seen: dict[str, Path] = {}
+    for path, name in zip(paths, names, strict=True):
+        if path.resolve().parent == out.resolve():
+            raise UserError(f"{path}: lies in the output folder {out}; choose another with --out")
+        other = seen.setdefault(name.casefold(), path)
+        if other is not path:
+            raise UserError(
+                f"{path} and {other}: would be written under one name; segment them into "
+                "different folders with --out"
+            )
+    return names
+
+
+def output_folder(path: Path) -> Path:
+    """Make a folder for outputs.
+
+    Raises:
+        UserError: It cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written to ({error.strerror}); choose another"
+        ) from None
+    return path
+
+
+@contextmanager
+def finished(path: Path) -> Iterator[Path]:
+    """A path beside the final one to write to; it gets its name when all went well."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class TiffPlanes:
+    """An uncompressed TIFF of planes `[..., H, W]`, written in any order of rows.
+
+    Memory holds nothing of it. TIFFs above 4 GB become BigTIFFs.
+
+    Args:
+        path: The file.
+        shape: `[..., H, W]`.
+        dtype: Of the values.
+        axes: tifffile's letters for the axes, for instance "ZYX".
+        colors: A colour per value, `uint8 [K, 3]`: the TIFF becomes a palette picture.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, ...],
+        dtype: type,
+        axes: str,
+        colors: np.ndarray | None = None,
+    ) -> None:
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.shape = shape
+        options: dict[str, Any] = {"photometric": "minisblack"}
+        if colors is not None:
+            table = np.zeros((3, 256), dtype=np.uint16)
+            table[:, : len(colors)] = colors.T.astype(np.uint16) * 257
+            options = {"photometric": "palette", "colormap": table}
+        place = tifffile.imwrite(
+            path,
+            shape=shape,
+            dtype=self.dtype,
+            byteorder="<",
+            metadata={"axes": axes},
+            returnoffset=True,
+            **options,
+        )
+        assert place is not None
+        self._offset = place[0]
+        self._file = open(path, "r+b")  # noqa: SIM115 (closed by close)
+
+    def write(self, plane: int, row: int, values: np.ndarray) -> None:
+        """Write `[planes, rows, W]` from a plane and row on; planes are counted in C order."""
+        height, width = self.shape[-2:]
+        for number, rows in enumerate(values, start=plane):
+            self._file.seek(self._offset + (number * height + row) * width * self.dtype.itemsize)
+            self._file.write(np.ascontiguousarray(rows, dtype=self.dtype).data)
+
+    def close(self) -> None:
+        """End writing."""
+        self._file.close()
+
+
+class PaletteImage:
+    """A class mask as a palette PNG, saved when closed.
+
+    Args:
+        path: The file.
+        shape: Height and width.
+        colors: `uint8 [K, 3]`.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int], colors: np.ndarray) -> None:
+        self._path, self._colors = path, colors
+        self._classes = np.zeros(shape, dtype=np.uint8)
+
+    def write(self, plane: int, row: int, values: np.ndarray) -> None:
+        """Take rows `[1, rows, W]` of plane 0."""
+        self._classes[row : row + values.shape[1]] = values[plane]
+
+    def close(self) -> None:
+        """Save the file."""
+        image = Image.fromarray(self._classes).convert("P")
+        image.putpalette(self._colors.tobytes())
+        image.save(self._path, format="PNG")
+
+
+class OverlayPictures:
+    """Overlays, one page per plane, no side longer than 4096 pixels (every k-th pixel is drawn).
+
+    Args:
+        path: A PNG (one plane) or TIFF.
+        shape: Planes, height, width.
+        colors: `uint8 [K, 3]`.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], colors: np.ndarray) -> None:
+        self._path, self._shape, self._colors = path, shape, colors
+        self._every = -(-max(shape[1:]) // _LARGEST_OVERLAY)
+        self._rows: list[tuple[np.ndarray, np.ndarray]] = []
+        self._tiff = tifffile.TiffWriter(path) if shape[0] > 1 else None
+
+    def write(self, row: int, picture: np.ndarray, classes: np.ndarray) -> None:
+        """Take rows of the picture, `[planes, rows, W, C]`, and of its classes, without C."""
+        k = self._every
+        skip = -row % k
+        for rows, found in zip(picture, classes, strict=True):
+            self._rows.append((rows[skip::k, ::k].copy(), found[skip::k, ::k].copy()))
+            if row + rows.shape[0] == self._shape[1]:
+                self._draw()
+
+    def close(self) -> None:
+        """End writing."""
+        if self._tiff is not None:
+            self._tiff.close()
+
+    def _draw(self) -> None:
+        pictures, classes = zip(*self._rows, strict=True)
+        self._rows = []
+        overlay = draw_overlay(np.concatenate(pictures), np.concatenate(classes), self._colors)
+        if self._tiff is not None:
+            self._tiff.write(overlay, photometric="rgb", compression="zlib", metadata=None)
+        else:
+            Image.fromarray(overlay).save(self._path, format="PNG")
