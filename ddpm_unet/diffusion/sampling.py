@@ -1,0 +1,152 @@
+"""From noise to images: the reverse loop over a denoiser and a diffusers scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import cycle
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ddpm_unet import randomness
+from ddpm_unet.diffusion.linear_steps import LinearSteps
+from ddpm_unet.diffusion.scheduler_steps import SchedulerSteps
+from ddpm_unet.errors import UserError
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+
+
+class Moment(NamedTuple):
+    """What a callback sees of one step.
+
+    Args:
+        step: Number of the step, 0 to steps - 1.
+        steps: Number of steps (of denoiser evaluations, for a second-order sampler).
+        t: Timestep that the denoiser saw.
+        x: The state after the step, `[B, C, ...]`; later steps overwrite it.
+        x0: The image predicted in the step, `[B, C, ...]`.
+    """
+
+    step: int
+    steps: int
+    t: float
+    x: Tensor
+    x0: Tensor
+
+
+class FilmStrip:
+    """A callback that keeps the predicted image at a few moments, evenly spaced.
+
+    Args:
+        moments: Pictures to keep, the last step's among them.
+
+    Attributes:
+        frames: The pictures, each `[B, C, ...]`, as the loop goes on.
+    """
+
+    def __init__(self, moments: int) -> None:
+        self.moments = moments
+        self.frames: list[Tensor] = []
+
+    def __call__(self, moment: Moment) -> None:
+        """Keep the picture if its time has come."""
+        last = moment.steps - 1
+        before_last = (round(i * last / max(self.moments - 1, 1)) for i in range(self.moments))
+        if last - moment.step in before_last:
+            self.frames.append(moment.x0)
+
+
+class Noise:
+    """Noise of each image from a generator of its own, which lives across the loop."""
+
+    def __init__(
+        self,
+        seed: int,
+        indices: randomness.Positions,
+        shape: Sequence[int],
+        device: torch.device | str,
+    ) -> None:
+        self.generators = randomness.generators(seed, "sample", indices, device)
+        pair = torch.empty(2, len(indices), *shape, device=device)
+        self._buffers = cycle([(buffer, buffer.unbind(0)) for buffer in pair])
+
+    def draw(self, std: float) -> Tensor:
+        """The next noise, `float32 [B, *shape]`, in a tensor that the second next overwrites."""
+        buffer, rows = next(self._buffers)
+        for row, generator in zip(rows, self.generators, strict=True):
+            row.normal_(0, std, generator=generator)
+        return buffer
+
+
+class Steps(Protocol):
+    """A scheduler, made ready for a number of steps."""
+
+    timesteps: Tensor
+    initial_std: float
+
+    def model_input(self, index: int, x: Tensor) -> Tensor:
+        """What the denoiser sees."""
+
+    def step(
+        self, index: int, x: Tensor, prediction: Tensor, draw_noise: Callable[[float], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The next x, and the predicted image."""
+
+
+def sample(
+    denoiser: Denoiser,
+    scheduler: Any,
+    shape: Sequence[int],
+    *,
+    seed: int,
+    indices: randomness.Positions,
+    steps: int,
+    device: torch.device | str = "cpu",
+    eta: float = 0.0,
+    progress: bool = False,
+    callback: Callable[[Moment], None] | None = None,
+) -> Tensor:
+    """Draw images. Image i is a function of (seed, i), whatever batch it is drawn in.
+
+    Args:
+        denoiser: `(x [B, *shape], t [B]) -> prediction`, of the scheduler's prediction type.
+            Conditions are the caller's: bind them to the denoiser.
+        scheduler: A diffusers scheduler (see `make_scheduler`); its timesteps are set here.
+        shape: Shape of one image, such as (C, H, W).
+        seed: Seed of the job.
+        indices: Numbers of the images to draw, B of them.
+        steps: Denoising steps, 1 to T.
+        device: Where to compute. The noise is drawn there, so that another kind of device
+            draws other images.
+        eta: Noise of DDIM: 0 for none, 1 for that of DDPM.
+        progress: Show a progress bar.
+        callback: Called after every step; it must clone the state x if it keeps it.
+
+    Returns:
+        Images, `float32 [B, *shape]`, within [-1, 1] if the scheduler clips (DDPM, DDIM);
+        the others may overshoot a little.
+
+    Raises:
+        UserError: A number of steps outside 1 .. T.
+    """
+    total = scheduler.config.num_train_timesteps
+    if not 1 <= steps <= total:
+        raise UserError(f"{steps} sampling steps: give 1 to {total}")
+    with torch.inference_mode():
+        noise = Noise(seed, indices, shape, device)
+        plan: Steps
+        if LinearSteps.supports(scheduler):
+            plan = LinearSteps(scheduler, steps, eta, device)
+        else:
+            plan = SchedulerSteps(scheduler, steps, eta, device, noise.generators)
+        x = noise.draw(plan.initial_std)
+        times = plan.timesteps.tolist()
+        batches = plan.timesteps[:, None].repeat(1, len(indices)).unbind(0)
+        for i, batch in enumerate(tqdm(batches, "Sampling", disable=not progress)):
+            prediction = denoiser(plan.model_input(i, x), batch).float()
+            x, x0 = plan.step(i, x, prediction, noise.draw)
+            if callback is not None:
+                callback(Moment(i, len(times), times[i], x, x0))
+    return x.clone()  # outside inference mode: a tensor that autograd accepts

@@ -1,0 +1,75 @@
+"""Reverse steps of any other diffusers scheduler, by its own `step`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpm_unet.diffusion.prediction import Mixture, image_mixture
+from ddpm_unet.errors import UserError
+
+
+class SchedulerSteps:
+    """The steps of a scheduler, with one generator per image.
+
+    Args:
+        scheduler: A diffusers scheduler of a discrete-time diffusion; its timesteps are set.
+        steps: Number of steps; a second-order sampler asks the denoiser 2 steps - 1 times.
+        eta: Noise of the schedulers that know the word.
+        device: Where the timesteps go.
+        generators: One per image, for the schedulers that draw noise.
+
+    Raises:
+        UserError: A scheduler whose only step would start from the clean end.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        steps: int,
+        eta: float,
+        device: torch.device | str,
+        generators: list[torch.Generator],
+    ) -> None:
+        self._scheduler = scheduler
+        scheduler.set_timesteps(steps)  # on the CPU, where reading them stops no accelerator
+        if steps == 1 and scheduler.timesteps[0] == 0:
+            name = type(scheduler).__name__
+            raise UserError(f"1 step of {name} would start at timestep 0: give at least 2")
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)
+        known = inspect.signature(scheduler.step).parameters
+        options = {"eta": eta, "generator": generators}
+        self._options = {name: value for name, value in options.items() if name in known}
+        self._times = list(scheduler.timesteps)
+        self.timesteps = scheduler.timesteps.to(device)
+        self.initial_std = float(scheduler.init_noise_sigma)
+        coefficients = image_mixture(scheduler.config.prediction_type, self._abar())
+        self._image = [Mixture(*row) for row in torch.stack(coefficients, dim=1).tolist()]
+
+    def _abar(self) -> Tensor:
+        scheduler = self._scheduler
+        if hasattr(scheduler, "sigmas"):
+            return 1 / (1 + scheduler.sigmas[: len(self._times)].double() ** 2)
+        return scheduler.alphas_cumprod.double()[scheduler.timesteps]
+
+    def model_input(self, index: int, x: Tensor) -> Tensor:
+        """What the denoiser sees: x at unit variance."""
+        return self._scheduler.scale_model_input(x, self._times[index])
+
+    def step(
+        self, index: int, x: Tensor, prediction: Tensor, draw_noise: Callable[[float], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The next x and the x_0 predicted on the way; the scheduler draws the noise itself."""
+        time = self._times[index]
+        seen = self.model_input(index, x)
+        output = self._scheduler.step(prediction, time, x, **self._options)
+        image = output.get("pred_original_sample")
+        if image is None:
+            c = self._image[index]
+            image = c.first * seen + c.second * prediction
+        return output.prev_sample, image
