@@ -35,9 +35,11 @@ class ClassicUNet(nn.Module):
     release). `padding="same", norm="batch", dropout=0` is milesial's Pytorch-UNet.
 
     Attributes:
+        in_channels: Channels of the images.
         margin: Pixels lost on every side, 0 with padding "same".
-        step: Grid of the pooling. A tile cut at a multiple of `step` from the image's origin gives
-            exactly the pixels that one pass over the whole image gives ("valid" only).
+        step: Input sizes that fit are `valid_size(1)` and a multiple of `step`. Without padding, a
+            tile whose origin is a multiple of `step` gives what one pass over the whole image
+            gives there; with another origin the pooling falls on other pixels.
 
     Args:
         config: The architecture.
@@ -49,6 +51,7 @@ class ClassicUNet(nn.Module):
         check_settings(config)
         if config.depth < 2:
             raise UserError(f"depth is {config.depth}; take at least 2")
+        self.in_channels = config.in_channels
         widths = [config.base_width * 2**level for level in range(config.depth)]
         outs = list(widths)
         if config.upsample == "bilinear":
@@ -80,8 +83,14 @@ class ClassicUNet(nn.Module):
             Logits `[B, num_classes, H - 2 margin, W - 2 margin]`.
 
         Raises:
-            UserError: "valid" padding and a size that cannot be halved at every level.
+            UserError: Images of other channels; "valid" padding and a size that cannot be halved
+                at every level.
         """
+        if images.shape[1] != self.in_channels:
+            raise UserError(
+                f"ClassicUNet takes images of {self.in_channels} channels, these have"
+                f" {images.shape[1]}; convert the images, or set in_channels and train anew"
+            )
         for size in images.shape[2:]:
             if self._output_size(size) == 0:
                 raise UserError(

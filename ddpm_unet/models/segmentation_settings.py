@@ -44,7 +44,7 @@ def class_name(folder: str | PathLike[str]) -> str:
     Raises:
         UserError: The folder has no readable config.json.
     """
-    return str(_read(folder).get("_class_name"))
+    return str(_read(folder).get("_class_name", "model of unknown class"))
 
 
 def read_settings(folder: str | PathLike[str], kind: str, settings: type[Settings]) -> Settings:

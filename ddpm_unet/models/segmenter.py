@@ -128,9 +128,7 @@ class Segmenter(nn.Module):
         )
         if config.transfer == "features":
             if both or t is not None:
-                raise ValueError(
-                    'transfer "features" reads its own time steps: give no t, not both'
-                )
+                raise ValueError('transfer "features" has its own timesteps: neither t nor both')
             return self.head(activations(self.unet, config, images, given), images.shape[2:])
         features = self.unet.features(images, config.timestep if t is None else t, *given)
         logits = self.head(features)

@@ -218,6 +218,11 @@ def test_impossible_settings_are_refused(settings, word):
         ClassicUNet(ClassicConfig(**settings))
 
 
+def test_other_channels_are_refused():
+    with pytest.raises(UserError, match="takes images of 1 channels, these have 3"):
+        small(padding="same")(torch.randn(1, 3, 16, 16))
+
+
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_saved_and_read_again_bit_by_bit(norm, tmp_path):
     network = small(padding="same", norm=norm, class_colors=((0, 0, 0), (255, 0, 0)))

@@ -117,7 +117,7 @@ def test_gradients_reach_what_is_trained_and_nothing_else(transfer):
     }[transfer["transfer"]]
     for name, p in network.named_parameters():
         reached = p.grad is not None and bool(p.grad.any())
-        assert reached == (not name.startswith(frozen) if frozen else True), name
+        assert reached == p.requires_grad == (not name.startswith(frozen)), name
     torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 0.1).step()
     same = [torch.equal(value, before[name]) for name, value in network.unet.state_dict().items()]
     assert all(same) == (frozen == ("unet.",))
@@ -185,8 +185,12 @@ def test_features_noise_images_by_the_schedule():
     x = images(2, 3, 16, 16)
     seen = []
     network.unet.conv_in.register_forward_hook(lambda m, args, y: seen.append(args[0]))
+    embedded = []
+    network.unet.time_embedding.register_forward_hook(lambda m, args, y: embedded.append(y))
     network(x)
     assert len(seen) == 2
+    network.unet.embed(5), network.unet.embed(50)
+    torch.testing.assert_close(embedded[:2], embedded[2:])
     noises = [
         (noisy - a**0.5 * x) / (1 - a) ** 0.5
         for noisy, a in zip(seen, FEATURES["feature_alphas"], strict=True)
@@ -277,7 +281,7 @@ def test_features_without_a_schedule_say_what_to_set(stable_diffusion_folder):
 def test_missing_context_is_a_zero_vector(stable_diffusion_folder):
     network = Segmenter.from_denoiser(stable_diffusion_folder, HeadConfig())
     network.eval()
-    x = images(2, 4, 16, 16) if network.in_channels == 4 else images(2, 3, 16, 16)
+    x = images(2, 4, 16, 16)
     with torch.no_grad():
         alone = network(x)
         torch.testing.assert_close(alone, network(x, context=torch.zeros(2, 77, 12)))
@@ -359,6 +363,8 @@ def test_folders_that_cannot_be_read_say_what_they_lack(tmp_path, denoiser_folde
     with pytest.raises(UserError, match="UNet2DModel, which does not segment"):
         load_segmentation_model(denoiser_folder / "unet")
     segmenter().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is of a Segmenter; name the folder of a ClassicUNet"):
+        ClassicUNet.from_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     weights = tmp_path / "head" / "diffusion_pytorch_model.safetensors"
 
@@ -400,5 +406,5 @@ def test_impossible_settings_are_refused(head, words):
 
 
 def test_features_read_their_own_timesteps():
-    with pytest.raises(ValueError, match="give no t"):
+    with pytest.raises(ValueError, match="neither t nor both"):
         segmenter(**FEATURES)(images(1, 3, 8, 8), 3)
