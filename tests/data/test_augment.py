@@ -1,0 +1,242 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+from torchvision import tv_tensors
+
+from ddpm_unet.config import AugmentConfig
+from ddpm_unet.data.augment import (
+    ElasticDeformation,
+    Intensity,
+    QuarterTurns,
+    augmentation,
+    cut_window,
+    window_margin,
+)
+from ddpm_unet.data.border import border_weights
+from ddpm_unet.randomness import seeded
+
+PLAIN = {"brightness": 0.0, "contrast": 0.0, "gamma": 0.0, "noise": 0.0}
+SIZE = 48
+
+
+def blobs(seed, size):
+    """A smooth random picture in [-1, 1], `[1, size, size]`."""
+    coarse = torch.randn(1, 1, 7, 7, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic")[0].clamp(-1, 1)
+
+
+def sample(seed=0, size=SIZE, margin=0, channels=1):
+    image = blobs(seed, size + 2 * margin)
+    return {
+        "image": tv_tensors.Image(image.repeat(channels, 1, 1)),
+        "mask": tv_tensors.Mask((image[0] > 0).to(torch.int16)),
+        "weight": tv_tensors.Mask(image[0].clone()),
+    }
+
+
+def apply(config, seed=0, position=0, channels=1):
+    made = sample(seed, margin=window_margin(config), channels=channels)
+    with seeded(0, "augment", position):
+        return augmentation(config, SIZE)(made)
+
+
+@given(
+    st.integers(-40, 60),
+    st.integers(-40, 60),
+    st.integers(1, 30),
+    st.sampled_from([(1, 1), (2, 7), (9, 12), (40, 50)]),
+)
+@settings(max_examples=80, deadline=None)
+def test_windows_are_numpys_reflection(top, left, size, shape):
+    planes = np.arange(2 * shape[0] * shape[1]).reshape(2, *shape)
+    padded = np.pad(planes, [(0, 0), (100, 100), (100, 100)], mode="reflect")
+    wanted = padded[:, 100 + top : 100 + top + size, 100 + left : 100 + left + size]
+    np.testing.assert_array_equal(cut_window(planes, top, left, size), wanted)
+    np.testing.assert_array_equal(cut_window(planes[0], top, left, size), wanted[0])
+
+
+@pytest.mark.parametrize("position", range(12))
+def test_image_mask_and_weight_move_together(position):
+    config = AugmentConfig(**PLAIN)
+    side = SIZE + 2 * window_margin(config)
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    made = {
+        "image": tv_tensors.Image(torch.stack([rows, columns]).float()),
+        "mask": tv_tensors.Mask((200 * rows + columns).to(torch.int16)),
+        "weight": tv_tensors.Mask(columns.float()),
+    }
+    with seeded(0, "augment", position):
+        made = augmentation(config, SIZE)(made)
+    assert isinstance(made["image"], tv_tensors.Image)
+    image, mask, weight = (value.as_subclass(torch.Tensor) for value in made.values())
+    assert image.shape == (2, SIZE, SIZE)
+    assert mask.dtype == torch.int16
+    torch.testing.assert_close(image[1], weight)
+    nearest = torch.stack([mask // 200, mask % 200])
+    assert (nearest - image).abs().max() < 0.501
+    assert not torch.equal(nearest, image)
+
+
+def test_nothing_switched_on_changes_nothing():
+    off = AugmentConfig(**PLAIN, flips=False, turns=False, elastic_sigma=0.0)
+    made, before = apply(off), sample()
+    assert all(torch.equal(made[key], before[key]) for key in before)
+
+
+def test_flips_and_turns_give_all_eight_orientations_equally():
+    config = AugmentConfig(**PLAIN, elastic_sigma=0.0)
+    first = sample()["mask"].as_subclass(torch.Tensor)
+    turned = [first.rot90(k) for k in range(4)]
+    wanted = [*turned, *(one.flip(1) for one in turned)]
+    counts = np.zeros(8)
+    for position in range(240):
+        mask = apply(config, position=position)["mask"]
+        (which,) = (i for i, one in enumerate(wanted) if torch.equal(mask, one))
+        counts[which] += 1
+    assert ((counts - 30) ** 2 / 30).sum() < 24.3  # chi squared, 7 degrees of freedom, p = 0.001
+
+
+def test_a_position_decides_and_nothing_else():
+    config = AugmentConfig()
+    first, again, other = (apply(config, position=p)["image"] for p in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def displacement(elastic, window):
+    """Where the pixels come from, less where they are, `[2 (x, y), size, size]`."""
+    source = elastic.make_params([torch.zeros(window, window)])["source"][0].permute(2, 0, 1)
+    return (source + 1) / 2 * (window - 1) - (window - elastic.size) / 2 - elastic.places
+
+
+def test_elastic_nodes_have_the_given_spread():
+    torch.manual_seed(0)
+    elastic = ElasticDeformation(33, sigma=10.0, grid=3)
+    fields = torch.stack([displacement(elastic, 93) for _ in range(500)])
+    nodes = fields[:, :, ::16, ::16]
+    assert nodes.shape[2:] == (3, 3)
+    assert abs(nodes.std() - 10) < 0.3
+    assert abs(nodes.mean()) < 0.3
+    correlation = torch.corrcoef(nodes.reshape(500, 18).T) - torch.eye(18)
+    assert correlation.abs().max() < 0.2
+
+
+def test_elastic_is_bicubic_between_nodes():
+    torch.manual_seed(1)
+    elastic = ElasticDeformation(40, sigma=5.0, grid=4)
+    field = displacement(elastic, 70)
+    torch.manual_seed(1)
+    nodes = 5 * torch.randn(1, 2, 4, 4)
+    wanted = torch.nn.functional.interpolate(nodes, (40, 40), mode="bicubic", align_corners=True)
+    torch.testing.assert_close(field, wanted[0], atol=1e-3, rtol=0)
+
+
+def test_elastic_reads_the_margin_where_it_points_outside():
+    elastic = ElasticDeformation(8, sigma=0.0)
+    elastic.sigma = 1.0
+    window = torch.arange(14.0).expand(1, 14, 14)
+    shifted = {"source": elastic.make_params([window])["source"] * 0}
+    columns = (elastic.places[0] + 3 + 2.5) * (2 / 13) - 1  # 2.5 pixels to the right
+    rows = (elastic.places[1] + 3) * (2 / 13) - 1
+    shifted["source"] = torch.stack([columns, rows], -1)[None]
+    made = elastic.transform(tv_tensors.Image(window), shifted)
+    torch.testing.assert_close(
+        made[0].as_subclass(torch.Tensor), (torch.arange(8.0) + 5.5).expand(8, 8)
+    )
+
+
+def test_classes_of_any_size_survive_elastic():
+    values = torch.tensor([-100, 0, 1, 2, 300, 32767], dtype=torch.int16)
+    mask = values[torch.randint(6, (SIZE + 60, SIZE + 60))]
+    with seeded(0, "x", 1):
+        made = ElasticDeformation(SIZE, 10.0)({"mask": tv_tensors.Mask(mask)})["mask"]
+    assert set(made.unique().tolist()) == set(values.tolist())
+
+
+def membranes(size, count, seed=0):
+    """Cells around random points, `int32 [size, size]`, with membranes 3 pixels wide between."""
+    points = np.zeros((size, size), int)
+    points.flat[np.random.default_rng(seed).choice(size**2, count, replace=False)] = 1
+    points = np.cumsum(points).reshape(points.shape) * points
+    rows, columns = ndimage.distance_transform_edt(points == 0, return_indices=True)[1]
+    cells = points[rows, columns]
+    line = ndimage.maximum_filter(cells, 3) != ndimage.minimum_filter(cells, 3)
+    return np.where(line, 0, cells).astype(np.int32)
+
+
+def test_transformed_border_weights_are_close_to_those_made_anew():
+    margin, size = 24, 160
+    cells = membranes(size + 2 * margin, 40)
+    weight = border_weights((cells > 0).astype(int), cells, np.ones(2))
+    made = {
+        "image": tv_tensors.Image(torch.zeros(1, *cells.shape)),
+        "mask": tv_tensors.Mask(torch.from_numpy(cells)),
+        "weight": tv_tensors.Mask(torch.from_numpy(weight)),
+    }
+    with seeded(0, "x", 0):
+        made = ElasticDeformation(size, 8.0)(made)
+    warped = made["mask"].numpy()
+    anew = border_weights((warped > 0).astype(int), warped, np.ones(2))
+    inside = np.s_[24:-24, 24:-24]  # cells beyond the window are not seen by the second
+    error = np.abs(made["weight"].numpy() - anew)[inside].mean()
+    assert error < 0.35 * (anew[inside] - 1).mean()
+    assert np.corrcoef(made["weight"].numpy()[inside].flat, anew[inside].flat)[0, 1] > 0.9
+
+
+def test_quarter_turns_alone():
+    seen = set()
+    for position in range(40):
+        with seeded(0, "x", position):
+            image = QuarterTurns()(tv_tensors.Image(torch.arange(4.0).view(1, 2, 2)))
+        seen.add(tuple(image.flatten().tolist()))
+    assert seen == {(0, 1, 2, 3), (1, 3, 0, 2), (3, 2, 1, 0), (2, 0, 3, 1)}
+
+
+def intensity(image, **settings):
+    with seeded(0, "x", 3):
+        return Intensity(**(PLAIN | settings))(tv_tensors.Image(image)).as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 7])
+def test_intensity_stays_in_range_and_changes_images_only(channels):
+    made = sample(channels=channels)
+    before = {key: value.clone() for key, value in made.items()}
+    with seeded(0, "x", 0):
+        after = Intensity(0.5, 0.5, 0.5, 0.5)(made)
+    assert torch.equal(made["image"], before["image"])
+    assert after["image"].abs().max() <= 1
+    assert not torch.equal(after["image"], before["image"])
+    assert torch.equal(after["mask"], before["mask"])
+    assert torch.equal(after["weight"], before["weight"])
+
+
+def test_each_intensity_change_is_what_it_says():
+    image = blobs(0, SIZE) * 0.4
+    shift = intensity(image, brightness=0.1) - image
+    assert shift.std() < 1e-6
+    assert 0 < shift.mean().abs() <= 0.2
+    contrast = intensity(image, contrast=0.3)
+    torch.testing.assert_close(contrast.mean(), image.mean())
+    factor = (contrast - contrast.mean()) / (image - image.mean())
+    torch.testing.assert_close(factor, factor.median().expand_as(factor), rtol=1e-3, atol=1e-3)
+    assert 0.7 <= factor.median() <= 1.3
+    exponent = ((intensity(image, gamma=0.4) + 1) / 2).log() / ((image + 1) / 2).log()
+    assert exponent.std() < 1e-3
+    assert np.exp(-0.4) <= exponent.mean() <= np.exp(0.4)
+    noise = intensity(image, noise=0.05) - image
+    assert abs(noise.mean()) < 0.005
+    assert 0 < noise.std() <= 0.1
+
+
+def test_the_strengths_are_uniform_in_their_ranges():
+    torch.manual_seed(0)
+    drawn = [Intensity(0.1, 0.2, 0.3, 0.4).make_params([]) for _ in range(800)]
+    ranges = {"brightness": (-0.1, 0.1), "contrast": (0.8, 1.2), "noise": (0.0, 0.4)}
+    values = {key: np.array([one[key] for one in drawn]) for key in drawn[0]}
+    values["gamma"] = np.log(values["gamma"])
+    for key, (low, high) in (ranges | {"gamma": (-0.3, 0.3)}).items():
+        places = np.sort((values[key] - low) / (high - low))
+        assert np.abs(places - (np.arange(800) + 0.5) / 800).max() < 0.07  # Kolmogorov, p = 0.001
