@@ -1,0 +1,267 @@
+"""The check of a labelled set, before training or alone.
+
+    python -m ddpm_unet.data.check --data.images DIR --data.masks DIR
+
+It reads every image and mask, prints what it found, and stops with one line per fault.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ddpm_unet.command_line import user_errors
+from ddpm_unet.config import PairDataConfig
+from ddpm_unet.data.masks import (
+    MaskCode,
+    color_of,
+    find_code,
+    ignored_value,
+    listed,
+    mask_values,
+)
+from ddpm_unet.data.pairs import Pair, complete_settings, find_pairs
+from ddpm_unet.data.pictures import convert_channels, to_unit
+from ddpm_unet.errors import UserError
+
+RARE = 1e-4
+MOST_FAULTS = 20
+
+
+@dataclass
+class Report:
+    """What a check found.
+
+    Attributes:
+        config: The settings, completed for built-in data.
+        pairs: Images and masks, those that could be read and fit each other.
+        sizes: Height and width of each, pixels.
+        channels: Channels of the images, after `data.channels`.
+        bytes_per_pixel: Of the images.
+        code: How mask values become classes; None after a fault in them.
+        class_pixels: Pixels of each class in each mask, `int64 [N, K]`.
+        lines: The table.
+        warnings: What is suspicious, one line each.
+        faults: What must be mended before training, one line each.
+    """
+
+    config: PairDataConfig
+    pairs: list[Pair] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    channels: int = 0
+    bytes_per_pixel: int = 1
+    code: MaskCode | None = None
+    class_pixels: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    lines: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each pair."""
+        return [pair.name for pair in self.pairs]
+
+    def __str__(self) -> str:
+        return "\n".join([*self.lines, *(f"warning: {line}" for line in self.warnings)])
+
+    def stop_at_faults(self) -> MaskCode:
+        """The mask code of a set without faults.
+
+        Raises:
+            UserError: The faults, a line each.
+        """
+        if self.faults or self.code is None:
+            rest = len(self.faults) - MOST_FAULTS
+            count = [f"{len(self.faults)} faults in the labelled set"] * (len(self.faults) > 1)
+            more = [f"... and {rest} more"] * (rest > 0)
+            raise UserError("\n".join(count + self.faults[:MOST_FAULTS] + more))
+        return self.code
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one pair shows before its mask is understood."""
+
+    pair: Pair
+    size: tuple[int, int]
+    channels: int
+    dtype: np.dtype
+    low: float
+    high: float
+    digest: bytes
+    values: np.ndarray
+    top: float
+
+
+def check_pairs(config: PairDataConfig) -> Report:
+    """Look at every image and mask; errors that leave nothing to look at are raised.
+
+    Raises:
+        UserError: No folder, an empty one, or settings that contradict each other.
+    """
+    report = Report(complete_settings(config))
+    pairing = find_pairs(report.config)
+    report.faults += pairing.faults
+    looks = [look for pair in pairing.pairs if (look := _look_at(pair, report)) is not None]
+    report.lines.append(f"{len(looks)} pairs of {config.images} and {config.masks}")
+    report.lines += pairing.notes
+    if looks:
+        report.pairs = [look.pair for look in looks]
+        report.sizes = [look.size for look in looks]
+        _judge_images(looks, report)
+        _judge_masks(looks, report)
+    elif not report.faults:
+        report.faults.append(f"{config.masks}: no mask belongs to an image of {config.images}")
+    return report
+
+
+def _look_at(pair: Pair, report: Report) -> _Look | None:
+    """Read a pair; None, and a fault noted, where it cannot be used."""
+    config = report.config
+    try:
+        original, mask = pair.read_image(), pair.read_mask()
+        image = convert_channels(original, config.channels, pair.image_file)
+        if image.dtype.kind == "f":
+            to_unit(image, config.value_range, pair.image_file)
+        values = mask_values(mask, config.mask_kind == "colors", pair.mask_file)
+    except UserError as error:
+        report.faults.append(str(error))
+        return None
+    if image.shape[:2] != mask.shape[:2]:
+        sizes = " but its image is ".join(f"{a.shape[1]} x {a.shape[0]}" for a in (mask, image))
+        cure = "save the mask at the size of the image, without smoothing"
+        if image.shape[:2] == mask.shape[1::-1]:
+            cure = "turn one of the two by 90 degrees"
+        report.faults.append(f"{pair.mask_file}: is {sizes} ({pair.image_file}); {cure}")
+        return None
+    if original.shape == mask.shape and (original == mask).all():
+        report.faults.append(
+            f"{pair.mask_file}: is the same picture as {pair.image_file}; see data.masks"
+        )
+        return None
+    return _Look(
+        pair,
+        image.shape[:2],
+        image.shape[2],
+        image.dtype,
+        float(image.min()),
+        float(image.max()),
+        hashlib.blake2b(f"{image.shape}".encode() + image.tobytes()).digest(),
+        np.unique(values),
+        1 if mask.dtype.kind == "f" else np.iinfo(mask.dtype).max,
+    )
+
+
+def _judge_images(looks: Sequence[_Look], report: Report) -> None:
+    """Sizes, depth and channels, and images that look wrong."""
+    first, config = looks[0], report.config
+    report.channels, report.bytes_per_pixel = first.channels, first.channels * first.dtype.itemsize
+    for look in looks:
+        if (look.channels, look.dtype) != (first.channels, first.dtype):
+            report.faults.append(
+                f"{look.pair.image_file}: has {_kind(look)}, but {first.pair.image_file} "
+                f"{_kind(first)}; convert one, or set data.channels"
+            )
+    low, high = min(look.low for look in looks), max(look.high for look in looks)
+    sizes = sorted({look.size for look in looks}, key=lambda size: size[0] * size[1])
+    shown = " to ".join(dict.fromkeys(f"{w} x {h}" for h, w in (sizes[0], sizes[-1])))
+    report.lines.append(f"images: {shown} pixels, {_kind(first)}, values {low:g} to {high:g}")
+    if first.dtype == np.uint16 and config.value_range is None and high < 65535 / 8:
+        report.warnings.append(
+            f"images use {low:g} to {high:g} of 0 to 65535 and look black to the network; set "
+            f"data.value_range [{low:g}, {high:g}]"
+        )
+    window = config.size / config.scale
+    small = [look.pair.image_file for look in looks if min(look.size) < window]
+    _warn(report, small, f"smaller than the windows of data.size {config.size}, will be mirrored")
+    blank = [look.pair.image_file for look in looks if look.low == look.high]
+    _warn(report, blank, "a single value everywhere")
+    alike = defaultdict(list)
+    for look in looks:
+        alike[look.digest].append(look.pair.image_file)
+    for files in alike.values():
+        _warn(report, files[1:], f"the same as {files[0]}")
+
+
+def _judge_masks(looks: Sequence[_Look], report: Report) -> None:
+    """What the values mean, the classes' shares, and masks that look wrong."""
+    config = report.config
+    found = np.unique(np.concatenate([look.values for look in looks]))
+    found = found[found != ignored_value(config)]
+    richest = max(looks, key=lambda look: len(look.values)).pair.mask_file
+    try:
+        code = find_code(config, found, {look.top for look in looks})
+    except UserError as error:
+        report.faults.append(f"{config.masks}: {error} (most values: {richest})")
+        return
+    report.class_pixels = np.zeros((len(looks), code.num_classes), np.int64)
+    for look, counts in zip(looks, report.class_pixels, strict=True):
+        file = look.pair.mask_file
+        try:
+            classes = code.classes(code.read(look.pair.read_mask(), file), file)
+        except UserError as error:
+            report.faults.append(str(error))
+        else:
+            counts += np.bincount(classes[classes >= 0], minlength=code.num_classes)
+    if report.faults:
+        return
+    report.code = code
+    _tabulate(code, found, report)
+    for number, meaning in ((0, "entirely unlabelled"), (1, "of one class only")):
+        several = (report.class_pixels > 0).sum(1) == number
+        files = [look.pair.mask_file for look, odd in zip(looks, several, strict=True) if odd]
+        _warn(report, files, meaning)
+
+
+def _tabulate(code: MaskCode, found: np.ndarray, report: Report) -> None:
+    """The classes with their pixels."""
+    totals, within = report.class_pixels.sum(0), (report.class_pixels > 0).sum(0)
+    labelled = max(1, int(totals.sum()))
+    how = ", as data.mask_kind auto found" if report.config.mask_kind == "auto" else ""
+    values = map(color_of, found) if code.kind == "colors" else found
+    report.lines.append(f"masks: {listed(values)}: read as {code.kind}{how}")
+    report.lines.append(f"  {'class':<20} {'pixels':>13} {'share':>9} {'masks':>6}")
+    for number, name in enumerate(code.class_names):
+        share = totals[number] / labelled
+        report.lines.append(
+            f"  {number:<3} {name:<16} {totals[number]:>13,} {share:>9.3%} {within[number]:>6,}"
+        )
+        if share < RARE:
+            report.warnings.append(
+                f"class {number} ({name}): too few pixels to learn, or a stray value "
+                f"({totals[number]:,}, under {RARE:.2%} of all)"
+            )
+    unlabelled = sum(height * width for height, width in report.sizes) - int(totals.sum())
+    if unlabelled:
+        report.lines.append(f"  -   {'unlabelled':<16} {unlabelled:>13,}")
+
+
+def _kind(look: _Look) -> str:
+    return f"{look.channels} channel{'s' * (look.channels > 1)} of {look.dtype}"
+
+
+def _warn(report: Report, files: Sequence[str], what: str) -> None:
+    if files:
+        most = f"{len(files)} files are" if len(files) > 1 else "is"
+        report.warnings.append(f"{files[0]}{' and others' * (len(files) > 1)}: {most} {what}")
+
+
+def main() -> None:
+    """Check the set that the command line names."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(description=main.__doc__)
+    parser.add_class_arguments(PairDataConfig, nested_key="data")
+    with user_errors():
+        report = check_pairs(parser.instantiate(parser.parse_args()).data)
+        print(report)
+        report.stop_at_faults()
+        print("no fault found")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""From the values of a mask file to class indices; what they mean is never guessed silently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from ddpm_unet.config import MaskKind, PairDataConfig
+from ddpm_unet.data.border import connected_cells
+from ddpm_unet.errors import UserError
+
+IGNORE_INDEX = -100
+"""Class of pixels that nobody labelled (torch's default)."""
+
+_NAMES: dict[str, tuple[str, ...]] = {
+    "threshold": ("lower half", "upper half"),
+    "instances": ("background", "foreground"),
+    "boundaries": ("background", "inside", "outline"),
+}
+
+
+def mask_values(mask: np.ndarray, colors: bool, name: str) -> np.ndarray:
+    """One number per pixel of a mask file: its grey value, or its `color_number`.
+
+    Args:
+        mask: `[H, W, C]` uint8, uint16 or float32; an alpha channel must be constant.
+        colors: Read colours (a grey v is (v, v, v)); otherwise the channels must be equal.
+        name: For the message.
+
+    Returns:
+        `[H, W]`: of the mask's type, or int64 (colours; floats without fractions).
+
+    Raises:
+        UserError: Colours where greys are expected, or channels that are neither.
+    """
+    if mask.shape[-1] in (2, 4):
+        if mask[..., -1].min() != mask[..., -1].max():
+            raise UserError(f"{name}: its transparency varies; save the mask without alpha")
+        mask = mask[..., :-1]
+    if mask.shape[-1] not in (1, 3):
+        raise UserError(f"{name}: has {mask.shape[-1]} channels; save the mask with 1 or 3")
+    if colors:
+        if mask.dtype != np.uint8:
+            raise UserError(f"{name}: has {mask.dtype} colours; save it with 8 bits a channel")
+        return color_number(np.broadcast_to(mask, (*mask.shape[:2], 3)))
+    if (mask != mask[..., :1]).any():
+        found = [color_of(number) for number in np.unique(color_number(mask))]
+        raise UserError(
+            f"{name}: is coloured; set data.mask_kind colors and data.class_colors to the colour "
+            f"of each class, in order; it holds {listed(found)}"
+        )
+    values = mask[..., 0]
+    if values.dtype.kind == "f" and (values == values.round()).all():
+        return values.astype(np.int64)
+    return values
+
+
+def color_number(color: np.ndarray | Sequence[int]) -> np.ndarray:
+    """Red, green and blue `[..., 3]` as one number 65536 r + 256 g + b, int64 `[...]`."""
+    return np.asarray(color, np.int64) @ np.array([65536, 256, 1])
+
+
+def color_of(number: int) -> list[int]:
+    """The red, green and blue of a `color_number`."""
+    return [int(number) >> 16, int(number) >> 8 & 255, int(number) & 255]
+
+
+def listed(values: Iterable[object], most: int = 12) -> str:
+    """Some values for a message: the first ones, and how many more there are."""
+    shown = [str(v) for v in values]
+    rest = f", ... ({len(shown)} in all)" if len(shown) > most else ""
+    return ", ".join(shown[:most]) + rest
+
+
+@dataclass(frozen=True)
+class MaskCode:
+    """How the values of masks become classes.
+
+    Args:
+        kind: As `PairDataConfig.mask_kind`, but never "auto".
+        class_names: Name of each of the K classes.
+        values: "classes", "values", "colors": the value of each class.
+        ignore: The value of unlabelled pixels.
+        boundary_width: "boundaries": width of the outline, pixels.
+    """
+
+    kind: MaskKind
+    class_names: tuple[str, ...]
+    values: tuple[int, ...] = ()
+    ignore: int | None = None
+    boundary_width: int = 1
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+    def read(self, mask: np.ndarray, name: str) -> np.ndarray:
+        """The `mask_values [H, W]` of a mask file `[H, W, C]`."""
+        return mask_values(mask, self.kind == "colors", name)
+
+    def classes(self, values: np.ndarray, name: str) -> np.ndarray:
+        """Class of each pixel.
+
+        Args:
+            values: As from `read`, `[H, W]`.
+            name: For the message.
+
+        Returns:
+            `int16 [H, W]`: 0 to K - 1, or IGNORE_INDEX.
+
+        Raises:
+            UserError: A value that is no class, named with the cure.
+        """
+        unlabelled = values == self.ignore if self.ignore is not None else False
+        if self.kind == "threshold":
+            top = 1 if values.dtype.kind == "f" else np.iinfo(values.dtype).max
+            classes = (values > top / 2).astype(np.int16)
+        elif self.kind in ("instances", "boundaries"):
+            classes = self._object_classes(np.where(unlabelled, 0, values), name)
+        else:
+            order = np.argsort(self.values)
+            table = np.array(self.values)[order]
+            places = np.searchsorted(table, values).clip(max=len(table) - 1)
+            strange = (table[places] != values) & ~np.asarray(unlabelled)
+            if strange.any():
+                raise UserError(f"{name}: {self._complaint(np.unique(values[strange]))}")
+            classes = order.astype(np.int16)[places]
+        return np.where(unlabelled, np.int16(IGNORE_INDEX), classes)
+
+    def cells(
+        self, values: np.ndarray, classes: np.ndarray, cell_classes: Sequence[int]
+    ) -> np.ndarray:
+        """Numbered cells, between which border weights lie, `int32 [H, W]`, 0 for background.
+
+        Args:
+            values: As from `read`: numbered objects are the cells.
+            classes: As from `classes`: in other masks the connected pieces of a class are.
+            cell_classes: Those classes; empty for all but 0.
+        """
+        if self.kind in ("instances", "boundaries"):
+            numbers = np.unique(values, return_inverse=True)[1].reshape(values.shape) + 1
+            return np.where(classes == 1, numbers, 0).astype(np.int32)
+        return connected_cells(classes, cell_classes or range(1, self.num_classes))
+
+    def _object_classes(self, objects: np.ndarray, name: str) -> np.ndarray:
+        if objects.dtype.kind == "f":
+            raise UserError(f"{name}: holds fractions, not numbered objects; save whole numbers")
+        classes = (objects != 0).astype(np.int16)
+        if self.kind == "boundaries":
+            size = 2 * self.boundary_width + 1
+            high = ndimage.maximum_filter(objects, size)
+            classes[(objects != 0) & (high != ndimage.minimum_filter(objects, size))] = 2
+        return classes
+
+    def _complaint(self, found: np.ndarray) -> str:
+        if self.kind == "colors":
+            shown = listed(color_of(number) for number in found)
+            return f"{shown} not in data.class_colors; add the colour there or mend the file"
+        shown = f"value{'s' * (len(found) > 1)} {listed(found)}"
+        if self.kind == "values":
+            return (
+                f"{shown} not in data.mask_values {list(self.values)}; add them there, mend the "
+                "file, or set data.mask_kind threshold if its edges are smooth"
+            )
+        cure = "raise data.num_classes or mend the file"
+        if 255 in found:
+            cure = "set data.ignore_value 255 if it means unlabelled, or list data.mask_values"
+        last = self.num_classes - 1
+        return f"{shown}, but the {self.num_classes} classes are numbered 0 to {last}; {cure}"
+
+
+def find_code(config: PairDataConfig, found: np.ndarray, tops: set[float]) -> MaskCode:
+    """The code that the settings name, or that the masks' values leave no doubt about.
+
+    Args:
+        config: What is said about the masks.
+        found: Every value in the masks (as `mask_values`) but the unlabelled one, sorted.
+        tops: The largest value that the masks' types can hold, one or several.
+
+    Raises:
+        UserError: The values may mean several things, or settings contradict each other. The
+            message says which setting decides.
+    """
+    kind, values = config.mask_kind, tuple(config.mask_values)
+    if values and kind not in ("auto", "values"):
+        raise UserError(f"data.mask_values is for data.mask_kind values, not for {kind}")
+    stated = config.num_classes or len(config.class_names)
+    if kind == "auto":
+        kind, values = ("values", values) if values else _only_meaning(found, tops, stated)
+    if kind == "values" and len(values) < 2:
+        raise UserError("data.mask_kind values: list the value of each class in data.mask_values")
+    if kind == "colors":
+        values = tuple(int(color_number(color)) for color in config.class_colors)
+        if len(values) < 2:
+            raise UserError("data.mask_kind colors: list each class's colour in data.class_colors")
+    if kind == "classes":
+        values = tuple(range(stated or int(found.max()) + 1))
+    if len(set(values)) < len(values):
+        raise UserError(f"data.mask_kind {kind}: two classes have the same value in its table")
+    names = _NAMES.get(kind) or tuple(_value_name(kind, value) for value in values)
+    for setting, count in (
+        ("num_classes", config.num_classes),
+        ("class_names", len(config.class_names)),
+        ("class_colors", len(config.class_colors)),
+    ):
+        if count and count != len(names):
+            raise UserError(
+                f"data.{setting} is for {count} classes, but masks of kind {kind} give {len(names)}"
+            )
+    names = tuple(config.class_names) or names
+    return MaskCode(kind, names, values, ignored_value(config), config.boundary_width)
+
+
+def _value_name(kind: MaskKind, value: int) -> str:
+    return {"classes": f"class {value}", "colors": f"#{value:06x}"}.get(kind, f"value {value}")
+
+
+def ignored_value(config: PairDataConfig) -> int | None:
+    """The `mask_values` number of unlabelled pixels."""
+    ignore = config.ignore_value
+    return ignore if ignore is None or isinstance(ignore, int) else int(color_number(ignore))
+
+
+def _only_meaning(
+    found: np.ndarray, tops: set[float], stated: int
+) -> tuple[MaskKind, tuple[int, ...]]:
+    """Kind and values of masks that can mean one thing only."""
+    shown = f"the masks hold the value{'s' * (len(found) != 1)} {listed(found)}"
+    cures = (
+        f"list the value of each class in data.mask_values [{listed(found)}], or set "
+        "data.mask_kind threshold for masks with smooth edges, instances for numbers of objects"
+    )
+    if len(found) < 2:
+        raise UserError(f"{shown} and no other, so there is nothing to learn; see data.masks")
+    if found.dtype.kind == "f":
+        raise UserError(f"{shown}; say what they mean: data.mask_kind threshold takes over half")
+    if len(found) == 2 and found[0] == 0 and found[1] in tops:
+        return "values", (0, int(found[1]))
+    if tuple(found) == (0, 1) or (stated and 0 <= found.min() <= found.max() < stated):
+        return "classes", ()
+    indices = tuple(range(len(found)))
+    if tuple(found) == indices:
+        raise UserError(
+            f"{shown}: set data.mask_kind classes, or instances if they are numbers of objects"
+        )
+    if tuple(found) == (*indices[:-1], 255):
+        raise UserError(f"{shown}: set data.ignore_value 255 if that is unlabelled, or {cures}")
+    raise UserError(f"{shown}: {cures}")

@@ -1,0 +1,97 @@
+"""The training stream of a labelled set: from positions to augmented windows, with no state.
+
+As `Stream` does for images: what stands at a position is a function of (seed, position).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+from ddpm_unet.data.augment import augmentation, cut_window, window_margin
+from ddpm_unet.data.labelled import LabelledSet
+from ddpm_unet.data.pictures import to_unit
+from ddpm_unet.data.windows import order
+from ddpm_unet.randomness import integers, seeded
+
+Batch = dict[str, Tensor]
+
+
+class PairStream(Dataset[Batch]):
+    """Random windows of labelled pictures, endlessly: epoch after epoch in a new order.
+
+    An epoch visits each picture as often as windows fit in its area, each time at a random
+    place. Pictures smaller than a window are mirrored at their borders.
+    """
+
+    def __init__(self, pictures: LabelledSet, seed: int) -> None:
+        """Read nothing yet.
+
+        Args:
+            pictures: The pictures; `pictures.config` has the window size and the augmentation.
+            seed: Of the run.
+        """
+        self.pictures, self.seed, self.size = pictures, seed, pictures.config.size
+        self.margin = window_margin(pictures.config.augment)
+        self.augment = augmentation(pictures.config.augment, self.size)
+        self._bounds = np.cumsum(np.maximum(1, pictures.sizes.prod(1) // self.size**2))
+
+    @property
+    def epoch_length(self) -> int:
+        """Positions in an epoch."""
+        return int(self._bounds[-1])
+
+    def __getitems__(self, positions: Sequence[int] | np.ndarray) -> Batch:
+        """The batch at these positions, whatever they are.
+
+        Returns:
+            "image" float32 `[B, C, size, size]` in [-1, 1]; "mask" int64 `[B, size, size]`,
+            IGNORE_INDEX where unlabelled; "position" int64 `[B]`; and "weight" float32
+            `[B, size, size]` if the set has border weights.
+        """
+        positions = np.asarray(positions, dtype=np.int64)
+        corners = (self._corners(side, positions) for side in (0, 1))
+        windows = [
+            self._window(*place)
+            for place in zip(
+                positions.tolist(), self._picture(positions).tolist(), *corners, strict=True
+            )
+        ]
+        batch = {key: torch.stack([window[key] for window in windows]) for key in windows[0]}
+        return batch | {"mask": batch["mask"].long(), "position": torch.from_numpy(positions)}
+
+    def __getitem__(self, position: int) -> Batch:
+        return {key: values[0] for key, values in self.__getitems__([position]).items()}
+
+    def name(self, position: int) -> str:
+        """The picture from which a position is cut, for messages."""
+        return self.pictures.name(int(self._picture(np.array([position]))[0]))
+
+    def _picture(self, positions: np.ndarray) -> np.ndarray:
+        items = order(self.seed, positions, self.epoch_length)
+        return np.searchsorted(self._bounds, items, side="right")
+
+    def _corners(self, side: int, positions: np.ndarray) -> list[int]:
+        """Top (side 0) or left of each window; centred where the picture is smaller than it."""
+        spare = self.pictures.sizes[self._picture(positions), side] - self.size
+        purpose = ("data/top", "data/left")[side]
+        drawn = integers(self.seed, purpose, positions, np.maximum(spare, 0) + 1)
+        return np.where(spare < 0, spare // 2, drawn).tolist()
+
+    def _window(self, position: int, index: int, top: int, left: int) -> Batch:
+        picture = self.pictures.picture(index)
+        place = (top - self.margin, left - self.margin, self.size + 2 * self.margin)
+        image = to_unit(cut_window(picture.image, *place), self.pictures.config.value_range)
+        sample = {
+            "image": tv_tensors.Image(image),
+            "mask": tv_tensors.Mask(cut_window(picture.mask, *place).copy()),
+        }
+        if picture.weight is not None:
+            sample["weight"] = tv_tensors.Mask(cut_window(picture.weight, *place).copy())
+        with seeded(self.seed, "data/augment", position):
+            return {key: value.as_subclass(Tensor) for key, value in self.augment(sample).items()}

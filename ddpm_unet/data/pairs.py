@@ -1,0 +1,236 @@
+"""Which mask belongs to which image: by name in folders, page by page in stacks, or built in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_unet.config import PairDataConfig
+from ddpm_unet.data import histology
+from ddpm_unet.data.folder import list_pictures, natural
+from ddpm_unet.data.pictures import read_picture, read_stack
+from ddpm_unet.errors import UserError
+
+BUILTIN_IMAGES = "builtin:histology"
+BUILTIN_MASKS = ("builtin:nucleus", "builtin:nucleus-type")
+TIFF_ENDINGS = (".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its mask, not read yet.
+
+    Attributes:
+        name: What they share of their names; pages of a stack are numbered.
+        image_file, mask_file: What messages call them.
+        read_image, read_mask: Decode, `[H, W, C]` uint8, uint16 or float32.
+    """
+
+    name: str
+    image_file: str
+    mask_file: str
+    read_image: Callable[[], np.ndarray]
+    read_mask: Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What was found.
+
+    Attributes:
+        pairs: In natural order of their names.
+        notes: What the user should know.
+        faults: One line each that names a file and the cure.
+    """
+
+    pairs: list[Pair]
+    notes: list[str]
+    faults: list[str]
+
+
+def complete_settings(config: PairDataConfig) -> PairDataConfig:
+    """The settings with what the built-in masks say about themselves.
+
+    Raises:
+        UserError: Built-in images with other masks or the reverse.
+    """
+    if (config.images == BUILTIN_IMAGES) != (config.masks in BUILTIN_MASKS):
+        raise UserError(
+            f"data.images {config.images} and data.masks {config.masks} do not go together: give "
+            f"your own folders for both, or {BUILTIN_IMAGES} with {' or '.join(BUILTIN_MASKS)}"
+        )
+    if config.masks not in BUILTIN_MASKS:
+        return config
+    if config.masks == "builtin:nucleus-type":
+        return replace(config, mask_kind="classes", class_names=histology.CLASS_NAMES)
+    if config.mask_kind == "boundaries":
+        return replace(config, class_names=("background", "nucleus", "outline"))
+    return replace(config, mask_kind="instances", class_names=("background", "nucleus"))
+
+
+def find_pairs(config: PairDataConfig) -> Pairing:
+    """Pair images and masks.
+
+    Raises:
+        UserError: Nothing to pair at all: no such folder, an empty one, or one for both without
+            names to tell images from masks.
+    """
+    if config.images == BUILTIN_IMAGES:
+        return Pairing([_builtin_pair(config)], [], [])
+    if Path(config.images).is_file() and Path(config.masks).is_file():
+        files = {Path(config.images).stem: (config.images, config.masks)}
+        return _expand_stacks(files, config, [], [])
+    if Path(config.images).resolve() == Path(config.masks).resolve() and (
+        config.image_name == config.mask_name
+    ):
+        raise UserError(
+            f"{config.masks}: is the folder of the images too; set data.mask_name, such as "
+            "'{}_mask', to tell the masks from them"
+        )
+    here, there = Place(config.images, config.image_name), Place(config.masks, config.mask_name)
+    images, notes, faults = here.files("image", other=there)
+    masks, mask_notes, mask_faults = there.files("mask", other=here)
+    notes, faults = notes + mask_notes, faults + mask_faults
+    both = {name: (images[name], masks[name]) for name in images if name in masks}
+    if images and masks and not both:
+        (image, *_), (mask, *_) = images.values(), masks.values()
+        cure = _naming_hint(images, masks) or "give each mask the name of its image"
+        faults.append(f"{mask}: no mask is named as an image, such as {image}; {cure}")
+        return Pairing([], notes, faults)
+    lonely = [images[name] for name in images if name not in masks]
+    if config.skip_unlabelled:
+        notes += [f"{len(lonely)} images without a mask are left out"] * bool(lonely)
+    else:
+        cure = "add its mask, move it away, or set data.skip_unlabelled true"
+        faults += [f"{path}: has no mask in {config.masks}; {cure}" for path in lonely]
+    lonely = [masks[name] for name in masks if name not in images]
+    cure = "add its image or move it away"
+    faults += [f"{path}: has no image in {config.images}; {cure}" for path in lonely]
+    return _expand_stacks(both, config, notes, faults)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder and how the files in it are named."""
+
+    root: str
+    pattern: str
+
+    def shared(self, path: str) -> str | None:
+        """What a file's name shares with its partner's; None if it does not fit the pattern."""
+        before, after = self.pattern.split("{}")
+        stem = Path(path).stem
+        fits = stem.startswith(before) and stem.endswith(after)
+        middle = stem[len(before) : len(stem) - len(after)]
+        return os.path.join(os.path.dirname(path), middle) if fits and middle else None
+
+    def files(self, what: str, other: Place) -> tuple[dict[str, str], list[str], list[str]]:
+        """Files by the shared part of their names, notes and faults.
+
+        Where one folder is inside the other, what is inside belongs to the inner one; in one
+        folder, a name that fits both patterns belongs to the longer.
+        """
+        if self.pattern.count("{}") != 1:
+            raise UserError(
+                f"data.{what}_name is {self.pattern!r}: write {{}} once, for instance '{{}}_{what}'"
+            )
+        files: dict[str, str] = {}
+        unfit, faults = [], []
+        for path in list_pictures(Path(self.root))[0]:
+            full, name = os.path.join(self.root, path), self.shared(path)
+            if self._belongs_to(other, full, path):
+                continue
+            if name is None:
+                unfit.append(full)
+            elif name in files:
+                faults.append(f"{full}: has the name of {files[name]}; keep one of the two")
+            else:
+                files[name] = full
+        fit = "file does" if len(unfit) == 1 else "files do"
+        notes = [f"{len(unfit)} {fit} not fit data.{what}_name, such as {path}" for path in unfit]
+        return files, notes[:1], faults
+
+    def _belongs_to(self, other: Place, full: str, path: str) -> bool:
+        mine, others = Path(self.root).resolve(), Path(other.root).resolve()
+        if mine == others:
+            return len(other.pattern) > len(self.pattern) and other.shared(path) is not None
+        return others.is_relative_to(mine) and Path(full).resolve().is_relative_to(others)
+
+
+def _naming_hint(images: dict[str, str], masks: dict[str, str]) -> str:
+    """Where no name fits: the pattern that would give every image its mask, if there is one."""
+    for setting, names, longer in (("mask_name", images, masks), ("image_name", masks, images)):
+        first = next(iter(names), "")
+        for other in longer:
+            before, found, after = other.partition(first)
+            if found and all(f"{before}{name}{after}" in longer for name in names):
+                return f"set data.{setting} '{before}{{}}{after}'"
+    return ""
+
+
+def _expand_stacks(
+    files: dict[str, tuple[str, str]], config: PairDataConfig, notes: list[str], faults: list[str]
+) -> Pairing:
+    """A pair of each page of each pair of files."""
+    pairs: list[Pair] = []
+    indices = config.mask_kind != "colors"
+    for name in sorted(files, key=natural):
+        image, mask = files[name]
+        try:
+            pages, mask_pages = _pages(image, config.max_pixels), _pages(mask, config.max_pixels)
+        except UserError as error:
+            faults.append(str(error))
+            continue
+        if pages != mask_pages:
+            faults.append(f"{mask}: has {mask_pages} pages, {image} {pages}; make them the same")
+            continue
+        for page in [None] if pages == 1 else range(pages):
+            number = "" if page is None else f"{page:0{len(str(pages - 1))}}"
+            pairs.append(
+                Pair(
+                    f"{name}/{number}" if number else name,
+                    f"{image} page {number}" if number else image,
+                    f"{mask} page {number}" if number else mask,
+                    partial(_read, image, page, config.max_pixels, keep_palette=False),
+                    partial(_read, mask, page, config.max_pixels, keep_palette=indices),
+                )
+            )
+    return Pairing(pairs, notes, faults)
+
+
+def _pages(path: str, max_pixels: float) -> int:
+    return len(_stack(path, max_pixels)) if path.lower().endswith(TIFF_ENDINGS) else 1
+
+
+def _read(path: str, page: int | None, max_pixels: float, keep_palette: bool) -> np.ndarray:
+    if page is None:
+        return read_picture(path, max_pixels, keep_palette)
+    return _stack(path, max_pixels)[page]
+
+
+@lru_cache(maxsize=2)
+def _stack(path: str, max_pixels: float) -> np.ndarray:
+    """The image's and the mask's stack stay in memory while their pages are read in turn."""
+    return read_stack(path, max_pixels)
+
+
+def _builtin_pair(config: PairDataConfig) -> Pair:
+    part: histology.Part = "all" if config.include_held_out else "train"
+    field = "types" if config.masks == "builtin:nucleus-type" else "instances"
+    return Pair(
+        histology.NEST,
+        histology.NEST,
+        f"{histology.NEST} ({config.masks})",
+        partial(_builtin_array, part, "picture"),
+        partial(_builtin_array, part, field),
+    )
+
+
+def _builtin_array(part: histology.Part, field: str) -> np.ndarray:
+    array: np.ndarray = getattr(histology.labelled(part), field)
+    return array if array.ndim == 3 else array.astype(np.uint16)[..., None]

@@ -1,0 +1,148 @@
+"""Training, validation and test parts of the labelled pictures, as plain data for a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+
+from ddpm_unet.config import SplitConfig
+from ddpm_unet.errors import UserError
+from ddpm_unet.randomness import bits
+
+SMALLEST_STRIP = 16
+
+
+class Part(TypedDict, total=False):
+    """A picture, by name, or the window [first, end) of its rows or columns."""
+
+    name: str
+    rows: list[int]
+    columns: list[int]
+
+
+class Split(TypedDict):
+    """Parts of pictures for each purpose, and how they came about in one sentence."""
+
+    how: str
+    train: list[Part]
+    validation: list[Part]
+    test: list[Part]
+
+
+def split_pictures(
+    names: Sequence[str], sizes: Sequence[tuple[int, int]], config: SplitConfig
+) -> Split:
+    """Divide pictures among training, validation and test.
+
+    Args:
+        names: Name of each picture, in order.
+        sizes: Height and width of each picture, pixels.
+        config: Shares, order and folds.
+
+    Raises:
+        UserError: If there are not enough pictures, or the only one is too small to be cut.
+    """
+    for setting, share in (("validation", config.validation), ("test", config.test)):
+        if share < 0 or (share >= 1 and share != int(share)):
+            raise UserError(
+                f"data.split.{setting} is {share:g}: give a share from 0 to 1, or a whole number"
+            )
+    if len(names) == 1:
+        return _strips(names[0], sizes[0], config)
+    total = len(names)
+    order = np.arange(total)
+    if config.by == "files":
+        order = np.argsort(bits(config.seed, "split", order), kind="stable")
+    test = _count(config.test, total)
+    rest, test_part = order[: total - test], order[total - test :]
+    if config.folds:
+        if not 2 <= config.folds <= len(rest):
+            raise UserError(f"data.split.folds is {config.folds}: give 2 to {len(rest)}, or 0")
+        if not 0 <= config.fold < config.folds:
+            raise UserError(f"data.split.fold is {config.fold}: give 0 to {config.folds - 1}")
+        validation_part = np.array_split(rest, config.folds)[config.fold]
+        train_part = rest[~np.isin(rest, validation_part)]
+    else:
+        kept = len(rest) - _count(config.validation, total)
+        train_part, validation_part = rest[: max(kept, 0)], rest[max(kept, 0) :]
+    if not len(train_part):
+        raise UserError(
+            f"no picture of {total} is left to train on: lower data.split.validation and .test"
+        )
+    train_part = train_part[_spread(len(train_part), config.limit)]
+    return {
+        "how": _sentence(config, len(train_part), len(validation_part), len(test_part)),
+        "train": [{"name": names[i]} for i in sorted(train_part)],
+        "validation": [{"name": names[i]} for i in sorted(validation_part)],
+        "test": [{"name": names[i]} for i in sorted(test_part)],
+    }
+
+
+def _count(share: float, total: int) -> int:
+    """Pictures in a share (below 1, and then at least one) or a number (1 and more)."""
+    return int(share) if share >= 1 or share == 0 else max(1, round(share * total))
+
+
+def _spread(total: int, limit: int | None) -> np.ndarray:
+    """Indices of `limit` of `total` pictures, in the middles of as many equal stretches."""
+    if limit is None:
+        return np.arange(total)
+    if not 1 <= limit <= total:
+        raise UserError(f"data.split.limit is {limit}: give 1 to {total} training pictures")
+    return (2 * np.arange(limit) + 1) * total // (2 * limit)
+
+
+def _sentence(config: SplitConfig, train: int, validation: int, test: int) -> str:
+    manner = "in blocks" if config.by == "blocks" else f"shuffled with seed {config.seed}"
+    if config.folds:
+        manner += f", fold {config.fold} of {config.folds}"
+    if config.limit is not None:
+        manner += f", training limited to {config.limit}"
+    return f"{train} pictures train, {validation} validate, {test} test ({manner})"
+
+
+def _strips(name: str, size: tuple[int, int], config: SplitConfig) -> Split:
+    """Strips of one picture along its longer side: training, gap, validation, gap, test."""
+    if config.folds or config.limit not in (None, 1) or max(config.validation, config.test) >= 1:
+        raise UserError(
+            f"{name} is the only labelled picture: data.split takes shares below 1, no folds"
+        )
+    if config.validation == config.test == 0:
+        how = f"{name}, the only labelled picture, trains; nothing validates or tests"
+        return {"how": how, "train": [{"name": name}], "validation": [], "test": []}
+    along = "columns" if size[1] >= size[0] else "rows"
+    length = end = max(size)
+    bounds: dict[str, list[tuple[int, int]]] = {"train": [], "validation": [], "test": []}
+    for purpose, share in (("test", config.test), ("validation", config.validation)):
+        if share > 0:
+            start = end - round(share * length)
+            bounds[purpose] = [(start, end)]
+            end = start - config.gap
+    bounds["train"] = [(0, end)]
+    if any(end - start < SMALLEST_STRIP for strip in bounds.values() for start, end in strip):
+        raise UserError(
+            f"{name} ({size[0]} x {size[1]} pixels) is too small to hold parts of it out: label "
+            "another image, lower data.split.gap, or set data.split.validation 0"
+        )
+    held = [
+        f"its {along} {start} to {end - 1} {verb}"
+        for purpose, verb in (("train", "train"), ("validation", "validate"), ("test", "test"))
+        for start, end in bounds[purpose]
+    ]
+
+    def parts(purpose: str) -> list[Part]:
+        return [_part(name, along, start, end) for start, end in bounds[purpose]]
+
+    return {
+        "how": f"{name} is the only labelled picture, parts of it are held out: {', '.join(held)}",
+        "train": parts("train"),
+        "validation": parts("validation"),
+        "test": parts("test"),
+    }
+
+
+def _part(name: str, along: str, start: int, end: int) -> Part:
+    bounds = [start, end]
+    return {"name": name, "rows": bounds} if along == "rows" else {"name": name, "columns": bounds}

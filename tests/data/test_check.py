@@ -1,0 +1,234 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from ddpm_unet.config import PairDataConfig
+from ddpm_unet.data.check import check_pairs
+from ddpm_unet.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def write(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".tif":
+        planes = {"planarconfig": "contig"} if array.ndim == 3 else {}
+        tifffile.imwrite(path, array, photometric="minisblack", **planes)
+    else:
+        Image.fromarray(array).save(path)
+
+
+def picture(height=40, width=50, channels=None):
+    shape = (height, width) if channels is None else (height, width, channels)
+    return RNG.integers(0, 256, shape, np.uint8)
+
+
+def half(low=0, high=255, height=40, width=50, dtype=np.uint8):
+    """A mask whose left fifth has one value and the rest another."""
+    mask = np.full((height, width), high, dtype)
+    mask[:, : width // 5] = low
+    return mask
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name in ("1", "2", "3"):
+        write(tmp_path / f"images/{name}.png", picture())
+        write(tmp_path / f"masks/{name}.png", half())
+    return tmp_path
+
+
+def check(root, **settings):
+    settings = {"size": 16} | settings
+    config = PairDataConfig(images=f"{root}/images", masks=f"{root}/masks", **settings)
+    return check_pairs(config)
+
+
+def test_the_table_of_a_good_set(folders):
+    report = check(folders)
+    assert str(report).splitlines() == [
+        f"3 pairs of {folders}/images and {folders}/masks",
+        "images: 50 x 40 pixels, 1 channel of uint8, values 0 to 255",
+        "masks: 0, 255: read as values, as data.mask_kind auto found",
+        "  class                       pixels     share  masks",
+        "  0   value 0                  1,200   20.000%      3",
+        "  1   value 255                4,800   80.000%      3",
+    ]
+    assert report.names == ["1", "2", "3"]
+    assert report.sizes == [(40, 50)] * 3
+    np.testing.assert_array_equal(report.class_pixels, [[400, 1600]] * 3)
+    assert report.stop_at_faults() == report.code
+
+
+def test_unlabelled_pixels_are_counted_apart(folders):
+    mask = half(0, 1)
+    mask[0] = 9
+    for name in "123":
+        write(folders / f"masks/{name}.png", mask)
+    report = check(folders, ignore_value=9)
+    assert "  -   unlabelled                 150" in str(report)
+    np.testing.assert_array_equal(report.class_pixels[0], [390, 1560])
+
+
+FAULTS = {
+    "size": (
+        {"masks/2.png": half(height=41)},
+        "masks/2.png: is 50 x 41 but its image is 50 x 40 ({}/images/2.png); save the mask at",
+    ),
+    "turned": ({"masks/2.png": half(height=50, width=40)}, "turn one of the two by 90 degrees"),
+    "values": (
+        {"masks/2.png": half(0, 1)},
+        "masks: the masks hold the values 0, 1, 255: set data.ignore_value 255",
+    ),
+    "coloured": (
+        {"masks/2.png": picture(channels=3)},
+        "masks/2.png: is coloured; set data.mask_kind colors",
+    ),
+    "unreadable": ({"masks/2.png": b"PNG?"}, "masks/2.png: is not an image in a known format"),
+    "truncated": ({"images/2.png": None}, "images/2.png: is damaged or truncated"),
+    "channels": (
+        {"images/3.png": picture(channels=3)},
+        "images/3.png: has 3 channels of uint8, but {}/images/1.png 1 channel of uint8; convert",
+    ),
+    "depth": (
+        {"images/3.png": picture().astype(np.uint16)},
+        "images/3.png: has 1 channel of uint16, but",
+    ),
+    "alone": ({"images/4.png": picture()}, "images/4.png: has no mask in {}/masks"),
+    "floats": (
+        {f"images/{n}.tif": np.full((40, 50), 7, np.float32) for n in "123"},
+        "images/1.tif: float values from 7 to 7, not within 0 to 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_one_line_with_file_and_cure(folders, fault):
+    files, message = FAULTS[fault]
+    for name, content in files.items():
+        path = folders / name
+        if name.endswith(".tif"):
+            path.with_suffix(".png").unlink()
+        if content is None:
+            path.write_bytes(path.read_bytes()[:-400])
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            write(path, content)
+    report = check(folders)
+    matching = [line for line in report.faults if message.format(folders) in line]
+    assert len(matching) == 1, report.faults
+    assert all("\n" not in line for line in report.faults)
+    with pytest.raises(UserError) as error:
+        report.stop_at_faults()
+    assert matching[0] in str(error.value)
+
+
+def test_a_mask_that_is_its_image(folders):
+    write(folders / "masks/2.png", np.asarray(Image.open(folders / "images/2.png")))
+    (fault,) = check(folders, mask_kind="instances").faults
+    assert fault.startswith(f"{folders}/masks/2.png: is the same picture as {folders}/images/2.png")
+
+
+def test_more_values_than_classes_is_a_fault_of_each_file(folders):
+    for name in "23":
+        write(folders / f"masks/{name}.png", half(0, 7))
+    report = check(folders, mask_kind="classes", num_classes=5)
+    assert [line.split(": value ")[1][:3] for line in report.faults] == ["255", "7, ", "7, "]
+    with pytest.raises(UserError) as error:
+        report.stop_at_faults()
+    assert str(error.value).splitlines() == ["3 faults in the labelled set", *report.faults]
+
+
+def test_many_faults_are_cut_short(tmp_path):
+    for number in range(30):
+        write(tmp_path / f"images/{number}.png", picture())
+    write(tmp_path / "masks/0.png", half())
+    with pytest.raises(UserError) as error:
+        check(tmp_path).stop_at_faults()
+    lines = str(error.value).splitlines()
+    assert lines[0] == "29 faults in the labelled set"
+    assert lines[-1] == "... and 9 more"
+    assert len(lines) == 22
+
+
+def test_smooth_masks_are_told_of_threshold(folders):
+    smooth = half()
+    smooth[:, 9:12] = [40, 128, 200]
+    write(folders / "masks/3.png", smooth)
+    (fault,) = check(folders).faults
+    assert "0, 40, 128, 200, 255" in fault
+    assert "data.mask_kind threshold" in fault
+    assert fault.endswith(f"(most values: {folders}/masks/3.png)")
+    report = check(folders, mask_kind="threshold")
+    np.testing.assert_array_equal(report.class_pixels[2], [400, 1600])
+
+
+def test_what_is_suspicious(folders):
+    write(folders / "images/2.png", np.asarray(Image.open(folders / "images/1.png")))
+    write(folders / "images/3.png", np.full((200, 300), 9, np.uint8))
+    stray = np.zeros((200, 300), np.uint8)
+    stray[0, 0] = 2
+    write(folders / "masks/3.png", stray)
+    for name in "12":
+        write(folders / f"masks/{name}.png", half(0, 0))
+    report = check(folders, num_classes=3, size=64)
+    assert not report.faults
+    assert report.warnings == [
+        f"{folders}/images/1.png and others: 2 files are smaller than the windows of data.size 64, "
+        "will be mirrored",
+        f"{folders}/images/3.png: is a single value everywhere",
+        f"{folders}/images/2.png: is the same as {folders}/images/1.png",
+        *(
+            f"class {number} (class {number}): too few pixels to learn, or a stray value "
+            f"({pixels}, under 0.01% of all)"
+            for number, pixels in ((1, 0), (2, 1))
+        ),
+        f"{folders}/masks/1.png and others: 2 files are of one class only",
+    ]
+    assert all(f"warning: {line}" in str(report) for line in report.warnings)
+
+
+def test_dark_16_bit_images_are_told_of_value_range(folders):
+    for name in "123":
+        write(folders / f"images/{name}.png", picture().astype(np.uint16) * 16)
+    (warning,) = check(folders).warnings
+    assert "set data.value_range [0, 4080]" in warning
+    assert not check(folders, value_range=(0.0, 4095.0)).warnings
+
+
+def test_any_depth_and_number_of_channels(tmp_path):
+    for dtype, channels in ((np.uint16, 5), (np.float32, 2), (np.uint8, 4)):
+        image = RNG.random((20, 30, channels))
+        image = (image * np.iinfo(dtype).max if dtype != np.float32 else image).astype(dtype)
+        write(tmp_path / "images/a.tif", image)
+        write(tmp_path / "masks/a.tif", half(0, 1, 20, 30))
+        report = check(tmp_path)
+        assert (report.channels, report.faults) == (channels, [])
+        assert report.bytes_per_pixel == channels * np.dtype(dtype).itemsize
+    assert check(tmp_path, channels=3).channels == 3
+
+
+def test_no_pair_at_all(folders):
+    for path in (folders / "masks").iterdir():
+        path.rename(path.with_name(f"x{path.name}"))
+    with pytest.raises(UserError, match=r"set data.mask_name 'x\{\}'"):
+        check(folders).stop_at_faults()
+
+
+def test_alone(folders):
+    command = [sys.executable, "-m", "ddpm_unet.data.check", "--data.images", f"{folders}/images"]
+    command += ["--data.masks", f"{folders}/masks"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "read as values" in done.stdout
+    assert done.stdout.endswith("no fault found\n")
+    write(folders / "masks/2.png", half(height=41))
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {folders}/masks/2.png: is 50 x 41")
+    assert len(done.stderr.splitlines()) == 1

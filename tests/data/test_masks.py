@@ -1,0 +1,236 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ddpm_unet.config import PairDataConfig
+from ddpm_unet.data.masks import (
+    IGNORE_INDEX,
+    MaskCode,
+    color_number,
+    color_of,
+    find_code,
+    mask_values,
+)
+from ddpm_unet.errors import UserError
+
+SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=6)
+
+
+def code_for(found, top=255, **settings):
+    return find_code(PairDataConfig(**settings), np.array(found), {top})
+
+
+def grey(rows, dtype=np.uint8):
+    return np.array(rows, dtype)[..., None]
+
+
+# What a file says
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_equal_channels_and_a_constant_alpha_are_grey(channels, alpha):
+    rows = np.array([[0, 255], [7, 3]], np.uint8)
+    mask = np.repeat(rows[..., None], channels, -1)
+    if alpha:
+        mask = np.concatenate([mask, np.full_like(mask[..., :1], 255)], -1)
+    np.testing.assert_array_equal(mask_values(mask, False, "m"), rows)
+    np.testing.assert_array_equal(mask_values(mask, True, "m"), rows * np.int64(0x010101))
+
+
+def test_whole_floats_are_numbers():
+    values = mask_values(grey([[0, 70000], [3, -1]], np.float32), False, "m")
+    assert values.dtype == np.int64
+    np.testing.assert_array_equal(values, [[0, 70000], [3, -1]])
+
+
+@given(hnp.arrays(np.uint8, (3, 4, 3)))
+@settings(max_examples=20, deadline=None)
+def test_colors_survive_their_number(colors):
+    numbers = color_number(colors)
+    assert [[color_of(n) for n in row] for row in numbers] == colors.tolist()
+
+
+@pytest.mark.parametrize(
+    ("mask", "colors", "message"),
+    [
+        (np.array([[[1, 2, 3], [9, 9, 9]]], np.uint8), False, r"m.png: is coloured.*\[1, 2, 3\]"),
+        (np.array([[[1, 1], [1, 0]]], np.uint8), False, "m.png: its transparency varies"),
+        (np.zeros((2, 2, 5), np.uint8), False, "m.png: has 5 channels"),
+        (np.zeros((2, 2, 3), np.uint16), True, "m.png: has uint16 colours"),
+    ],
+)
+def test_files_that_are_no_masks(mask, colors, message):
+    with pytest.raises(UserError, match=message) as error:
+        mask_values(mask, colors, "m.png")
+    assert "\n" not in str(error.value)
+
+
+# What the values of a set mean
+
+
+@pytest.mark.parametrize(
+    ("found", "top", "kind", "values"),
+    [
+        ([0, 1], 255, "classes", (0, 1)),
+        ([0, 255], 255, "values", (0, 255)),
+        ([0, 65535], 65535, "values", (0, 65535)),
+        ([0, 1], 1, "values", (0, 1)),
+    ],
+)
+def test_auto_takes_what_leaves_no_doubt(found, top, kind, values):
+    code = code_for(found, top)
+    assert (code.kind, code.values, code.num_classes) == (kind, values, 2)
+
+
+def test_auto_takes_what_other_settings_settle():
+    assert code_for([0, 1, 3], num_classes=5).values == (0, 1, 2, 3, 4)
+    assert code_for([0, 1, 2], class_names=("a", "b", "c")).class_names == ("a", "b", "c")
+    assert code_for([0, 9, 128], mask_values=(128, 0, 9)).values == (128, 0, 9)
+    assert code_for([0, 1], ignore_value=255).ignore == 255
+
+
+@pytest.mark.parametrize(
+    ("found", "settings", "message"),
+    [
+        ([0, 1, 2], {}, "values 0, 1, 2: set data.mask_kind classes, or instances"),
+        ([0, 1, 255], {}, "values 0, 1, 255: set data.ignore_value 255 if that is unlabelled, or"),
+        ([0, 99, 255], {}, r"list the value of each class in data.mask_values \[0, 99, 255\], or"),
+        ([0, 65535], {}, "list the value of each class"),
+        ([0], {}, "value 0 and no other"),
+        ([255], {}, "value 255 and no other"),
+        ([], {}, "and no other"),
+        ([0.0, 0.5], {}, "values 0.0, 0.5; say what they mean: data.mask_kind threshold"),
+        ([0, 255], {"num_classes": 3}, "data.num_classes is for 3 classes, but .* give 2"),
+        ([0, 255], {"class_names": ("a",)}, "data.class_names is for 1 classes"),
+        ([0, 1], {"mask_kind": "instances", "num_classes": 3}, "kind instances give 2"),
+        ([0, 1], {"mask_kind": "values"}, "list the value of each class in data.mask_values"),
+        ([0, 1], {"mask_kind": "colors"}, "list each class's colour in data.class_colors"),
+        ([0, 1], {"mask_kind": "classes", "mask_values": (0, 1)}, "data.mask_values is for"),
+        ([0, 1], {"mask_values": (0, 1, 1)}, "two classes have the same value"),
+    ],
+)
+def test_auto_asks_about_the_rest(found, settings, message):
+    with pytest.raises(UserError, match=message) as error:
+        code_for(found, **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_names_say_what_a_class_is():
+    assert code_for([0, 255]).class_names == ("value 0", "value 255")
+    assert code_for([0, 1], mask_kind="classes").class_names == ("class 0", "class 1")
+    assert code_for([0, 9], mask_kind="boundaries").class_names[2] == "outline"
+    table = ((0, 0, 0), (255, 128, 0))
+    code = code_for([0], mask_kind="colors", class_colors=table)
+    assert code.class_names == ("#000000", "#ff8000")
+
+
+# From values to classes
+
+
+@given(
+    st.lists(st.integers(0, 65535), min_size=2, max_size=9, unique=True),
+    st.data(),
+)
+@settings(max_examples=40, deadline=None)
+def test_listed_values_become_their_places(table, data):
+    *table, ignore = table if len(table) > 2 else [*table, 65536]
+    wanted = data.draw(hnp.arrays(np.int64, SHAPES, elements=st.integers(-1, len(table) - 1)))
+    values = np.array([*table, ignore])[wanted]
+    code = MaskCode("values", ("",) * len(table), tuple(table), ignore)
+    classes = code.classes(values, "m")
+    assert classes.dtype == np.int16
+    np.testing.assert_array_equal(classes, np.where(wanted < 0, IGNORE_INDEX, wanted))
+
+
+@given(hnp.arrays(np.uint8, SHAPES), st.integers(1, 255))
+@settings(max_examples=40, deadline=None)
+def test_any_mask_is_read_or_refused_by_name(values, num_classes):
+    code = MaskCode("classes", ("",) * num_classes, tuple(range(num_classes)))
+    if values.max() < num_classes:
+        np.testing.assert_array_equal(code.classes(values, "m.png"), values)
+    else:
+        with pytest.raises(UserError, match=r"m\.png: value"):
+            code.classes(values, "m.png")
+
+
+def test_colours_become_classes():
+    table = ((0, 0, 0), (255, 0, 0), (0, 0, 255))
+    settings = {"mask_kind": "colors", "class_colors": table, "ignore_value": (255, 255, 255)}
+    code = code_for([0], **settings)
+    mask = np.array([[[255, 0, 0], [0, 0, 0], [0, 0, 255], [255, 255, 255]]], np.uint8)
+    np.testing.assert_array_equal(code.classes(code.read(mask, "m"), "m"), [[1, 0, 2, -100]])
+    with pytest.raises(UserError, match=r"m: \[254, 0, 0\] not in data.class_colors"):
+        code.classes(code.read(mask[:, :1] - np.array([1, 0, 0], np.uint8), "m"), "m")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "wanted"),
+    [
+        (np.uint8, [0, 127, 128, 255], [0, 0, 1, 1]),
+        (np.uint16, [0, 32767, 32768, 255], [0, 0, 1, 0]),
+        (np.float32, [0, 0.5, 0.51, 1], [0, 0, 1, 1]),
+    ],
+)
+def test_threshold_is_half_of_the_depth(dtype, values, wanted):
+    code = code_for([0, 3], mask_kind="threshold")
+    mask = grey([values], dtype)
+    np.testing.assert_array_equal(code.classes(code.read(mask, "m"), "m"), [wanted])
+
+
+def test_instances_and_boundaries():
+    objects = np.zeros((7, 9), np.uint16)
+    objects[1:6, 1:5], objects[1:6, 5:9], objects[6, 0] = 300, 9, 65535
+    settings = {"ignore_value": 65535}
+    classes = code_for([0], mask_kind="instances", **settings).classes(objects, "m")
+    assert classes[6, 0] == IGNORE_INDEX
+    np.testing.assert_array_equal(classes[:6] == 1, objects[:6] > 0)
+    outlined = code_for([0], mask_kind="boundaries", **settings).classes(objects, "m")
+    # The picture's edge is no outline; a neighbouring object and the background are.
+    np.testing.assert_array_equal(outlined[3], [0, 2, 1, 1, 2, 2, 1, 1, 1])
+    np.testing.assert_array_equal(outlined[1, 1:], [2] * 8)
+    wide = code_for([0], mask_kind="boundaries", boundary_width=2).classes(objects[:6], "m")
+    np.testing.assert_array_equal(wide[3], [0, 2, 2, 2, 2, 2, 2, 1, 1])
+
+
+def test_fractions_are_not_objects():
+    with pytest.raises(UserError, match="m: holds fractions"):
+        code_for([0], mask_kind="instances").classes(np.array([[0.5]]), "m")
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        ("classes", [0, 5], r"m: value 5, but the 3 classes are numbered 0 to 2; raise data.num_c"),
+        ("classes", [4, 255], "m: values 4, 255, but .* set data.ignore_value 255"),
+        ("values", [0, 5], r"m: value 5 not in data.mask_values \[0, 1, 2\]"),
+    ],
+)
+def test_strange_values_are_named_with_a_cure(kind, values, message):
+    code = MaskCode(kind, ("",) * 3, (0, 1, 2))
+    with pytest.raises(UserError, match=message):
+        code.classes(np.array([values]), "m")
+
+
+# Cells for border weights
+
+
+def test_numbered_objects_are_cells_and_outlines_part_them():
+    objects = np.zeros((6, 12), np.uint16)
+    objects[:, :5], objects[:, 5:10] = 4, 2
+    plain, outlined = (code_for([0], mask_kind=kind) for kind in ("instances", "boundaries"))
+    cells = plain.cells(objects, plain.classes(objects, "m"), ())
+    assert len(np.unique(cells)) == 3
+    np.testing.assert_array_equal(cells > 0, objects > 0)
+    cells = outlined.cells(objects, outlined.classes(objects, "m"), ())
+    np.testing.assert_array_equal(cells[0, 3:7] > 0, [True, False, False, True])
+
+
+def test_other_masks_give_connected_pieces():
+    values = np.array([[255, 0, 255], [255, 0, 255]], np.uint8)
+    code = code_for([0, 255])
+    classes = code.classes(values, "m")
+    assert code.cells(values, classes, ()).max() == 2
+    assert code.cells(values, classes, (0,)).max() == 1

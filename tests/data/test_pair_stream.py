@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from ddpm_unet.config import AugmentConfig, PairDataConfig
+from ddpm_unet.data.check import check_pairs
+from ddpm_unet.data.labelled import LabelledSet
+from ddpm_unet.data.loader import StepBatches, make_loader
+from ddpm_unet.data.pair_stream import PairStream
+
+PLAIN = AugmentConfig(
+    flips=False, turns=False, elastic_sigma=0, brightness=0, contrast=0, gamma=0, noise=0
+)
+SIZES = [(64, 64), (40, 80), (10, 24)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (root / name).mkdir()
+    for number, size in enumerate(SIZES):
+        image = rng.integers(1, 256, size, np.uint8)
+        Image.fromarray(image).save(root / f"images/{number}.png")
+        Image.fromarray((image > 99).astype(np.uint8)).save(root / f"masks/{number}.png")
+    return root
+
+
+def stream(root, seed=0, border=False, **settings):
+    settings = {"size": 16, "augment": PLAIN} | settings
+    config = PairDataConfig(images=f"{root}/images", masks=f"{root}/masks", **settings)
+    return PairStream(LabelledSet(check_pairs(config), border=border), seed)
+
+
+def test_a_batch_is_what_the_loop_takes(folders):
+    batch = stream(folders, border=True, augment=AugmentConfig()).__getitems__([3, 900, 4])
+    shapes = {key: (value.dtype, tuple(value.shape)) for key, value in batch.items()}
+    assert shapes == {
+        "image": (torch.float32, (3, 1, 16, 16)),
+        "mask": (torch.int64, (3, 16, 16)),
+        "weight": (torch.float32, (3, 16, 16)),
+        "position": (torch.int64, (3,)),
+    }
+    assert batch["position"].tolist() == [3, 900, 4]
+    assert batch["image"].abs().max() <= 1
+    assert all(value.is_contiguous() and type(value) is torch.Tensor for value in batch.values())
+    assert "weight" not in stream(folders).__getitems__([0])
+
+
+def test_image_and_mask_are_the_same_window(folders):
+    batch = stream(folders).__getitems__(range(60))
+    grey = (batch["image"][:, 0] + 1) * 127.5
+    assert torch.equal(batch["mask"], (grey > 99.5).long())
+    turned = stream(folders, augment=AugmentConfig(**{**vars(PLAIN), "turns": True, "flips": True}))
+    batch = turned.__getitems__(range(60))
+    assert torch.equal(batch["mask"], ((batch["image"][:, 0] + 1) * 127.5 > 99.5).long())
+
+
+def test_an_epoch_visits_pictures_by_area(folders):
+    pairs = stream(folders)
+    assert pairs.epoch_length == 16 + 12 + 1
+    for epoch in (0, 1):
+        first = epoch * pairs.epoch_length
+        names = [pairs.name(p) for p in range(first, first + pairs.epoch_length)]
+        assert sorted(int(name[-5]) for name in names) == [0] * 16 + [1] * 12 + [2]
+
+
+def test_windows_are_uniform_over_their_places(folders):
+    pairs = stream(folders, size=60)
+    image = pairs.pictures[0]["image"][0]
+    places = image.unfold(0, 60, 1).unfold(1, 60, 1)[..., 0, :3].reshape(25, 3)
+    counts = np.zeros(25)
+    batch = pairs.__getitems__(range(870))["image"]
+    for window in batch[:, 0, 0, :3]:
+        found = (places == window).all(1).nonzero()
+        if len(found):
+            counts[found] += 1
+    assert counts.sum() == 290
+    assert (
+        (counts - 11.6) ** 2 / 11.6
+    ).sum() < 51.2  # chi squared, 24 degrees of freedom, p = 0.001
+
+
+def test_a_picture_smaller_than_the_window_is_mirrored(folders):
+    pairs = stream(folders)
+    small = next(p for p in range(29) if pairs.name(p).endswith("2.png"))
+    window = pairs.__getitems__([small])["image"][0, 0]
+    image = pairs.pictures[2]["image"][0]
+    mirrored = torch.nn.functional.pad(image[None], (0, 0, 3, 3), mode="reflect")[0]
+    assert any(torch.equal(window, mirrored[:, left : left + 16]) for left in range(9))
+
+
+def test_what_stands_at_a_position_depends_on_nothing_else(folders):
+    one, two = (stream(folders, augment=AugmentConfig()) for _ in range(2))
+    state = torch.get_rng_state()
+    whole = one.__getitems__(range(12))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(7)
+    for position in (11, 0, 5):
+        single = two[position]
+        for key, value in single.items():
+            assert torch.equal(value, whole[key][position])
+    other = stream(folders, seed=1, augment=AugmentConfig()).__getitems__(range(12))
+    assert not torch.equal(other["image"], whole["image"])
+
+
+def test_the_loader_takes_it_with_and_without_workers(folders):
+    pairs = stream(folders, augment=AugmentConfig())
+    batches = StepBatches(range(2, 4), batch_size=5, process_index=1, num_processes=2)
+    alone, helped = (list(make_loader(pairs, batches, workers)) for workers in (0, 1))
+    assert [batch["position"].tolist() for batch in alone] == [[12, 13, 14], [17, 18, 19]]
+    for one, two in zip(alone, helped, strict=True):
+        assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_plain_data_loader_takes_it_too(folders):
+    batch = next(iter(DataLoader(stream(folders), sampler=range(6), batch_size=None)))
+    assert batch["image"].shape == (1, 16, 16)

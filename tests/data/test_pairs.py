@@ -1,0 +1,207 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from ddpm_unet.config import PairDataConfig
+from ddpm_unet.data.pairs import complete_settings, find_pairs
+from ddpm_unet.errors import UserError
+
+
+def put(root, *names, value=0):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        array = np.full((4, 5), value, np.uint8)
+        if path.suffix == ".tif":
+            tifffile.imwrite(path, array)
+        else:
+            Image.fromarray(array).save(path)
+
+
+def pair(root, images="images", masks="masks", **settings):
+    return find_pairs(
+        PairDataConfig(images=f"{root / images}", masks=f"{root / masks}", **settings)
+    )
+
+
+def files(found, root):
+    return [
+        (
+            p.name,
+            str(Path(p.image_file).relative_to(root)),
+            str(Path(p.mask_file).relative_to(root)),
+        )
+        for p in found.pairs
+    ]
+
+
+def test_same_names_whatever_the_ending_in_natural_order_with_subfolders(tmp_path):
+    put(tmp_path / "images", "a10.jpg", "a2.png", "x/a2.png")
+    put(tmp_path / "masks", "a10.png", "a2.tif", "x/a2.png", value=1)
+    found = pair(tmp_path)
+    assert files(found, tmp_path) == [
+        ("a2", "images/a2.png", "masks/a2.tif"),
+        ("a10", "images/a10.jpg", "masks/a10.png"),
+        ("x/a2", "images/x/a2.png", "masks/x/a2.png"),
+    ]
+    assert not found.faults
+    assert not found.notes
+    for one in found.pairs:
+        assert one.read_image().shape == one.read_mask().shape == (4, 5, 1)
+        assert (one.read_mask() == 1).all()
+
+
+def test_patterns(tmp_path):
+    put(tmp_path / "images", "img_1.png", "img_2.png", "logo.png")
+    put(tmp_path / "masks", "1_mask.png", "2_mask.png")
+    found = pair(tmp_path, image_name="img_{}", mask_name="{}_mask")
+    assert [p.name for p in found.pairs] == ["1", "2"]
+    assert found.notes == [
+        f"1 file does not fit data.image_name, such as {tmp_path / 'images/logo.png'}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        ({"mask_name": "{}_mask"}, ["1.png", "1_mask.png", "2.png", "2_mask.png"]),
+        ({"image_name": "{}_im"}, ["1.png", "1_im.png", "2.png", "2_im.png"]),
+        (
+            {"image_name": "{}_im", "mask_name": "{}_gt"},
+            ["1_gt.png", "1_im.png", "2_gt.png", "2_im.png"],
+        ),
+    ],
+)
+def test_images_and_masks_in_one_folder(tmp_path, patterns, names):
+    put(tmp_path, *names)
+    found = pair(tmp_path, "", "", **patterns)
+    assert [p.name for p in found.pairs] == ["1", "2"]
+    assert not found.faults
+
+
+@pytest.mark.parametrize(("images", "masks"), [("", "masks"), ("images", "")])
+def test_one_folder_inside_the_other(tmp_path, images, masks):
+    put(tmp_path / images, "1.png")
+    put(tmp_path / masks, "1.png", value=1)
+    found = pair(tmp_path, images, masks)
+    assert [p.name for p in found.pairs] == ["1"]
+    assert (found.pairs[0].read_image() == 0).all()
+    assert (found.pairs[0].read_mask() == 1).all()
+    assert not found.faults
+
+
+def test_what_is_alone_is_a_fault_each(tmp_path):
+    put(tmp_path / "images", "1.png", "2.png", "3.png")
+    put(tmp_path / "masks", "2.png", "4.png")
+    found = pair(tmp_path)
+    assert [p.name for p in found.pairs] == ["2"]
+    starts = ["images/1.png: has no mask", "images/3.png: has no mask", "masks/4.png: has no image"]
+    for fault, start in zip(found.faults, starts, strict=True):
+        assert fault.startswith(f"{tmp_path}/{start}")
+    found = pair(tmp_path, skip_unlabelled=True)
+    assert found.notes == ["2 images without a mask are left out"]
+    assert len(found.faults) == 1
+
+
+@pytest.mark.parametrize(
+    ("masks", "cure"),
+    [
+        (["m/1_mask.png", "m/2_mask.png"], "set data.mask_name '{}_mask'"),
+        (["m/lab1.png", "m/lab2.png"], "set data.mask_name 'lab{}'"),
+        (["m/one.png", "m/two.png"], "give each mask the name of its image"),
+    ],
+)
+def test_where_no_name_fits_the_pattern_is_proposed(tmp_path, masks, cure):
+    put(tmp_path, "i/1.png", "i/2.png", *masks)
+    found = pair(tmp_path, "i", "m")
+    assert not found.pairs
+    (fault,) = found.faults
+    assert cure in fault
+    if "'" in cure:
+        assert len(pair(tmp_path, "i", "m", mask_name=cure.split("'")[1]).pairs) == 2
+
+
+def test_two_files_of_one_name(tmp_path):
+    put(tmp_path, "i/1.png", "m/1.png", "m/1.tif")
+    (fault,) = pair(tmp_path, "i", "m").faults
+    assert fault.endswith("keep one of the two")
+    assert "m/1.png" in fault
+    assert "m/1.tif" in fault
+
+
+@pytest.mark.parametrize("folders", [False, True])
+def test_a_stack_beside_a_stack(tmp_path, folders):
+    images = np.arange(12 * 4 * 5, dtype=np.uint16).reshape(12, 4, 5)
+    names = ["i/s.tif", "m/s.tif"] if folders else ["i.tif", "m.tif"]
+    for name, stack in zip(names, [images, images > 99], strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        tifffile.imwrite(tmp_path / name, stack.astype(np.uint16), photometric="minisblack")
+    found = pair(tmp_path, *(["i", "m"] if folders else names))
+    assert not found.faults
+    stem = "s" if folders else "i"
+    assert [p.name for p in found.pairs] == [f"{stem}/{page:02}" for page in range(12)]
+    for page, one in enumerate(found.pairs):
+        np.testing.assert_array_equal(one.read_image()[..., 0], images[page])
+        np.testing.assert_array_equal(one.read_mask()[..., 0], images[page] > 99)
+        assert one.mask_file == f"{tmp_path / names[1]} page {page:02}"
+
+
+def test_stacks_of_different_length(tmp_path):
+    for name, pages in (("i.tif", 3), ("m.tif", 2)):
+        stack = np.zeros((pages, 4, 5), np.uint8)
+        tifffile.imwrite(tmp_path / name, stack, photometric="minisblack")
+    found = pair(tmp_path, "i.tif", "m.tif")
+    assert found.faults[0].startswith(f"{tmp_path}/m.tif: has 2 pages, {tmp_path}/i.tif 3;")
+
+
+def test_palette_masks_keep_their_indices_unless_colours_are_wanted(tmp_path):
+    put(tmp_path, "i/1.png")
+    mask = Image.fromarray(np.eye(4, 5, dtype=np.uint8))
+    mask.putpalette([10, 20, 30, 250, 0, 0])
+    (tmp_path / "m").mkdir()
+    mask.save(tmp_path / "m/1.png")
+    indices = pair(tmp_path, "i", "m").pairs[0].read_mask()
+    np.testing.assert_array_equal(indices[..., 0], np.eye(4, 5))
+    colors = pair(tmp_path, "i", "m", mask_kind="colors").pairs[0].read_mask()
+    assert colors[0, 0].tolist() == [250, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"masks": "i"}, "i: is the folder of the images too; set data.mask_name"),
+        ({"mask_name": "mask"}, "data.mask_name is 'mask': write {} once"),
+        ({"images": "none"}, "none: no such folder"),
+        ({"masks": "empty"}, "empty: holds nothing, no image"),
+        ({"images": "i/1.png"}, "is a file, not a folder"),
+    ],
+)
+def test_nothing_to_pair(tmp_path, settings, message):
+    put(tmp_path, "i/1.png", "m/1.png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError) as error:
+        pair(tmp_path, **({"images": "i", "masks": "m"} | settings))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_built_in_masks_know_what_they_are():
+    nucleus = complete_settings(PairDataConfig())
+    assert (nucleus.mask_kind, nucleus.class_names) == ("instances", ("background", "nucleus"))
+    outlined = complete_settings(PairDataConfig(mask_kind="boundaries"))
+    assert outlined.class_names == ("background", "nucleus", "outline")
+    types = complete_settings(PairDataConfig(masks="builtin:nucleus-type"))
+    assert (types.mask_kind, len(types.class_names)) == ("classes", 4)
+    own = PairDataConfig(images="a", masks="b")
+    assert complete_settings(own) == own
+
+
+@pytest.mark.parametrize(
+    "settings", [{"images": "dir"}, {"masks": "dir"}, {"masks": "builtin:cells"}]
+)
+def test_built_in_images_and_masks_go_together(settings):
+    with pytest.raises(UserError, match="do not go together"):
+        complete_settings(PairDataConfig(**settings))
