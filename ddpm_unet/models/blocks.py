@@ -1,0 +1,220 @@
+"""The encoder's, middle and decoder's blocks: residual blocks and attention at one resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ddpm_unet.config import UNetConfig
+from ddpm_unet.models.architecture import Level
+from ddpm_unet.models.layers.attention import SelfAttention, Transformer
+from ddpm_unet.models.layers.resampling import Downsample, Upsample
+from ddpm_unet.models.layers.residual import ResidualBlock
+
+
+class Conditions(NamedTuple):
+    """What every block is told besides its input.
+
+    Args:
+        emb: Activated embedding of time and class, `[B or 1, 4 * block_out_channels[0]]`.
+        context: Sequence to attend to, `[B, L, C]`.
+        bias: Added to the attention logits over the context, `[B, 1, 1, L]`.
+    """
+
+    emb: Tensor
+    context: Tensor | None = None
+    bias: Tensor | None = None
+
+
+class Block(nn.Module):
+    """Residual blocks, each followed by its attention if there is one.
+
+    Args:
+        config: Settings of the whole network.
+        level: What the block consists of.
+        in_channels: Channels that each residual block reads.
+        attentions: How many of the residual blocks are followed by attention.
+        output_scale: Divisor of the residual sums.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        level: Level,
+        in_channels: Sequence[int],
+        attentions: int,
+        output_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            residual_block(config, channels, level.channels, output_scale=output_scale)
+            for channels in in_channels
+        )
+        self.attentions = nn.ModuleList(
+            attention(config, level, output_scale)
+            for _ in range(attentions if level.attention else 0)
+        )
+        self.gradient_checkpointing = False
+
+    def layer(self, i: int, x: Tensor, given: Conditions) -> Tensor:
+        """The i-th residual block and its attention."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._layer, i, x, given, use_reentrant=False)
+        return self._layer(i, x, given)
+
+    def _layer(self, i: int, x: Tensor, given: Conditions) -> Tensor:
+        x = self.resnets[i](x, given.emb)
+        if i < len(self.attentions):
+            x = self.attentions[i](x, given.context, given.bias)
+        return x
+
+
+class DownBlock(Block):
+    """One level of the encoder.
+
+    Args:
+        config: Settings of the whole network.
+        level: What the block consists of.
+        in_channels: Channels of its input.
+        last: It is the coarsest level, and does not halve the resolution.
+    """
+
+    def __init__(self, config: UNetConfig, level: Level, in_channels: int, last: bool) -> None:
+        inputs = [in_channels] + [level.channels] * (level.layers - 1)
+        super().__init__(config, level, inputs, attentions=level.layers)
+        self.downsamplers = nn.ModuleList()
+        if not last:
+            self.downsamplers.append(
+                residual_block(config, level.channels, level.channels, down=True)
+                if level.resnet_resampling
+                else Downsample(config.dims, level.channels, config.downsample_padding)
+            )
+
+    def forward(self, x: Tensor, given: Conditions) -> list[Tensor]:
+        """The output of every layer, which the decoder will read, the last being the block's."""
+        outputs = []
+        for i in range(len(self.resnets)):
+            x = self.layer(i, x, given)
+            outputs.append(x)
+        for downsample in self.downsamplers:
+            outputs.append(downsample(x, given.emb))
+        return outputs
+
+
+class MidBlock(Block):
+    """The middle: attention between residual blocks."""
+
+    def __init__(self, config: UNetConfig, level: Level) -> None:
+        inputs = [level.channels] * level.layers
+        scale = config.mid_block_scale_factor
+        super().__init__(config, level, inputs, attentions=level.layers - 1, output_scale=scale)
+
+    def forward(self, x: Tensor, given: Conditions) -> Tensor:
+        """`[B, C, *space]` to the same."""
+        for i in range(len(self.resnets)):
+            x = self.layer(i, x, given)
+        return x
+
+
+class UpBlock(Block):
+    """One level of the decoder.
+
+    Args:
+        config: Settings of the whole network.
+        level: What the block consists of.
+        in_channels: Channels of its input.
+        skip_channels: Channels of the encoder's outputs that it reads, one per layer.
+        last: It is the finest level, and does not double the resolution.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        level: Level,
+        in_channels: int,
+        skip_channels: Sequence[int],
+        last: bool,
+    ) -> None:
+        inputs = [in_channels] + [level.channels] * (level.layers - 1)
+        inputs = [x + skip for x, skip in zip(inputs, skip_channels, strict=True)]
+        super().__init__(config, level, inputs, attentions=level.layers)
+        self.upsamplers = nn.ModuleList()
+        if not last:
+            self.upsamplers.append(
+                residual_block(config, level.channels, level.channels)
+                if level.resnet_resampling
+                else Upsample(config.dims, level.channels)
+            )
+
+    def forward(
+        self,
+        x: Tensor,
+        skips: Sequence[Tensor],
+        given: Conditions,
+        size: Sequence[int] | None,
+        seen: list[Tensor] | None,
+    ) -> Tensor:
+        """Join the encoder's outputs to `x`, one per layer, and enlarge the result.
+
+        Args:
+            x: `[B, in_channels, *space]`.
+            skips: The encoder's outputs, `[B, skip_channels[i], *space]` for layer i.
+            given: Conditions.
+            size: Spatial size of the next level; None for the last block.
+            seen: If given, the output of every layer is appended.
+
+        Returns:
+            `[B, C, *size]`.
+        """
+        for i, skip in enumerate(skips):
+            x = self.layer(i, torch.cat((x, skip), dim=1), given)
+            if seen is not None:
+                seen.append(x)
+        for upsample in self.upsamplers:
+            x = upsample(x, given.emb, size)
+        return x
+
+
+def residual_block(
+    config: UNetConfig, in_channels: int, out_channels: int, **options: Any
+) -> ResidualBlock:
+    """A residual block with the network's settings; `options` are the block's own."""
+    return ResidualBlock(
+        config.dims,
+        in_channels,
+        out_channels,
+        4 * config.block_out_channels[0],
+        groups=config.norm_num_groups,
+        eps=config.norm_eps,
+        act=config.act_fn,
+        dropout=config.dropout,
+        scale_shift=config.resnet_time_scale_shift == "scale_shift",
+        **options,
+    )
+
+
+def attention(config: UNetConfig, level: Level, output_scale: float) -> SelfAttention | Transformer:
+    """The attention of a level that has one."""
+    if level.attention == "self":
+        return SelfAttention(
+            level.channels,
+            level.heads,
+            level.head_dim,
+            groups=level.groups,
+            eps=config.norm_eps,
+            output_scale=output_scale,
+        )
+    return Transformer(
+        config.dims,
+        level.channels,
+        level.heads,
+        level.transformer_layers,
+        level.context_channels,
+        groups=config.norm_num_groups,
+        linear=config.use_linear_projection,
+        only_cross_attention=level.only_cross_attention,
+    )

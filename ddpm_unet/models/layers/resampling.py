@@ -1,0 +1,65 @@
+"""Halving and doubling of the resolution, for any size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpm_unet.models.layers.convolution import convolution
+
+
+def halve(x: Tensor) -> Tensor:
+    """Means of 2 x 2 (x 2) pixels; of an odd size the last row is dropped, unless it is all."""
+    pool = F.avg_pool2d if x.ndim == 4 else F.avg_pool3d
+    return pool(x, 2, ceil_mode=min(x.shape[2:]) == 1)
+
+
+def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Nearest-neighbour interpolation to the spatial `size`, about twice the present one."""
+    return F.interpolate(x, size=tuple(size), mode="nearest")
+
+
+class Downsample(nn.Module):
+    """Convolution of stride 2.
+
+    Args:
+        dims: 2 or 3.
+        channels: Channels in and out.
+        padding: 0 pads at the far sides only (Ho 2020), else on both sides.
+    """
+
+    def __init__(self, dims: int, channels: int, padding: int) -> None:
+        super().__init__()
+        self.conv = convolution(dims, channels, channels, stride=2, padding=padding)
+        self.pad_far_side = padding == 0
+
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        """`[B, C, *space]` to half of each size, rounded down (`padding` 0) or up, at least 1.
+
+        Called like a residual block, but blind to the time embedding.
+        """
+        if self.pad_far_side:
+            x = F.pad(x, [n for size in reversed(x.shape[2:]) for n in (0, 2 if size == 1 else 1)])
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour enlargement and convolution.
+
+    Args:
+        dims: 2 or 3.
+        channels: Channels in and out.
+    """
+
+    def __init__(self, dims: int, channels: int) -> None:
+        super().__init__()
+        self.conv = convolution(dims, channels, channels)
+
+    def forward(self, x: Tensor, emb: Tensor | None, size: Sequence[int]) -> Tensor:
+        """`[B, C, *space]` to `[B, C, *size]`.
+
+        Called like a residual block, but blind to the time embedding.
+        """
+        return self.conv(enlarge(x, size))
