@@ -37,7 +37,8 @@ class Folder(Collection):
         self.root, self.max_pixels = Path(root), max_pixels
         paths, others = list_pictures(self.root)
         if others:
-            kinds = ", ".join(f"{n} {kind}" for kind, n in others.most_common(4))
+            largest_first = sorted(others.items(), key=lambda kind: (-kind[1], kind[0]))
+            kinds = ", ".join(f"{n} {kind}" for kind, n in largest_first[:4])
             self.note = f"{others.total()} other files passed over ({kinds})"
         # Encoded in one array: a list of many str grows in every worker as they count references.
         self._paths = np.array([os.fsencode(path) for path in paths])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,16 +86,35 @@ def make_loader(
     )
     try:
         yield from loader
+        return
     except UserError as error:  # a worker's comes wrapped in its traceback
-        raise UserError(str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()) from error
-    except RuntimeError as error:
-        if "DataLoader" not in str(error):
+        fault = UserError(str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip())
+    except (RuntimeError, OSError, EOFError) as error:
+        lost = str(error).startswith("DataLoader") or not isinstance(error, RuntimeError)
+        if workers == 0 or not lost or str(error).startswith("Caught "):  # the stream's own
             raise
-        cause = " ".join(str(error).split())
-        raise UserError(
-            f"a loader process failed ({cause}); if memory ran out, lower data.workers or "
-            "data.memory_limit"
-        ) from error
+        fault = worker_fault(error)
+    # Raised here, with nothing left that holds the workers: torch reports a dead one again, out
+    # of any line of the program, for as long as its loader lives.
+    raise fault
+
+
+def worker_fault(error: Exception) -> UserError:
+    """One line for the death of a worker, from what the main process met of it.
+
+    That is torch's RuntimeError, which a signal handler may raise anywhere in the main process
+    ("DataLoader worker (pid 1) is killed by signal: Killed"), or, if the main process was just
+    reading from the worker, a broken connection first.
+    """
+    try:
+        time.sleep(0 if isinstance(error, RuntimeError) else 1)  # for the handler to raise
+    except RuntimeError as named:
+        error = named
+    cause = " ".join(f"{error} {error.__cause__ or ''}".split())
+    return UserError(
+        f"a loader process failed ({cause}); if memory ran out, lower data.workers or "
+        "data.memory_limit"
+    )
 
 
 def _already_collated(batch: Any) -> Any:

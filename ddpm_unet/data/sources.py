@@ -60,6 +60,7 @@ def check_settings(config: ImageDataConfig) -> None:
     """
     low, high = config.value_range or (0.0, 1.0)
     faults = {
+        "source: is empty; give a built-in set, a folder or a data set's name": not config.source,
         f"size {config.size}: must be at least 1": config.size < 1,
         f"scale {config.scale:g}: must be above 0": not 0 < config.scale < math.inf,
         f"scale {config.scale:g}: has no effect with fit resize; remove it": (

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageOps
@@ -243,6 +243,7 @@ def test_unit_range_ends() -> None:
             to_unit(np.array([0.5, outside], np.float32), name="a.tif")
 
 
+@settings(deadline=None)
 @given(arrays.arrays(st.sampled_from([np.uint8, np.uint16]), st.integers(1, 20)))
 def test_unit_range_is_exact_and_invertible(values: np.ndarray) -> None:
     full = np.iinfo(values.dtype).max

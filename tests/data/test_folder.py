@@ -1,0 +1,78 @@
+"""Which files of a folder count, in which order, and their classes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_unet.data.folder import Folder
+from ddpm_unet.errors import UserError
+
+
+def write(root: Path, *names: str) -> None:
+    for value, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 3), value).save(root / name)
+
+
+def test_natural_order_through_sub_folders(tmp_path: Path) -> None:
+    names = [
+        "b/img10.png",
+        "b/img2.PNG",
+        "a/x.jpg",
+        "img1.tif",
+        "b/c/zell kern ü.webp",
+        "b/img02.png",
+    ]
+    write(tmp_path, *names)
+    write(tmp_path, ".hidden.png", ".git/a.png", "b/.c/a.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "README").write_text("no picture")
+    folder = Folder(tmp_path, 1.0)
+    keys = [folder.key(i) for i in range(len(folder))]
+    ordered = [
+        "a/x.jpg",
+        "b/c/zell kern ü.webp",
+        "b/img02.png",
+        "b/img2.PNG",
+        "b/img10.png",
+        "img1.tif",
+    ]
+    assert keys == ordered
+    assert folder.labels is None
+    assert folder.note == "2 other files passed over (1 .txt, 1 without extension)"
+    assert folder.name(4) == str(tmp_path / "b/img10.png")
+    np.testing.assert_array_equal(folder.read(4), np.full((3, 4, 1), names.index("b/img10.png")))
+    info = folder.info(0)
+    assert (info.height, info.width, info.channels) == (3, 4, 1)
+
+
+def test_classes_are_the_first_folder_level(tmp_path: Path) -> None:
+    write(tmp_path, "grade10/a.png", "grade2/deep/er/b.png", "grade2/c.png")
+    folder = Folder(tmp_path, 1.0, class_labels=True)
+    assert folder.classes == ("grade2", "grade10")
+    assert folder.labels is not None
+    assert folder.labels.tolist() == [0, 0, 1]
+    write(tmp_path, "lost.png")
+    with pytest.raises(UserError, match=r"lost\.png: is in no class folder"):
+        Folder(tmp_path, 1.0, class_labels=True)
+
+
+def test_folders_without_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="none: no such folder"):
+        Folder(tmp_path / "none", 1.0)
+    with pytest.raises(UserError, match="holds nothing"):
+        Folder(tmp_path, 1.0)
+    (tmp_path / "a.csv").write_text("1,2")
+    with pytest.raises(UserError, match="only 1 other files"):
+        Folder(tmp_path, 1.0)
+    with pytest.raises(UserError, match=r"a\.csv: is a file"):
+        Folder(tmp_path / "a.csv", 1.0)
+
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(UserError, match="may not be listed"):
+        Folder(tmp_path, 1.0)

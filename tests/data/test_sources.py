@@ -1,0 +1,90 @@
+"""Choosing a source, what it holds out, and settings that cannot be."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_unet.config import ImageDataConfig
+from ddpm_unet.data.sources import held_out, open_images
+from ddpm_unet.errors import UserError
+
+
+def write_folder(root: Path, number: int) -> None:
+    for i in range(number):
+        path = root / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), i).save(path)
+
+
+def values(images: object) -> list[int]:
+    return [int(images[i].max()) for i in range(len(images))]  # type: ignore[index, arg-type]
+
+
+def test_a_folder_keeps_about_one_in_twenty(tmp_path: Path) -> None:
+    write_folder(tmp_path, 200)
+    config = ImageDataConfig(source=str(tmp_path), size=8, class_labels=True)
+    train, kept = open_images(config), held_out(config)
+    assert kept is not None
+    assert 4 <= len(kept) <= 20
+    assert sorted(values(train) + values(kept.images)) == list(range(200))
+    assert train.labels is not None
+    assert train.labels.tolist() == [value % 2 for value in values(train)]
+    assert train.classes == ("a", "b")
+    config.include_held_out = True
+    assert sorted(values(open_images(config))) == list(range(200))
+    # New files move no old one to the other side.
+    Image.new("L", (8, 8), 250).save(tmp_path / "a" / "new.png")
+    again = held_out(config)
+    assert again is not None
+    assert set(values(kept.images)) == set(values(again.images)) - {250}
+
+
+def test_a_small_folder_keeps_nothing(tmp_path: Path) -> None:
+    write_folder(tmp_path, 19)
+    config = ImageDataConfig(source=str(tmp_path), size=8)
+    assert len(open_images(config)) == 19
+    assert held_out(config) is None
+
+
+def test_the_summary(tmp_path: Path) -> None:
+    write_folder(tmp_path, 4)
+    (tmp_path / "notes.txt").write_text("")
+    config = ImageDataConfig(source=str(tmp_path), size=8, class_labels=True, channels=3)
+    assert open_images(config).describe() == (
+        "4 pictures, 8 x 8, 3 channels, uint8, 2 classes, 0.0 MB in memory, "
+        "1 other files passed over (1 .txt)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"size": 0}, "data.size 0: must be at least 1"),
+        ({"scale": 0.0}, "data.scale 0: must be above 0"),
+        ({"scale": float("nan")}, "data.scale nan"),
+        ({"scale": 0.5, "fit": "resize"}, "data.scale 0.5: has no effect with fit resize"),
+        ({"channels": 2}, "data.channels 2: must be 1, 3, 4 or null"),
+        ({"value_range": (5.0, 5.0)}, "data.value_range .5, 5.: must be two"),
+        ({"workers": -1}, "data.workers -1"),
+        ({"memory_limit": -1}, "data.memory_limit -1"),
+        ({"max_pixels": 0.0}, "data.max_pixels 0"),
+        ({"source": "builtin:imagenet"}, "builtin:imagenet: the built-in sets are"),
+        ({"source": "builtin:histology", "class_labels": True}, "has no class for each image"),
+        ({"source": ""}, "data.source: is empty"),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path: Path, settings: dict, message: str) -> None:
+    write_folder(tmp_path, 2)
+    config = ImageDataConfig(**({"source": str(tmp_path), "size": 8} | settings))
+    for build in (open_images, held_out):
+        with pytest.raises(UserError, match=message):
+            build(config)
+
+
+def test_16_bit_folders_stay_16_bit(tmp_path: Path) -> None:
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    images = open_images(ImageDataConfig(source=str(tmp_path), size=8))
+    np.testing.assert_array_equal(images[0].numpy()[0], deep)

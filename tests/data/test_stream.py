@@ -1,0 +1,173 @@
+"""Positions decide everything: order, windows and orientation."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddpm_unet.config import ImageDataConfig
+from ddpm_unet.data.collection import ArrayCollection
+from ddpm_unet.data.image_set import ImageSet, open_collection
+from ddpm_unet.data.pictures import to_unit
+from ddpm_unet.data.stream import Grid, Stream, to_model_range
+from ddpm_unet.data.windows import order
+
+RNG = np.random.default_rng(0)
+
+
+def image_set(config: ImageDataConfig, *sizes: tuple[int, int], dtype: str = "uint8") -> ImageSet:
+    full = np.iinfo(dtype).max
+    pictures = [RNG.integers(0, full, (*size, 3), endpoint=True).astype(dtype) for size in sizes]
+    labels = np.arange(len(sizes)) if config.class_labels else None
+    return open_collection(ArrayCollection(pictures, "set", labels, ("c",) * len(sizes)), config)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 200), st.integers(0, 10**12))
+def test_an_epoch_visits_every_item_once(seed: int, length: int, epoch: int) -> None:
+    positions = np.arange(epoch * length, (epoch + 1) * length)
+    items = order(seed, positions, length)
+    assert sorted(items) == list(range(length))
+    np.testing.assert_array_equal(order(seed, positions[::-1], length)[::-1], items)
+
+
+def test_orders_differ_and_any_item_may_come_first() -> None:
+    epochs = [order(0, np.arange(e * 50, (e + 1) * 50), 50).tolist() for e in range(4)]
+    epochs.append(order(1, np.arange(50), 50).tolist())
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+    first = [int(order(seed, np.array([0]), 5)[0]) for seed in range(2000)]
+    counts = np.bincount(first, minlength=5)
+    assert ((counts - 400) ** 2 / 400).sum() < 18.5  # chi-squared, 4 degrees of freedom, 0.1 %
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 10_000), min_size=1, max_size=20), st.data())
+def test_a_batch_is_its_positions_and_nothing_else(
+    positions: list[int], data: st.DataObject
+) -> None:
+    config = ImageDataConfig(size=8, class_labels=True)
+    stream = Stream(SET, config, seed=3)
+    batch = stream.__getitems__(positions)
+    assert batch["position"].tolist() == positions
+    cut = data.draw(st.integers(0, len(positions)))
+    parts = [stream.__getitems__(part) for part in (positions[:cut], positions[cut:])]
+    for key, values in batch.items():
+        torch.testing.assert_close(torch.cat([part[key] for part in parts]), values, rtol=0, atol=0)
+    alone = Stream(SET, config, seed=3)[positions[0]]
+    torch.testing.assert_close(alone["image"], batch["image"][0], rtol=0, atol=0)
+
+
+SET = image_set(ImageDataConfig(size=8, class_labels=True), (9, 30), (8, 8), (25, 16))
+
+
+@pytest.mark.parametrize("flips", [False, True])
+@pytest.mark.parametrize("turns", [False, True])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_items_are_turned_windows_of_their_pictures(flips: bool, turns: bool, dtype: str) -> None:
+    config = ImageDataConfig(size=8, flips=flips, turns=turns)
+    images = image_set(config, (9, 30), (25, 16), dtype=dtype)
+    stream = Stream(images, config, seed=0)
+    positions = np.arange(200)
+    batch, windows = stream.__getitems__(positions), stream.windows(positions)
+    for i, found in enumerate(batch["image"].numpy()):
+        top, left = windows.top[i], windows.left[i]
+        picture = images[int(windows.picture[i])].numpy()
+        window = picture[:, top : top + 8, left : left + 8]
+        window = np.rot90(window, windows.turns[i], axes=(1, 2))
+        window = window[:, :, ::-1] if windows.mirrored[i] else window
+        window = window[:, ::-1] if windows.upended[i] else window
+        np.testing.assert_array_equal(found, to_unit(window) if dtype == "uint16" else window)
+    assert windows.mirrored.any() == windows.upended.any() == flips
+    assert len(np.unique(windows.turns)) == (4 if turns else 1)
+
+
+def orientations(config: ImageDataConfig) -> np.ndarray:
+    """How often each of the eight orientations of one asymmetric picture is met."""
+    marked = np.zeros((4, 4, 1), np.uint8)
+    marked[0, 1] = 1
+    images = open_collection(ArrayCollection([marked], "a"), config)
+    pictures = Stream(images, config, seed=0).__getitems__(range(4000))["image"].numpy()
+    places = pictures.reshape(4000, 16).argmax(1)
+    return np.bincount(places, minlength=16)[[1, 2, 4, 7, 8, 11, 13, 14]]
+
+
+def test_orientations_are_equally_likely() -> None:
+    plain = {"size": 4, "flips": False, "turns": False}
+    assert orientations(ImageDataConfig(**plain))[0] == 4000
+    for changes, met in (
+        ({"flips": True, "turns": True}, 8),
+        ({"flips": True}, 4),
+        ({"turns": True}, 4),
+        ({"flips": True, "turns": True, "fit": "resize"}, 8),
+        ({"flips": True, "fit": "resize"}, 2),
+    ):
+        counts = orientations(ImageDataConfig(**(plain | changes)))
+        assert (counts > 0).sum() == met
+        expected = 4000 / met
+        assert ((counts[counts > 0] - expected) ** 2 / expected).sum() < 24.4  # 7 d.f., 0.1 %
+
+
+def test_pictures_are_drawn_by_area_and_places_evenly() -> None:
+    config = ImageDataConfig(size=4)
+    images = image_set(config, (4, 4), (8, 16), (7, 12))
+    stream = Stream(images, config, seed=0)
+    assert stream.epoch_length == 1 + 8 + 5
+    windows = stream.windows(np.arange(14 * 500))
+    assert np.bincount(windows.picture).tolist() == [500, 4000, 2500]
+    second = windows.picture == 1
+    for drawn, places in ((windows.top, 5), (windows.left, 13)):
+        counts = np.bincount(drawn[second], minlength=places)
+        assert len(counts) == places
+        assert ((counts - 4000 / places) ** 2 / (4000 / places)).sum() < 33  # 12 d.f., 0.1 %
+    assert abs(np.corrcoef(windows.top[second], windows.left[second])[0, 1]) < 0.06
+
+
+def test_epoch_length_of_resized_pictures_is_their_number() -> None:
+    config = ImageDataConfig(size=8, fit="resize")
+    assert Stream(image_set(config, (90, 30), (8, 8), (3, 100)), config, 0).epoch_length == 3
+
+
+def test_depth_reaches_the_model_uncut() -> None:
+    config = ImageDataConfig(size=4, flips=False, turns=False)
+    deep = np.arange(16, dtype=np.uint16).reshape(4, 4, 1)
+    images = open_collection(ArrayCollection([deep], "a"), config)
+    found = Stream(images, config, 0)[7]["image"]
+    assert found.dtype == torch.float32
+    assert len(found.unique()) == 16  # 8 bits would leave one value
+    torch.testing.assert_close(found.flatten(), torch.arange(16) / 32767.5 - 1, rtol=0, atol=1e-7)
+    config.value_range = (0, 15)
+    torch.testing.assert_close(Stream(images, config, 0)[7]["image"].max(), torch.tensor(1.0))
+
+
+def test_8_bits_become_floats_on_the_device_as_on_the_host() -> None:
+    values = np.arange(256, dtype=np.uint8)
+    torch.testing.assert_close(
+        to_model_range(torch.from_numpy(values)), torch.from_numpy(to_unit(values)), rtol=0, atol=0
+    )
+    ready = torch.randn(3)
+    assert to_model_range(ready) is ready
+
+
+def test_labels_and_names_follow_the_pictures() -> None:
+    stream = Stream(SET, ImageDataConfig(size=8, class_labels=True), seed=1)
+    positions = np.arange(40)
+    batch = stream.__getitems__(positions)
+    np.testing.assert_array_equal(batch["label"], stream.windows(positions).picture)
+    assert stream.name(5) == f"set[{int(batch['label'][5])}]"
+
+
+def test_the_grid_covers_each_picture_once_without_gaps() -> None:
+    config = ImageDataConfig(size=4)
+    images = image_set(config, (4, 4), (9, 17))
+    grid = Grid(images, config)
+    assert len(grid) == 1 + 2 * 4
+    batch = grid.__getitems__(range(9))
+    whole = images[1].numpy()
+    expected = [images[0].numpy()]
+    expected += [whole[:, y : y + 4, x : x + 4] for y in (0, 4) for x in (0, 4, 8, 12)]
+    found = sorted(window.tobytes() for window in batch["image"].numpy())
+    assert found == sorted(np.ascontiguousarray(window).tobytes() for window in expected)
+    torch.testing.assert_close(grid[5]["image"], batch["image"][5])
+    with pytest.raises(IndexError):
+        grid[9]
