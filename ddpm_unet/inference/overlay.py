@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+_ROWS_AT_ONCE = 256
+
 
 def displayable(picture: np.ndarray) -> np.ndarray:
     """A picture of any depth as `uint8 [H, W, 3]`.
@@ -37,15 +39,17 @@ def draw_overlay(
     Returns:
         `uint8 [H, W, 3]`.
     """
-    blend = displayable(picture).astype(np.float32)
-    tint = colors[classes].astype(np.float32)
-    width = 1 + max(classes.shape) // 800
-    cover = np.where(classes > 0, np.float32(opacity), np.float32(0))
-    cover[_near_another(classes, width) & (classes > 0)] = 1
-    tint -= blend
-    tint *= cover[..., None]
-    blend += tint
-    return blend.round().astype(np.uint8)
+    overlay = displayable(picture).copy()
+    near = _near_another(classes, 1 + max(classes.shape) // 800)
+    for top in range(0, len(overlay), _ROWS_AT_ONCE):
+        part = slice(top, top + _ROWS_AT_ONCE)
+        found = classes[part]
+        cover = np.where(near[part], np.float32(1), np.float32(opacity)) * (found > 0)
+        blend = overlay[part] + cover[..., None] * (
+            colors[found].astype(np.float32) - overlay[part]
+        )
+        overlay[part] = blend.round()
+    return overlay
 
 
 def _near_another(classes: np.ndarray, width: int) -> np.ndarray:

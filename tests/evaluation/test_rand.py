@@ -101,6 +101,12 @@ def test_cells_that_touch_at_a_corner_are_two():
     assert segments[0, 0] != segments[1, 1]
 
 
+def test_cells_of_the_truth_are_four_connected():
+    corners = np.array([[1, 0], [0, 1]])
+    scores = thinned_scores([corners], [corners.astype(float)])
+    assert (scores.v_rand, scores.v_info) == pytest.approx((1, 1))
+
+
 def test_a_picture_of_membrane_is_one_segment():
     assert (thin(np.zeros((4, 5), dtype=bool)) == 1).all()
 
