@@ -90,6 +90,6 @@ def border_weights(
         `float32 [H, W]`.
     """
     d1, d2 = two_nearest(cells, reach=sigma * math.sqrt(-2 * math.log(1e-8)))
-    border = np.where(cells == 0, w0 * np.exp(-((d1 + d2) ** 2) / (2 * sigma**2)), 0.0)
+    border = w0 * np.exp(-((d1 + d2) ** 2) / (2 * sigma**2))  # d2 is infinite in cells
     weights = np.asarray(class_weights)[classes.clip(0)] + border
     return np.where(classes < 0, 0.0, weights).astype(np.float32)

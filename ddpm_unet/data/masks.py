@@ -120,7 +120,7 @@ class MaskCode:
             top = 1 if values.dtype.kind == "f" else np.iinfo(values.dtype).max
             classes = (values > top / 2).astype(np.int16)
         elif self.kind in ("instances", "boundaries"):
-            classes = self._object_classes(np.where(unlabelled, 0, values), name)
+            classes = self._object_classes(values, name)
         else:
             order = np.argsort(self.values)
             table = np.array(self.values)[order]

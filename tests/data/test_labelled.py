@@ -69,6 +69,7 @@ def test_parts_are_windows_of_pictures(folders):
     assert pictures.sizes.tolist() == [[60, 50], [21, 50], [60, 10]]
     image, mask = files(folders, 1)
     np.testing.assert_array_equal(pictures.picture(1).image, image[10:31].transpose(2, 0, 1))
+    np.testing.assert_array_equal(pictures.picture(2).image, image[:, 40:].transpose(2, 0, 1))
     np.testing.assert_array_equal(pictures.picture(2).mask[2:], mask[2:, 40:])
     assert len(open_set(folders, [])) == 0
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -50,13 +52,17 @@ def test_a_batch_is_what_the_loop_takes(folders):
     assert "weight" not in stream(folders).__getitems__([0])
 
 
-def test_image_and_mask_are_the_same_window(folders):
-    batch = stream(folders).__getitems__(range(60))
-    grey = (batch["image"][:, 0] + 1) * 127.5
-    assert torch.equal(batch["mask"], (grey > 99.5).long())
-    turned = stream(folders, augment=AugmentConfig(**{**vars(PLAIN), "turns": True, "flips": True}))
-    batch = turned.__getitems__(range(60))
-    assert torch.equal(batch["mask"], ((batch["image"][:, 0] + 1) * 127.5 > 99.5).long())
+def test_image_and_mask_are_the_same_window_turned_for_each_position(folders):
+    turning = replace(PLAIN, turns=True, flips=True)
+    plain, turned = (
+        stream(folders, augment=augment).__getitems__(range(60)) for augment in (PLAIN, turning)
+    )
+    for batch in (plain, turned):
+        assert torch.equal(batch["mask"], ((batch["image"][:, 0] + 1) * 127.5 > 99.5).long())
+    unturned = [
+        torch.equal(*images) for images in zip(plain["image"], turned["image"], strict=True)
+    ]
+    assert 0 < sum(unturned) < 30
 
 
 def test_an_epoch_visits_pictures_by_area(folders):
