@@ -6,6 +6,7 @@ import tifffile
 from PIL import Image
 
 from ddpm_unet.config import PairDataConfig
+from ddpm_unet.data import histology
 from ddpm_unet.data.pairs import complete_settings, find_pairs
 from ddpm_unet.errors import UserError
 
@@ -205,3 +206,19 @@ def test_built_in_masks_know_what_they_are():
 def test_built_in_images_and_masks_go_together(settings):
     with pytest.raises(UserError, match="do not go together"):
         complete_settings(PairDataConfig(**settings))
+
+
+@pytest.mark.parametrize(("include", "part"), [(False, "train"), (True, "all")])
+def test_built_in_pair_keeps_the_held_out_part_back(monkeypatch, include, part):
+    def labelled(wanted):
+        assert wanted == part
+        picture = np.zeros((4, 5, 3), np.uint8)
+        return histology.LabelledPicture(picture, np.full((4, 5), 1058), np.full((4, 5), 3))
+
+    monkeypatch.setattr(histology, "labelled", labelled)
+    for masks, value in (("builtin:nucleus", 1058), ("builtin:nucleus-type", 3)):
+        config = PairDataConfig(masks=masks, include_held_out=include)
+        (one,) = find_pairs(complete_settings(config)).pairs
+        assert one.read_image().shape == (4, 5, 3)
+        assert one.read_mask().shape == (4, 5, 1)
+        assert (one.read_mask() == value).all()
