@@ -1,0 +1,1 @@
+"""One U-Net that denoises, generates and segments."""

@@ -1,0 +1,1 @@
+"""Training: one loop over accelerate for every job."""

@@ -1,0 +1,51 @@
+"""Exponential moving average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+
+class EMA:
+    """Averages of `parameters`, float32, on the device where the parameters are.
+
+    theta_ema <- d theta_ema + (1 - d) theta with d = min(decay, (1 + step) / (10 + step)), so
+    that the first steps are forgotten quickly.
+
+    Args:
+        parameters: The trained parameters, float32.
+        decay: The average's weight of its own past, 0 to 1.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], decay: float) -> None:
+        self.parameters = list(parameters)
+        self.averages = [p.detach().clone() for p in self.parameters]
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after optimiser step number `step` (from 0)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within, the model has the averaged weights; nothing is copied."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for parameter, average in zip(self.parameters, self.averages, strict=True):
+            parameter.data, average.data = average.data, parameter.data
+
+    def load(self, averages: Sequence[Tensor]) -> None:
+        """Take over averages read from a checkpoint."""
+        for mine, saved in zip(self.averages, averages, strict=True):
+            mine.copy_(saved)

@@ -1,0 +1,137 @@
+"""The folder of one run: its settings, metrics, pictures, checkpoints and model.
+
+config.yaml      every setting
+metrics.jsonl    one line of numbers per log step and validation
+loss.png         the curves of metrics.jsonl
+samples/         pictures drawn during training
+checkpoints/     what a resumed run starts from
+model/           the averaged weights, to use and to hand over
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from ddpm_unet.errors import UserError
+
+FREE_TO_CHANGE = ("run", "resume", "tracker", "preview")
+FREE_TRAIN_SETTINGS = (
+    "steps", "micro_batch", "mixed_precision", "gradient_checkpointing", "compile",
+    "channels_last", "checkpoint_every", "keep_checkpoints", "sample_every",
+)  # fmt: skip
+
+
+class RunFolder:
+    """One run's folder; at most one process group uses it at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
+        self.model = path / "model"
+        self.metrics = path / "metrics.jsonl"
+        self._lock: IO[str] | None = None
+
+    def claim(self, settings: Any, resume: str) -> None:
+        """Lock the folder and hold its settings against `settings`.
+
+        Raises:
+            UserError: Another run uses the folder; it is not writable; it holds a run and
+                `resume` is "never"; or it holds a run with other settings (names the first).
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); choose another --run folder"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{self.path}: another run is using this folder; wait for it, or give another --run"
+            ) from error
+        saved = self.path / "config.yaml"
+        if saved.exists():
+            if resume == "never":
+                raise UserError(
+                    f"{self.path}: holds a run already; choose another --run or --resume auto"
+                )
+            _compare(self.path, yaml.safe_load(saved.read_text()), plain(settings))
+        partial = saved.with_suffix(".partial")
+        partial.write_text(yaml.safe_dump(plain(settings), sort_keys=False))
+        os.replace(partial, saved)
+        self.samples.mkdir(exist_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+
+    def setting(self, name: str) -> Any:
+        """A setting of the run that the folder holds, if it holds one."""
+        path = self.path / "config.yaml"
+        saved = yaml.safe_load(path.read_text()) if path.is_file() else None
+        return saved.get(name) if isinstance(saved, dict) else None
+
+    def release(self) -> None:
+        """Let others use the folder. The end of the process does the same, however it comes."""
+        if self._lock:
+            self._lock.close()
+
+    def log(self, values: dict[str, float | int]) -> None:
+        """Append a line to metrics.jsonl."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def metrics_size(self) -> int:
+        """Bytes of metrics.jsonl, all of them on the disk."""
+        with self.metrics.open("a") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def cut_metrics(self, size: int) -> None:
+        """Drop lines written after the checkpoint that knew `size` bytes."""
+        with self.metrics.open("a") as file:
+            file.truncate(size)
+
+    def read_metrics(self) -> list[dict[str, float]]:
+        """All lines of metrics.jsonl."""
+        if not self.metrics.exists():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+
+
+def newest_model(runs: Path = Path("runs"), file: str = "model_index.json") -> Path | None:
+    """The `model` folder, holding `file`, that was written last by any run below `runs`."""
+    models = [path.parent for path in runs.glob(f"*/model/{file}")]
+    return max(models, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """A dataclass as what YAML can hold: dicts, lists, strings, numbers."""
+    return json.loads(json.dumps(asdict(settings)))
+
+
+def _compare(path: Path, saved: Any, now: Any, prefix: str = "") -> None:
+    if not isinstance(saved, dict):
+        raise UserError(
+            f"{path / 'config.yaml'}: not a run's settings; choose another --run folder"
+        )
+    for key, value in now.items():
+        name = f"{prefix}{key}"
+        if name in FREE_TO_CHANGE or name.removeprefix("train.") in FREE_TRAIN_SETTINGS:
+            continue
+        if key not in saved:  # a setting that is newer than the run
+            continue
+        if isinstance(value, dict) and isinstance(saved.get(key), dict):
+            _compare(path, saved[key], value, f"{name}.")
+        elif saved.get(key) != value:
+            raise UserError(
+                f"{path}: holds a run with {name} = {saved.get(key)}, not {value}; "
+                "choose another --run folder or the old value"
+            )

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_unet.config import (
+    DenoiseConfig,
+    ImageDataConfig,
+    PreviewConfig,
+    TrainConfig,
+    UNetConfig,
+)
+
+
+@pytest.fixture(scope="session")
+def blobs(tmp_path_factory):
+    """A folder of 24 small RGB pictures with a bright blob each."""
+    folder = tmp_path_factory.mktemp("blobs")
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:16, :16]
+    for i in range(24):
+        centre = rng.uniform(4, 12, 2)
+        blob = np.exp(-((y - centre[0]) ** 2 + (x - centre[1]) ** 2) / 8)
+        colour = rng.uniform(100, 255, 3)
+        Image.fromarray((blob[..., None] * colour).astype(np.uint8)).save(folder / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def settings(blobs, tmp_path):
+    """A denoiser training that takes a second."""
+    return DenoiseConfig(
+        run=str(tmp_path / "run"),
+        data=ImageDataConfig(source=str(blobs), size=8),
+        model=UNetConfig(
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+            dropout=0.1,
+        ),
+        train=TrainConfig(
+            steps=14,
+            batch_size=6,
+            micro_batch=4,
+            lr=1e-3,
+            warmup_steps=4,
+            checkpoint_every=5,
+            validate_every=7,
+            sample_every=0,
+            log_every=3,
+        ),
+        preview=PreviewConfig(num_images=3, steps=2, validation_images=4),
+    )

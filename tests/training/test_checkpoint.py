@@ -1,0 +1,91 @@
+import json
+
+import pytest
+import torch
+
+from ddpm_unet.errors import UserError
+from ddpm_unet.training import checkpoint
+from ddpm_unet.training.checkpoint import (
+    checkpoint_paths,
+    newest_checkpoint,
+    prune_checkpoints,
+    read_checkpoint,
+    write_checkpoint,
+)
+
+
+def tensors(value: float) -> dict[str, dict[str, torch.Tensor]]:
+    return {"model": {"w": torch.full((3, 4), value)}, "ema": {"w": torch.full((3, 4), -value)}}
+
+
+def write_three(folder):
+    return [write_checkpoint(folder, s, tensors(s), {"step": s}) for s in (1, 2, 10)]
+
+
+def test_round_trip_is_exact(tmp_path):
+    values = {"model": {"a": torch.randn(5, 7), "b": torch.tensor(3.0)}}
+    path = write_checkpoint(tmp_path, 7, values, {"step": 7, "x": 0.1})
+    back, state = read_checkpoint(path)
+    assert state == {"step": 7, "x": 0.1}
+    assert all(torch.equal(back["model"][k], v) for k, v in values["model"].items())
+
+
+def test_the_newest_is_found_and_old_ones_are_pruned(tmp_path):
+    write_three(tmp_path)
+    assert newest_checkpoint(tmp_path)[1] == {"step": 10}
+    prune_checkpoints(tmp_path, keep=2)
+    assert [p.name for p in checkpoint_paths(tmp_path)] == ["00000002", "00000010"]
+
+
+def test_an_empty_folder_has_none(tmp_path):
+    assert newest_checkpoint(tmp_path / "missing") is None
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "ema.safetensors", "state.json", "manifest.json"]
+)
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped", "removed"])
+def test_a_damaged_one_is_kept_aside_and_the_previous_one_used(tmp_path, file, damage):
+    path = write_three(tmp_path)[-1] / file
+    content = bytearray(path.read_bytes())
+    if damage == "removed":
+        path.unlink()
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
+    found, state, notes = newest_checkpoint(tmp_path)
+    assert state == {"step": 2}
+    assert torch.equal(found["model"]["w"], torch.full((3, 4), 2.0))
+    assert len(notes) == 1
+    assert "00000010" in notes[0]
+    assert (tmp_path / "00000010.damaged").is_dir()
+
+
+def test_all_damaged_is_an_error_not_a_fresh_start(tmp_path):
+    for path in write_three(tmp_path):
+        (path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="no good checkpoint"):
+        newest_checkpoint(tmp_path)
+
+
+def test_a_failed_write_leaves_the_last_good_one(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path, 1, tensors(1), {"step": 1})
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    with pytest.raises(UserError, match="No space left"):
+        write_checkpoint(tmp_path, 2, tensors(2), {"step": 2})
+    assert newest_checkpoint(tmp_path)[1] == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["00000001"]
+
+
+def test_half_written_folders_are_not_checkpoints(tmp_path):
+    write_checkpoint(tmp_path, 1, tensors(1), {"step": 1})
+    partial = tmp_path / ".00000002.partial"
+    partial.mkdir()
+    (partial / "state.json").write_text(json.dumps({"step": 2}))
+    assert newest_checkpoint(tmp_path)[1] == {"step": 1}

@@ -1,0 +1,186 @@
+import json
+import os
+import signal
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ddpm_unet.errors import UserError
+from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
+from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.loop import train
+from ddpm_unet.training.run_folder import RunFolder
+
+
+def run(settings, job=None):
+    folder = RunFolder(Path(settings.run))
+    train(job or DenoiseJob(settings), folder, settings)
+    return folder
+
+
+def end_state(folder):
+    tensors, state = read_checkpoint(checkpoint_paths(folder.checkpoints)[-1])
+    return tensors, state, folder.metrics.read_bytes()
+
+
+def assert_equal(a, b):
+    assert a[1] == b[1]
+    assert a[2] == b[2]
+    for group in ("model", "ema", "optimizer"):
+        assert a[0][group].keys() == b[0][group].keys()
+        for name, value in a[0][group].items():
+            assert torch.equal(value, b[0][group][name]), (group, name)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing is written any more."""
+
+
+class KilledJob(DenoiseJob):
+    """Dies at the n-th micro-batch."""
+
+    left = 0
+
+    def losses(self, model, batch):
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+        return super().losses(model, batch)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 11, 14, 27])
+def test_killed_anywhere_and_resumed_ends_bit_for_bit_the_same(settings, tmp_path, micro_batches):
+    whole = run(settings)
+    settings.run = str(tmp_path / "killed")
+    job = KilledJob(settings)
+    job.left = micro_batches
+    with pytest.raises(Killed):
+        run(settings, job)
+    resumed = run(settings)
+    assert_equal(end_state(whole), end_state(resumed))
+
+
+def test_sigterm_writes_a_checkpoint_first(settings, tmp_path, capsys):
+    whole = run(settings)
+    settings.run = str(tmp_path / "stopped")
+
+    class Stopped(DenoiseJob):
+        calls = 0
+
+        def losses(self, model, batch):
+            self.calls += 1
+            if self.calls == 13:  # in the seventh step of two micro-batches
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().losses(model, batch)
+
+    with pytest.raises(SystemExit) as stop:
+        run(settings, Stopped(settings))
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert "the same command goes on" in capsys.readouterr().out
+    assert checkpoint_paths(RunFolder(Path(settings.run)).checkpoints)[-1].name == "00000007"
+    resumed = run(settings)
+    assert_equal(end_state(whole), end_state(resumed))
+
+
+def test_the_split_of_a_batch_changes_nothing_but_rounding(settings, tmp_path):
+    settings.model.dropout = 0.0
+    ends = []
+    for micro_batch in (0, 1, 4):
+        settings.run = str(tmp_path / str(micro_batch))
+        settings.train.micro_batch = micro_batch
+        ends.append(end_state(run(settings))[0])
+    for other in ends[1:]:
+        for group in ("model", "ema"):
+            for name, value in ends[0][group].items():
+                torch.testing.assert_close(value, other[group][name], rtol=1e-3, atol=1e-5)
+
+
+def test_training_lowers_the_loss(settings):
+    settings.train.steps = 150
+    settings.train.batch_size = 16
+    settings.train.micro_batch = 0
+    settings.train.log_every = 25
+    settings.train.lr = 3e-3
+    settings.train.checkpoint_every = 1000
+    losses = [r["loss"] for r in run(settings).read_metrics() if "loss" in r]
+    assert losses[0] > 0.6
+    assert losses[-1] < 0.35
+
+
+def test_a_finished_run_is_left_as_it_is(settings):
+    before = end_state(run(settings))
+    assert_equal(before, end_state(run(settings)))
+
+
+def test_the_metrics_have_each_line_once(settings):
+    records = run(settings).read_metrics()
+    assert [r["step"] for r in records if "loss" in r] == [3, 6, 9, 12, 14]
+    assert all(r["images"] == 6 * r["step"] for r in records)
+    assert set(records[0]) == {"step", "images", "loss", "grad_norm", "lr", "skipped"}
+
+
+def test_the_run_folder_holds_what_it_should(settings):
+    settings.train.sample_every = 14
+    folder = run(settings).path
+    assert (folder / "samples" / "00000014.png").stat().st_size > 100
+    assert (folder / "loss.png").stat().st_size > 1000
+    assert [p.name for p in checkpoint_paths(folder / "checkpoints")] == ["00000010", "00000014"]
+    weights = load_file(folder / "model" / "unet" / "diffusion_pytorch_model.safetensors")
+    ema = read_checkpoint(folder / "checkpoints" / "00000014")[0]["ema"]
+    assert all(torch.equal(weights[name], ema[name]) for name in weights)
+
+
+def test_diffusers_samples_from_the_model_folder(settings):
+    from diffusers import DDPMPipeline
+
+    folder = run(settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline = DDPMPipeline.from_pretrained(folder.model)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(batch_size=2, num_inference_steps=3, output_type="np").images
+    assert images.shape == (2, 8, 8, 3)
+    config = json.loads((folder.model / "scheduler" / "scheduler_config.json").read_text())
+    assert pipeline.scheduler.config.prediction_type == config["prediction_type"] == "epsilon"
+
+
+class PoisonedJob(DenoiseJob):
+    """Gives a non-finite loss in chosen steps."""
+
+    steps: tuple[int, ...] = ()
+    seen = 0
+
+    def losses(self, model, batch):
+        step = self.seen // 2
+        self.seen += 1
+        losses = super().losses(model, batch)
+        return losses * float("nan") if step in self.steps else losses
+
+
+def test_a_step_with_a_bad_gradient_is_left_out_and_counted(settings):
+    job = PoisonedJob(settings)
+    job.steps = (2, 6)
+    tensors, state, _ = end_state(run(settings, job))
+    assert state["skipped"] == 2
+    assert all(value.isfinite().all() for group in tensors.values() for value in group.values())
+
+
+def test_three_bad_losses_in_a_row_stop_the_run(settings):
+    job = PoisonedJob(settings)
+    job.steps = (6, 7, 8, 9, 10)
+    with pytest.raises(UserError, match="stream position 53; the last good checkpoint"):
+        run(settings, job)
+    tensors, state = read_checkpoint(
+        checkpoint_paths(RunFolder(Path(settings.run)).checkpoints)[-1]
+    )
+    assert state["step"] == 5
+    assert all(value.isfinite().all() for value in tensors["model"].values())
+
+
+def test_wrong_channels_are_refused_before_training(settings):
+    settings.model.in_channels = 1
+    with pytest.raises(UserError, match=r"model\.in_channels"):
+        run(settings)

@@ -1,0 +1,74 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ddpm_unet.config import TrainConfig
+from ddpm_unet.training.optimizer import (
+    build_optimizer,
+    learning_rate_factor,
+    load_optimizer_state,
+    optimizer_state,
+    set_learning_rates,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_learning_rate_at_its_corners():
+    config = TrainConfig(steps=110, warmup_steps=10)
+    assert learning_rate_factor(0, config) == pytest.approx(0.1)
+    assert learning_rate_factor(9, config) == 1.0
+    assert learning_rate_factor(10, config) == 1.0
+    assert learning_rate_factor(60, config) == pytest.approx(0.5)
+    assert learning_rate_factor(85, config) == pytest.approx(0.5 * (1 + math.cos(0.75 * math.pi)))
+    assert learning_rate_factor(110, config) == pytest.approx(0.0)
+
+
+def test_constant_after_warm_up():
+    config = TrainConfig(steps=110, warmup_steps=10, lr_schedule="constant")
+    assert {learning_rate_factor(s, config) for s in range(10, 110)} == {1.0}
+
+
+def test_groups_keep_their_ratio():
+    a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    optimizer = build_optimizer(
+        [{"params": [a]}, {"params": [b], "lr": 1e-5}], TrainConfig(lr=1e-3), CPU
+    )
+    set_learning_rates(optimizer, 0.5)
+    assert [g["lr"] for g in optimizer.param_groups] == [5e-4, 5e-6]
+
+
+def test_state_moves_to_a_new_optimizer_exactly():
+    torch.manual_seed(0)
+    config = TrainConfig(lr=0.1)
+
+    def fresh():
+        torch.manual_seed(1)
+        model = nn.Linear(3, 2)
+        return model, build_optimizer([{"params": list(model.parameters())}], config, CPU)
+
+    def step(model, optimizer, x):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+
+    xs = torch.randn(6, 4, 3)
+    whole_model, whole_optimizer = fresh()
+    for x in xs:
+        step(whole_model, whole_optimizer, x)
+
+    first_model, first_optimizer = fresh()
+    for x in xs[:3]:
+        step(first_model, first_optimizer, x)
+    saved = optimizer_state(first_optimizer, list(first_model.named_parameters()))
+    second_model, second_optimizer = fresh()
+    second_model.load_state_dict(first_model.state_dict())
+    load_optimizer_state(second_optimizer, list(second_model.named_parameters()), saved)
+    for x in xs[3:]:
+        step(second_model, second_optimizer, x)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole_model.parameters(), second_model.parameters(), strict=True)
+    )

@@ -1,0 +1,74 @@
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from ddpm_unet.config import DenoiseConfig
+from ddpm_unet.errors import UserError
+from ddpm_unet.training.run_folder import RunFolder, newest_model
+
+
+def test_metrics_written_after_a_checkpoint_are_cut(tmp_path):
+    run = RunFolder(tmp_path)
+    run.log({"step": 1, "loss": 0.5})
+    size = run.metrics_size()
+    run.log({"step": 2, "loss": 0.4})
+    run.cut_metrics(size)
+    assert run.read_metrics() == [{"step": 1, "loss": 0.5}]
+
+
+def test_another_process_is_refused_until_the_first_is_gone(tmp_path):
+    holder = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from ddpm_unet.config import DenoiseConfig
+        from ddpm_unet.training.run_folder import RunFolder
+        run = RunFolder(Path(sys.argv[1]))
+        run.claim(DenoiseConfig(), "auto")
+        print("claimed", flush=True)
+        sys.stdin.read()
+        """
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "claimed\n"
+        with pytest.raises(UserError, match="another run is using"):
+            RunFolder(tmp_path).claim(DenoiseConfig(), "auto")
+        process.kill()
+    RunFolder(tmp_path).claim(DenoiseConfig(), "auto")
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    RunFolder(tmp_path).claim(DenoiseConfig(), "auto")
+    other = DenoiseConfig()
+    other.model.block_out_channels = (32, 64, 64)
+    with pytest.raises(UserError, match=r"model\.block_out_channels"):
+        RunFolder(tmp_path).claim(other, "auto")
+
+
+def test_more_steps_are_welcome(tmp_path):
+    RunFolder(tmp_path).claim(DenoiseConfig(), "auto")
+    longer = DenoiseConfig()
+    longer.train.steps *= 2
+    RunFolder(tmp_path).claim(longer, "auto")
+
+
+def test_resume_never_refuses_a_used_folder(tmp_path):
+    RunFolder(tmp_path).claim(DenoiseConfig(), "never")
+    with pytest.raises(UserError, match="holds a run already"):
+        RunFolder(tmp_path).claim(DenoiseConfig(), "never")
+
+
+def test_newest_model_goes_by_time(tmp_path):
+    assert newest_model(tmp_path) is None
+    for age, name in enumerate(("b", "c", "a")):
+        model = tmp_path / name / "model"
+        model.mkdir(parents=True)
+        (model / "model_index.json").write_text("{}")
+        os.utime(model, (1000 - age, 1000 - age))
+    assert newest_model(tmp_path) == tmp_path / "b" / "model"
