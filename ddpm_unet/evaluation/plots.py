@@ -1,0 +1,107 @@
+"""Pictures for people: grids, film strips and curves, written as PNG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """`[B, C, H, W]` in [-1, 1] -> `uint8 [B, H, W, C]`, C one of 1, 3, 4 (others: the first)."""
+    if images.shape[1] not in (1, 3, 4):
+        images = images[:, :1]
+    levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return levels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def to_pictures(images: Tensor) -> list[Image.Image]:
+    """`[B, C, H, W]` in [-1, 1] as pillow images."""
+    arrays = to_uint8(images)
+    return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a) for a in arrays]
+
+
+def read_pictures(folder: Path, count: int, most: int = 64) -> Tensor:
+    """The first of the pictures 00000.png ... of `folder`, `[B, C, H, W]` in [-1, 1]."""
+    files = [folder / f"{i:05d}.png" for i in range(min(count, most))]
+    arrays = [np.atleast_3d(np.asarray(Image.open(file))) for file in files]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def grid(images: Tensor, columns: int | None = None) -> Image.Image:
+    """Images `[B, C, H, W]` in [-1, 1] side by side, about square unless `columns` is given."""
+    from torchvision.utils import make_grid
+
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    sheet = make_grid(images.float().cpu(), nrow=columns, padding=2, pad_value=1.0)
+    return to_pictures(sheet[None])[0]
+
+
+def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
+    """Write `grid(images)` to `path`, small images enlarged to be seen."""
+    picture = grid(images, columns)
+    zoom = max(1, round(128 / images.shape[-1])) if images.shape[-1] < 100 else 1
+    size = (picture.width * zoom, picture.height * zoom)
+    picture.resize(size, Image.Resampling.NEAREST).save(path)
+
+
+def save_picture(picture: np.ndarray, path: Path) -> None:
+    """Write `uint8 [H, W, 3]`."""
+    Image.fromarray(picture).save(path)
+
+
+def save_side_by_side(columns: Sequence[tuple[str, Tensor]], path: Path) -> None:
+    """Write titled grids `(title, images [B, C, H, W])` next to each other."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(
+        1, len(columns), figsize=(5 * len(columns), 5.4), squeeze=False, layout="constrained"
+    )
+    for axis, (title, images) in zip(axes[0], columns, strict=True):
+        axis.imshow(np.asarray(grid(images)), interpolation="nearest", cmap="gray")
+        axis.set_title(title)
+        axis.axis("off")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_metrics(records: Sequence[dict[str, float]], path: Path) -> None:
+    """Plot every curve of a run's metrics.jsonl against images seen.
+
+    Losses stand together on a logarithmic axis, other numbers below.
+    """
+    losses = sorted({k for r in records for k in r if k.endswith("loss")})
+    others = sorted(
+        {k for r in records for k in r} - set(losses) - {"step", "images", "skipped", "lr"}
+    )
+    if not losses:
+        return
+    plt = _pyplot()
+    figure, axes = plt.subplots(
+        1 + bool(others), 1, figsize=(7, 4 + 2.5 * bool(others)), squeeze=False,
+        sharex=True, layout="constrained",
+    )  # fmt: skip
+    for axis, names in zip(axes[:, 0], (losses, others), strict=False):
+        for name in names:
+            points = [(r["images"], r[name]) for r in records if name in r]
+            x, y = zip(*points, strict=True)
+            axis.plot(x, y, label=name, lw=1, marker="." if len(x) < 30 else None)
+        axis.set_yscale("log" if names is losses else "linear")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    axes[-1, 0].set_xlabel("images seen")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _pyplot():  # type: ignore[no-untyped-def]
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt

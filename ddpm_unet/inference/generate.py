@@ -1,0 +1,96 @@
+"""Jobs of many images, in batches, over any number of processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ddpm_unet.diffusion.sampling import Denoiser, Moment, sample
+
+
+def generate(
+    denoiser: Denoiser,
+    scheduler: Any,
+    shape: Sequence[int],
+    num_images: int,
+    *,
+    seed: int,
+    steps: int,
+    batch_size: int,
+    accelerator: Accelerator,
+    progress: bool = False,
+    callback: Callable[[Moment], None] | None = None,
+    **options: Any,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Draw images 0 .. num_images - 1, this process those of its batches.
+
+    Batches are cut from the whole job before they are dealt out, so an image meets the same
+    neighbours, and comes out the same bit for bit, on any number of processes.
+
+    Args:
+        denoiser: `(x, t) -> prediction`, on the accelerator's device.
+        scheduler: A diffusers scheduler.
+        shape: Shape of one image, (C, H, W).
+        num_images: Images in all.
+        seed: Seed of the job.
+        steps: Denoising steps.
+        batch_size: Images per batch.
+        accelerator: Knows the processes and the device.
+        progress: Show a progress bar per batch, on the main process.
+        callback: Called after every step of every batch.
+        options: Further arguments of `sample`.
+
+    Yields:
+        Numbers of the images, and the images `float32 [B, *shape]`.
+    """
+    starts = range(0, num_images, batch_size)
+    for start in starts[accelerator.process_index :: accelerator.num_processes]:
+        indices = list(range(start, min(start + batch_size, num_images)))
+        images = sample(
+            denoiser,
+            scheduler,
+            shape,
+            seed=seed,
+            indices=indices,
+            steps=steps,
+            device=accelerator.device,
+            progress=progress and accelerator.is_main_process,
+            callback=callback,
+            **options,
+        )
+        yield indices, images
+
+
+def generate_together(
+    denoiser: Denoiser,
+    scheduler: Any,
+    shape: Sequence[int],
+    num_images: int,
+    *,
+    seed: int,
+    steps: int,
+    accelerator: Accelerator,
+) -> Tensor:
+    """Draw images with all processes at once and give them to all, `[num_images, *shape]`.
+
+    Every process draws equally many (a few are thrown away), so that none waits for another,
+    even where the denoiser itself is split over the processes.
+    """
+    each = math.ceil(num_images / accelerator.num_processes)
+    first = accelerator.process_index * each
+    images = sample(
+        denoiser,
+        scheduler,
+        shape,
+        seed=seed,
+        indices=range(first, first + each),
+        steps=steps,
+        device=accelerator.device,
+    )
+    gathered: Any = accelerator.gather(images)
+    return torch.as_tensor(gathered)[:num_images]

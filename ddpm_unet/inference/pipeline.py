@@ -1,0 +1,107 @@
+"""A trained denoiser as a diffusers pipeline folder.
+
+model_index.json
+unet/config.json, unet/diffusion_pytorch_model.safetensors
+scheduler/scheduler_config.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ddpm_unet.config import DiffusionConfig, UNetConfig
+from ddpm_unet.errors import UserError
+from ddpm_unet.models import UNet
+from ddpm_unet.models.pretrained import CONDITIONAL, DDPM
+
+
+def write_pipeline(
+    folder: Path,
+    unet: UNet,
+    diffusion: DiffusionConfig,
+    state_dict: dict[str, Tensor] | None = None,
+) -> None:
+    """Write a folder that `DDPMPipeline.from_pretrained(folder)` samples from.
+
+    Every file is replaced as a whole, so a reader never meets half a one.
+
+    Args:
+        folder: Made when missing.
+        unet: Gives the architecture and, without `state_dict`, the weights.
+        diffusion: Gives the scheduler.
+        state_dict: Other weights, such as an average.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    unet.save_pretrained(folder / "unet", state_dict=state_dict)
+    _write(folder / "scheduler" / "scheduler_config.json", scheduler_config(diffusion))
+    index = {
+        "_class_name": "DDPMPipeline",
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", CONDITIONAL if unet.config.conditional else DDPM],
+    }
+    _write(folder / "model_index.json", index)
+
+
+def read_pipeline(folder: Path) -> tuple[UNet, DiffusionConfig]:
+    """The denoiser of a pipeline folder and its forward process.
+
+    Raises:
+        UserError: Something is missing, or is not what this toolkit can use; names it.
+    """
+    settings = folder / "scheduler" / "scheduler_config.json"
+    if not settings.is_file():
+        raise UserError(
+            f"{folder}: has no scheduler/scheduler_config.json; give the model folder of a run, "
+            "or a folder that a diffusers pipeline wrote"
+        )
+    scheduler = json.loads(settings.read_text())
+    known = DiffusionConfig.__dataclass_fields__.keys() & scheduler.keys()
+    return UNet.from_pretrained(folder), DiffusionConfig(**{k: scheduler[k] for k in known})
+
+
+def image_shape(config: UNetConfig, size: Sequence[int] | None = None) -> tuple[int, ...]:
+    """Shape (C, H, W) of the images that a denoiser draws.
+
+    Args:
+        config: The network's; gives the channels and, without `size`, the size it was trained at.
+        size: One number for all sides, or one per side.
+
+    Raises:
+        UserError: No size is known, or it has the wrong number of sides.
+    """
+    chosen = size or config.sample_size
+    if chosen is None:
+        raise UserError("the model's config.json has no sample_size; give --size")
+    sides = (chosen,) if isinstance(chosen, int) else tuple(chosen)
+    if len(sides) == 1:
+        sides *= config.dims
+    if len(sides) != config.dims or min(sides) < 1:
+        raise UserError(f"size {sides}: give one positive number, or {config.dims}")
+    return (config.in_channels, *sides)
+
+
+def scheduler_config(diffusion: DiffusionConfig) -> dict[str, Any]:
+    """Diffusers' DDPMScheduler settings for a forward process: the sampler of Ho 2020."""
+    return {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": diffusion.num_train_timesteps,
+        "beta_schedule": diffusion.beta_schedule,
+        "beta_start": diffusion.beta_start,
+        "beta_end": diffusion.beta_end,
+        "prediction_type": diffusion.prediction_type,
+        "variance_type": "fixed_small",
+        "clip_sample": True,
+    }
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(".unfinished")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)

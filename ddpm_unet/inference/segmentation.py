@@ -1,0 +1,111 @@
+"""A segmentation network as a function from tiles to class probabilities, and its tiling."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ddpm_unet.config import PredictConfig
+from ddpm_unet.data.pictures import convert_channels, to_unit
+from ddpm_unet.errors import UserError
+from ddpm_unet.inference.tiles import Predict, Tiling
+from ddpm_unet.inference.turns import over_turns
+from ddpm_unet.models.classic import ClassicUNet
+from ddpm_unet.models.segmenter import Segmenter
+
+SegmentationModel = ClassicUNet | Segmenter
+PREPARATION = "preparation.json"
+CONTEXT = 16
+"""Pixels of a tile's border that a padded network's prediction is not trusted at."""
+
+
+def class_probabilities(model: SegmentationModel, turns: bool = False) -> Predict:
+    """Tiles `[B, C, h, w]` in [-1, 1] to probabilities `float32 [B, K, h, w]` of every class.
+
+    Args:
+        model: In evaluation mode; one output channel means two classes.
+        turns: Average over the flips and quarter turns.
+    """
+
+    def predict(tiles: Tensor) -> Tensor:
+        logits = model(tiles).float()
+        if logits.shape[1] == 1:
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        return logits.softmax(dim=1)
+
+    return over_turns(predict) if turns else predict
+
+
+def tiling(model: SegmentationModel, config: PredictConfig) -> Tiling:
+    """Tiles that suit the network: exact seams without padding, blended ones with it.
+
+    Args:
+        model: Gives the margin that is lost or not trusted.
+        config: Gives the tile's size, which grows to the next one that the network takes.
+    """
+    if model.margin:
+        return Tiling(
+            tile=model.valid_size(config.tile), margin=model.margin, overlap=0, step=model.step
+        )
+    return Tiling(tile=config.tile, margin=CONTEXT, overlap=config.overlap)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What was done to pictures before the network saw them in training.
+
+    Args:
+        channels: Channels of the network's input.
+        scale: Factor of resampling.
+        value_range: Pixel values of black and white; None for the full range of the type.
+    """
+
+    channels: int
+    scale: float = 1.0
+    value_range: tuple[float, float] | None = None
+
+    def write(self, folder: Path) -> None:
+        """Keep it in a model's folder."""
+        (folder / PREPARATION).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path, model: SegmentationModel) -> Preparation:
+        """That of a model's folder; without one, pictures are taken as they are.
+
+        Raises:
+            UserError: The file is there and unreadable.
+        """
+        path = folder / PREPARATION
+        if not path.is_file():
+            return cls(model.in_channels)
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: is not readable ({error}); copy the model again") from error
+
+    def pixels(self, picture: np.ndarray, name: str) -> np.ndarray:
+        """Pixels `[..., C]` of a file to `float32 [..., channels]` in [-1, 1]."""
+        shape = picture.shape
+        flat = convert_channels(picture.reshape(1, -1, shape[-1]), self.channels, name)
+        return to_unit(flat, self.value_range, name).reshape(*shape[:-1], self.channels)
+
+    def at_scale(self, predict: Predict) -> Predict:
+        """`predict` for tiles at the pictures' own scale."""
+        if self.scale == 1:
+            return predict
+
+        def scaled(tiles: Tensor) -> Tensor:
+            size = tiles.shape[2:]
+            mode = "bilinear" if len(size) == 2 else "trilinear"
+            small = [max(1, round(n * self.scale)) for n in size]
+            antialias = len(size) == 2
+            small_tiles = interpolate(tiles, small, mode=mode, antialias=antialias)
+            return interpolate(predict(small_tiles), tuple(size), mode=mode)
+
+        return scaled

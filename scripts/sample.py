@@ -1,0 +1,77 @@
+"""Draw images from a trained denoiser: `python scripts/sample.py --steps 1000`."""
+
+import argparse
+from pathlib import Path
+
+from ddpm_unet.command_line import user_errors
+
+SHIPPED = Path(__file__).parents[1] / "samples" / "histology64" / "model"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
+    add("--steps", type=int, default=1000, help="denoising steps (default 1000)")
+    add("--sampler", default="ddpm", help="ddpm, ddim, dpm++, ... (default ddpm)")
+    add("--num_images", type=int, default=16, help="images to draw (default 16)")
+    add("--batch_size", type=int, default=16, help="images per process and batch (default 16)")
+    add("--size", type=int, nargs="+", help="height and width, pixels (default: as trained)")
+    add("--seed", type=int, default=0, help="image i is a function of (seed, i)")
+    add("--film", type=int, default=0, help="also a film strip of so many moments of denoising")
+    add("--out", type=Path, default=Path("generated"), help="folder written to (default generated)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+
+    import torch
+    from accelerate import Accelerator
+
+    from ddpm_unet.diffusion.samplers import make_scheduler
+    from ddpm_unet.diffusion.sampling import FilmStrip
+    from ddpm_unet.evaluation.plots import read_pictures, save_grid, to_pictures
+    from ddpm_unet.inference.generate import generate
+    from ddpm_unet.inference.pipeline import image_shape, read_pipeline
+    from ddpm_unet.training.run_folder import newest_model
+
+    folder = args.model or newest_model() or SHIPPED
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    unet, diffusion = read_pipeline(folder)
+    unet.to(accelerator.device)
+    scheduler = make_scheduler(args.sampler, diffusion)
+    shape = image_shape(unet.config, args.size)
+    args.out.mkdir(parents=True, exist_ok=True)
+    accelerator.print(
+        f"{args.num_images} images of {'x'.join(map(str, shape))} from {folder}, "
+        f"{args.steps} {args.sampler} steps, {accelerator.num_processes} process(es)"
+    )
+    film = FilmStrip(args.film) if args.film else None
+    for indices, images in generate(
+        unet,
+        scheduler,
+        shape,
+        args.num_images,
+        seed=args.seed,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        accelerator=accelerator,
+        progress=True,
+        callback=film,
+    ):
+        for index, picture in zip(indices, to_pictures(images), strict=True):
+            picture.save(args.out / f"{index:05d}.png")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        save_grid(read_pictures(args.out, args.num_images), args.out / "grid.png")
+        if film:
+            frames = torch.stack(film.frames[: args.film], dim=1)[:8].flatten(0, 1)
+            save_grid(frames, args.out / "film.png", columns=args.film)
+    accelerator.print(f"written: {args.out / 'grid.png'} and one file per image")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()
