@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -56,9 +57,13 @@ def read_settings(
     _refuse_unknown(_yaml_keys(file), names, f"{file}: ")
     parser = ArgumentParser(
         exit_on_error=False,
-        description=f"{(kind.__doc__ or '').splitlines()[0]} Default --config: {default_config.name}",
+        description=f"{inspect.getdoc(kind)}".splitlines()[0],
     )
-    parser.add_argument("--config", action="config", help="YAML file of the settings below.")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help=f"YAML file of the settings below (default {default_config.name}).",
+    )
     parser.add_class_arguments(kind, nested_key=None)
     try:
         chosen = parser.instantiate(parser.parse_args(arguments))
@@ -92,7 +97,9 @@ def _yaml_keys(path: Path) -> list[str]:
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); give a YAML file of settings") from error
+        raise UserError(
+            f"{path}: cannot be read ({error}); give a YAML file of settings"
+        ) from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):

@@ -295,7 +295,8 @@ class PairDataConfig:
     """Images with masks, for the segmenter.
 
     Args:
-        images: "builtin:histology", a folder of images, or a stack (multi-page TIFF).
+        images: "builtin:histology" (or "builtin:histology/held-out", the part kept for scoring),
+            a folder of images, or a stack (multi-page TIFF).
         masks: "builtin:nucleus" or "builtin:nucleus-type" (built-in images), or the folder or
             stack of masks.
         image_name: Image files' names, without ending; {} is what an image and its mask share.
@@ -380,6 +381,8 @@ class TrainConfig:
         validate_every: Steps between validations; 0 for none.
         sample_every: Steps between picture grids; 0 for none.
         log_every: Steps between lines of metrics.jsonl (the loss is their mean).
+        patience: Stop after so many validations without a better score; 0 never. For jobs that
+            keep their best model (segmentation).
     """
 
     steps: int = 20_000
@@ -401,6 +404,7 @@ class TrainConfig:
     validate_every: int = 1000
     sample_every: int = 1000
     log_every: int = 10
+    patience: int = 0
 
 
 @dataclass
@@ -424,7 +428,8 @@ class DenoiseConfig:
 
     Args:
         run: Run folder; null takes runs/ and the configuration file's name.
-        resume: "auto" goes on from the run's newest good checkpoint; "never" refuses a used run folder.
+        resume: "auto" goes on from the run's newest good checkpoint; "never" refuses a used
+            run folder.
         seed: The order of the data, augmentation, noise and initial weights depend on it alone.
         tracker: Besides metrics.jsonl, log to tensorboard or wandb through accelerate.
         data: The images.
@@ -443,3 +448,81 @@ class DenoiseConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
+
+
+@dataclass
+class SegmentLossConfig:
+    """What the segmenter minimises.
+
+    Args:
+        name: "cross_entropy+dice" (their sum), "cross_entropy", "dice", "focal", or "border":
+            cross-entropy under the weight maps of Ronneberger 2015, eq. 2.
+        class_weights: One factor per class, or empty.
+        focal_gamma: Exponent of the focal loss.
+        denoise_weight: Transfer "joint": factor of the denoising loss that is added.
+    """
+
+    name: LossName = "cross_entropy+dice"
+    class_weights: tuple[float, ...] = ()
+    focal_gamma: float = 2.0
+    denoise_weight: float = 1.0
+
+
+@dataclass
+class PredictConfig:
+    """How whole pictures are segmented in validation, and by `scripts/segment.py` by default.
+
+    Args:
+        tile: Pixels of a tile's side that the network sees.
+        overlap: Pixels that neighbouring tiles share; without padding the seams are exact at 0.
+        turns: Average over the 8 flips and quarter turns.
+    """
+
+    tile: int = 256
+    overlap: int = 32
+    turns: bool = False
+
+
+@dataclass
+class SegmentConfig:
+    """Settings of `scripts/train_seg.py`.
+
+    Args:
+        run: Run folder; null takes runs/ and the configuration file's name.
+        resume: "auto" goes on from the run's newest good checkpoint; "never" refuses a used
+            run folder.
+        seed: The order of the data, augmentation, noise and initial weights depend on it alone.
+        tracker: Besides metrics.jsonl, log to tensorboard or wandb through accelerate.
+        init: Folder of the denoiser to start from; null takes that of the newest run, else the
+            one that ships; "scratch" starts from random weights.
+        architecture: "unet" (the denoiser's, with a head) or "classic" (2015, from scratch).
+        data: The labelled images.
+        unlabelled: Transfer "joint": images to denoise in the same steps; their size is data.size.
+        model: The U-Net, when init is "scratch".
+        head: The head, and how weights transfer.
+        classic: The network of architecture "classic".
+        diffusion: Transfer "joint": the forward process.
+        loss: What is minimised.
+        layer_decay: Learning rate of each block as a share of the next block's, output to input.
+        predict: Whole pictures, in validation.
+        criterion: Validation score by which the best model is kept.
+        train: The loop.
+    """
+
+    run: str | None = None
+    resume: Literal["auto", "never"] = "auto"
+    seed: int = 0
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    init: str | None = None
+    architecture: Literal["unet", "classic"] = "unet"
+    data: PairDataConfig = field(default_factory=PairDataConfig)
+    unlabelled: ImageDataConfig = field(default_factory=ImageDataConfig)
+    model: UNetConfig = field(default_factory=UNetConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    classic: ClassicConfig = field(default_factory=ClassicConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    loss: SegmentLossConfig = field(default_factory=SegmentLossConfig)
+    layer_decay: float = 1.0
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    criterion: Literal["mean_dice", "mean_iou"] = "mean_dice"
+    train: TrainConfig = field(default_factory=TrainConfig)

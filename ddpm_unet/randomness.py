@@ -76,7 +76,8 @@ def normal(
 @contextmanager
 def seeded(seed: int, purpose: str, position: int) -> Iterator[None]:
     """Within, torch's global CPU generator is a function of the position (for torchvision's
-    transforms, which draw from it); afterwards it is as it was before."""
+    transforms, which draw from it); afterwards it is as it was before.
+    """
     state = torch.get_rng_state()
     torch.manual_seed(torch_seeds(seed, purpose, [position])[0])
     try:

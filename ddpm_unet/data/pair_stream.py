@@ -29,16 +29,19 @@ class PairStream(Dataset[Batch]):
     place. Pictures smaller than a window are mirrored at their borders.
     """
 
-    def __init__(self, pictures: LabelledSet, seed: int) -> None:
+    def __init__(self, pictures: LabelledSet, seed: int, context: int = 0) -> None:
         """Read nothing yet.
 
         Args:
             pictures: The pictures; `pictures.config` has the window size and the augmentation.
             seed: Of the run.
+            context: Pixels added on every side of a window, beyond the picture mirrored, for a
+                network that loses so many (Ronneberger 2015, figure 2).
         """
         self.pictures, self.seed, self.size = pictures, seed, pictures.config.size
-        self.margin = window_margin(pictures.config.augment)
-        self.augment = augmentation(pictures.config.augment, self.size)
+        self.context = context
+        self.margin = context + window_margin(pictures.config.augment)
+        self.augment = augmentation(pictures.config.augment, self.size + 2 * context)
         self._bounds = np.cumsum(np.maximum(1, pictures.sizes.prod(1) // self.size**2))
 
     @property
@@ -50,9 +53,9 @@ class PairStream(Dataset[Batch]):
         """The batch at these positions, whatever they are.
 
         Returns:
-            "image" float32 `[B, C, size, size]` in [-1, 1]; "mask" int64 `[B, size, size]`,
-            IGNORE_INDEX where unlabelled; "position" int64 `[B]`; and "weight" float32
-            `[B, size, size]` if the set has border weights.
+            "image" float32 `[B, C, side, side]` in [-1, 1], with side = size + 2 context; "mask"
+            int64 `[B, size, size]`, IGNORE_INDEX where unlabelled; "position" int64 `[B]`; and
+            "weight" float32 `[B, size, size]` if the set has border weights.
         """
         positions = np.asarray(positions, dtype=np.int64)
         corners = (self._corners(side, positions) for side in (0, 1))
@@ -94,4 +97,11 @@ class PairStream(Dataset[Batch]):
         if picture.weight is not None:
             sample["weight"] = tv_tensors.Mask(cut_window(picture.weight, *place).copy())
         with seeded(self.seed, "data/augment", position):
-            return {key: value.as_subclass(Tensor) for key, value in self.augment(sample).items()}
+            window = self.augment(sample)
+        inner = slice(self.context, self.context + self.size)
+        return {
+            key: value.as_subclass(Tensor)
+            if key == "image"
+            else value.as_subclass(Tensor)[inner, inner]
+            for key, value in window.items()
+        }

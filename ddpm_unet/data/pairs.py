@@ -17,6 +17,7 @@ from ddpm_unet.data.pictures import read_picture, read_stack
 from ddpm_unet.errors import UserError
 
 BUILTIN_IMAGES = "builtin:histology"
+BUILTIN_HELD_OUT = "builtin:histology/held-out"
 BUILTIN_MASKS = ("builtin:nucleus", "builtin:nucleus-type")
 TIFF_ENDINGS = (".tif", ".tiff")
 
@@ -59,7 +60,7 @@ def complete_settings(config: PairDataConfig) -> PairDataConfig:
     Raises:
         UserError: Built-in images with other masks or the reverse.
     """
-    if (config.images == BUILTIN_IMAGES) != (config.masks in BUILTIN_MASKS):
+    if _is_builtin(config) != (config.masks in BUILTIN_MASKS):
         raise UserError(
             f"data.images {config.images} and data.masks {config.masks} do not go together: give "
             f"your own folders for both, or {BUILTIN_IMAGES} with {' or '.join(BUILTIN_MASKS)}"
@@ -80,7 +81,7 @@ def find_pairs(config: PairDataConfig) -> Pairing:
         UserError: Nothing to pair at all: no such folder, an empty one, or one for both without
             names to tell images from masks.
     """
-    if config.images == BUILTIN_IMAGES:
+    if _is_builtin(config):
         return Pairing([_builtin_pair(config)], [], [])
     if Path(config.images).is_file() and Path(config.masks).is_file():
         files = {Path(config.images).stem: (config.images, config.masks)}
@@ -219,8 +220,14 @@ def _stack(path: str, max_pixels: float) -> np.ndarray:
     return read_stack(path, max_pixels)
 
 
+def _is_builtin(config: PairDataConfig) -> bool:
+    return config.images in (BUILTIN_IMAGES, BUILTIN_HELD_OUT)
+
+
 def _builtin_pair(config: PairDataConfig) -> Pair:
     part: histology.Part = "all" if config.include_held_out else "train"
+    if config.images == BUILTIN_HELD_OUT:
+        part = "held_out"
     field = "types" if config.masks == "builtin:nucleus-type" else "instances"
     return Pair(
         histology.NEST,

@@ -1,0 +1,78 @@
+"""Segment pictures of any size: `python scripts/segment.py --model runs/x/model PICTURES...`."""
+
+import argparse
+from pathlib import Path
+
+from ddpm_unet.command_line import user_errors
+from ddpm_unet.errors import UserError
+
+SHIPPED = Path(__file__).parents[1] / "samples" / "histology_nuclei" / "model"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("pictures", type=Path, nargs="+", help="pictures, TIFF stacks, or folders of them")
+    add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
+    add("--out", type=Path, default=Path("segmented"), help="folder written to (default segmented)")
+    add("--tile", type=int, default=544, help="side of the tiles, pixels (default 544)")
+    add("--overlap", type=int, default=32, help="pixels that tiles share (default 32)")
+    add("--batch_size", type=int, default=4, help="tiles at a time (default 4)")
+    add("--turns", action="store_true", help="average over flips and quarter turns, 8 x the work")
+    add("--probabilities", action="store_true", help="write probabilities, float32 TIFF")
+    add("--max_pixels", type=float, default=200.0, help="largest picture, million pixels")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+
+    import torch
+    from tqdm import tqdm
+
+    from ddpm_unet.config import PredictConfig
+    from ddpm_unet.data.folder import list_pictures
+    from ddpm_unet.inference.colors import class_colors
+    from ddpm_unet.inference.files import FileSegmenter
+    from ddpm_unet.inference.segmentation import Preparation, class_probabilities, tiling
+    from ddpm_unet.inference.writing import output_folder, output_names
+    from ddpm_unet.models.segmenter import load_segmentation_model
+    from ddpm_unet.training.run_folder import newest_model
+
+    folder = args.model or newest_model(file="preparation.json") or SHIPPED
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    model = load_segmentation_model(folder).to(device)
+    preparation = Preparation.read(folder, model)
+    probabilities = class_probabilities(model, args.turns)
+    segmenter = FileSegmenter(
+        predict=preparation.at_scale(probabilities),
+        prepare=preparation.pixels,
+        channels=preparation.channels,
+        colors=class_colors(max(2, model.config.num_classes), model.config.class_colors),
+        tiling=tiling(model, PredictConfig(args.tile, args.overlap)),
+        batch_size=args.batch_size,
+        device=device,
+        probabilities=args.probabilities,
+        max_pixels=args.max_pixels,
+    )
+    paths: list[Path] = []
+    for path in args.pictures:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+        paths += [path / p for p in list_pictures(path)[0]] if path.is_dir() else [path]
+    names = output_names(paths, args.out)
+    output_folder(args.out)
+    print(f"{len(paths)} picture(s) with {folder}")
+    for path, name in zip(tqdm(paths, "Segmenting"), names, strict=True):
+        with torch.inference_mode():
+            counts = segmenter.write(path, args.out, name)
+        shares = counts / max(1, counts.sum())
+        classes = model.config.class_names or [f"class {i}" for i in range(len(shares))]
+        found = ", ".join(f"{c} {s:.1%}" for c, s in zip(classes, shares, strict=True))
+        tqdm.write(f"{path.name}: {found}")
+    print(f"written: masks and overlays in {args.out}")
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()

@@ -1,0 +1,82 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddpm_unet.command_line import read_settings
+from ddpm_unet.config import DenoiseConfig, SegmentConfig
+from ddpm_unet.errors import UserError
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text("seed: 3\ntrain:\n  lr: 1e-3\n  steps: 10\n")
+    return path
+
+
+def test_flags_override_the_file_and_the_file_the_defaults(config):
+    settings, name = read_settings(DenoiseConfig, config, ["--train.steps", "20"])
+    assert (settings.seed, settings.train.lr, settings.train.steps) == (3, 1e-3, 20)
+    assert settings.train.batch_size == DenoiseConfig().train.batch_size
+    assert name == "small"
+
+
+def test_config_flag_replaces_the_default_file(config, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("train:\n  steps: 5\n")
+    settings, name = read_settings(DenoiseConfig, config, [f"--config={other}"])
+    assert (settings.seed, settings.train.steps, name) == (0, 5, "other")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train.stps", "5"], r"did you mean train\.steps"),
+        (["--train.steps", "many"], r"train\.steps"),
+        (["--train.betas", "[1]"], r"train\.betas"),
+        (["--tracker", "paper"], "tracker"),
+        (["--config"], "needs a value"),
+        (["--config", "missing.yaml"], r"missing\.yaml: cannot be read"),
+        (["loose"], "loose"),
+    ],
+)
+def test_bad_flags_are_named(config, arguments, message):
+    with pytest.raises(UserError, match=message):
+        read_settings(DenoiseConfig, config, arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sed: 1", r"sed: no such setting; did you mean seed\?"),
+        ("data:\n  siz: 4", r"data\.siz: no such setting; did you mean data\.size"),
+        ("train: [1", "is not YAML"),
+        ("- 1", "holds no settings"),
+        ("train:\n  lr: fast", r"train\.lr"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        segments = "masks:" in path.read_text()
+    read_settings(SegmentConfig if segments else DenoiseConfig, path, [])
+
+
+def test_a_script_prints_one_line_and_exits_with_2():
+    result = subprocess.run(
+        [sys.executable, SCRIPTS / "train_ddpm.py", "--sed", "1"], capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stderr == "error: --sed: no such setting; did you mean seed?\n"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configurations_are_valid(path):
+    segments = "masks:" in path.read_text()
+    read_settings(SegmentConfig if segments else DenoiseConfig, path, [])
