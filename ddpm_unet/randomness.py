@@ -79,7 +79,7 @@ def seeded(seed: int, purpose: str, position: int) -> Iterator[None]:
     transforms, which draw from it); afterwards it is as it was before.
     """
     state = torch.get_rng_state()
-    torch.manual_seed(torch_seeds(seed, purpose, [position])[0])
+    torch.default_generator.manual_seed(torch_seeds(seed, purpose, [position])[0])
     try:
         yield
     finally:
