@@ -1,0 +1,45 @@
+"""Put generated images beside real ones: `python scripts/compare.py samples=generated`."""
+
+import argparse
+from pathlib import Path
+
+from ddpm_unet.command_line import read_settings, user_errors
+from ddpm_unet.config import DenoiseConfig
+from ddpm_unet.errors import UserError
+
+DEFAULT = Path(__file__).parents[1] / "configs" / "histology64.yaml"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("columns", nargs="+", help="title=folder that sample.py wrote")
+    add("--config", type=Path, default=DEFAULT, help="whose data settings the real images follow")
+    add("--num_images", type=int, default=16, help="images per column (default 16)")
+    add("--out", type=Path, default=Path("compare.png"), help="PNG written (default compare.png)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+
+    from ddpm_unet.data.sources import open_images
+    from ddpm_unet.data.stream import Stream, to_model_range
+    from ddpm_unet.evaluation.plots import read_pictures, save_side_by_side
+
+    columns = []
+    for column in args.columns:
+        title, _, folder = column.partition("=")
+        if not Path(folder).is_dir():
+            raise UserError(f"{column}: give title=folder, a folder that sample.py wrote")
+        columns.append((title, read_pictures(Path(folder), args.num_images)))
+    data = read_settings(DenoiseConfig, args.config, [])[0].data
+    real = Stream(open_images(data), data, seed=0).__getitems__(range(args.num_images))
+    columns.append(("real", to_model_range(real["image"])))
+    save_side_by_side(columns, args.out)
+    print(f"written: {args.out}")
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()
