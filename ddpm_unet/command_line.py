@@ -14,16 +14,27 @@ from typing import Any, TypeVar, get_type_hints
 from ddpm_unet.errors import UserError
 
 Settings = TypeVar("Settings")
+MISMATCH = "operator torchvision::nms does not exist"
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Print a UserError as one line and exit with status 2."""
+    """Print a UserError, or that torch and torchvision do not fit, and exit with status 2."""
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        message = str(error)
+    except RuntimeError as error:
+        if MISMATCH not in str(error):
+            raise
+        message = (
+            f"{MISMATCH}: torch and torchvision are of different builds; "
+            "pip install --force-reinstall torch torchvision"
+        )
+    else:
+        return
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def read_settings(

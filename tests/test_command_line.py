@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_unet.command_line import read_settings
+from ddpm_unet.command_line import read_settings, user_errors
 from ddpm_unet.config import DenoiseConfig, SegmentConfig
 from ddpm_unet.errors import UserError
 
@@ -74,6 +74,18 @@ def test_a_script_prints_one_line_and_exits_with_2():
     )
     assert result.returncode == 2
     assert result.stderr == "error: --sed: no such setting; did you mean seed?\n"
+
+
+def test_a_torchvision_of_another_build_is_explained_in_one_line(capsys):
+    with pytest.raises(SystemExit) as stop, user_errors():
+        raise RuntimeError("operator torchvision::nms does not exist")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(RuntimeError, match="a bug"), user_errors():
+        raise RuntimeError("a bug")
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
