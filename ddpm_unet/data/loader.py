@@ -90,26 +90,30 @@ def make_loader(
     except UserError as error:  # a worker's comes wrapped in its traceback
         fault = UserError(str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip())
     except (RuntimeError, OSError, EOFError) as error:
-        lost = str(error).startswith("DataLoader") or not isinstance(error, RuntimeError)
-        if workers == 0 or not lost or str(error).startswith("Caught "):  # the stream's own
+        met: Exception = error
+        try:  # a dying worker's connection breaks before torch's signal handler can raise
+            time.sleep(0 if workers == 0 or isinstance(error, RuntimeError) else 1)
+        except RuntimeError as named:
+            met = named
+        lost = worker_fault(met) if workers else None
+        if lost is None:
             raise
-        fault = worker_fault(error)
+        fault = lost
+        del met
     # Raised here, with nothing left that holds the workers: torch reports a dead one again, out
     # of any line of the program, for as long as its loader lives.
     raise fault
 
 
-def worker_fault(error: Exception) -> UserError:
-    """One line for the death of a worker, from what the main process met of it.
+def worker_fault(error: Exception) -> UserError | None:
+    """One line for the death of a worker, or None for any other error.
 
-    That is torch's RuntimeError, which a signal handler may raise anywhere in the main process
-    ("DataLoader worker (pid 1) is killed by signal: Killed"), or, if the main process was just
-    reading from the worker, a broken connection first.
+    The main process meets it as torch's RuntimeError, which a signal handler may raise anywhere
+    ("DataLoader worker (pid 1) is killed by signal: Killed"), or as a broken connection.
     """
-    try:
-        time.sleep(0 if isinstance(error, RuntimeError) else 1)  # for the handler to raise
-    except RuntimeError as named:
-        error = named
+    broken = isinstance(error, OSError | EOFError) and not str(error).startswith("Caught ")
+    if not broken and not str(error).startswith("DataLoader"):
+        return None
     cause = " ".join(f"{error} {error.__cause__ or ''}".split())
     return UserError(
         f"a loader process failed ({cause}); if memory ran out, lower data.workers or "

@@ -14,7 +14,7 @@ from PIL import Image
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.image_set import open_collection
-from ddpm_unet.data.loader import StepBatches, make_loader, shares
+from ddpm_unet.data.loader import StepBatches, make_loader, shares, worker_fault
 from ddpm_unet.data.stream import Stream
 from ddpm_unet.errors import UserError
 
@@ -87,8 +87,16 @@ def test_a_lost_worker_is_an_error_with_its_cause(
     stuck: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.3)  # 5 s
-    loader = make_loader(Dying(stuck), StepBatches(range(5), 2), workers=1, timeout=1.0)
+    patience = 1.0 if stuck else 60.0
+    loader = make_loader(Dying(stuck), StepBatches(range(5), 2), workers=1, timeout=patience)
     with pytest.raises(UserError, match="timed out" if stuck else "Killed") as caught:
         list(loader)
     assert "data.workers" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_other_errors_are_no_lost_workers() -> None:
+    for error in (RuntimeError("shapes differ"), OSError("Caught OSError in DataLoader worker")):
+        assert worker_fault(error) is None
+    lost = worker_fault(RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. "))
+    assert "Killed" in str(lost)
