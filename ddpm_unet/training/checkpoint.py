@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ddpm_unet.errors import UserError
+from ddpm_unet.training.run_folder import disk_faults
 
 Tensors = dict[str, Tensor]
 
@@ -29,32 +30,29 @@ def write_checkpoint(
     """Write `folder/<step>`: one safetensors file per entry of `tensors`, and `state.json`.
 
     Raises:
-        UserError: The disk is full or not writable; no half checkpoint is left.
+        UserError: The disk is full or not writable; no half checkpoint is left, and the last good
+            one stays.
     """
     final = folder / f"{step:08d}"
     partial = folder / f".{step:08d}.partial"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for name, group in tensors.items():
-            save_file(
-                {k: v.contiguous() for k, v in group.items()}, partial / f"{name}.safetensors"
-            )
-        (partial / "state.json").write_text(json.dumps(state, indent=1))
-        digests = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-        (partial / "manifest.json").write_text(json.dumps(digests, indent=1))
-        for path in partial.iterdir():
-            _flush(path)
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        _flush(folder)
-    except (OSError, RuntimeError) as error:  # safetensors reports a full disk as a RuntimeError
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(
-            f"{final}: the checkpoint could not be written ({error}); "
-            "free disk space and start the same command again"
-        ) from error
+    with disk_faults(final):
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            for name, group in tensors.items():
+                values = {key: value.contiguous() for key, value in group.items()}
+                save_file(values, partial / f"{name}.safetensors")
+            (partial / "state.json").write_text(json.dumps(state, indent=1))
+            digests = {path.name: _digest(path) for path in sorted(partial.iterdir())}
+            (partial / "manifest.json").write_text(json.dumps(digests, indent=1))
+            for path in (*partial.iterdir(), partial):
+                _flush(path)
+            if final.exists():
+                shutil.rmtree(final)
+            partial.rename(final)
+            _flush(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return final
 
 
@@ -62,7 +60,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
     """The tensors and the state that `write_checkpoint` wrote.
 
     Raises:
-        ValueError: A file is missing or differs from its digest.
+        ValueError: A file is missing, unreadable or differs from its digest.
+        UserError: It may not be read.
     """
     try:
         digests = json.loads((path / "manifest.json").read_text())
@@ -70,8 +69,11 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
             if _digest(path / name) != digest:
                 raise ValueError(f"{name} differs from its checksum")
         state = json.loads((path / "state.json").read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"{Path(error.filename).name} is missing") from error
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: may not be read; check its permissions") from error
+    except OSError as error:
+        cause = "is missing" if isinstance(error, FileNotFoundError) else error.strerror
+        raise ValueError(f"{Path(error.filename or path).name} {cause}") from error
     except (json.JSONDecodeError, AttributeError, UnicodeDecodeError) as error:
         raise ValueError(f"the manifest is unreadable ({error})") from error
     tensors = {
@@ -86,9 +88,11 @@ def newest_checkpoint(
     """The newest good checkpoint of `folder` and what was said of damaged ones.
 
     A damaged checkpoint is renamed to `<step>.damaged` (never deleted), and the one before it
-    is tried.
+    is tried. What a killed process left half written is removed.
     """
     notes: list[str] = []
+    for partial in folder.glob(".*.partial"):
+        shutil.rmtree(partial)
     for path in reversed(checkpoint_paths(folder)):
         try:
             tensors, state = read_checkpoint(path)

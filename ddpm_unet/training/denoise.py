@@ -81,6 +81,10 @@ class DenoiseJob:
             pin_memory=accelerator.device.type == "cuda",
         )
 
+    def name(self, position: int) -> str:
+        """The picture at a stream position."""
+        return Stream(self.images, self.config.data, self.config.seed).name(position)
+
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Denoising loss per image, at the timestep and noise of its stream position."""
         images = to_model_range(batch["image"])

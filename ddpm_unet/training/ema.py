@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 from torch.nn import Parameter
 
 
@@ -34,18 +33,17 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within, the model has the averaged weights; nothing is copied."""
+        """Within, the model has the averaged weights."""
         self._swap()
         try:
             yield
         finally:
             self._swap()
 
+    @torch.no_grad()
     def _swap(self) -> None:
+        # Values move, not storage: what shards or compiles a network holds on to its storage.
         for parameter, average in zip(self.parameters, self.averages, strict=True):
-            parameter.data, average.data = average.data, parameter.data
-
-    def load(self, averages: Sequence[Tensor]) -> None:
-        """Take over averages read from a checkpoint."""
-        for mine, saved in zip(self.averages, averages, strict=True):
-            mine.copy_(saved)
+            weights = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(weights)

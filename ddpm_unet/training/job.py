@@ -37,6 +37,9 @@ class Job(Protocol):
     ) -> Iterator[Batch]:
         """This process's micro-batches for the steps from `first_step` on."""
 
+    def name(self, position: int) -> str:
+        """The picture at a stream position, for messages."""
+
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Loss per image, float32 `[B]`."""
 

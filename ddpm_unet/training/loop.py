@@ -9,6 +9,7 @@ a step by float rounding only.
 from __future__ import annotations
 
 import math
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -35,12 +36,16 @@ from ddpm_unet.training.optimizer import (
     optimizer_state,
     set_learning_rates,
 )
-from ddpm_unet.training.run_folder import RunFolder
+from ddpm_unet.training.processes import end_together, on_main, share_json, share_tensors
+from ddpm_unet.training.run_folder import RunFolder, disk_faults
 from ddpm_unet.training.sharding import copy_into, whole
 from ddpm_unet.training.signals import StopRequest
 
 PATIENCE = 3
 """So many non-finite losses in a row stop a run."""
+
+
+NOWHERE = torch.iinfo(torch.int64).max
 
 
 def train(job: Job, run: RunFolder, settings: Any) -> None:
@@ -54,36 +59,56 @@ def train(job: Job, run: RunFolder, settings: Any) -> None:
 
     Raises:
         UserError: The run folder cannot be used, the disk is full, or the loss stays non-finite.
-        SystemExit: SIGTERM or Ctrl-C came; a checkpoint was written first.
+        SystemExit: SIGTERM or Ctrl-C came; a checkpoint was written first. Or, on processes
+            other than the main one, that met a UserError.
+    """
+    accelerator = open_accelerator(run, settings)
+    try:
+        on_main(accelerator, lambda: run.claim(settings, settings.resume))
+        if accelerator.log_with:
+            accelerator.init_trackers(run.path.name)
+        with StopRequest() as request:
+            training = Training(job, run, settings.train, accelerator, settings.seed)
+            training.resume()
+            training.introduce()
+            training.run_steps(request)
+        for tracker in accelerator.trackers:
+            tracker.finish()
+    finally:
+        run.release()
+    if not training.finished:
+        sys.exit(128 + (request.received or signal.SIGTERM))
+
+
+def open_accelerator(run: RunFolder, settings: Any) -> Accelerator:
+    """The processes, their devices and the precision.
+
+    Raises:
+        UserError: This machine has not what the settings ask for.
     """
     config: TrainConfig = settings.train
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=config.mixed_precision,
-        log_with=None if settings.tracker == "none" else settings.tracker,
-        project_dir=run.path,
-    )
+    try:
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision=config.mixed_precision,
+            log_with=None if settings.tracker == "none" else settings.tracker,
+            project_dir=run.path,
+        )
+    except ValueError as error:
+        raise UserError(
+            f"train.mixed_precision {config.mixed_precision}: {error}; set no or bf16"
+        ) from error
+    if settings.tracker != "none" and not accelerator.log_with:
+        raise UserError(
+            f"tracker {settings.tracker}: is not installed; pip install {settings.tracker}, or "
+            "set tracker none"
+        )
     if config.batch_size < accelerator.num_processes:
         raise UserError(
             f"train.batch_size = {config.batch_size} is less than the number of processes, "
             f"{accelerator.num_processes}; each needs at least one image"
         )
-    if accelerator.is_main_process:
-        run.claim(settings, settings.resume)
-    accelerator.wait_for_everyone()
-    try:
-        if accelerator.log_with:
-            accelerator.init_trackers(run.path.name)
-        training = Training(job, run, config, accelerator, settings.seed)
-        training.resume()
-        training.introduce()
-        with StopRequest() as request:
-            training.run_steps(request)
-        accelerator.end_training()
-    finally:
-        run.release()
-    if not training.finished:
-        sys.exit(128 + request.received)
+    return accelerator
 
 
 class Training:
@@ -102,7 +127,7 @@ class Training:
             network.enable_gradient_checkpointing()
         if config.compile:
             network.compile()
-        optimizer = build_optimizer(job.parameter_groups(network), config, accelerator.device)
+        optimizer = build_optimizer(job.parameter_groups(network), config)
         self.model, self.optimizer = accelerator.prepare(network, optimizer)
         self.network = accelerator.unwrap_model(self.model, keep_torch_compile=True)
         self.named = [(n, p) for n, p in self.network.named_parameters() if p.requires_grad]
@@ -112,10 +137,12 @@ class Training:
         self.best = -math.inf
         self.best_step: int | None = None
         self.worse = 0
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        device = accelerator.device
+        self.loss_sum = torch.zeros((), device=device)
         self.loss_steps = 0
-        self.skipped = torch.zeros((), dtype=torch.int64, device=accelerator.device)
-        self.nonfinite = torch.zeros((), dtype=torch.int64, device=accelerator.device)
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
+        self.suspect = torch.full((), NOWHERE, device=device)
 
     def introduce(self) -> None:
         """Say what is about to run, and on what."""
@@ -142,8 +169,7 @@ class Training:
             unit="step",
             disable=not self.accelerator.is_main_process,
         )
-        stopping = False
-        while self.step < config.steps and not stopping and not self._stale():
+        while self.step < config.steps and not self._agreed(request) and not self._stale():
             loss, norm = self._optimize(batches)
             self.step += 1
             self._watch(loss)
@@ -154,12 +180,12 @@ class Training:
                 self._validate()
             if self._due(config.sample_every):
                 self._draw()
-            stopping = self._agreed(request)
-            if stopping or self._stale() or self._due(config.checkpoint_every):
+            if self._stale() or self._due(config.checkpoint_every):
                 self._checkpoint()
         progress.close()
         self.finished = self.step == config.steps or self._stale()
         if not self.finished:
+            self._checkpoint()
             self._say(
                 f"stopped after step {self.step}: a checkpoint is written, "
                 "the same command goes on from it"
@@ -186,19 +212,20 @@ class Training:
         self.model.train()
         loss = torch.zeros_like(self.loss_sum)
         for number in range(1, passes + 1):
+            batch = next(batches)
+            positions = batch["position"]
             batch = {
-                key: value.to(accelerator.device, non_blocking=True)
-                if isinstance(value, Tensor) and key != "position"
-                else value
-                for key, value in next(batches).items()
-            }
-            place = [int(batch["position"][0])]
-            torch.manual_seed(torch_seeds(self.seed, "dropout", place)[0])
+                key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()
+            } | {"position": positions}
+            torch.manual_seed(torch_seeds(self.seed, "dropout", positions[:1])[0])
             sync = nullcontext() if number == passes else accelerator.no_sync(self.model)
             with sync:
-                part = self.job.losses(self.model, batch).sum() / config.batch_size
+                losses = self.job.losses(self.model, batch)
+                part = losses.sum() / config.batch_size
+                # Processes average their gradients; the loss is a sum over them.
                 accelerator.backward(part * accelerator.num_processes)
             loss += part.detach()
+            self._suspect(losses.detach(), positions)
         parameters = [p for _, p in self.named]
         norm = whole_norm(accelerator.clip_grad_norm_(parameters, config.clip_norm or math.inf))
         self._step_optimizer(norm)
@@ -215,36 +242,48 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         self.skipped += bad
 
+    def _suspect(self, losses: Tensor, positions: Tensor) -> None:
+        """Remember the first stream position of this process whose loss is not finite."""
+        positions = positions.to(losses.device, non_blocking=True)
+        bad = torch.where(torch.isfinite(losses), NOWHERE, positions)
+        self.suspect = torch.minimum(self.suspect, bad.min())
+
     def _watch(self, loss: Tensor) -> None:
         """Sum up the loss for the log; count non-finite ones in a row, and at the third, stop."""
+        loss = torch.as_tensor(self.accelerator.reduce(loss, "sum"))
         self.loss_sum += loss
         self.loss_steps += 1
-        self.nonfinite = torch.where(torch.isfinite(loss), 0, self.nonfinite + 1)
-        if self.accelerator.device.type != "cpu" and not self._due(self.config.log_every):
+        finite = torch.isfinite(loss) & (self.nonfinite < PATIENCE)
+        self.nonfinite = torch.where(finite, 0, self.nonfinite + 1)
+        self.suspect = torch.where(finite, NOWHERE, self.suspect)
+        if not self._looks() or self.nonfinite < PATIENCE:
             return
-        if self.accelerator.gather(self.nonfinite).max() >= PATIENCE:
-            end = self.step * self.config.batch_size
-            raise UserError(
-                f"{self.run.path}: the loss was not finite {PATIENCE} steps in a row, up to "
-                f"stream position {end - 1}; the last good checkpoint is kept. "
-                "Lower train.lr, or look for bad values in the images"
-            )
+        position = int(self.accelerator.gather(self.suspect).min())
+        fault = UserError(
+            f"{self.run.path}: the loss was not finite {PATIENCE} steps in a row, first for the "
+            f"image at stream position {position} ({self.job.name(position)}); the last good "
+            "checkpoint is kept. Lower train.lr, or look for bad values in that image"
+        )
+        end_together(self.accelerator, fault)
+
+    def _looks(self) -> bool:
+        """Whether the device is waited for after this step: on the CPU, and at log steps."""
+        return self.accelerator.device.type == "cpu" or self._due(self.config.log_every)
 
     def _due(self, every: int) -> bool:
-        return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
+        return self.step == self.config.steps or (every > 0 and self.step % every == 0)
 
     def _agreed(self, request: StopRequest) -> bool:
-        """Whether any process was asked to stop; the processes ask each other at log steps."""
+        """Whether any process was asked to stop; the processes ask each other when they look."""
         if self.accelerator.num_processes == 1:
             return bool(request.received)
-        if not self._due(self.config.log_every):
+        if not self._looks():
             return False
-        flag = torch.tensor(request.received, device=self.accelerator.device)
-        request.received = int(self.accelerator.gather(flag).max())
-        return bool(request.received)
+        asked = torch.tensor(request.received, device=self.accelerator.device)
+        return bool(torch.as_tensor(self.accelerator.reduce(asked, "sum")))
 
     def _log(self, norm: Tensor) -> float:
-        loss = float(self.accelerator.reduce(self.loss_sum.clone(), "sum")) / self.loss_steps
+        loss = float(self.loss_sum) / self.loss_steps
         self.loss_sum.zero_()
         self.loss_steps = 0
         self._record(
@@ -280,76 +319,86 @@ class Training:
             self.job.draw(self.network, self.accelerator, path)
 
     def _record(self, **values: float) -> None:
-        if self.accelerator.is_main_process:
-            images = self.step * self.config.batch_size
-            self.run.log({"step": self.step, "images": images, **values})
+        images = self.step * self.config.batch_size
+        line = {"step": self.step, "images": images, **values}
+        on_main(self.accelerator, lambda: self.run.log(line))
         self.accelerator.log(values, step=self.step)
 
     def _checkpoint(self) -> None:
-        total = self.accelerator.reduce(self.loss_sum, "sum")
-        self.loss_sum = total if self.accelerator.is_main_process else torch.zeros_like(total)
-        scaler = self.accelerator.scaler
+        main, scaler = self.accelerator.is_main_process, self.accelerator.scaler
+        averages = zip((n for n, _ in self.named), self.ema.averages, strict=True)
         tensors = {
-            "model": {n: whole(t) for n, t in self.network.state_dict().items()},
-            "ema": {n: whole(t) for (n, _), t in zip(self.named, self.ema.averages, strict=True)},
-            "optimizer": optimizer_state(self.optimizer, self.named),
+            "model": whole(self.network.state_dict().items(), main),
+            "ema": whole(averages, main),
+            "optimizer": whole(optimizer_state(self.optimizer, self.named), main),
         }
-        if self.accelerator.is_main_process:
-            state = {
-                "step": self.step,
-                "images": self.step * self.config.batch_size,
-                "loss_sum": float(total),
-                "loss_steps": self.loss_steps,
-                "skipped": int(self.skipped),
-                "best": self.best if self.best_step else None,
-                "best_step": self.best_step,
-                "worse": self.worse,
-                "scaler": scaler.state_dict() if scaler else None,
-                "metrics_size": self.run.metrics_size(),
-            }
+        state = {
+            "step": self.step,
+            "images": self.step * self.config.batch_size,
+            "loss_sum": float(self.loss_sum),
+            "loss_steps": self.loss_steps,
+            "skipped": int(self.skipped),
+            "nonfinite": int(self.nonfinite),
+            "best": None if self.best_step is None else self.best,
+            "best_step": self.best_step,
+            "worse": self.worse,
+            "scaler": scaler.state_dict() if scaler else None,
+        }
+
+        def write() -> None:
+            state["metrics_size"] = self.run.metrics_size()
             write_checkpoint(self.run.checkpoints, self.step, tensors, state)
             prune_checkpoints(self.run.checkpoints, self.config.keep_checkpoints)
-            plot_metrics(self.run.read_metrics(), self.run.path / "loss.png")
-        self.accelerator.wait_for_everyone()
+            with disk_faults(self.run.path / "loss.png"):
+                plot_metrics(self.run.read_metrics(), self.run.path / "loss.png")
+
+        on_main(self.accelerator, write)
         if self.best_step is None:
             self._export()
 
     def _export(self) -> None:
         with self.ema.applied():
-            weights = {n: whole(t) for n, t in self.network.state_dict().items()}
-        if self.accelerator.is_main_process:
-            self.job.export(self.network, weights, self.run.model)
-        self.accelerator.wait_for_everyone()
+            weights = whole(self.network.state_dict().items(), self.accelerator.is_main_process)
+
+        def write() -> None:
+            with disk_faults(self.run.model):
+                self.job.export(self.network, weights, self.run.model)
+
+        on_main(self.accelerator, write)
 
     def resume(self) -> None:
         """Go on from the newest good checkpoint, if there is one."""
-        if self.accelerator.is_main_process:
+
+        def find() -> tuple[dict[str, dict[str, Tensor]], dict[str, Any] | None]:
             found = newest_checkpoint(self.run.checkpoints)
             self.run.cut_metrics(found[1]["metrics_size"] if found else 0)
-        self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            found = newest_checkpoint(self.run.checkpoints)
-        if found is None:
+            for note in found[2] if found else ():
+                self._say(note)
+            return (found[0], found[1]) if found else ({}, None)
+
+        tensors, state = on_main(self.accelerator, find) or ({}, None)
+        state = share_json(state, self.accelerator)
+        if state is None:
             return
-        tensors, state, notes = found
-        for note in notes:
-            self._say(note)
-        own = self.network.state_dict()
-        for name, value in tensors["model"].items():
-            copy_into(own[name], value)
-        for (name, _), average in zip(self.named, self.ema.averages, strict=True):
-            copy_into(average, tensors["ema"][name])
-        load_optimizer_state(self.optimizer.optimizer, self.named, tensors["optimizer"])
+        targets = {
+            "model": self.network.state_dict(),
+            "ema": dict(zip((n for n, _ in self.named), self.ema.averages, strict=True)),
+        }
+        parameters = dict(self.named)
+        for group, name, value in share_tensors(tensors, self.accelerator):
+            if group == "optimizer":
+                load_optimizer_state(self.optimizer.optimizer, parameters, name, value)
+            else:
+                copy_into(targets[group][name], value)
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
-        if state["best_step"] is not None:
-            self.best, self.best_step = state["best"], state["best_step"]
-        self.worse = state["worse"]
-        self.skipped.fill_(state["skipped"])
-        if self.accelerator.is_main_process:
-            self.loss_sum.fill_(state["loss_sum"])
+        self.best_step, self.worse = state["best_step"], state["worse"]
+        self.best = -math.inf if self.best_step is None else state["best"]
+        self.loss_sum.fill_(state["loss_sum"])
         self.loss_steps = state["loss_steps"]
+        self.skipped.fill_(state["skipped"])
+        self.nonfinite.fill_(state["nonfinite"])
         self._say(f"going on from the checkpoint of step {self.step}")
 
     def _say(self, text: str) -> None:

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
 from ddpm_unet.config import TrainConfig
-from ddpm_unet.training.sharding import like, whole
+from ddpm_unet.training.sharding import like
 
 NamedParameters = list[tuple[str, Parameter]]
 
 
-def build_optimizer(
-    groups: list[dict[str, Any]], config: TrainConfig, device: torch.device
-) -> Optimizer:
-    """AdamW (Loshchilov 2019), fused; `groups` may carry learning rates of their own."""
+def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> Optimizer:
+    """AdamW (Loshchilov 2019), fused, which leaves out a step when told that the gradient is not
+    finite; `groups` may carry learning rates of their own.
+    """
     optimizer = AdamW(
         groups,
         lr=config.lr,
         betas=config.betas,
         weight_decay=config.weight_decay,
-        fused=device.type in ("cpu", "cuda"),
+        fused=True,
     )
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
@@ -51,24 +51,19 @@ def set_learning_rates(optimizer: Optimizer, factor: float) -> None:
         group["lr"] = group["peak_lr"] * factor
 
 
-def optimizer_state(optimizer: Optimizer, parameters: NamedParameters) -> dict[str, Tensor]:
-    """The optimiser's state as `<parameter>/<entry>` -> whole tensor on the CPU."""
-    return {
-        f"{name}/{entry}": whole(value)
-        for name, parameter in parameters
-        for entry, value in optimizer.state[parameter].items()
-    }
+def optimizer_state(
+    optimizer: Optimizer, parameters: NamedParameters
+) -> Iterator[tuple[str, Tensor]]:
+    """The optimiser's state as `<parameter>/<entry>` and tensor."""
+    for name, parameter in parameters:
+        for entry, value in optimizer.state[parameter].items():
+            yield f"{name}/{entry}", value
 
 
 def load_optimizer_state(
-    optimizer: Optimizer, parameters: NamedParameters, saved: dict[str, Tensor]
+    optimizer: Optimizer, parameters: dict[str, Parameter], key: str, value: Tensor
 ) -> None:
-    """Take over what `optimizer_state` gave."""
-    by_name = dict(parameters)
-    for key, value in saved.items():
-        name, entry = key.rsplit("/", 1)
-        parameter = by_name[name]
-        value = like(parameter, value)
-        if value.dim() == 0 and optimizer.defaults.get("fused"):
-            value = value.to(parameter.device)
-        optimizer.state[parameter][entry] = value
+    """Take over one whole tensor that `optimizer_state` named `key`."""
+    name, entry = key.rsplit("/", 1)
+    parameter = parameters[name]
+    optimizer.state[parameter][entry] = like(parameter, value)

@@ -13,19 +13,25 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from safetensors import SafetensorError
 
 from ddpm_unet.errors import UserError
 
-FREE_TO_CHANGE = ("run", "resume", "tracker", "preview")
-FREE_TRAIN_SETTINGS = (
-    "steps", "micro_batch", "mixed_precision", "gradient_checkpointing", "compile",
-    "channels_last", "checkpoint_every", "keep_checkpoints", "sample_every",
-)  # fmt: skip
+FREE_TO_CHANGE = {
+    "run", "resume", "tracker", "preview",
+    "data.workers", "data.memory_limit", "data.max_pixels",
+    "unlabelled.workers", "unlabelled.memory_limit", "unlabelled.max_pixels",
+    "train.steps", "train.micro_batch", "train.mixed_precision", "train.compile",
+    "train.gradient_checkpointing", "train.channels_last", "train.checkpoint_every",
+    "train.keep_checkpoints", "train.sample_every",
+}  # fmt: skip
 
 
 class RunFolder:
@@ -59,24 +65,36 @@ class RunFolder:
             raise UserError(
                 f"{self.path}: another run is using this folder; wait for it, or give another --run"
             ) from error
-        saved = self.path / "config.yaml"
-        if saved.exists():
+        saved = self._saved_settings()
+        if saved is not None:
             if resume == "never":
                 raise UserError(
                     f"{self.path}: holds a run already; choose another --run or --resume auto"
                 )
-            _compare(self.path, yaml.safe_load(saved.read_text()), plain(settings))
-        partial = saved.with_suffix(".partial")
-        partial.write_text(yaml.safe_dump(plain(settings), sort_keys=False))
-        os.replace(partial, saved)
-        self.samples.mkdir(exist_ok=True)
-        self.checkpoints.mkdir(exist_ok=True)
+            _compare(self.path, saved, plain(settings))
+        file = self.path / "config.yaml"
+        partial = file.with_suffix(".partial")
+        with disk_faults(file):
+            partial.write_text(yaml.safe_dump(plain(settings), sort_keys=False))
+            os.replace(partial, file)
+            self.samples.mkdir(exist_ok=True)
+            self.checkpoints.mkdir(exist_ok=True)
 
     def setting(self, name: str) -> Any:
         """A setting of the run that the folder holds, if it holds one."""
+        return (self._saved_settings() or {}).get(name)
+
+    def _saved_settings(self) -> dict[str, Any] | None:
         path = self.path / "config.yaml"
-        saved = yaml.safe_load(path.read_text()) if path.is_file() else None
-        return saved.get(name) if isinstance(saved, dict) else None
+        if not path.exists():
+            return None
+        try:
+            saved = yaml.safe_load(path.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            saved = None
+        if not isinstance(saved, dict):
+            raise UserError(f"{path}: not a run's settings; choose another --run folder")
+        return saved
 
     def release(self) -> None:
         """Let others use the folder. The end of the process does the same, however it comes."""
@@ -85,18 +103,27 @@ class RunFolder:
 
     def log(self, values: dict[str, float | int]) -> None:
         """Append a line to metrics.jsonl."""
-        with self.metrics.open("a") as file:
+        with disk_faults(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps(values) + "\n")
 
     def metrics_size(self) -> int:
         """Bytes of metrics.jsonl, all of them on the disk."""
-        with self.metrics.open("a") as file:
+        with disk_faults(self.metrics), self.metrics.open("a") as file:
             os.fsync(file.fileno())
             return file.tell()
 
     def cut_metrics(self, size: int) -> None:
-        """Drop lines written after the checkpoint that knew `size` bytes."""
+        """Drop lines written after the checkpoint that knew `size` bytes.
+
+        Raises:
+            UserError: Lines written before it are missing.
+        """
         with self.metrics.open("a") as file:
+            if file.tell() < size:
+                raise UserError(
+                    f"{self.metrics}: has lost lines since the last checkpoint; put the file back, "
+                    "or start anew with another --run folder"
+                )
             file.truncate(size)
 
     def read_metrics(self) -> list[dict[str, float]]:
@@ -112,19 +139,45 @@ def newest_model(runs: Path = Path("runs"), file: str = "model_index.json") -> P
     return max(models, key=lambda path: path.stat().st_mtime, default=None)
 
 
+def newest_or_shipped(shipped: Path, file: str, cure: str) -> Path:
+    """`newest_model`, or else the one that ships with the scripts.
+
+    Args:
+        shipped: Its folder.
+        file: What such a model's folder holds.
+        cure: What to do where there is neither.
+
+    Raises:
+        UserError: There is neither.
+    """
+    found = newest_model(file=file)
+    if found is None and not (shipped / file).is_file():
+        raise UserError(f"no model in runs/*/model nor in {shipped}; {cure}")
+    return found or shipped
+
+
 def plain(settings: Any) -> dict[str, Any]:
     """A dataclass as what YAML can hold: dicts, lists, strings, numbers."""
     return json.loads(json.dumps(asdict(settings)))
 
 
-def _compare(path: Path, saved: Any, now: Any, prefix: str = "") -> None:
-    if not isinstance(saved, dict):
+@contextmanager
+def disk_faults(path: Path) -> Iterator[None]:
+    """Turn a write that fails, on a full disk for instance, into one line that names `path`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        cause = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{path / 'config.yaml'}: not a run's settings; choose another --run folder"
-        )
+            f"{path}: could not be written ({cause}); free disk space, or choose another place, "
+            "and start the same command again"
+        ) from error
+
+
+def _compare(path: Path, saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:
     for key, value in now.items():
         name = f"{prefix}{key}"
-        if name in FREE_TO_CHANGE or name.removeprefix("train.") in FREE_TRAIN_SETTINGS:
+        if name in FREE_TO_CHANGE:
             continue
         if key not in saved:  # a setting that is newer than the run
             continue

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The unsharded tensor on the CPU; every process must call it."""
-    if isinstance(tensor, DTensor):
-        tensor = tensor.full_tensor()
-    return tensor.detach().to("cpu", copy=True)
+def whole(named: Iterable[tuple[str, Tensor]], keep: bool) -> dict[str, Tensor]:
+    """Unsharded copies on the CPU, one tensor at a time; every process must call it.
+
+    Args:
+        named: Names and tensors, the same on every process.
+        keep: Whether this process wants them; those that do not get an empty dictionary.
+    """
+    kept = {}
+    for name, tensor in named:
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()
+        if keep:
+            kept[name] = tensor.detach().to("cpu", copy=True)
+    return kept
 
 
 @torch.no_grad()
@@ -27,10 +38,10 @@ def copy_into(target: Tensor, value: Tensor) -> None:
 def like(parameter: Tensor, value: Tensor) -> Tensor:
     """`value` as an optimiser keeps it for `parameter`: split alike, on its device.
 
-    Numbers that are not per element (a step count) stay whole, on the device they were made for.
+    Numbers that are not per element (a step count) stay whole.
     """
     if value.shape != parameter.shape:
-        return value
+        return value.to(parameter.device, copy=True)
     target = torch.zeros_like(parameter, dtype=value.dtype)
     copy_into(target, value)
     return target

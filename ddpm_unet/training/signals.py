@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ECHO_SECONDS = 2.0
+"""A launcher forwards to its processes what the terminal sent them already."""
 
 
 class StopRequest:
-    """Within, the first SIGTERM or Ctrl-C sets `received`; a second one acts as usual."""
+    """Within, the first SIGTERM or Ctrl-C sets `received`; a later one acts as usual."""
 
     received: int = 0
 
@@ -27,8 +30,11 @@ class StopRequest:
         self._restore()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
+        if not self.received:
+            self.received, self._first = number, time.monotonic()
+        elif time.monotonic() - self._first > ECHO_SECONDS:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
