@@ -12,8 +12,9 @@ import torch
 
 from ddpm_unet.data.pictures import read_stack
 from ddpm_unet.errors import UserError
+from ddpm_unet.inference.resampling import predict_scaled
 from ddpm_unet.inference.sources import Prepared, is_tiff, open_planes
-from ddpm_unet.inference.tiles import Predict, Rows, Tiling, predict_bands
+from ddpm_unet.inference.tiles import Predict, Rows, Tiling
 from ddpm_unet.inference.writing import OverlayPictures, PaletteImage, TiffPlanes, finished
 
 Part = tuple[int, int, np.ndarray, np.ndarray]
@@ -31,7 +32,8 @@ class FileSegmenter:
         channels: Channels that `predict` wants.
         colors: `uint8 [K, 3]`, one per class.
         dims: 2: every page of a TIFF is a picture; 3: its pages are one volume.
-        tiling: The tiles.
+        scale: Factor by which pictures are resampled for `predict`; results have their own size.
+        tiling: The tiles, in pixels of `predict`.
         batch_size: Tiles per call of `predict`.
         device: Where `predict` wants its tiles.
         overlay: Write the overlay.
@@ -45,6 +47,7 @@ class FileSegmenter:
     channels: int
     colors: np.ndarray
     dims: int = 2
+    scale: float = 1.0
     tiling: Tiling = field(default_factory=Tiling)
     batch_size: int = 4
     device: torch.device | str = "cpu"
@@ -98,7 +101,9 @@ class FileSegmenter:
 
     def _bands(self, source: Rows, name: str) -> Iterator[np.ndarray]:
         rows = Prepared(source, lambda pixels: self.prepare(pixels, name), self.channels)
-        bands = predict_bands(self.predict, rows, self.tiling, self.batch_size, self.device)
+        bands = predict_scaled(
+            self.predict, rows, self.scale, self.tiling, self.batch_size, self.device
+        )
         return (band.cpu().numpy() for band in bands)
 
     def _write(

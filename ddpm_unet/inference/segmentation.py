@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from ddpm_unet.config import PredictConfig
-from ddpm_unet.data.pictures import convert_channels, to_unit
+from ddpm_unet.data.pixels import convert_channels, to_unit
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.tiles import Predict, Tiling
 from ddpm_unet.inference.turns import over_turns
@@ -47,13 +47,28 @@ def tiling(model: SegmentationModel, config: PredictConfig) -> Tiling:
 
     Args:
         model: Gives the margin that is lost or not trusted.
-        config: Gives the tile's size, which grows to the next one that the network takes.
+        config: Gives the tile's size, which grows to the next one that the network takes, and
+            the overlap, which a network without padding has no use for.
+
+    Raises:
+        UserError: Tiles that are all margin and overlap.
     """
     if model.margin:
-        return Tiling(
-            tile=model.valid_size(config.tile), margin=model.margin, overlap=0, step=model.step
+        tile = model.valid_size(max(config.tile, 2 * model.margin + model.step))
+        return Tiling(tile=tile, margin=model.margin, overlap=0, step=model.step)
+    tiling = Tiling(tile=config.tile, margin=CONTEXT, overlap=config.overlap)
+    least = 2 * CONTEXT + max(0, config.overlap) + tiling.step
+    if config.overlap < 0 or config.tile < least:
+        raise UserError(
+            f"tiles of {config.tile} pixels that share {config.overlap}: give an overlap of 0 or "
+            f"more, and then a tile of at least {least}"
         )
-    return Tiling(tile=config.tile, margin=CONTEXT, overlap=config.overlap)
+    return tiling
+
+
+def dimensions(model: SegmentationModel) -> int:
+    """2 for a network of pictures, 3 for one of volumes."""
+    return model.config.dims if isinstance(model, ClassicUNet) else model.unet.config.dims
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,7 @@ class Preparation:
 
     Args:
         channels: Channels of the network's input.
-        scale: Factor of resampling.
+        scale: Factor by which they were resampled.
         value_range: Pixel values of black and white; None for the full range of the type.
     """
 
@@ -72,7 +87,9 @@ class Preparation:
 
     def write(self, folder: Path) -> None:
         """Keep it in a model's folder."""
-        (folder / PREPARATION).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        partial = folder / f"{PREPARATION}.unfinished"
+        partial.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        os.replace(partial, folder / PREPARATION)
 
     @classmethod
     def read(cls, folder: Path, model: SegmentationModel) -> Preparation:
@@ -94,18 +111,3 @@ class Preparation:
         shape = picture.shape
         flat = convert_channels(picture.reshape(1, -1, shape[-1]), self.channels, name)
         return to_unit(flat, self.value_range, name).reshape(*shape[:-1], self.channels)
-
-    def at_scale(self, predict: Predict) -> Predict:
-        """`predict` for tiles at the pictures' own scale."""
-        if self.scale == 1:
-            return predict
-
-        def scaled(tiles: Tensor) -> Tensor:
-            size = tiles.shape[2:]
-            mode = "bilinear" if len(size) == 2 else "trilinear"
-            small = [max(1, round(n * self.scale)) for n in size]
-            antialias = len(size) == 2
-            small_tiles = interpolate(tiles, small, mode=mode, antialias=antialias)
-            return interpolate(predict(small_tiles), tuple(size), mode=mode)
-
-        return scaled
