@@ -31,23 +31,25 @@ def main() -> None:
 
     from ddpm_unet.diffusion.samplers import make_scheduler
     from ddpm_unet.diffusion.sampling import FilmStrip
-    from ddpm_unet.evaluation.plots import read_pictures, save_grid, to_pictures
+    from ddpm_unet.evaluation.plots import read_pictures, save_film, save_grid, to_pictures
     from ddpm_unet.inference.generate import generate
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
-    from ddpm_unet.training.run_folder import newest_model
+    from ddpm_unet.inference.writing import output_folder
+    from ddpm_unet.training.run_folder import newest_or_shipped
 
-    folder = args.model or newest_model() or SHIPPED
+    cure = "train one with scripts/train_ddpm.py, or give --model"
+    folder = args.model or newest_or_shipped(SHIPPED, "model_index.json", cure)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     unet, diffusion = read_pipeline(folder)
     unet.to(accelerator.device)
     scheduler = make_scheduler(args.sampler, diffusion)
     shape = image_shape(unet.config, args.size)
-    args.out.mkdir(parents=True, exist_ok=True)
+    output_folder(args.out)
     accelerator.print(
         f"{args.num_images} images of {'x'.join(map(str, shape))} from {folder}, "
         f"{args.steps} {args.sampler} steps, {accelerator.num_processes} process(es)"
     )
-    film = FilmStrip(args.film) if args.film else None
+    film = FilmStrip(args.film) if args.film > 0 else None
     for indices, images in generate(
         unet,
         scheduler,
@@ -66,8 +68,7 @@ def main() -> None:
     if accelerator.is_main_process:
         save_grid(read_pictures(args.out, args.num_images), args.out / "grid.png")
         if film:
-            frames = torch.stack(film.frames[: args.film], dim=1)[:8].flatten(0, 1)
-            save_grid(frames, args.out / "film.png", columns=args.film)
+            save_film(film.frames, args.out / "film.png")
     accelerator.print(f"written: {args.out / 'grid.png'} and one file per image")
     accelerator.end_training()
 

@@ -50,6 +50,12 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
     picture.resize(size, Image.Resampling.NEAREST).save(path)
 
 
+def save_film(frames: Sequence[Tensor], path: Path, most: int = 8) -> None:
+    """Write moments `[B, C, H, W]` from left to right, a row for each of the first images."""
+    rows = torch.stack(list(frames), dim=1)[:most]
+    save_grid(rows.flatten(0, 1), path, columns=len(frames))
+
+
 def save_picture(picture: np.ndarray, path: Path) -> None:
     """Write `uint8 [H, W, 3]`."""
     Image.fromarray(picture).save(path)
@@ -72,12 +78,11 @@ def save_side_by_side(columns: Sequence[tuple[str, Tensor]], path: Path) -> None
 def plot_metrics(records: Sequence[dict[str, float]], path: Path) -> None:
     """Plot every curve of a run's metrics.jsonl against images seen.
 
-    Losses stand together on a logarithmic axis, other numbers below.
+    Losses and the gradient's norm stand together on a logarithmic axis, scores below.
     """
-    losses = sorted({k for r in records for k in r if k.endswith("loss")})
-    others = sorted(
-        {k for r in records for k in r} - set(losses) - {"step", "images", "skipped", "lr"}
-    )
+    names = {name for record in records for name in record}
+    losses = sorted(name for name in names if name.endswith(("loss", "grad_norm")))
+    others = sorted(names - set(losses) - {"step", "images", "skipped", "lr"})
     if not losses:
         return
     plt = _pyplot()

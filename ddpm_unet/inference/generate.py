@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ddpm_unet.diffusion.sampling import Denoiser, Moment, sample
+from ddpm_unet.errors import UserError
 
 
 def generate(
@@ -42,12 +43,17 @@ def generate(
         batch_size: Images per batch.
         accelerator: Knows the processes and the device.
         progress: Show a progress bar per batch, on the main process.
-        callback: Called after every step of every batch.
+        callback: Called after every step of this process's first batch.
         options: Further arguments of `sample`.
 
     Yields:
         Numbers of the images, and the images `float32 [B, *shape]`.
+
+    Raises:
+        UserError: No images, empty batches, or a number of steps outside 1 .. T.
     """
+    if num_images < 1 or batch_size < 1:
+        raise UserError(f"{num_images} images in batches of {batch_size}: give at least 1 of both")
     starts = range(0, num_images, batch_size)
     for start in starts[accelerator.process_index :: accelerator.num_processes]:
         indices = list(range(start, min(start + batch_size, num_images)))
@@ -63,6 +69,7 @@ def generate(
             callback=callback,
             **options,
         )
+        callback = None
         yield indices, images
 
 

@@ -54,15 +54,30 @@ def read_pipeline(folder: Path) -> tuple[UNet, DiffusionConfig]:
     Raises:
         UserError: Something is missing, or is not what this toolkit can use; names it.
     """
-    settings = folder / "scheduler" / "scheduler_config.json"
-    if not settings.is_file():
+    return UNet.from_pretrained(folder), read_diffusion(folder)
+
+
+def read_diffusion(folder: Path) -> DiffusionConfig:
+    """The forward process of a pipeline folder, or of the `unet` folder in one.
+
+    Raises:
+        UserError: There is none, it is unreadable, or not one that this toolkit knows.
+    """
+    root = folder if (folder / "unet").is_dir() else folder.resolve().parent
+    path = root / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
         raise UserError(
             f"{folder}: has no scheduler/scheduler_config.json; give the model folder of a run, "
             "or a folder that a diffusers pipeline wrote"
         )
-    scheduler = json.loads(settings.read_text())
-    known = DiffusionConfig.__dataclass_fields__.keys() & scheduler.keys()
-    return UNet.from_pretrained(folder), DiffusionConfig(**{k: scheduler[k] for k in known})
+    try:
+        settings = json.loads(path.read_text())
+        if settings.get("trained_betas") is not None:
+            raise UserError(f"{path}: lists its betas (trained_betas), which is not supported")
+        known = DiffusionConfig.__dataclass_fields__.keys() & settings.keys()
+        return DiffusionConfig(**{key: settings[key] for key in known})
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: is not readable ({error}); copy the model again") from error
 
 
 def image_shape(config: UNetConfig, size: Sequence[int] | None = None) -> tuple[int, ...]:

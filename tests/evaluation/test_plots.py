@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpm_unet.evaluation.plots import (
+    grid,
+    plot_metrics,
+    read_pictures,
+    save_film,
+    save_grid,
+    save_side_by_side,
+    to_pictures,
+    to_uint8,
+)
+
+
+def test_levels_are_rounded_and_clipped():
+    values = torch.tensor([-2.0, -1, -1 + 1.4 / 127.5, 0.0, 1, 3]).reshape(1, 1, 1, 6)
+    assert to_uint8(values).ravel().tolist() == [0, 0, 1, 128, 255, 255]
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA"), (2, "L")])
+def test_pictures_come_back_from_their_files(tmp_path, channels, mode):
+    levels = np.random.default_rng(0).integers(0, 256, (3, channels, 5, 7), np.uint8)
+    images = torch.from_numpy(levels) / 127.5 - 1
+    for number, picture in enumerate(to_pictures(images)):
+        assert (picture.mode, picture.size) == (mode, (7, 5))
+        picture.save(tmp_path / f"{number:05d}.png")
+    read = read_pictures(tmp_path, 3)
+    torch.testing.assert_close(read, images if channels != 2 else images[:, :1])
+    assert len(read_pictures(tmp_path, 3, most=2)) == 2
+
+
+def test_a_grid_is_read_from_left_to_right_and_down():
+    images = torch.linspace(-1, 1, 6).reshape(6, 1, 1, 1).expand(6, 3, 4, 8)
+    sheet = np.asarray(grid(images, columns=3))
+    assert sheet.shape == (2 * (4 + 2) + 2, 3 * (8 + 2) + 2, 3)
+    centres = sheet[4::6, 6::10, 0]
+    np.testing.assert_array_equal(centres, [[0, 51, 102], [153, 204, 255]])
+
+
+def test_small_images_are_enlarged_in_the_file(tmp_path):
+    save_grid(torch.zeros(4, 3, 48, 80), tmp_path / "grid.png")
+    width, height = Image.open(tmp_path / "grid.png").size
+    assert (width, height) == (2 * (2 * 82 + 2), 2 * (2 * 50 + 2))
+
+
+def test_a_film_has_a_row_for_each_image(tmp_path):
+    frames = [torch.full((3, 1, 100, 100), level) for level in (-1.0, 0.0, 1.0)]
+    for frame in frames:
+        frame[2] = 0.5
+    save_film(frames, tmp_path / "film.png", most=2)
+    film = np.asarray(Image.open(tmp_path / "film.png"))
+    assert film.shape == (206, 308, 3)
+    np.testing.assert_array_equal(film[50::102, 50::102, 0], [[0, 128, 255]] * 2)
+
+
+def test_curves_are_drawn_whatever_the_records_hold(tmp_path):
+    records = [
+        {"step": 1, "images": 4, "loss": 2.0, "grad_norm": 1.0, "lr": 0.1, "skipped": 0},
+        {"step": 1, "images": 4, "mean_dice": 0.5, "dice_cell": float("nan")},
+        {"step": 2, "images": 8, "loss": 1.0, "val_loss": 1.5},
+    ]
+    plot_metrics(records, tmp_path / "loss.png")
+    both = Image.open(tmp_path / "loss.png").size
+    plot_metrics(records[:1], tmp_path / "loss.png")
+    assert Image.open(tmp_path / "loss.png").size[1] < both[1]
+    plot_metrics([], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_grids_side_by_side(tmp_path):
+    columns = [("left", torch.zeros(4, 3, 8, 8)), ("right", torch.ones(4, 1, 8, 8))]
+    save_side_by_side(columns, tmp_path / "both.png")
+    width, height = Image.open(tmp_path / "both.png").size
+    assert width > 1.5 * height
