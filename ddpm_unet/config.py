@@ -473,7 +473,7 @@ class PredictConfig:
     """How whole pictures are segmented in validation, and by `scripts/segment.py` by default.
 
     Args:
-        tile: Pixels of a tile's side that the network sees.
+        tile: Pixels of a tile's side that the network sees, at data.scale.
         overlap: Pixels that neighbouring tiles share; without padding the seams are exact at 0.
         turns: Average over the 8 flips and quarter turns.
     """
@@ -485,7 +485,7 @@ class PredictConfig:
 
 @dataclass
 class SegmentConfig:
-    """Settings of `scripts/train_seg.py`.
+    """Settings of `scripts/train_seg.py`; with --check it checks the labelled images and stops.
 
     Args:
         run: Run folder; null takes runs/ and the configuration file's name.
@@ -497,11 +497,14 @@ class SegmentConfig:
             one that ships; "scratch" starts from random weights.
         architecture: "unet" (the denoiser's, with a head) or "classic" (2015, from scratch).
         data: The labelled images.
-        unlabelled: Transfer "joint": images to denoise in the same steps; their size is data.size.
+        unlabelled: Transfer "joint": images to denoise in the same steps. Size and channels are
+            those of data; scale counts on top of data.scale (1: as fine as the labelled images),
+            and null value_range takes that of data.
         model: The U-Net, when init is "scratch".
         head: The head, and how weights transfer.
         classic: The network of architecture "classic".
-        diffusion: Transfer "joint": the forward process.
+        diffusion: Transfer "joint": the forward process when init is "scratch"; a denoiser's
+            folder has its own, of which only the loss weighting min_snr_gamma is set here.
         loss: What is minimised.
         layer_decay: Learning rate of each block as a share of the next block's, output to input.
         predict: Whole pictures, in validation.

@@ -4,9 +4,11 @@ import argparse
 from pathlib import Path
 
 from ddpm_unet.command_line import user_errors
+from ddpm_unet.config import PredictConfig
 from ddpm_unet.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "samples" / "histology_nuclei" / "model"
+DEFAULT = PredictConfig()
 
 
 def arguments() -> argparse.Namespace:
@@ -15,8 +17,8 @@ def arguments() -> argparse.Namespace:
     add("pictures", type=Path, nargs="+", help="pictures, TIFF stacks, or folders of them")
     add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
     add("--out", type=Path, default=Path("segmented"), help="folder written to (default segmented)")
-    add("--tile", type=int, default=544, help="side of the tiles, pixels (default 544)")
-    add("--overlap", type=int, default=32, help="pixels that tiles share (default 32)")
+    add("--tile", type=int, default=DEFAULT.tile, help="side of the tiles that the network sees")
+    add("--overlap", type=int, default=DEFAULT.overlap, help="pixels that tiles share")
     add("--batch_size", type=int, default=4, help="tiles at a time (default 4)")
     add("--turns", action="store_true", help="average over flips and quarter turns, 8 x the work")
     add("--probabilities", action="store_true", help="write probabilities, float32 TIFF")
@@ -30,27 +32,34 @@ def main() -> None:
     import torch
     from tqdm import tqdm
 
-    from ddpm_unet.config import PredictConfig
     from ddpm_unet.data.folder import list_pictures
     from ddpm_unet.inference.colors import class_colors
     from ddpm_unet.inference.files import FileSegmenter
-    from ddpm_unet.inference.segmentation import Preparation, class_probabilities, tiling
+    from ddpm_unet.inference.segmentation import (
+        PREPARATION,
+        Preparation,
+        class_probabilities,
+        dimensions,
+        tiling,
+    )
     from ddpm_unet.inference.writing import output_folder, output_names
     from ddpm_unet.models.segmenter import load_segmentation_model
-    from ddpm_unet.training.run_folder import newest_model
+    from ddpm_unet.training.run_folder import newest_or_shipped
 
-    folder = args.model or newest_model(file="preparation.json") or SHIPPED
+    cure = "train one with scripts/train_seg.py, or give --model"
+    folder = args.model or newest_or_shipped(SHIPPED, PREPARATION, cure)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model = load_segmentation_model(folder).to(device)
     preparation = Preparation.read(folder, model)
-    probabilities = class_probabilities(model, args.turns)
     segmenter = FileSegmenter(
-        predict=preparation.at_scale(probabilities),
+        predict=class_probabilities(model, args.turns),
         prepare=preparation.pixels,
         channels=preparation.channels,
         colors=class_colors(max(2, model.config.num_classes), model.config.class_colors),
+        dims=dimensions(model),
+        scale=preparation.scale,
         tiling=tiling(model, PredictConfig(args.tile, args.overlap)),
-        batch_size=args.batch_size,
+        batch_size=max(1, args.batch_size),
         device=device,
         probabilities=args.probabilities,
         max_pixels=args.max_pixels,

@@ -1,5 +1,9 @@
-"""Train a U-Net to segment from a handful of masks: `python scripts/train_seg.py`."""
+"""Train a U-Net to segment from a handful of masks: `python scripts/train_seg.py`.
 
+With --check it only looks at the images and masks, and says what it found.
+"""
+
+import sys
 from pathlib import Path
 
 from ddpm_unet.command_line import read_settings, user_errors
@@ -11,15 +15,24 @@ SHIPPED = REPOSITORY / "samples" / "histology64" / "model"
 
 
 def main() -> None:
-    settings, name = read_settings(SegmentConfig, DEFAULT)
+    arguments = [a for a in sys.argv[1:] if a != "--check"]
+    settings, name = read_settings(SegmentConfig, DEFAULT, arguments)
+    if len(arguments) < len(sys.argv) - 1:
+        from ddpm_unet.data.check import print_check
+
+        print_check(settings.data)
+        return
     settings.run = settings.run or f"runs/{name}"
 
     from ddpm_unet.training.loop import train
-    from ddpm_unet.training.run_folder import RunFolder, newest_model
+    from ddpm_unet.training.run_folder import RunFolder, newest_or_shipped
     from ddpm_unet.training.segment import SegmentJob, score_test
 
     run = RunFolder(Path(settings.run))
-    settings.init = settings.init or run.setting("init") or str(newest_model() or SHIPPED)
+    settings.init = settings.init or run.setting("init")
+    if settings.architecture == "unet" and not settings.init:
+        cure = "train one with scripts/train_ddpm.py, or give --init DIR or --init scratch"
+        settings.init = str(newest_or_shipped(SHIPPED, "model_index.json", cure))
     job = SegmentJob(settings)
     train(job, run, settings)
     score_test(job, run)

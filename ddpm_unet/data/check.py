@@ -1,6 +1,7 @@
 """The check of a labelled set, before training or alone.
 
     python -m ddpm_unet.data.check --data.images DIR --data.masks DIR
+    python scripts/train_seg.py --check --config FILE
 
 It reads every image and mask, prints what it found, and stops with one line per fault.
 """
@@ -25,7 +26,7 @@ from ddpm_unet.data.masks import (
     mask_values,
 )
 from ddpm_unet.data.pairs import Pair, complete_settings, find_pairs
-from ddpm_unet.data.pictures import convert_channels, to_unit
+from ddpm_unet.data.pixels import convert_channels, to_unit
 from ddpm_unet.errors import UserError
 
 RARE = 1e-4
@@ -250,6 +251,18 @@ def _warn(report: Report, files: Sequence[str], what: str) -> None:
         report.warnings.append(f"{files[0]}{' and others' * (len(files) > 1)}: {most} {what}")
 
 
+def print_check(config: PairDataConfig) -> None:
+    """Check a set and print what was found.
+
+    Raises:
+        UserError: The faults, a line each.
+    """
+    report = check_pairs(config)
+    print(report)
+    report.stop_at_faults()
+    print("no fault found")
+
+
 def main() -> None:
     """Check the set that the command line names."""
     from jsonargparse import ArgumentParser
@@ -257,10 +270,7 @@ def main() -> None:
     parser = ArgumentParser(description=main.__doc__)
     parser.add_class_arguments(PairDataConfig, nested_key="data")
     with user_errors():
-        report = check_pairs(parser.instantiate(parser.parse_args()).data)
-        print(report)
-        report.stop_at_faults()
-        print("no fault found")
+        print_check(parser.instantiate(parser.parse_args()).data)
 
 
 if __name__ == "__main__":

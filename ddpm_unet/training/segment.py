@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -23,19 +24,17 @@ from ddpm_unet.data.loader import StepBatches, make_loader
 from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.data.pair_stream import PairStream
 from ddpm_unet.data.pairs import BUILTIN_HELD_OUT, BUILTIN_IMAGES
-from ddpm_unet.data.sources import open_images
 from ddpm_unet.data.splits import split_pictures
-from ddpm_unet.data.stream import Stream, to_model_range
-from ddpm_unet.diffusion.objective import Objective
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.metrics import confusion, overlap
 from ddpm_unet.evaluation.plots import save_picture
 from ddpm_unet.inference.colors import class_colors
-from ddpm_unet.inference.overlay import displayable, draw_overlay
+from ddpm_unet.inference.overlay import draw_overlay
 from ddpm_unet.inference.segmentation import (
     Preparation,
     SegmentationModel,
     class_probabilities,
+    dimensions,
     tiling,
 )
 from ddpm_unet.inference.tiles import predict_tiles
@@ -43,10 +42,9 @@ from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
 from ddpm_unet.models.unet import UNet
 from ddpm_unet.training.job import Batch, even_batches
+from ddpm_unet.training.joint import SCRATCH, JointDenoising
 from ddpm_unet.training.losses import segmentation_loss
 from ddpm_unet.training.run_folder import RunFolder
-
-SCRATCH = "scratch"
 
 
 class SegmentJob:
@@ -56,70 +54,67 @@ class SegmentJob:
         config: All settings; `init` is a folder or "scratch".
 
     Raises:
-        UserError: The labelled set has faults (a line each), or does not fit the network.
+        UserError: The labelled set has faults (a line each), or settings contradict each other.
     """
 
     def __init__(self, config: SegmentConfig) -> None:
         self.config = config
-        report = check_pairs(config.data)
-        print(report)
-        report.stop_at_faults()
-        self.report = report
-        self.split = split_pictures(report.names, report.sizes, report.config.split)
+        self.report = check_pairs(config.data)
+        code = self.report.stop_at_faults()
+        self.class_names = tuple(code.class_names)
+        self._check_settings()
+        self.split = split_pictures(self.report.names, self.report.sizes, self.report.config.split)
         border = config.loss.name == "border"
-        self.labelled = LabelledSet(report, self.split["train"], border)
-        self.criterion: str | None = None
+        self.labelled = LabelledSet(self.report, self.split["train"], border)
         self.validation: LabelledSet | None = None
+        self.criterion: str | None = None
         if self.split["validation"]:
-            self.validation = LabelledSet(report, self.split["validation"])
+            self.validation = LabelledSet(self.report, self.split["validation"])
             self.criterion = config.criterion
-        self.class_weights = (
-            torch.tensor(config.loss.class_weights) if config.loss.class_weights else None
-        )
-        if self.class_weights is not None and len(self.class_weights) != len(self.class_names):
+        elif config.train.patience:
             raise UserError(
-                f"loss.class_weights has {len(self.class_weights)} numbers for "
-                f"{len(self.class_names)} classes; give one per class, or none"
+                f"train.patience {config.train.patience}: no picture validates; set "
+                "data.split.validation, or train.patience 0"
             )
-        self.objective = Objective(config.diffusion)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Name of each class."""
-        return tuple(self.labelled.class_names)
-
-    @property
-    def joint(self) -> bool:
-        """Whether the network learns to denoise in the same steps."""
-        return self.config.architecture == "unet" and self.config.head.transfer == "joint"
+        weights = config.loss.class_weights
+        self.class_weights = torch.tensor(weights) if weights else None
+        self.joint: JointDenoising | None = None
+        if config.architecture == "unet" and config.head.transfer == "joint":
+            self.joint = JointDenoising(config, self.report.channels)
 
     def describe(self) -> str:
-        """What trains and what validates."""
-        return f"{self.labelled.describe()}\n{self.split['how']}"
+        """What the check found, what trains and what validates."""
+        lines = [str(self.report), self.split["how"], f"training on {self.labelled.describe()}"]
+        if self.joint:
+            lines.append(f"denoising {self.joint.images.describe()}")
+        return "\n".join(lines)
 
     @cached_property
     def test(self) -> LabelledSet | None:
         """The pictures kept to test: those of the split, or of the built-in set."""
-        if self.config.data.images == BUILTIN_IMAGES and not self.config.data.include_held_out:
-            return LabelledSet(check_pairs(replace(self.config.data, images=BUILTIN_HELD_OUT)))
-        return LabelledSet(self.report, self.split["test"]) if self.split["test"] else None
+        if self.split["test"]:
+            return LabelledSet(self.report, self.split["test"])
+        data = self.config.data
+        if data.images == BUILTIN_IMAGES and not data.include_held_out:
+            return LabelledSet(check_pairs(replace(data, images=BUILTIN_HELD_OUT)))
+        return None
 
     def build_model(self) -> SegmentationModel:
-        """The network, on the denoiser's weights or freshly initialised."""
-        config, channels = self.config, self.labelled.channels
-        classes: dict[str, Any] = {
-            "num_classes": len(self.class_names),
-            "class_names": self.class_names,
-            "class_colors": self.report.config.class_colors,
-        }
-        if config.architecture == "classic":
-            return ClassicUNet(replace(config.classic, in_channels=channels, **classes))
-        head = replace(config.head, **classes)
-        if config.init == SCRATCH:
-            return Segmenter(
-                UNet(replace(config.model, in_channels=channels, out_channels=channels)), head
+        """The network, on the denoiser's weights or freshly initialised.
+
+        Raises:
+            UserError: It does not fit the images or `data.size`, or there is no such denoiser.
+        """
+        model, size = self._network(), self.config.data.size
+        if dimensions(model) != 2:
+            raise UserError("the network is one of volumes; training takes pictures, dims 2")
+        side = size + 2 * model.margin
+        if model.valid_size(side) != side:
+            raise UserError(
+                f"data.size {size}: the network without padding gives no window of that size; "
+                f"the next that fits is {model.valid_size(side) - 2 * model.margin}"
             )
-        return Segmenter.from_denoiser(str(config.init), head, channels)
+        return model
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """One group a block where learning rates differ."""
@@ -131,16 +126,11 @@ class SegmentJob:
         self, model: nn.Module, first_step: int, accelerator: Accelerator
     ) -> Iterator[Batch]:
         """This process's micro-batches."""
-        train, data = self.config.train, self.config.data
+        train = self.config.train
         network: Any = model
         stream: Dataset[Batch] = PairStream(self.labelled, self.config.seed, network.margin)
         if self.joint:
-            unlabelled = replace(
-                self.config.unlabelled, size=data.size, channels=self.labelled.channels
-            )
-            stream = WithUnlabelled(
-                stream, Stream(open_images(unlabelled), unlabelled, self.config.seed)
-            )
+            stream = self.joint.beside(stream, network.unet.config.in_channels)
         positions = StepBatches(
             range(first_step, train.steps),
             train.batch_size,
@@ -151,109 +141,88 @@ class SegmentJob:
         return make_loader(
             stream,
             positions,
-            workers=data.workers,
+            workers=self.config.data.workers,
             pin_memory=accelerator.device.type == "cuda",
         )
 
+    def name(self, position: int) -> str:
+        """The labelled picture at a stream position."""
+        return PairStream(self.labelled, self.config.seed).name(position)
+
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Segmentation loss per image, in joint training with the denoising loss added."""
-        images, masks = batch["image"], batch["mask"]
-        denoising: Tensor | float = 0.0
+        loss = self.config.loss
         if self.joint:
-            logits, denoising = self._joint(model, images, batch)
+            logits, denoising = self.joint.losses(model, batch)
         else:
-            logits = model(images)
+            logits, denoising = model(batch["image"]), torch.zeros(())
         weights = self.class_weights
         segmenting = segmentation_loss(
-            self.config.loss.name,
+            loss.name,
             logits,
-            masks,
-            class_weights=None if weights is None else weights.to(images.device),
+            batch["mask"],
+            class_weights=None if weights is None else weights.to(logits.device),
             pixel_weights=batch.get("weight"),
-            focal_gamma=self.config.loss.focal_gamma,
+            focal_gamma=loss.focal_gamma,
         )
-        return segmenting + self.config.loss.denoise_weight * denoising
-
-    def _joint(self, model: nn.Module, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """One pass over clean labelled and noisy unlabelled images: logits, denoising losses."""
-        clean = to_model_range(batch["unlabelled"])
-        timesteps, noise = self.objective.to(images.device).draw(
-            self.config.seed, batch["position"], clean.shape[1:], images.device
-        )
-        told = torch.full_like(timesteps, self.config.head.timestep)
-        logits = images.new_empty(0)
-
-        def denoiser(noisy: Tensor, t: Tensor) -> Tensor:
-            nonlocal logits
-            predictions, scores = model(torch.cat([images, noisy]), torch.cat([told, t]), both=True)
-            logits = scores[: len(images)]
-            return predictions[len(images) :]
-
-        losses = self.objective.losses(denoiser, clean, timesteps, noise)
-        return logits, losses
+        return segmenting + loss.denoise_weight * denoising
 
     def validate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """Overlap with the masks of the validation pictures, predicted whole."""
-        return {} if self.validation is None else self.score(model, self.validation, accelerator)
+        if self.validation is None:
+            return {}
+        size = len(self.class_names)
+        counts = torch.zeros(size, size, dtype=torch.int64, device=accelerator.device)
+        for (number,), counted in even_batches(len(self.validation), 1, accelerator):
+            with accelerator.autocast():
+                found = self.count(model, self.validation, number, accelerator.device)
+            counts += int(counted) * found
+        return self.scores(torch.as_tensor(accelerator.reduce(counts, "sum")))
 
-    def score(
-        self, model: nn.Module, pictures: LabelledSet, accelerator: Accelerator
-    ) -> dict[str, float]:
-        """Dice and intersection over union per class and in the mean, and the pixel error.
+    def count(
+        self, model: nn.Module, pictures: LabelledSet, number: int, device: torch.device
+    ) -> Tensor:
+        """Pixels of a picture by true and predicted class, `int64 [K, K]` on `device`."""
+        item = pictures[number]
+        predicted = self._predict(model, item["image"], device)
+        target = item["mask"].to(device)
+        return confusion(predicted, target, len(self.class_names), IGNORE_INDEX)
 
-        Pixels of all pictures are counted together; unlabelled ones do not count.
+    def scores(self, counts: Tensor) -> dict[str, float]:
+        """Dice and intersection over union, in the mean and per class, and the pixel error.
+
+        Pixels of all pictures count together, at `data.scale`; unlabelled ones do not count. A
+        class that neither masks nor predictions have gets no score.
+
+        Args:
+            counts: The sum of all pictures' `count`.
         """
-        names = self.class_names
-        counts = torch.zeros(len(names), len(names), dtype=torch.int64, device=accelerator.device)
-        for numbers, counted in even_batches(len(pictures), 1, accelerator):
-            item = pictures[numbers[0]]
-            predicted = self._predict(model, item["image"], accelerator).argmax(dim=0)
-            counts += int(counted) * confusion(
-                predicted, item["mask"].to(predicted.device), len(names), IGNORE_INDEX
-            )
-        scores = overlap(torch.as_tensor(accelerator.reduce(counts, "sum")))
-        return {
-            "mean_dice": scores.mean_dice,
-            "mean_iou": scores.mean_iou,
-            "pixel_error": scores.pixel_error,
-            **{f"dice_{n}": float(v) for n, v in zip(names, scores.dice, strict=True)},
-            **{f"iou_{n}": float(v) for n, v in zip(names, scores.iou, strict=True)},
-        }
+        found = overlap(counts)
+        values = {"mean_dice": found.mean_dice, "mean_iou": found.mean_iou}
+        values["pixel_error"] = found.pixel_error
+        for kind, numbers in (("dice", found.dice), ("iou", found.iou)):
+            for name, number in zip(self.class_names, numbers.tolist(), strict=True):
+                if not np.isnan(number):
+                    values[f"{kind}_{name}"] = number
+        return values
 
-    def draw(
-        self,
-        model: nn.Module,
-        accelerator: Accelerator,
-        path: Path,
-        pictures: LabelledSet | None = None,
-    ) -> None:
+    def draw(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
         """The first validation picture (else training one) under its mask and its prediction."""
-        pictures = pictures or self.validation or self.labelled
-        item = pictures[0]
-        predicted = self._predict(model, item["image"], accelerator).argmax(dim=0).cpu().numpy()
+        with accelerator.autocast():
+            picture = self.compare(model, self.validation or self.labelled, accelerator.device)
         if accelerator.is_main_process:
-            save_picture(self.comparison(item, predicted), path)
+            save_picture(picture, path)
 
-    def comparison(self, item: dict[str, Tensor], predicted: np.ndarray) -> np.ndarray:
-        """True mask and prediction over the image, side by side, `uint8 [H, 2 W, 3]`."""
-        image = displayable(((item["image"] + 1) / 2).movedim(0, -1).numpy())
+    def compare(self, model: nn.Module, pictures: LabelledSet, device: torch.device) -> np.ndarray:
+        """The first picture under its mask, and under its prediction, `uint8 [H, 2 W, 3]`."""
+        item, image = pictures[0], pictures.picture(0).image.transpose(1, 2, 0)
+        truth = item["mask"].clamp(min=0)
+        predicted = self._predict(model, item["image"], device).cpu()
         colors = class_colors(len(self.class_names), self.report.config.class_colors)
-        truth = item["mask"].clamp(min=0).numpy()
-        sides: Sequence[np.ndarray] = [
-            draw_overlay(image, mask.astype(np.uint8), colors) for mask in (truth, predicted)
+        sides = [
+            draw_overlay(image, m.numpy().astype(np.uint8), colors) for m in (truth, predicted)
         ]
         return np.concatenate(sides, axis=1)
-
-    def _predict(self, model: nn.Module, image: Tensor, accelerator: Accelerator) -> Tensor:
-        network: Any = model
-        config = self.config.predict
-        with accelerator.autocast():
-            return predict_tiles(
-                class_probabilities(network, config.turns),
-                image,
-                tiling(network, config),
-                device=accelerator.device,
-            )
 
     def export(self, model: nn.Module, state_dict: dict[str, Tensor], folder: Path) -> None:
         """Write a folder that `scripts/segment.py` reads, and the split beside it."""
@@ -263,36 +232,61 @@ class SegmentJob:
         Preparation(network.in_channels, data.scale, data.value_range).write(folder)
         (folder.parent / "split.yaml").write_text(yaml.safe_dump(dict(self.split), sort_keys=False))
 
+    def _predict(self, model: nn.Module, image: Tensor, device: torch.device) -> Tensor:
+        """Class of every pixel of a whole picture, `int64 [H, W]` on `device`."""
+        network: Any = model
+        probabilities = class_probabilities(network, self.config.predict.turns)
+        tiles = tiling(network, self.config.predict)
+        return predict_tiles(probabilities, image, tiles, device=device).argmax(dim=0).to(device)
+
+    def _network(self) -> SegmentationModel:
+        config, channels = self.config, self.report.channels
+        classes: dict[str, Any] = {
+            "num_classes": len(self.class_names),
+            "class_names": self.class_names,
+            "class_colors": self.report.config.class_colors,
+        }
+        if config.architecture == "classic":
+            return ClassicUNet(replace(config.classic, in_channels=channels, **classes))
+        head = replace(config.head, **classes)
+        if config.init == SCRATCH:
+            settings = replace(config.model, in_channels=channels, out_channels=channels)
+            unet = UNet(replace(settings, sample_size=config.data.size))
+            return Segmenter(unet, head)
+        return Segmenter.from_denoiser(str(config.init), head, channels)
+
+    def _check_settings(self) -> None:
+        weights, loss = self.config.loss.class_weights, self.config.loss.name
+        if weights and len(weights) != len(self.class_names):
+            raise UserError(
+                f"loss.class_weights has {len(weights)} numbers for {len(self.class_names)} "
+                "classes; give one per class, or none"
+            )
+        if weights and loss == "border":
+            raise UserError(
+                "loss.class_weights: the maps of loss.name border balance the classes themselves; "
+                "leave one of the two out"
+            )
+
 
 def score_test(job: SegmentJob, run: RunFolder) -> dict[str, float]:
-    """Score the run's model on the pictures kept to test, if any.
+    """Score the run's model on the pictures kept to test, if any, in the main process.
 
     Writes `scores.json`, and `test.png` with the first picture's mask and prediction.
     """
-    if job.test is None:
+    state = PartialState()
+    if job.test is None or not state.is_main_process:
         return {}
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    model = load_segmentation_model(run.model).to(accelerator.device)
+    model = load_segmentation_model(run.model).to(state.device)
     with torch.inference_mode():
-        scores = job.score(model, job.test, accelerator)
-        if accelerator.is_main_process:
-            job.draw(model, accelerator, run.path / "test.png", job.test)
-            (run.path / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-    accelerator.print(
+        counts = [job.count(model, job.test, i, state.device) for i in range(len(job.test))]
+        save_picture(job.compare(model, job.test, state.device), run.path / "test.png")
+    scores = job.scores(torch.stack(counts).sum(dim=0))
+    partial = run.path / "scores.json.unfinished"
+    partial.write_text(json.dumps(scores, indent=2) + "\n")
+    os.replace(partial, run.path / "scores.json")
+    print(
         f"on {len(job.test)} test picture(s): "
         + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
     )
     return scores
-
-
-class WithUnlabelled(Dataset[Batch]):
-    """A labelled stream with an unlabelled image at every position."""
-
-    def __init__(self, labelled: Dataset[Batch], unlabelled: Stream) -> None:
-        self.labelled, self.unlabelled = labelled, unlabelled
-
-    def __getitems__(self, positions: Sequence[int]) -> Batch:
-        """The labelled batch, and "unlabelled" images."""
-        labelled: Any = self.labelled
-        batch: Batch = labelled.__getitems__(positions)
-        return batch | {"unlabelled": self.unlabelled.__getitems__(positions)["image"]}
