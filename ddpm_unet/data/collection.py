@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from typing_extensions import override
 
-from ddpm_unet.data.pictures import PictureInfo
+from ddpm_unet.data.header import PictureInfo
 
 
 class Collection(ABC):

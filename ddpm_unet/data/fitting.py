@@ -7,7 +7,8 @@ import torch
 from torch.nn.functional import interpolate
 
 from ddpm_unet.config import ImageDataConfig
-from ddpm_unet.data.pictures import PictureInfo, convert_channels, to_unit
+from ddpm_unet.data.header import PictureInfo
+from ddpm_unet.data.pixels import convert_channels, to_unit
 from ddpm_unet.errors import UserError
 
 

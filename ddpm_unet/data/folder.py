@@ -12,7 +12,8 @@ import numpy as np
 from typing_extensions import override
 
 from ddpm_unet.data.collection import Collection
-from ddpm_unet.data.pictures import EXTENSIONS, PictureInfo, picture_info, read_picture
+from ddpm_unet.data.header import PictureInfo
+from ddpm_unet.data.pictures import EXTENSIONS, picture_info, read_picture
 from ddpm_unet.errors import UserError
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ddpm_unet.data.border import balanced_weights, border_weights
 from ddpm_unet.data.check import Report
 from ddpm_unet.data.fitting import resize
-from ddpm_unet.data.pictures import convert_channels, to_unit
+from ddpm_unet.data.pixels import convert_channels, to_unit
 from ddpm_unet.data.splits import Part
 
 

@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 
 from ddpm_unet.data.augment import augmentation, cut_window, window_margin
 from ddpm_unet.data.labelled import LabelledSet
-from ddpm_unet.data.pictures import to_unit
+from ddpm_unet.data.pixels import to_unit
 from ddpm_unet.data.windows import order
 from ddpm_unet.randomness import integers, seeded
 

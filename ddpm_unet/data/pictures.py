@@ -7,10 +7,8 @@ tifffile (`tiff.py`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,22 +16,13 @@ import numpy as np
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngImageFile
 
-from ddpm_unet.data import deep_png
+from ddpm_unet.data import deep_png, tiff
+from ddpm_unet.data.header import PictureInfo, check_pixels, orient
 from ddpm_unet.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp"))
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-@dataclass(frozen=True)
-class PictureInfo:
-    """What the header tells: the shape and type that reading will give."""
-
-    height: int
-    width: int
-    channels: int
-    dtype: np.dtype
 
 
 def read_picture(
@@ -61,8 +50,6 @@ def read_picture(
     """
     with _faults_named(path), open(path, "rb") as file:
         if _is_tiff(file, path):
-            from ddpm_unet.data import tiff
-
             return tiff.read(path, max_pixels, keep_palette)[0]
         with _opened(file, path, max_pixels) as image:
             orientation = _orientation(image)
@@ -106,8 +93,6 @@ def read_stack(path: str | Path, max_pixels: float = 200.0) -> np.ndarray:
     with _faults_named(path), open(path, "rb") as file:
         if not _is_tiff(file, path):
             raise UserError(f"{path}: is not a TIFF; stacks are read from multi-page TIFF files")
-        from ddpm_unet.data import tiff
-
         return tiff.read(path, max_pixels, keep_palette=False, stack=True)
 
 
@@ -115,8 +100,6 @@ def picture_info(path: str | Path, max_pixels: float = 200.0) -> PictureInfo:
     """Shape and type of a picture from its header alone, with the errors it can show."""
     with _faults_named(path), open(path, "rb") as file:
         if _is_tiff(file, path):
-            from ddpm_unet.data import tiff
-
             return tiff.info(path, max_pixels)
         with _opened(file, path, max_pixels) as image:
             width, height = image.size
@@ -127,97 +110,6 @@ def picture_info(path: str | Path, max_pixels: float = 200.0) -> PictureInfo:
             mode = _target_mode(image, keep_palette=False)
             dtype = np.dtype(np.uint16 if mode.startswith("I") else np.uint8)
             return PictureInfo(height, width, Image.getmodebands(mode), dtype)
-
-
-def orient(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn `[H, W, C]` upright: EXIF / TIFF tag 274, 1 to 8."""
-    if orientation in (5, 6, 7, 8):
-        array = array.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        array = array[::-1]
-    if orientation in (2, 3, 6, 7):
-        array = array[:, ::-1]
-    return np.ascontiguousarray(array)
-
-
-def convert_channels(picture: np.ndarray, channels: int | None, name: str) -> np.ndarray:
-    """Give a picture the wanted number of channels.
-
-    Grey from RGB is ITU-R 601 luma, RGB from grey repeats it, a missing alpha is opaque, an
-    alpha that is not wanted is dropped (not composited).
-
-    Args:
-        picture: `[H, W, C]` uint8, uint16 or float32 (1.0 is opaque).
-        channels: 1, 3 or 4; None or C itself leaves the picture as it is.
-        name: For the message.
-
-    Raises:
-        UserError: More than four channels, which have no meaning as colours.
-    """
-    have = picture.shape[-1]
-    if channels is None or channels == have:
-        return picture
-    if have > 4:
-        raise UserError(
-            f"{name}: has {have} channels, which cannot become {channels}; set data.channels null"
-        )
-    colour = picture[..., : 1 if have <= 2 else 3]
-    if channels == 1 and colour.shape[-1] == 3:
-        luma = colour @ np.array([0.299, 0.587, 0.114])
-        colour = (luma if picture.dtype.kind == "f" else luma.round())[..., None]
-    elif channels >= 3:
-        colour = np.broadcast_to(colour, (*picture.shape[:2], 3))
-    if channels == 4:
-        opaque = 1 if picture.dtype.kind == "f" else np.iinfo(picture.dtype).max
-        alpha = picture[..., 1:] if have == 2 else np.full_like(picture[..., :1], opaque)
-        colour = np.concatenate([colour, alpha], axis=-1)
-    return colour.astype(picture.dtype)
-
-
-def to_unit(
-    array: np.ndarray, value_range: tuple[float, float] | None = None, name: str = "the image"
-) -> np.ndarray:
-    """Map pixel values linearly to the training range, float32 in [-1, 1].
-
-    Args:
-        array: Any shape, uint8, uint16 or float32.
-        value_range: The values that become -1 and 1; values outside are clipped to it. None is
-            the full range of the type: 0 to 255, 0 to 65535, and for floats 0 to 1, where
-            values outside are an error.
-        name: For the message.
-
-    Raises:
-        UserError: Floats outside 0 to 1 and no value_range.
-    """
-    if value_range is not None:
-        low, high = value_range
-        array = array.clip(low, high).astype(np.float32)
-        return (array - np.float32(low)) * np.float32(2 / (high - low)) - 1
-    if array.dtype.kind == "u":
-        return array / np.float32(np.iinfo(array.dtype).max / 2) - 1
-    if array.size and (array.min() < 0 or array.max() > 1):
-        raise UserError(
-            f"{name}: float values from {array.min():g} to {array.max():g}, not within 0 to 1; "
-            "say what is black and white with data.value_range, for instance "
-            f"[{array.min():g}, {array.max():g}]"
-        )
-    return array.astype(np.float32) * 2 - 1
-
-
-def check_pixels(path: str | Path, shape: tuple[int, ...], max_pixels: float) -> None:
-    """Refuse more than max_pixels million pixels, or four times so many values.
-
-    Args:
-        path: For the message.
-        shape: `[..., H, W, C]`.
-        max_pixels: Million pixels.
-    """
-    pixels = math.prod(shape[:-1])
-    if pixels > max_pixels * 1e6 or pixels * shape[-1] > 4e6 * max_pixels:
-        raise UserError(
-            f"{path}: {' x '.join(map(str, shape))} is {pixels / 1e6:,.0f} million pixels, over "
-            f"the limit of {max_pixels:g}; if the file can be trusted, raise data.max_pixels"
-        )
 
 
 def _is_tiff(file: BinaryIO, path: str | Path) -> bool:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.image_set import ImageSet
-from ddpm_unet.data.pictures import to_unit
+from ddpm_unet.data.pixels import to_unit
 from ddpm_unet.data.windows import (
     Windows,
     grid_windows,

@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from ddpm_unet.data.pictures import PictureInfo, check_pixels, orient
+from ddpm_unet.data.header import PictureInfo, check_pixels, orient
 from ddpm_unet.errors import UserError
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6

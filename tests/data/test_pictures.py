@@ -13,13 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageOps
 
-from ddpm_unet.data.pictures import (
-    convert_channels,
-    picture_info,
-    read_picture,
-    read_stack,
-    to_unit,
-)
+from ddpm_unet.data.pictures import picture_info, read_picture, read_stack
+from ddpm_unet.data.pixels import convert_channels, to_unit
 from ddpm_unet.errors import UserError
 
 RNG = np.random.default_rng(0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.collection import ArrayCollection
 from ddpm_unet.data.image_set import ImageSet, open_collection
-from ddpm_unet.data.pictures import to_unit
+from ddpm_unet.data.pixels import to_unit
 from ddpm_unet.data.stream import Grid, Stream, to_model_range
 from ddpm_unet.data.windows import order
 

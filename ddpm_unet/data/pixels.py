@@ -1,0 +1,71 @@
+"""Pixel values: channels as wanted, and the range that networks see."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ddpm_unet.errors import UserError
+
+
+def convert_channels(picture: np.ndarray, channels: int | None, name: str) -> np.ndarray:
+    """Give a picture the wanted number of channels.
+
+    Grey from RGB is ITU-R 601 luma, RGB from grey repeats it, a missing alpha is opaque, an
+    alpha that is not wanted is dropped (not composited).
+
+    Args:
+        picture: `[H, W, C]` uint8, uint16 or float32 (1.0 is opaque).
+        channels: 1, 3 or 4; None or C itself leaves the picture as it is.
+        name: For the message.
+
+    Raises:
+        UserError: More than four channels, which have no meaning as colours.
+    """
+    have = picture.shape[-1]
+    if channels is None or channels == have:
+        return picture
+    if have > 4:
+        raise UserError(
+            f"{name}: has {have} channels, which cannot become {channels}; set data.channels null"
+        )
+    colour = picture[..., : 1 if have <= 2 else 3]
+    if channels == 1 and colour.shape[-1] == 3:
+        luma = colour @ np.array([0.299, 0.587, 0.114])
+        colour = (luma if picture.dtype.kind == "f" else luma.round())[..., None]
+    elif channels >= 3:
+        colour = np.broadcast_to(colour, (*picture.shape[:2], 3))
+    if channels == 4:
+        opaque = 1 if picture.dtype.kind == "f" else np.iinfo(picture.dtype).max
+        alpha = picture[..., 1:] if have == 2 else np.full_like(picture[..., :1], opaque)
+        colour = np.concatenate([colour, alpha], axis=-1)
+    return colour.astype(picture.dtype)
+
+
+def to_unit(
+    array: np.ndarray, value_range: tuple[float, float] | None = None, name: str = "the image"
+) -> np.ndarray:
+    """Map pixel values linearly to the training range, float32 in [-1, 1].
+
+    Args:
+        array: Any shape, uint8, uint16 or float32.
+        value_range: The values that become -1 and 1; values outside are clipped to it. None is
+            the full range of the type: 0 to 255, 0 to 65535, and for floats 0 to 1, where
+            values outside are an error.
+        name: For the message.
+
+    Raises:
+        UserError: Floats outside 0 to 1 and no value_range.
+    """
+    if value_range is not None:
+        low, high = value_range
+        array = array.clip(low, high).astype(np.float32)
+        return (array - np.float32(low)) * np.float32(2 / (high - low)) - 1
+    if array.dtype.kind == "u":
+        return array / np.float32(np.iinfo(array.dtype).max / 2) - 1
+    if array.size and (array.min() < 0 or array.max() > 1):
+        raise UserError(
+            f"{name}: float values from {array.min():g} to {array.max():g}, not within 0 to 1; "
+            "say what is black and white with data.value_range, for instance "
+            f"[{array.min():g}, {array.max():g}]"
+        )
+    return array.astype(np.float32) * 2 - 1
