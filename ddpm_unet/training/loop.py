@@ -72,8 +72,7 @@ def train(job: Job, run: RunFolder, settings: Any) -> None:
             training.resume()
             training.introduce()
             training.run_steps(request)
-        for tracker in accelerator.trackers:
-            tracker.finish()
+        accelerator.end_training()
     finally:
         run.release()
     if not training.finished:
@@ -133,6 +132,7 @@ class Training:
         self.named = [(n, p) for n, p in self.network.named_parameters() if p.requires_grad]
         self.ema = EMA([p for _, p in self.named], config.ema_decay)
         self.step = 0
+        self.saved = 0
         self.finished = False
         self.best = -math.inf
         self.best_step: int | None = None
@@ -185,7 +185,8 @@ class Training:
         progress.close()
         self.finished = self.step == config.steps or self._stale()
         if not self.finished:
-            self._checkpoint()
+            if self.saved != self.step:
+                self._checkpoint()
             self._say(
                 f"stopped after step {self.step}: a checkpoint is written, "
                 "the same command goes on from it"
@@ -353,6 +354,7 @@ class Training:
                 plot_metrics(self.run.read_metrics(), self.run.path / "loss.png")
 
         on_main(self.accelerator, write)
+        self.saved = self.step
         if self.best_step is None:
             self._export()
 
@@ -392,7 +394,7 @@ class Training:
                 copy_into(targets[group][name], value)
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
+        self.step = self.saved = state["step"]
         self.best_step, self.worse = state["best_step"], state["worse"]
         self.best = -math.inf if self.best_step is None else state["best"]
         self.loss_sum.fill_(state["loss_sum"])

@@ -1,0 +1,235 @@
+"""Several processes (gloo, on the CPU) do what one does, and none is ever left waiting."""
+
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+
+from ddpm_unet.config import PairDataConfig, SegmentConfig
+from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.errors import UserError
+from ddpm_unet.inference.generate import generate
+from ddpm_unet.models import UNet
+from ddpm_unet.training import loop
+from ddpm_unet.training.checkpoint import checkpoint_paths
+from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.loop import train
+from ddpm_unet.training.run_folder import RunFolder
+from ddpm_unet.training.segment import SegmentJob
+
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
+    "FSDP_MIN_NUM_PARAMS": "500",
+}
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    monkeypatch.setattr(loop, "plot_metrics", lambda records, path: None)
+    monkeypatch.setattr("ddpm_unet.training.processes.SECONDS_FOR_LAST_WORDS", 0.2)
+
+
+def in_processes(count: int, work: Callable[[], object], **environment: str) -> "list[Process]":
+    """Fork `count` processes that find each other as those of a launcher do."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    sys.stdout.flush()
+    places = [
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+        | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        | environment
+        for rank in range(count)
+    ]
+    return [Process(work, place) for place in places]
+
+
+class Process:
+    def __init__(self, work: Callable[[], object], environment: dict[str, str]) -> None:
+        self.reading, writing = os.pipe()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(writing)
+            return
+        code = 1
+        try:
+            os.dup2(writing, 1)
+            os.dup2(writing, 2)
+            sys.stdout = sys.stderr = os.fdopen(writing, "w", buffering=1)
+            os.environ.update(environment)
+            AcceleratorState._reset_state(reset_partial_state=True)
+            work()
+            code = 0
+        except UserError as error:
+            print(f"error: {error}")
+            code = 2
+        except SystemExit as error:
+            code = int(error.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+    def wait(self, seconds: float = 60.0) -> int:
+        """Exit status; a test that is kept waiting fails."""
+        deadline = time.monotonic() + seconds
+        while True:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                with os.fdopen(self.reading) as said:
+                    self.said = said.read()
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() > deadline:
+                os.kill(self.pid, signal.SIGKILL)
+                raise TimeoutError("a process was left waiting")
+            time.sleep(0.01)
+
+
+def finish(processes: list[Process]) -> None:
+    codes = [process.wait() for process in processes]
+    assert codes == [0] * len(codes), "\n".join(process.said for process in processes)
+
+
+@pytest.fixture(params=["denoise", "segment"])
+def job(request, settings, blobs, tmp_path):
+    """Job class and settings: shares of 2 and 3 images in 1 and 2 passes."""
+    settings.model.dropout = 0.0
+    settings.train = replace(
+        settings.train, steps=6, batch_size=5, micro_batch=2, checkpoint_every=3,
+        validate_every=3, sample_every=6, log_every=3,
+    )  # fmt: skip
+    if request.param == "denoise":
+        return DenoiseJob, settings
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for path in blobs.glob("*.png"):
+        mask = np.asarray(Image.open(path)).sum(-1) > 200
+        Image.fromarray(mask.astype(np.uint8)).save(masks / path.name)
+    pairs = PairDataConfig(images=str(blobs), masks=str(masks), size=8)
+    return SegmentJob, SegmentConfig(
+        init="scratch", data=pairs, model=settings.model, train=settings.train
+    )
+
+
+def start(job, folder: Path, steps: int = 6) -> Callable[[], object]:
+    kind, settings = job
+    settings = replace(settings, run=str(folder), train=replace(settings.train, steps=steps))
+    return lambda: train(kind(settings), RunFolder(folder), settings)
+
+
+def distance(one: Path, other: Path) -> float:
+    """Relative distance of the weights and averages two runs ended with; same metric lines."""
+    a, b = (checkpoint_paths(folder / "checkpoints")[-1] for folder in (one, other))
+    assert a.name == b.name
+    found = []
+    for name in ("model.safetensors", "ema.safetensors"):
+        x, y = (torch.cat([t.ravel() for t in load_file(p / name).values()]) for p in (a, b))
+        found.append(float((x - y).norm() / x.norm()))
+    lines = [RunFolder(folder).read_metrics() for folder in (one, other)]
+    assert [(r["step"], r.keys()) for r in lines[0]] == [(r["step"], r.keys()) for r in lines[1]]
+    for r, s in zip(*lines, strict=True):
+        assert r.get("loss", 0.0) == pytest.approx(s.get("loss", 0.0), rel=1e-4)
+    return max(found)
+
+
+def test_two_processes_train_as_one_does(job, tmp_path):
+    start(job, tmp_path / "one")()
+    finish(in_processes(2, start(job, tmp_path / "two")))
+    assert distance(tmp_path / "one", tmp_path / "two") < 1e-4
+    # and a run may go on with another number of them
+    start(job, tmp_path / "more", steps=3)()
+    finish(in_processes(2, start(job, tmp_path / "more")))
+    finish(in_processes(2, start(job, tmp_path / "fewer", steps=3)))
+    start(job, tmp_path / "fewer")()
+    for name in ("more", "fewer"):
+        assert distance(tmp_path / "one", tmp_path / name) < 1e-4
+
+
+def test_weights_split_over_processes_train_as_one_does(job, tmp_path):
+    start(job, tmp_path / "one")()
+    finish(in_processes(2, start(job, tmp_path / "split", steps=3), **SHARDED))
+    finish(in_processes(2, start(job, tmp_path / "split"), **SHARDED))
+    assert distance(tmp_path / "one", tmp_path / "split") < 1e-4
+
+
+@pytest.fixture
+def denoise(settings):
+    settings.model.dropout = 0.0
+    settings.train = replace(settings.train, steps=500, batch_size=4, validate_every=0)
+    return DenoiseJob, settings
+
+
+def test_a_fault_of_the_main_process_ends_all(denoise, tmp_path):
+    holder = RunFolder(tmp_path)
+    holder.claim(denoise[1], "auto")
+    processes = in_processes(2, start(denoise, tmp_path))
+    assert [process.wait() for process in processes] == [2, 2]
+    assert "another run is using this folder" in processes[0].said
+    assert "error" not in processes[1].said
+
+
+def test_a_fault_of_another_process_ends_all(denoise, tmp_path):
+    class Faulty(DenoiseJob):
+        def losses(self, model, batch):
+            if os.environ["RANK"] == "1" and int(batch["position"][0]) > 12:
+                raise UserError("03.png: is damaged")
+            return super().losses(model, batch)
+
+    processes = in_processes(2, start((Faulty, denoise[1]), tmp_path / "run"))
+    codes = [process.wait() for process in processes]
+    assert codes[1] == 2
+    assert codes[0] != 0
+    assert "03.png: is damaged" in processes[1].said
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(denoise, tmp_path):
+    processes = in_processes(2, start(denoise, tmp_path))
+    while not (tmp_path / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    os.kill(processes[1].pid, signal.SIGTERM)
+    assert [process.wait() for process in processes] == [128 + signal.SIGTERM] * 2
+    stopped = int(checkpoint_paths(tmp_path / "checkpoints")[-1].name)
+    assert 0 < stopped < 500
+    assert f"stopped after step {stopped}" in processes[0].said
+    assert "stopped" not in processes[1].said
+
+
+def test_images_are_the_same_on_any_number_of_processes(denoise):
+    torch.manual_seed(0)
+    unet, scheduler = UNet(denoise[1].model).eval(), make_scheduler("ddim", denoise[1].diffusion)
+
+    def images(count: int) -> dict[int, torch.Tensor]:
+        found: dict[int, torch.Tensor] = {}
+        for index in range(count):
+            accelerator = SimpleNamespace(
+                process_index=index, num_processes=count, device=torch.device("cpu"),
+                is_main_process=index == 0,
+            )  # fmt: skip
+            for indices, values in generate(
+                unet, scheduler, (3, 8, 8), 37,
+                seed=0, steps=2, batch_size=5, accelerator=accelerator,
+            ):  # fmt: skip
+                found |= dict(zip(indices, values, strict=True))
+        return found
+
+    one = images(1)
+    assert sorted(one) == list(range(37))
+    for count in (2, 3):
+        other = images(count)
+        assert all(torch.equal(one[i], other[i]) for i in one)
