@@ -48,7 +48,7 @@ def main() -> None:
 
     cure = "train one with scripts/train_seg.py, or give --model"
     folder = args.model or newest_or_shipped(SHIPPED, PREPARATION, cure)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     model = load_segmentation_model(folder).to(device)
     preparation = Preparation.read(folder, model)
     segmenter = FileSegmenter(

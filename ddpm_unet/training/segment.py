@@ -89,6 +89,10 @@ class SegmentJob:
             lines.append(f"denoising {self.joint.images.describe()}")
         return "\n".join(lines)
 
+    def name(self, position: int) -> str:
+        """The picture at a stream position."""
+        return PairStream(self.labelled, self.config.seed).name(position)
+
     @cached_property
     def test(self) -> LabelledSet | None:
         """The pictures kept to test: those of the split, or of the built-in set."""
@@ -144,10 +148,6 @@ class SegmentJob:
             workers=self.config.data.workers,
             pin_memory=accelerator.device.type == "cuda",
         )
-
-    def name(self, position: int) -> str:
-        """The labelled picture at a stream position."""
-        return PairStream(self.labelled, self.config.seed).name(position)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Segmentation loss per image, in joint training with the denoising loss added."""
