@@ -31,10 +31,10 @@ def folders(tmp_path_factory):
     return root
 
 
-def stream(root, seed=0, border=False, **settings):
+def stream(root, seed=0, border=False, context=0, **settings):
     settings = {"size": 16, "augment": PLAIN} | settings
     config = PairDataConfig(images=f"{root}/images", masks=f"{root}/masks", **settings)
-    return PairStream(LabelledSet(check_pairs(config), border=border), seed)
+    return PairStream(LabelledSet(check_pairs(config), border=border), seed, context)
 
 
 def test_a_batch_is_what_the_loop_takes(folders):
@@ -125,3 +125,25 @@ def test_the_loader_takes_it_with_and_without_workers(folders):
 def test_a_plain_data_loader_takes_it_too(folders):
     batch = next(iter(DataLoader(stream(folders), sampler=range(6), batch_size=None)))
     assert batch["image"].shape == (1, 16, 16)
+
+
+@pytest.mark.parametrize("augment", [PLAIN, replace(PLAIN, flips=True, turns=True)])
+def test_context_surrounds_the_same_window(folders, augment):
+    narrow, wide = (
+        stream(folders, border=True, augment=augment, context=n).__getitems__(range(12))
+        for n in (0, 5)
+    )
+    assert wide["image"].shape == (12, 1, 26, 26)
+    assert torch.equal(wide["image"][..., 5:-5, 5:-5], narrow["image"])
+    assert torch.equal(wide["mask"], narrow["mask"])
+    assert torch.equal(wide["weight"], narrow["weight"])
+
+
+def test_context_beyond_the_picture_is_the_picture_mirrored(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)
+    for name, array in (("images", picture), ("masks", (picture > 99).astype(np.uint8))):
+        (tmp_path / name).mkdir()
+        Image.fromarray(array).save(tmp_path / name / "0.png")
+    found = stream(tmp_path, context=5)[7]["image"][0]
+    expected = np.pad(picture, 5, mode="reflect") / np.float32(127.5) - 1
+    np.testing.assert_array_equal(found, expected)
