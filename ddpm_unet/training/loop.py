@@ -95,8 +95,10 @@ def open_accelerator(run: RunFolder, settings: Any) -> Accelerator:
         )
     except ValueError as error:
         raise UserError(
-            f"train.mixed_precision {config.mixed_precision}: {error}; set no or bf16"
+            f"train.mixed_precision {config.mixed_precision}: {error} Else set another"
         ) from error
+    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("train.mixed_precision fp16: needs a GPU; on the CPU set no or bf16")
     if settings.tracker != "none" and not accelerator.log_with:
         raise UserError(
             f"tracker {settings.tracker}: is not installed; pip install {settings.tracker}, or "

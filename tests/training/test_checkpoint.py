@@ -1,4 +1,6 @@
 import json
+import os
+import resource
 
 import pytest
 import torch
@@ -70,17 +72,24 @@ def test_all_damaged_is_an_error_not_a_fresh_start(tmp_path):
         newest_checkpoint(tmp_path)
 
 
-def test_a_failed_write_leaves_the_last_good_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize("room", [20_000, 40_700, 41_000])
+def test_a_full_disk_leaves_the_last_good_one(tmp_path, room):
     write_checkpoint(tmp_path, 1, tensors(1), {"step": 1})
-
-    def full_disk(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
-    with pytest.raises(UserError, match="No space left"):
-        write_checkpoint(tmp_path, 2, tensors(2), {"step": 2})
-    assert newest_checkpoint(tmp_path)[1] == {"step": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["00000001"]
+    large = {"model": {"w": torch.zeros(10_000)}}  # safetensors: 40,072 bytes
+    state = {"step": 2, "long": "x" * 40_800}
+    pid = os.fork()
+    if pid == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+        try:
+            write_checkpoint(tmp_path, 2, large, state)
+        except UserError as error:
+            told = "00000002: could not be written" in str(error) and "\n" not in str(error)
+            os._exit(3 if told and "File too large" in str(error) else 4)
+        os._exit(0)
+    enough = room == 41_000
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == (0 if enough else 3)
+    assert newest_checkpoint(tmp_path)[1]["step"] == (2 if enough else 1)
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_half_written_folders_are_not_checkpoints(tmp_path):
@@ -89,3 +98,31 @@ def test_half_written_folders_are_not_checkpoints(tmp_path):
     partial.mkdir()
     (partial / "state.json").write_text(json.dumps({"step": 2}))
     assert newest_checkpoint(tmp_path)[1] == {"step": 1}
+    assert not partial.exists()
+
+
+def test_unreadable_for_lack_of_permission_is_not_damage(tmp_path, monkeypatch):
+    write_checkpoint(tmp_path, 1, tensors(1), {"step": 1})
+
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(checkpoint, "_digest", forbidden)
+    with pytest.raises(UserError, match="may not be read"):
+        newest_checkpoint(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["00000001"]
+
+
+def test_a_bad_sector_is_damage(tmp_path, monkeypatch):
+    write_three(tmp_path)
+    digest = checkpoint._digest
+
+    def failing(path):
+        if path.parent.name == "00000010":
+            raise OSError(5, "Input/output error", str(path))
+        return digest(path)
+
+    monkeypatch.setattr(checkpoint, "_digest", failing)
+    _, state, notes = newest_checkpoint(tmp_path)
+    assert state == {"step": 2}
+    assert "Input/output error" in notes[0]

@@ -19,6 +19,15 @@ def test_metrics_written_after_a_checkpoint_are_cut(tmp_path):
     assert run.read_metrics() == [{"step": 1, "loss": 0.5}]
 
 
+def test_lost_metrics_are_an_error(tmp_path):
+    run = RunFolder(tmp_path)
+    run.log({"step": 1, "loss": 0.5})
+    size = run.metrics_size()
+    run.metrics.write_text("")
+    with pytest.raises(UserError, match="lost lines"):
+        run.cut_metrics(size)
+
+
 def test_another_process_is_refused_until_the_first_is_gone(tmp_path):
     holder = textwrap.dedent(
         """
@@ -51,11 +60,19 @@ def test_other_settings_are_refused_by_name(tmp_path):
         RunFolder(tmp_path).claim(other, "auto")
 
 
-def test_more_steps_are_welcome(tmp_path):
+def test_more_steps_and_other_workers_are_welcome(tmp_path):
     RunFolder(tmp_path).claim(DenoiseConfig(), "auto")
-    longer = DenoiseConfig()
-    longer.train.steps *= 2
-    RunFolder(tmp_path).claim(longer, "auto")
+    other = DenoiseConfig()
+    other.train.steps *= 2
+    other.data.workers = 2
+    RunFolder(tmp_path).claim(other, "auto")
+
+
+@pytest.mark.parametrize("content", [b"", b"- 1", b"a: [", b"\xff\xfe"])
+def test_a_damaged_config_is_an_error(tmp_path, content):
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match="not a run's settings"):
+        RunFolder(tmp_path).claim(DenoiseConfig(), "auto")
 
 
 def test_resume_never_refuses_a_used_folder(tmp_path):
