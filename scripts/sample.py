@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ddpm_unet.command_line import user_errors
+from ddpm_unet.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "samples" / "histology64" / "model"
 
@@ -17,6 +18,7 @@ def arguments() -> argparse.Namespace:
     add("--num_images", type=int, default=16, help="images to draw (default 16)")
     add("--batch_size", type=int, default=16, help="images per process and batch (default 16)")
     add("--size", type=int, nargs="+", help="height and width, pixels (default: as trained)")
+    add("--class", dest="label", type=int, help="class of all images (default: all in turn)")
     add("--seed", type=int, default=0, help="image i is a function of (seed, i)")
     add("--film", type=int, default=0, help="also a film strip of so many moments of denoising")
     add("--out", type=Path, default=Path("generated"), help="folder written to (default generated)")
@@ -32,7 +34,7 @@ def main() -> None:
     from ddpm_unet.diffusion.samplers import make_scheduler
     from ddpm_unet.diffusion.sampling import FilmStrip
     from ddpm_unet.evaluation.plots import read_pictures, save_film, save_grid, to_pictures
-    from ddpm_unet.inference.generate import generate
+    from ddpm_unet.inference.generate import generate, of_class, unconditional
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
     from ddpm_unet.inference.writing import output_folder
     from ddpm_unet.training.run_folder import newest_or_shipped
@@ -42,6 +44,12 @@ def main() -> None:
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     unet, diffusion = read_pipeline(folder)
     unet.to(accelerator.device)
+    if unet.config.conditional:
+        raise UserError(f"{folder}: attends to a context, which this script cannot give it yet")
+    classes = unet.config.num_class_embeds
+    if args.label is not None and not classes:
+        raise UserError(f"{folder}: knows no classes; leave --class out")
+    conditions = of_class(args.label, classes, accelerator.device) if classes else unconditional
     scheduler = make_scheduler(args.sampler, diffusion)
     shape = image_shape(unet.config, args.size)
     output_folder(args.out)
@@ -59,6 +67,7 @@ def main() -> None:
         steps=args.steps,
         batch_size=args.batch_size,
         accelerator=accelerator,
+        conditions=conditions,
         progress=True,
         callback=film,
     ):

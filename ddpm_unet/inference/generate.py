@@ -4,18 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ddpm_unet.diffusion.sampling import Denoiser, Moment, sample
+from ddpm_unet.diffusion.sampling import Moment, sample
 from ddpm_unet.errors import UserError
+
+Conditions = Callable[[Sequence[int]], dict[str, Tensor]]
+"""From numbers of images to what else the denoiser is told of them, by argument."""
+
+
+def unconditional(indices: Sequence[int]) -> dict[str, Tensor]:
+    """Nothing."""
+    return {}
+
+
+def of_class(chosen: int | None, num_classes: int, device: torch.device) -> Conditions:
+    """Class labels `int64 [B]`: one class for all images, or all classes in turn (None).
+
+    Raises:
+        UserError: There is no such class.
+    """
+    if chosen is not None and not 0 <= chosen < num_classes:
+        raise UserError(f"class {chosen}: the model has classes 0 to {num_classes - 1}")
+
+    def conditions(indices: Sequence[int]) -> dict[str, Tensor]:
+        labels = [i % num_classes if chosen is None else chosen for i in indices]
+        return {"class_labels": torch.tensor(labels, device=device)}
+
+    return conditions
 
 
 def generate(
-    denoiser: Denoiser,
+    denoiser: Callable[..., Tensor],
     scheduler: Any,
     shape: Sequence[int],
     num_images: int,
@@ -24,6 +49,7 @@ def generate(
     steps: int,
     batch_size: int,
     accelerator: Accelerator,
+    conditions: Conditions = unconditional,
     progress: bool = False,
     callback: Callable[[Moment], None] | None = None,
     **options: Any,
@@ -34,7 +60,7 @@ def generate(
     neighbours, and comes out the same bit for bit, on any number of processes.
 
     Args:
-        denoiser: `(x, t) -> prediction`, on the accelerator's device.
+        denoiser: `(x, t, **conditions) -> prediction`, on the accelerator's device.
         scheduler: A diffusers scheduler.
         shape: Shape of one image, (C, H, W).
         num_images: Images in all.
@@ -42,6 +68,7 @@ def generate(
         steps: Denoising steps.
         batch_size: Images per batch.
         accelerator: Knows the processes and the device.
+        conditions: What the denoiser is told of each image.
         progress: Show a progress bar per batch, on the main process.
         callback: Called after every step of this process's first batch.
         options: Further arguments of `sample`.
@@ -58,7 +85,7 @@ def generate(
     for start in starts[accelerator.process_index :: accelerator.num_processes]:
         indices = list(range(start, min(start + batch_size, num_images)))
         images = sample(
-            denoiser,
+            partial(denoiser, **conditions(indices)),
             scheduler,
             shape,
             seed=seed,
@@ -74,7 +101,7 @@ def generate(
 
 
 def generate_together(
-    denoiser: Denoiser,
+    denoiser: Callable[..., Tensor],
     scheduler: Any,
     shape: Sequence[int],
     num_images: int,
@@ -82,6 +109,7 @@ def generate_together(
     seed: int,
     steps: int,
     accelerator: Accelerator,
+    conditions: Conditions = unconditional,
 ) -> Tensor:
     """Draw images with all processes at once and give them to all, `[num_images, *shape]`.
 
@@ -90,12 +118,13 @@ def generate_together(
     """
     each = math.ceil(num_images / accelerator.num_processes)
     first = accelerator.process_index * each
+    indices = range(first, first + each)
     images = sample(
-        denoiser,
+        partial(denoiser, **conditions(indices)),
         scheduler,
         shape,
         seed=seed,
-        indices=range(first, first + each),
+        indices=indices,
         steps=steps,
         device=accelerator.device,
     )

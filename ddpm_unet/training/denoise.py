@@ -19,7 +19,7 @@ from ddpm_unet.diffusion.objective import Objective
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import save_grid
-from ddpm_unet.inference.generate import generate_together
+from ddpm_unet.inference.generate import generate_together, of_class, unconditional
 from ddpm_unet.inference.pipeline import image_shape, write_pipeline
 from ddpm_unet.models import UNet
 from ddpm_unet.training.job import Batch, even_batches
@@ -56,6 +56,15 @@ class DenoiseJob:
                 f"model.in_channels = {model.in_channels}, but the images have {channels}; "
                 f"set model.in_channels and model.out_channels to {channels}, or data.channels"
             )
+        classes = len(self.images.classes) if self.config.data.class_labels else None
+        if model.num_class_embeds != classes:
+            cure = (
+                f"set it to {classes}" if classes else "set it to null, or data.class_labels true"
+            )
+            raise UserError(
+                f"model.num_class_embeds = {model.num_class_embeds}, but the images come with "
+                f"{classes or 'no'} classes; {cure}"
+            )
         return UNet(replace(model, sample_size=self.config.data.size))
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
@@ -87,8 +96,7 @@ class DenoiseJob:
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Denoising loss per image, at the timestep and noise of its stream position."""
-        images = to_model_range(batch["image"])
-        return self._losses(model, images, batch["position"], self.config.seed)
+        return self._losses(model, batch, batch["position"], self.config.seed)
 
     def validate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """Denoising loss on held-out windows, with the same timesteps and noise every time."""
@@ -99,15 +107,16 @@ class DenoiseJob:
         total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
         for positions, counts in even_batches(count, size, accelerator):
             batch = self.held_out.__getitems__(positions)
-            images = to_model_range(batch["image"].to(accelerator.device))
+            batch = {key: value.to(accelerator.device) for key, value in batch.items()}
             with accelerator.autocast():
-                losses = self._losses(model, images, positions, seed=0)
+                losses = self._losses(model, batch, positions, seed=0)
             total += losses.sum() * counts
         return {"val_loss": float(accelerator.reduce(total, "sum")) / count}
 
     def draw(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
         """A grid of samples, by a few steps of DDIM."""
         network: Any = model
+        classes = network.config.num_class_embeds
         with accelerator.autocast():
             images = generate_together(
                 network,
@@ -117,6 +126,9 @@ class DenoiseJob:
                 seed=self.config.seed,
                 steps=self.config.preview.steps,
                 accelerator=accelerator,
+                conditions=of_class(None, classes, accelerator.device)
+                if classes
+                else unconditional,
             )
         if accelerator.is_main_process:
             save_grid(images, path)
@@ -127,8 +139,10 @@ class DenoiseJob:
         write_pipeline(folder, network, self.config.diffusion, state_dict)
 
     def _losses(
-        self, model: nn.Module, images: Tensor, positions: Sequence[int], seed: int
+        self, model: nn.Module, batch: Batch, positions: Sequence[int], seed: int
     ) -> Tensor:
+        images = to_model_range(batch["image"])
+        conditions = {"class_labels": batch["label"]} if "label" in batch else {}
         self.objective.to(images.device)
         timesteps, noise = self.objective.draw(seed, positions, images.shape[1:], images.device)
-        return self.objective.losses(model, images, timesteps, noise)
+        return self.objective.losses(model, images, timesteps, noise, **conditions)
