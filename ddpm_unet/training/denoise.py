@@ -23,6 +23,7 @@ from ddpm_unet.inference.generate import generate_together, of_class, unconditio
 from ddpm_unet.inference.pipeline import image_shape, write_pipeline
 from ddpm_unet.models import UNet
 from ddpm_unet.training.job import Batch, even_batches
+from ddpm_unet.training.settings import check_preview
 
 
 class DenoiseJob:
@@ -38,6 +39,7 @@ class DenoiseJob:
     criterion: str | None = None
 
     def __init__(self, config: DenoiseConfig) -> None:
+        check_preview(config.preview, config.diffusion.num_train_timesteps)
         self.config = config
         self.images = open_images(config.data)
         self.held_out = held_out(config.data)

@@ -38,6 +38,7 @@ from ddpm_unet.training.optimizer import (
 )
 from ddpm_unet.training.processes import end_together, on_main, share_json, share_tensors
 from ddpm_unet.training.run_folder import RunFolder, disk_faults
+from ddpm_unet.training.settings import check_training
 from ddpm_unet.training.sharding import copy_into, whole
 from ddpm_unet.training.signals import StopRequest
 
@@ -62,13 +63,14 @@ def train(job: Job, run: RunFolder, settings: Any) -> None:
         SystemExit: SIGTERM or Ctrl-C came; a checkpoint was written first. Or, on processes
             other than the main one, that met a UserError.
     """
+    check_training(settings.train)
     accelerator = open_accelerator(run, settings)
+    training = Training(job, run, settings.train, accelerator, settings.seed)
     try:
         on_main(accelerator, lambda: run.claim(settings, settings.resume))
         if accelerator.log_with:
             accelerator.init_trackers(run.path.name)
         with StopRequest() as request:
-            training = Training(job, run, settings.train, accelerator, settings.seed)
             training.resume()
             training.introduce()
             training.run_steps(request)
@@ -164,27 +166,26 @@ class Training:
         batches: Iterator[Batch] = iter(())
         if self.step < config.steps:
             batches = self.job.batches(self.network, self.step, self.accelerator)
-        progress = tqdm(
+        with tqdm(
             total=config.steps,
             initial=self.step,
             desc=self.run.path.name,
             unit="step",
             disable=not self.accelerator.is_main_process,
-        )
-        while self.step < config.steps and not self._agreed(request) and not self._stale():
-            loss, norm = self._optimize(batches)
-            self.step += 1
-            self._watch(loss)
-            progress.update()
-            if self._due(config.log_every):
-                progress.set_postfix(loss=f"{self._log(norm):.4f}", refresh=False)
-            if self._due(config.validate_every):
-                self._validate()
-            if self._due(config.sample_every):
-                self._draw()
-            if self._stale() or self._due(config.checkpoint_every):
-                self._checkpoint()
-        progress.close()
+        ) as progress:
+            while self.step < config.steps and not self._agreed(request) and not self._stale():
+                loss, norm = self._optimize(batches)
+                self.step += 1
+                self._watch(loss)
+                progress.update()
+                if self._due(config.log_every):
+                    progress.set_postfix(loss=f"{self._log(norm):.4f}", refresh=False)
+                if self._due(config.validate_every):
+                    self._validate()
+                if self._due(config.sample_every):
+                    self._draw()
+                if self._stale() or self._due(config.checkpoint_every):
+                    self._checkpoint()
         self.finished = self.step == config.steps or self._stale()
         if not self.finished:
             if self.saved != self.step:
@@ -274,7 +275,7 @@ class Training:
         return self.accelerator.device.type == "cpu" or self._due(self.config.log_every)
 
     def _due(self, every: int) -> bool:
-        return self.step == self.config.steps or (every > 0 and self.step % every == 0)
+        return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
 
     def _agreed(self, request: StopRequest) -> bool:
         """Whether any process was asked to stop; the processes ask each other when they look."""

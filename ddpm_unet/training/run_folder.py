@@ -46,7 +46,7 @@ class RunFolder:
         self._lock: IO[str] | None = None
 
     def claim(self, settings: Any, resume: str) -> None:
-        """Lock the folder and hold its settings against `settings`.
+        """Lock the folder, and hold the settings of its checkpoints against `settings`.
 
         Raises:
             UserError: Another run uses the folder; it is not writable; it holds a run and
@@ -71,7 +71,8 @@ class RunFolder:
                 raise UserError(
                     f"{self.path}: holds a run already; choose another --run or --resume auto"
                 )
-            _compare(self.path, saved, plain(settings))
+            if any(self.checkpoints.glob("[0-9]*")):
+                _compare(self.path, saved, plain(settings))
         file = self.path / "config.yaml"
         partial = file.with_suffix(".partial")
         with disk_faults(file):

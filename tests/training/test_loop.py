@@ -243,6 +243,7 @@ def test_wrong_channels_are_refused_before_training(settings):
     settings.model.in_channels = 1
     with pytest.raises(UserError, match=r"model\.in_channels"):
         run(settings)
+    assert not Path(settings.run).exists()
 
 
 @pytest.fixture

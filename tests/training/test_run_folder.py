@@ -52,8 +52,15 @@ def test_another_process_is_refused_until_the_first_is_gone(tmp_path):
     RunFolder(tmp_path).claim(DenoiseConfig(), "auto")
 
 
-def test_other_settings_are_refused_by_name(tmp_path):
-    RunFolder(tmp_path).claim(DenoiseConfig(), "auto")
+def begun(folder):
+    """A run folder with a checkpoint."""
+    RunFolder(folder).claim(DenoiseConfig(), "auto")
+    (folder / "checkpoints" / "00000001").mkdir()
+
+
+def test_other_settings_are_refused_by_name_once_there_is_a_checkpoint(tmp_path):
+    RunFolder(tmp_path).claim(DenoiseConfig(seed=3), "auto")
+    begun(tmp_path)
     other = DenoiseConfig()
     other.model.block_out_channels = (32, 64, 64)
     with pytest.raises(UserError, match=r"model\.block_out_channels"):
@@ -61,7 +68,7 @@ def test_other_settings_are_refused_by_name(tmp_path):
 
 
 def test_more_steps_and_other_workers_are_welcome(tmp_path):
-    RunFolder(tmp_path).claim(DenoiseConfig(), "auto")
+    begun(tmp_path)
     other = DenoiseConfig()
     other.train.steps *= 2
     other.data.workers = 2
