@@ -80,9 +80,9 @@ def plot_metrics(records: Sequence[dict[str, float]], path: Path) -> None:
 
     Losses and the gradient's norm stand together on a logarithmic axis, scores below.
     """
-    names = {name for record in records for name in record}
-    losses = sorted(name for name in names if name.endswith(("loss", "grad_norm")))
-    others = sorted(names - set(losses) - {"step", "images", "skipped", "lr"})
+    found = {name for record in records for name in record}
+    losses = sorted(name for name in found if name.endswith(("loss", "grad_norm")))
+    others = sorted(found - set(losses) - {"step", "images", "skipped", "lr"})
     if not losses:
         return
     plt = _pyplot()
