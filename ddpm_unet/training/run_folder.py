@@ -71,7 +71,7 @@ class RunFolder:
                 raise UserError(
                     f"{self.path}: holds a run already; choose another --run or --resume auto"
                 )
-            if any(self.checkpoints.glob("[0-9]*")):
+            if self._begun():
                 _compare(self.path, saved, plain(settings))
         file = self.path / "config.yaml"
         partial = file.with_suffix(".partial")
@@ -82,8 +82,12 @@ class RunFolder:
             self.checkpoints.mkdir(exist_ok=True)
 
     def setting(self, name: str) -> Any:
-        """A setting of the run that the folder holds, if it holds one."""
-        return (self._saved_settings() or {}).get(name)
+        """A setting of the run that the folder holds, if it holds one to go on from."""
+        saved = self._saved_settings() if self._begun() else None
+        return (saved or {}).get(name)
+
+    def _begun(self) -> bool:
+        return any(self.checkpoints.glob("[0-9]*"))
 
     def _saved_settings(self) -> dict[str, Any] | None:
         path = self.path / "config.yaml"
