@@ -423,7 +423,7 @@ def faults() -> Iterator[str]:
         def end(process: subprocess.Popen[str]) -> str:
             begin = time.monotonic()
             said = process.communicate(timeout=120)[0].replace(str(here.root), "")
-            lines = [line for line in said.splitlines() if line.startswith("error: ")]
+            lines = re.findall(r"error: [^\r\n]*", said)
             return f"both had ended {time.monotonic() - begin:.0f} s later, saying {lines}"
 
         def start() -> subprocess.Popen[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,6 +102,8 @@ def plot_metrics(records: Sequence[dict[str, float]], path: Path) -> None:
     axes[-1, 0].set_xlabel("images seen")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+    del figure, axes, axis
+    gc.collect()  # figures are full of cycles, and a run draws thousands
 
 
 def _pyplot():  # type: ignore[no-untyped-def]

@@ -36,7 +36,13 @@ from ddpm_unet.training.optimizer import (
     optimizer_state,
     set_learning_rates,
 )
-from ddpm_unet.training.processes import end_together, on_main, share_json, share_tensors
+from ddpm_unet.training.processes import (
+    end_together,
+    on_main,
+    peer_lost,
+    share_json,
+    share_tensors,
+)
 from ddpm_unet.training.run_folder import RunFolder, disk_faults
 from ddpm_unet.training.settings import check_training
 from ddpm_unet.training.sharding import copy_into, whole
@@ -59,7 +65,8 @@ def train(job: Job, run: RunFolder, settings: Any) -> None:
             are read here.
 
     Raises:
-        UserError: The run folder cannot be used, the disk is full, or the loss stays non-finite.
+        UserError: The run folder cannot be used, the disk is full, the loss stays non-finite, or
+            another process died.
         SystemExit: SIGTERM or Ctrl-C came; a checkpoint was written first. Or, on processes
             other than the main one, that met a UserError.
     """
@@ -75,6 +82,13 @@ def train(job: Job, run: RunFolder, settings: Any) -> None:
             training.introduce()
             training.run_steps(request)
         accelerator.end_training()
+    except RuntimeError as error:
+        if not peer_lost(error):
+            raise
+        raise UserError(
+            f"{run.path}: another process of this run has ended; see its message, and start the "
+            "same command again"
+        ) from error
     finally:
         run.release()
     if not training.finished:
@@ -136,7 +150,7 @@ class Training:
         self.named = [(n, p) for n, p in self.network.named_parameters() if p.requires_grad]
         self.ema = EMA([p for _, p in self.named], config.ema_decay)
         self.step = 0
-        self.saved = 0
+        self.saved: int | None = None
         self.finished = False
         self.best = -math.inf
         self.best_step: int | None = None

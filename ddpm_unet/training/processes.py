@@ -50,6 +50,14 @@ def end_together(accelerator: Accelerator, fault: UserError | None) -> None:
     raise SystemExit(2)
 
 
+def peer_lost(error: RuntimeError) -> bool:
+    """Whether an error is that of a collective whose other side is gone (gloo's and NCCL's)."""
+    text = str(error)
+    return isinstance(error, torch.distributed.DistError) or (
+        "gloo" in text and ("Connection" in text or "connection" in text)
+    )
+
+
 def share_json(value: Any, accelerator: Accelerator) -> Any:
     """The main process's `value`, of JSON's types, on every process."""
     if accelerator.num_processes == 1:

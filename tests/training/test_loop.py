@@ -144,6 +144,20 @@ def test_sigterm_writes_a_checkpoint_first(settings, tmp_path, capsys):
     assert_equal(end_state(whole), end_state(resumed))
 
 
+def test_stopped_before_the_first_step(settings, tmp_path):
+    whole = run(settings)
+    settings.run = str(tmp_path / "stopped")
+
+    class Stopped(DenoiseJob):
+        def describe(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().describe()
+
+    with pytest.raises(SystemExit):
+        run(settings, Stopped(settings))
+    assert_equal(end_state(whole), end_state(run(settings)))
+
+
 def test_the_split_of_a_batch_changes_nothing_but_rounding(settings, tmp_path):
     settings.model.dropout = 0.0
     ends = []
