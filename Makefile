@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: env demo test lint types format bench clean
+.PHONY: env demo test lint types format clean
 
 env: $(READY)
 
@@ -17,7 +17,14 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/python scripts/demo.py
+	$(BIN)/accelerate launch scripts/train_ddpm.py --config configs/demo.yaml
+	$(BIN)/python scripts/sample.py --model runs/demo/model --steps 100 --out runs/demo/generated
+	$(BIN)/python scripts/sample.py --model samples/histology64/model --steps 200 --out runs/demo/shipped
+	$(BIN)/python scripts/compare.py "after a few minutes"=runs/demo/generated \
+		"the shipped model"=runs/demo/shipped --out runs/demo/demo.png
+	$(BIN)/python scripts/train_seg.py --init samples/histology64/model --run runs/demo_nuclei \
+		--train.steps 100
+	@echo "Pictures: runs/demo/demo.png (generated beside real), runs/demo_nuclei/test.png (nuclei: mask, prediction)"
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -32,9 +39,6 @@ types: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-bench: $(READY)
-	$(BIN)/python scripts/benchmark.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
