@@ -144,7 +144,8 @@ def distance(one: Path, other: Path) -> float:
     lines = [RunFolder(folder).read_metrics() for folder in (one, other)]
     assert [(r["step"], r.keys()) for r in lines[0]] == [(r["step"], r.keys()) for r in lines[1]]
     for r, s in zip(*lines, strict=True):
-        assert r.get("loss", 0.0) == pytest.approx(s.get("loss", 0.0), rel=1e-4)
+        for name in {"loss", "grad_norm", "lr"} & r.keys():
+            assert r[name] == pytest.approx(s[name], rel=1e-4)
     return max(found)
 
 
