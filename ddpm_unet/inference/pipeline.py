@@ -8,7 +8,6 @@ scheduler/scheduler_config.json
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ddpm_unet.config import DiffusionConfig, UNetConfig
 from ddpm_unet.errors import UserError
 from ddpm_unet.models import UNet
 from ddpm_unet.models.pretrained import CONDITIONAL, DDPM
+from ddpm_unet.replace import replace_json
 
 
 def write_pipeline(
@@ -39,13 +39,13 @@ def write_pipeline(
     """
     folder.mkdir(parents=True, exist_ok=True)
     unet.save_pretrained(folder / "unet", state_dict=state_dict)
-    _write(folder / "scheduler" / "scheduler_config.json", scheduler_config(diffusion))
+    replace_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(diffusion))
     index = {
         "_class_name": "DDPMPipeline",
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", CONDITIONAL if unet.config.conditional else DDPM],
     }
-    _write(folder / "model_index.json", index)
+    replace_json(folder / "model_index.json", index)
 
 
 def read_pipeline(folder: Path) -> tuple[UNet, DiffusionConfig]:
@@ -113,10 +113,3 @@ def scheduler_config(diffusion: DiffusionConfig) -> dict[str, Any]:
         "variance_type": "fixed_small",
         "clip_sample": True,
     }
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(".unfinished")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(partial, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from ddpm_unet.inference.tiles import Predict, Tiling
 from ddpm_unet.inference.turns import over_turns
 from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.segmenter import Segmenter
+from ddpm_unet.replace import replace_json
 
 SegmentationModel = ClassicUNet | Segmenter
 PREPARATION = "preparation.json"
@@ -87,9 +87,7 @@ class Preparation:
 
     def write(self, folder: Path) -> None:
         """Keep it in a model's folder."""
-        partial = folder / f"{PREPARATION}.unfinished"
-        partial.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        os.replace(partial, folder / PREPARATION)
+        replace_json(folder / PREPARATION, asdict(self))
 
     @classmethod
     def read(cls, folder: Path, model: SegmentationModel) -> Preparation:

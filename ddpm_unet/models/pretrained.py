@@ -23,6 +23,7 @@ from torch import Tensor
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.checks import CONDITIONAL_ONLY, DDPM_ONLY, check
+from ddpm_unet.replace import replace_json
 
 DDPM = "UNet2DModel"
 CONDITIONAL = "UNet2DConditionModel"
@@ -153,8 +154,7 @@ def write_config(config: UNetConfig, folder: str | PathLike[str]) -> None:
     if config.dims == 2:
         del settings["dims"]
     settings = {"_class_name": kind, "_diffusers_version": version("diffusers"), **settings}
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    replace_json(Path(folder) / CONFIG, settings)
 
 
 def read_weights(folder: str | PathLike[str]) -> dict[str, Tensor]:

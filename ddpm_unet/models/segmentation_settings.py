@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from ddpm_unet.config import ClassicConfig, HeadConfig
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.pretrained import CONFIG
+from ddpm_unet.replace import replace_json
 
 Settings = TypeVar("Settings", ClassicConfig, HeadConfig)
 
@@ -71,9 +72,7 @@ def write_settings(
     config: ClassicConfig | HeadConfig, kind: str, folder: str | PathLike[str]
 ) -> None:
     """Write `config.json` into `folder`, which is made if missing."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"_class_name": kind, **asdict(config)}, indent=2)
-    (Path(folder) / CONFIG).write_text(text + "\n", encoding="utf-8")
+    replace_json(Path(folder) / CONFIG, {"_class_name": kind, **asdict(config)})
 
 
 def _read(folder: str | PathLike[str]) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class DenoiseJob:
             return {}
         count = min(self.config.preview.validation_images, len(self.held_out))
         size = self.config.train.micro_batch or self.config.train.batch_size
-        total = torch.zeros((), dtype=torch.float64, device=accelerator.device)
+        total = torch.zeros((), device=accelerator.device)
         for positions, counts in even_batches(count, size, accelerator):
             batch = self.held_out.__getitems__(positions)
             batch = {key: value.to(accelerator.device) for key, value in batch.items()}

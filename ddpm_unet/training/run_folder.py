@@ -23,6 +23,7 @@ import yaml
 from safetensors import SafetensorError
 
 from ddpm_unet.errors import UserError
+from ddpm_unet.replace import replace_text
 
 FREE_TO_CHANGE = {
     "run", "resume", "tracker", "preview",
@@ -74,10 +75,8 @@ class RunFolder:
             if self._begun():
                 _compare(self.path, saved, plain(settings))
         file = self.path / "config.yaml"
-        partial = file.with_suffix(".partial")
         with disk_faults(file):
-            partial.write_text(yaml.safe_dump(plain(settings), sort_keys=False))
-            os.replace(partial, file)
+            replace_text(file, yaml.safe_dump(plain(settings), sort_keys=False))
             self.samples.mkdir(exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, DistributedType, PartialState
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -41,6 +39,7 @@ from ddpm_unet.inference.tiles import predict_tiles
 from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
 from ddpm_unet.models.unet import UNet
+from ddpm_unet.replace import replace_json, replace_text
 from ddpm_unet.training.job import Batch, even_batches
 from ddpm_unet.training.joint import SCRATCH, JointDenoising
 from ddpm_unet.training.losses import segmentation_loss
@@ -173,7 +172,13 @@ class SegmentJob:
             return {}
         size = len(self.class_names)
         counts = torch.zeros(size, size, dtype=torch.int64, device=accelerator.device)
-        for (number,), counted in even_batches(len(self.validation), 1, accelerator):
+        pictures = len(self.validation)
+        shares: Iterable[tuple[Sequence[int], float]] = even_batches(pictures, 1, accelerator)
+        if accelerator.distributed_type == DistributedType.FSDP:
+            # A sharded network needs every process for every tile, and pictures differ in tiles.
+            main = float(accelerator.is_main_process)
+            shares = (([number], main) for number in range(pictures))
+        for (number,), counted in shares:
             with accelerator.autocast():
                 found = self.count(model, self.validation, number, accelerator.device)
             counts += int(counted) * found
@@ -230,7 +235,8 @@ class SegmentJob:
         network.save_pretrained(folder, state_dict)
         data = self.config.data
         Preparation(network.in_channels, data.scale, data.value_range).write(folder)
-        (folder.parent / "split.yaml").write_text(yaml.safe_dump(dict(self.split), sort_keys=False))
+        split = yaml.safe_dump(dict(self.split), sort_keys=False)
+        replace_text(folder.parent / "split.yaml", split)
 
     def _predict(self, model: nn.Module, image: Tensor, device: torch.device) -> Tensor:
         """Class of every pixel of a whole picture, `int64 [H, W]` on `device`."""
@@ -282,9 +288,7 @@ def score_test(job: SegmentJob, run: RunFolder) -> dict[str, float]:
         counts = [job.count(model, job.test, i, state.device) for i in range(len(job.test))]
         save_picture(job.compare(model, job.test, state.device), run.path / "test.png")
     scores = job.scores(torch.stack(counts).sum(dim=0))
-    partial = run.path / "scores.json.unfinished"
-    partial.write_text(json.dumps(scores, indent=2) + "\n")
-    os.replace(partial, run.path / "scores.json")
+    replace_json(run.path / "scores.json", scores)
     print(
         f"on {len(job.test)} test picture(s): "
         + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
