@@ -34,7 +34,7 @@ def main() -> None:
     from ddpm_unet.diffusion.samplers import make_scheduler
     from ddpm_unet.diffusion.sampling import FilmStrip
     from ddpm_unet.evaluation.plots import read_pictures, save_film, save_grid, to_pictures
-    from ddpm_unet.inference.generate import generate, of_class, unconditional
+    from ddpm_unet.inference.generate import generate, of_class
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
     from ddpm_unet.inference.writing import output_folder
     from ddpm_unet.training.run_folder import newest_or_shipped
@@ -49,7 +49,7 @@ def main() -> None:
     classes = unet.config.num_class_embeds
     if args.label is not None and not classes:
         raise UserError(f"{folder}: knows no classes; leave --class out")
-    conditions = of_class(args.label, classes, accelerator.device) if classes else unconditional
+    conditions = of_class(args.label, classes, accelerator.device)
     scheduler = make_scheduler(args.sampler, diffusion)
     shape = image_shape(unet.config, args.size)
     output_folder(args.out)

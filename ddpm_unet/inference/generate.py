@@ -23,12 +23,16 @@ def unconditional(indices: Sequence[int]) -> dict[str, Tensor]:
     return {}
 
 
-def of_class(chosen: int | None, num_classes: int, device: torch.device) -> Conditions:
+def of_class(chosen: int | None, num_classes: int | None, device: torch.device) -> Conditions:
     """Class labels `int64 [B]`: one class for all images, or all classes in turn (None).
+
+    A denoiser without classes (`num_classes` None) is told nothing.
 
     Raises:
         UserError: There is no such class.
     """
+    if num_classes is None:
+        return unconditional
     if chosen is not None and not 0 <= chosen < num_classes:
         raise UserError(f"class {chosen}: the model has classes 0 to {num_classes - 1}")
 

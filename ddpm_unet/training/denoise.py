@@ -12,17 +12,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddpm_unet.config import DenoiseConfig
-from ddpm_unet.data.loader import StepBatches, make_loader
 from ddpm_unet.data.sources import held_out, open_images
 from ddpm_unet.data.stream import Stream, to_model_range
 from ddpm_unet.diffusion.objective import Objective
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import save_grid
-from ddpm_unet.inference.generate import generate_together, of_class, unconditional
+from ddpm_unet.inference.generate import generate_together, of_class
 from ddpm_unet.inference.pipeline import image_shape, write_pipeline
 from ddpm_unet.models import UNet
-from ddpm_unet.training.job import Batch, even_batches
+from ddpm_unet.training.job import Batch, even_batches, micro_batches
 from ddpm_unet.training.settings import check_preview
 
 
@@ -77,20 +76,9 @@ class DenoiseJob:
         self, model: nn.Module, first_step: int, accelerator: Accelerator
     ) -> Iterator[Batch]:
         """This process's micro-batches."""
-        train, data = self.config.train, self.config.data
-        positions = StepBatches(
-            range(first_step, train.steps),
-            train.batch_size,
-            accelerator.process_index,
-            accelerator.num_processes,
-            train.micro_batch,
-        )
-        return make_loader(
-            Stream(self.images, data, self.config.seed),
-            positions,
-            workers=data.workers,
-            pin_memory=accelerator.device.type == "cuda",
-        )
+        config = self.config
+        stream = Stream(self.images, config.data, config.seed)
+        return micro_batches(stream, first_step, config.train, config.data.workers, accelerator)
 
     def name(self, position: int) -> str:
         """The picture at a stream position."""
@@ -118,7 +106,6 @@ class DenoiseJob:
     def draw(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
         """A grid of samples, by a few steps of DDIM."""
         network: Any = model
-        classes = network.config.num_class_embeds
         with accelerator.autocast():
             images = generate_together(
                 network,
@@ -128,9 +115,7 @@ class DenoiseJob:
                 seed=self.config.seed,
                 steps=self.config.preview.steps,
                 accelerator=accelerator,
-                conditions=of_class(None, classes, accelerator.device)
-                if classes
-                else unconditional,
+                conditions=of_class(None, network.config.num_class_embeds, accelerator.device),
             )
         if accelerator.is_main_process:
             save_grid(images, path)

@@ -1,4 +1,4 @@
-"""What the loop needs to know of a job, and nothing more."""
+"""What the loop needs to know of a job, and how the jobs deal their data to the processes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from typing import Any, Protocol
 
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ddpm_unet.config import TrainConfig
+from ddpm_unet.data.loader import StepBatches, make_loader
 
 Batch = dict[str, Any]
 
@@ -51,6 +55,26 @@ class Job(Protocol):
 
     def export(self, model: nn.Module, state_dict: dict[str, Tensor], folder: Path) -> None:
         """Write the model with the weights `state_dict` as a folder that other programs load."""
+
+
+def micro_batches(
+    stream: Dataset[Any],
+    first_step: int,
+    train: TrainConfig,
+    workers: int,
+    accelerator: Accelerator,
+) -> Iterator[Batch]:
+    """This process's micro-batches of a stream, from step `first_step` to the last."""
+    positions = StepBatches(
+        range(first_step, train.steps),
+        train.batch_size,
+        accelerator.process_index,
+        accelerator.num_processes,
+        train.micro_batch,
+    )
+    return make_loader(
+        stream, positions, workers=workers, pin_memory=accelerator.device.type == "cuda"
+    )
 
 
 def even_batches(

@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 from ddpm_unet.config import SegmentConfig
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.labelled import LabelledSet
-from ddpm_unet.data.loader import StepBatches, make_loader
 from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.data.pair_stream import PairStream
 from ddpm_unet.data.pairs import BUILTIN_HELD_OUT, BUILTIN_IMAGES
@@ -40,7 +39,7 @@ from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
 from ddpm_unet.models.unet import UNet
 from ddpm_unet.replace import replace_json, replace_text
-from ddpm_unet.training.job import Batch, even_batches
+from ddpm_unet.training.job import Batch, even_batches, micro_batches
 from ddpm_unet.training.joint import SCRATCH, JointDenoising
 from ddpm_unet.training.losses import segmentation_loss
 from ddpm_unet.training.run_folder import RunFolder
@@ -129,24 +128,12 @@ class SegmentJob:
         self, model: nn.Module, first_step: int, accelerator: Accelerator
     ) -> Iterator[Batch]:
         """This process's micro-batches."""
-        train = self.config.train
+        config = self.config
         network: Any = model
         stream: Dataset[Batch] = PairStream(self.labelled, self.config.seed, network.margin)
         if self.joint:
             stream = self.joint.beside(stream, network.unet.config.in_channels)
-        positions = StepBatches(
-            range(first_step, train.steps),
-            train.batch_size,
-            accelerator.process_index,
-            accelerator.num_processes,
-            train.micro_batch,
-        )
-        return make_loader(
-            stream,
-            positions,
-            workers=self.config.data.workers,
-            pin_memory=accelerator.device.type == "cuda",
-        )
+        return micro_batches(stream, first_step, config.train, config.data.workers, accelerator)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Segmentation loss per image, in joint training with the denoising loss added."""
