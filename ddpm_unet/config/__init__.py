@@ -1,0 +1,44 @@
+"""Every setting of every job: one dataclass a topic, one line of help each.
+
+The same names are the keys of `configs/*.yaml`, the dotted flags of the scripts and the
+content of a run folder's `config.yaml`. Nothing here imports torch, so `--help` is quick.
+"""
+
+from ddpm_unet.config.data import (
+    AugmentConfig,
+    ImageDataConfig,
+    MaskKind,
+    PairDataConfig,
+    SplitConfig,
+)
+from ddpm_unet.config.jobs import DenoiseConfig, SegmentConfig
+from ddpm_unet.config.network import ClassicConfig, HeadConfig, UNetConfig
+from ddpm_unet.config.process import BetaSchedule, DiffusionConfig, PredictionType
+from ddpm_unet.config.training import (
+    LossName,
+    PredictConfig,
+    PreviewConfig,
+    SegmentLossConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "BetaSchedule",
+    "ClassicConfig",
+    "DenoiseConfig",
+    "DiffusionConfig",
+    "HeadConfig",
+    "ImageDataConfig",
+    "LossName",
+    "MaskKind",
+    "PairDataConfig",
+    "PredictConfig",
+    "PredictionType",
+    "PreviewConfig",
+    "SegmentConfig",
+    "SegmentLossConfig",
+    "SplitConfig",
+    "TrainConfig",
+    "UNetConfig",
+]

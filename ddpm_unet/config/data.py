@@ -1,0 +1,169 @@
+"""Images, masks, and their care."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+MaskKind = Literal["auto", "classes", "values", "threshold", "colors", "instances", "boundaries"]
+
+
+@dataclass
+class ImageDataConfig:
+    """Images without labels, for the denoiser.
+
+    Args:
+        source: "builtin:histology", "builtin:fashion-mnist", a folder of images,
+            "torchvision:CIFAR10" (any torchvision image data set) or "huggingface:NAME".
+        root: Folder of a data set's files (torchvision: downloaded there when missing).
+        size: Height and width of the training images, pixels.
+        fit: "crop" cuts size x size windows at random places (at the pictures' own scale);
+            "resize" scales the shorter side to size and cuts the centre.
+        scale: Factor applied to the pictures before cropping (0.5 halves them).
+        channels: 1 (grey), 3 (RGB) or 4; null keeps what the pictures have.
+        value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
+            is the full range: 255 for 8 bits, 65535 for 16, and floats must be within 0 to 1.
+        flips: Mirror at random: left-right and, for "crop", top-bottom.
+        turns: Turn by a random multiple of 90 degrees.
+        class_labels: Take a class from the data set, or from the folder's sub-folder names.
+        include_held_out: Train on what the source keeps for scoring too.
+        workers: Loader processes; 0 loads in the main one (best for sets kept in memory).
+        memory_limit: Sets whose decoded pictures fit in so many MB are decoded once and kept.
+        max_pixels: Refuse pictures of more than so many million pixels (decompression bombs).
+    """
+
+    source: str = "builtin:histology"
+    root: str | None = None
+    size: int = 64
+    fit: Literal["crop", "resize"] = "crop"
+    scale: float = 1.0
+    channels: int | None = None
+    value_range: tuple[float, float] | None = None
+    flips: bool = True
+    turns: bool = True
+    class_labels: bool = False
+    include_held_out: bool = False
+    workers: int = 0
+    memory_limit: int = 2048
+    max_pixels: float = 200.0
+
+
+@dataclass
+class SplitConfig:
+    """Which labelled pictures train, which choose the best checkpoint and which are kept to test.
+
+    A single labelled picture is cut in strips instead.
+
+    Args:
+        by: "blocks": in order of their names, training first and test last, as the slices of a
+            stack must be (neighbours are nearly equal); "files": shuffled.
+        validation: Share of the pictures; 1 and more count them.
+        test: Share of the pictures; 1 and more count them.
+        folds: k-fold cross-validation of what is not test; 0 for one split.
+        fold: The fold that validates, counted from 0.
+        limit: Train on so many of the training pictures, spread evenly over them; null for all.
+        gap: Pixels between the strips of a single picture.
+        seed: Shuffles "files"; not the seed of the run, so that runs can be compared.
+    """
+
+    by: Literal["blocks", "files"] = "blocks"
+    validation: float = 0.2
+    test: float = 0.0
+    folds: int = 0
+    fold: int = 0
+    limit: int | None = None
+    gap: int = 32
+    seed: int = 0
+
+
+@dataclass
+class AugmentConfig:
+    """Random changes of an image together with its mask; 0 or false for none.
+
+    Args:
+        flips: Mirror left-right and top-bottom.
+        turns: Turn by a random multiple of 90 degrees.
+        elastic_sigma: Standard deviation, in pixels, of the displacements of a coarse grid,
+            joined by bicubic interpolation (Ronneberger 2015). Above size / 12 it may fold.
+        elastic_grid: Nodes of that grid along each side of the window.
+        brightness: Largest shift, as a share of the grey range.
+        contrast: Largest relative change of the distance to the mean.
+        gamma: Largest natural logarithm of the exponent of the grey curve.
+        noise: Largest standard deviation of white noise, as a share of the grey range.
+    """
+
+    flips: bool = True
+    turns: bool = True
+    elastic_sigma: float = 10.0
+    elastic_grid: int = 3
+    brightness: float = 0.1
+    contrast: float = 0.2
+    gamma: float = 0.2
+    noise: float = 0.03
+
+
+@dataclass
+class PairDataConfig:
+    """Images with masks, for the segmenter.
+
+    Args:
+        images: "builtin:histology" (or "builtin:histology/held-out", the part kept for scoring),
+            a folder of images, or a stack (multi-page TIFF).
+        masks: "builtin:nucleus" or "builtin:nucleus-type" (built-in images), or the folder or
+            stack of masks.
+        image_name: Image files' names, without ending; {} is what an image and its mask share.
+        mask_name: Mask files' names likewise, for instance "{}_mask".
+        skip_unlabelled: Leave out images that have no mask, instead of stopping.
+        mask_kind: What the masks' values mean. "classes": class indices; "values": those of
+            mask_values; "threshold": class 1 above half of the depth; "colors": those of
+            class_colors; "instances": numbered objects, to background and foreground;
+            "boundaries": numbered objects, to background, inside and outline. "auto" takes what
+            leaves no doubt, such as 0/255, and asks about the rest.
+        mask_values: "values": the value of each class, in order.
+        ignore_value: Value (for "colors": red, green, blue) of pixels that are not labelled.
+        boundary_width: "boundaries": width of the outline, pixels.
+        num_classes: Number of classes; null counts the names, or what the masks hold.
+        class_names: One name per class, or empty.
+        class_colors: One RGB colour (0 to 255) per class, or empty.
+        channels: 1 (grey), 3 (RGB) or any number; null keeps what the images have.
+        value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
+            is the full range of the type: 0 to 255, 0 to 65535, or 0.0 to 1.0.
+        scale: Factor applied to images and masks before anything is cut (0.5 halves them).
+        size: Height and width of the training windows, pixels.
+        augment: Random changes in training.
+        split: Training, validation and test.
+        border_w0: Loss "border": weight of a border between touching cells.
+        border_sigma: Loss "border": width of the weighted borders, pixels.
+        border_classes: Loss "border": classes whose connected pieces are cells, where the masks
+            do not number them; empty for all but class 0.
+        include_held_out: Train on what the built-in images keep for scoring, too.
+        workers: Loader processes; 0 loads in the main one (best for sets kept in memory).
+        memory_limit: Sets whose decoded pictures fit in so many MB are decoded once and kept.
+        max_pixels: Refuse pictures of more than so many million pixels (decompression bombs).
+    """
+
+    images: str = "builtin:histology"
+    masks: str = "builtin:nucleus"
+    image_name: str = "{}"
+    mask_name: str = "{}"
+    skip_unlabelled: bool = False
+    mask_kind: MaskKind = "auto"
+    mask_values: tuple[int, ...] = ()
+    ignore_value: int | tuple[int, int, int] | None = None
+    boundary_width: int = 1
+    num_classes: int | None = None
+    class_names: tuple[str, ...] = ()
+    class_colors: tuple[tuple[int, int, int], ...] = ()
+    channels: int | None = None
+    value_range: tuple[float, float] | None = None
+    scale: float = 1.0
+    size: int = 128
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    border_w0: float = 10.0
+    border_sigma: float = 5.0
+    border_classes: tuple[int, ...] = ()
+    include_held_out: bool = False
+    workers: int = 0
+    memory_limit: int = 2048
+    max_pixels: float = 200.0

@@ -1,0 +1,87 @@
+"""The settings of each script that trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ddpm_unet.config.data import ImageDataConfig, PairDataConfig
+from ddpm_unet.config.network import ClassicConfig, HeadConfig, UNetConfig
+from ddpm_unet.config.process import DiffusionConfig
+from ddpm_unet.config.training import PredictConfig, PreviewConfig, SegmentLossConfig, TrainConfig
+
+
+@dataclass
+class DenoiseConfig:
+    """Settings of `scripts/train_ddpm.py`.
+
+    Args:
+        run: Run folder; null takes runs/ and the configuration file's name.
+        resume: "auto" goes on from the run's newest good checkpoint; "never" refuses a used
+            run folder.
+        seed: The order of the data, augmentation, noise and initial weights depend on it alone.
+        tracker: Besides metrics.jsonl, log to tensorboard or wandb through accelerate.
+        data: The images.
+        model: The network.
+        diffusion: The forward process.
+        train: The loop.
+        preview: Grids and validation during training.
+    """
+
+    run: str | None = None
+    resume: Literal["auto", "never"] = "auto"
+    seed: int = 0
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    model: UNetConfig = field(default_factory=UNetConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+
+
+@dataclass
+class SegmentConfig:
+    """Settings of `scripts/train_seg.py`; with --check it checks the labelled images and stops.
+
+    Args:
+        run: Run folder; null takes runs/ and the configuration file's name.
+        resume: "auto" goes on from the run's newest good checkpoint; "never" refuses a used
+            run folder.
+        seed: The order of the data, augmentation, noise and initial weights depend on it alone.
+        tracker: Besides metrics.jsonl, log to tensorboard or wandb through accelerate.
+        init: Folder of the denoiser to start from; null takes that of the newest run, else the
+            one that ships; "scratch" starts from random weights.
+        architecture: "unet" (the denoiser's, with a head) or "classic" (2015, from scratch).
+        data: The labelled images.
+        unlabelled: Transfer "joint": images to denoise in the same steps. Size and channels are
+            those of data; scale counts on top of data.scale (1: as fine as the labelled images),
+            and null value_range takes that of data.
+        model: The U-Net, when init is "scratch".
+        head: The head, and how weights transfer.
+        classic: The network of architecture "classic".
+        diffusion: Transfer "joint": the forward process when init is "scratch"; a denoiser's
+            folder has its own, of which only the loss weighting min_snr_gamma is set here.
+        loss: What is minimised.
+        layer_decay: Learning rate of each block as a share of the next block's, output to input.
+        predict: Whole pictures, in validation.
+        criterion: Validation score by which the best model is kept.
+        train: The loop.
+    """
+
+    run: str | None = None
+    resume: Literal["auto", "never"] = "auto"
+    seed: int = 0
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    init: str | None = None
+    architecture: Literal["unet", "classic"] = "unet"
+    data: PairDataConfig = field(default_factory=PairDataConfig)
+    unlabelled: ImageDataConfig = field(default_factory=ImageDataConfig)
+    model: UNetConfig = field(default_factory=UNetConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    classic: ClassicConfig = field(default_factory=ClassicConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    loss: SegmentLossConfig = field(default_factory=SegmentLossConfig)
+    layer_decay: float = 1.0
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    criterion: Literal["mean_dice", "mean_iou"] = "mean_dice"
+    train: TrainConfig = field(default_factory=TrainConfig)

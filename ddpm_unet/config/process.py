@@ -1,0 +1,31 @@
+"""The diffusion process, and what the network predicts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+
+
+@dataclass
+class DiffusionConfig:
+    """The forward process and what the network predicts.
+
+    Args:
+        num_train_timesteps: Length T of the chain.
+        beta_schedule: "linear" (Ho 2020), "scaled_linear" (latent diffusion) or
+            "squaredcos_cap_v2" (cosine, Nichol 2021).
+        beta_start: First beta (linear, scaled_linear).
+        beta_end: Last beta (linear, scaled_linear).
+        prediction_type: "epsilon" (the noise), "sample" (x0) or "v_prediction" (Salimans 2022).
+        min_snr_gamma: Min-SNR loss weighting (Hang 2023, gamma = 5); null for the plain loss.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_schedule: BetaSchedule = "linear"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    prediction_type: PredictionType = "epsilon"
+    min_snr_gamma: float | None = None
