@@ -26,14 +26,12 @@ from ddpm_unet.data.loader import shares
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import plot_metrics
 from ddpm_unet.randomness import torch_seeds
+from ddpm_unet.training.accelerator import open_accelerator
 from ddpm_unet.training.checkpoint import newest_checkpoint, prune_checkpoints, write_checkpoint
-from ddpm_unet.training.ema import EMA
 from ddpm_unet.training.job import Batch, Job
 from ddpm_unet.training.optimizer import (
     build_optimizer,
     learning_rate_factor,
-    load_optimizer_state,
-    optimizer_state,
     set_learning_rates,
 )
 from ddpm_unet.training.processes import (
@@ -45,14 +43,12 @@ from ddpm_unet.training.processes import (
 )
 from ddpm_unet.training.run_folder import RunFolder, disk_faults
 from ddpm_unet.training.settings import check_training
-from ddpm_unet.training.sharding import copy_into, whole
+from ddpm_unet.training.sharding import whole, whole_norm
 from ddpm_unet.training.signals import StopRequest
+from ddpm_unet.training.state import NOWHERE, TrainingState
 
 PATIENCE = 3
 """So many non-finite losses in a row stop a run."""
-
-
-NOWHERE = torch.iinfo(torch.int64).max
 
 
 def train(job: Job, run: RunFolder, settings: Any) -> None:
@@ -95,41 +91,8 @@ def train(job: Job, run: RunFolder, settings: Any) -> None:
         sys.exit(128 + (request.received or signal.SIGTERM))
 
 
-def open_accelerator(run: RunFolder, settings: Any) -> Accelerator:
-    """The processes, their devices and the precision.
-
-    Raises:
-        UserError: This machine has not what the settings ask for.
-    """
-    config: TrainConfig = settings.train
-    try:
-        accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),
-            mixed_precision=config.mixed_precision,
-            log_with=None if settings.tracker == "none" else settings.tracker,
-            project_dir=run.path,
-        )
-    except ValueError as error:
-        raise UserError(
-            f"train.mixed_precision {config.mixed_precision}: {error} Else set another"
-        ) from error
-    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise UserError("train.mixed_precision fp16: needs a GPU; on the CPU set no or bf16")
-    if settings.tracker != "none" and not accelerator.log_with:
-        raise UserError(
-            f"tracker {settings.tracker}: is not installed; pip install {settings.tracker}, or "
-            "set tracker none"
-        )
-    if config.batch_size < accelerator.num_processes:
-        raise UserError(
-            f"train.batch_size = {config.batch_size} is less than the number of processes, "
-            f"{accelerator.num_processes}; each needs at least one image"
-        )
-    return accelerator
-
-
 class Training:
-    """Weights, their average, the optimiser and the step: what a checkpoint holds."""
+    """One run of a job: its state, and what is done with it step by step."""
 
     def __init__(
         self, job: Job, run: RunFolder, config: TrainConfig, accelerator: Accelerator, seed: int
@@ -147,20 +110,14 @@ class Training:
         optimizer = build_optimizer(job.parameter_groups(network), config)
         self.model, self.optimizer = accelerator.prepare(network, optimizer)
         self.network = accelerator.unwrap_model(self.model, keep_torch_compile=True)
-        self.named = [(n, p) for n, p in self.network.named_parameters() if p.requires_grad]
-        self.ema = EMA([p for _, p in self.named], config.ema_decay)
-        self.step = 0
+        self.state = TrainingState(
+            self.network,
+            getattr(self.optimizer, "optimizer", self.optimizer),
+            config.ema_decay,
+            accelerator.device,
+        )
         self.saved: int | None = None
         self.finished = False
-        self.best = -math.inf
-        self.best_step: int | None = None
-        self.worse = 0
-        device = accelerator.device
-        self.loss_sum = torch.zeros((), device=device)
-        self.loss_steps = 0
-        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
-        self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
-        self.suspect = torch.full((), NOWHERE, device=device)
 
     def introduce(self) -> None:
         """Say what is about to run, and on what."""
@@ -176,20 +133,20 @@ class Training:
 
     def run_steps(self, request: StopRequest) -> None:
         """Train to the last step, or until `request` has received a signal."""
-        config = self.config
+        state, config = self.state, self.config
         batches: Iterator[Batch] = iter(())
-        if self.step < config.steps:
-            batches = self.job.batches(self.network, self.step, self.accelerator)
+        if state.step < config.steps:
+            batches = self.job.batches(self.network, state.step, self.accelerator)
         with tqdm(
             total=config.steps,
-            initial=self.step,
+            initial=state.step,
             desc=self.run.path.name,
             unit="step",
             disable=not self.accelerator.is_main_process,
         ) as progress:
-            while self.step < config.steps and not self._agreed(request) and not self._stale():
+            while state.step < config.steps and not self._agreed(request) and not self._stale():
                 loss, norm = self._optimize(batches)
-                self.step += 1
+                state.step += 1
                 self._watch(loss)
                 progress.update()
                 if self._due(config.log_every):
@@ -200,24 +157,24 @@ class Training:
                     self._draw()
                 if self._stale() or self._due(config.checkpoint_every):
                     self._checkpoint()
-        self.finished = self.step == config.steps or self._stale()
+        self.finished = state.step == config.steps or self._stale()
         if not self.finished:
-            if self.saved != self.step:
+            if self.saved != state.step:
                 self._checkpoint()
             self._say(
-                f"stopped after step {self.step}: a checkpoint is written, "
+                f"stopped after step {state.step}: a checkpoint is written, "
                 "the same command goes on from it"
             )
             return
-        if self.best_step is None:
+        if state.best_step is None:
             self._export()
-        best = "" if self.best_step is None else f", the best, of step {self.best_step},"
-        self._say(f"done after step {self.step}: the model{best} is in {self.run.model}")
+        best = "" if state.best_step is None else f", the best, of step {state.best_step},"
+        self._say(f"done after step {state.step}: the model{best} is in {self.run.model}")
 
     def _optimize(self, batches: Iterator[Batch]) -> tuple[Tensor, Tensor]:
         """One optimiser step; gives this process's part of the loss and the gradient's norm."""
-        config, accelerator = self.config, self.accelerator
-        first = self.step * config.batch_size
+        state, config, accelerator = self.state, self.config, self.accelerator
+        first = state.step * config.batch_size
         passes = len(
             shares(
                 range(first, first + config.batch_size),
@@ -226,9 +183,9 @@ class Training:
                 config.micro_batch,
             )
         )
-        set_learning_rates(self.optimizer, learning_rate_factor(self.step, config))
+        set_learning_rates(self.optimizer, learning_rate_factor(state.step, config))
         self.model.train()
-        loss = torch.zeros_like(self.loss_sum)
+        loss = torch.zeros_like(state.loss_sum)
         for number in range(1, passes + 1):
             batch = next(batches)
             positions = batch["position"]
@@ -244,10 +201,10 @@ class Training:
                 accelerator.backward(part * accelerator.num_processes)
             loss += part.detach()
             self._suspect(losses.detach(), positions)
-        parameters = [p for _, p in self.named]
+        parameters = [p for _, p in state.named]
         norm = whole_norm(accelerator.clip_grad_norm_(parameters, config.clip_norm or math.inf))
         self._step_optimizer(norm)
-        self.ema.update(self.step)
+        state.ema.update(state.step)
         return loss, norm
 
     def _step_optimizer(self, norm: Tensor) -> None:
@@ -258,25 +215,26 @@ class Training:
             self.optimizer.optimizer.found_inf = bad.float()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.skipped += bad
+        self.state.skipped += bad
 
     def _suspect(self, losses: Tensor, positions: Tensor) -> None:
         """Remember the first stream position of this process whose loss is not finite."""
         positions = positions.to(losses.device, non_blocking=True)
         bad = torch.where(torch.isfinite(losses), NOWHERE, positions)
-        self.suspect = torch.minimum(self.suspect, bad.min())
+        self.state.suspect = torch.minimum(self.state.suspect, bad.min())
 
     def _watch(self, loss: Tensor) -> None:
         """Sum up the loss for the log; count non-finite ones in a row, and at the third, stop."""
+        state = self.state
         loss = torch.as_tensor(self.accelerator.reduce(loss, "sum"))
-        self.loss_sum += loss
-        self.loss_steps += 1
-        finite = torch.isfinite(loss) & (self.nonfinite < PATIENCE)
-        self.nonfinite = torch.where(finite, 0, self.nonfinite + 1)
-        self.suspect = torch.where(finite, NOWHERE, self.suspect)
-        if not self._looks() or self.nonfinite < PATIENCE:
+        state.loss_sum += loss
+        state.loss_steps += 1
+        finite = torch.isfinite(loss) & (state.nonfinite < PATIENCE)
+        state.nonfinite = torch.where(finite, 0, state.nonfinite + 1)
+        state.suspect = torch.where(finite, NOWHERE, state.suspect)
+        if not self._looks() or state.nonfinite < PATIENCE:
             return
-        position = int(self.accelerator.gather(self.suspect).min())
+        position = int(self.accelerator.gather(state.suspect).min())
         fault = UserError(
             f"{self.run.path}: the loss was not finite {PATIENCE} steps in a row, first for the "
             f"image at stream position {position} ({self.job.name(position)}); the last good "
@@ -289,7 +247,7 @@ class Training:
         return self.accelerator.device.type == "cpu" or self._due(self.config.log_every)
 
     def _due(self, every: int) -> bool:
-        return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
+        return every > 0 and (self.state.step % every == 0 or self.state.step == self.config.steps)
 
     def _agreed(self, request: StopRequest) -> bool:
         """Whether any process was asked to stop; the processes ask each other when they look."""
@@ -301,82 +259,71 @@ class Training:
         return bool(torch.as_tensor(self.accelerator.reduce(asked, "sum")))
 
     def _log(self, norm: Tensor) -> float:
-        loss = float(self.loss_sum) / self.loss_steps
-        self.loss_sum.zero_()
-        self.loss_steps = 0
+        state = self.state
+        loss = float(state.loss_sum) / state.loss_steps
+        state.loss_sum.zero_()
+        state.loss_steps = 0
         self._record(
             loss=loss,
             grad_norm=float(norm),
             lr=self.optimizer.param_groups[0]["lr"],
-            skipped=int(self.skipped),
+            skipped=int(state.skipped),
         )
         return loss
 
     def _validate(self) -> None:
+        state = self.state
         self.model.eval()
-        with self.ema.applied(), torch.inference_mode():
+        with state.ema.applied(), torch.inference_mode():
             values = self.job.validate(self.network, self.accelerator)
         if not values:
             return
         self._record(**values)
         if self.job.criterion is None:
             return
-        if values[self.job.criterion] > self.best:
-            self.best, self.best_step, self.worse = values[self.job.criterion], self.step, 0
+        if values[self.job.criterion] > state.best:
+            state.best, state.best_step, state.worse = values[self.job.criterion], state.step, 0
             self._export()
         else:
-            self.worse += 1
+            state.worse += 1
 
     def _stale(self) -> bool:
-        return 0 < self.config.patience <= self.worse
+        return 0 < self.config.patience <= self.state.worse
 
     def _draw(self) -> None:
         self.model.eval()
-        with self.ema.applied(), torch.inference_mode():
-            path = self.run.samples / f"{self.step:08d}.png"
+        with self.state.ema.applied(), torch.inference_mode():
+            path = self.run.samples / f"{self.state.step:08d}.png"
             self.job.draw(self.network, self.accelerator, path)
 
     def _record(self, **values: float) -> None:
-        images = self.step * self.config.batch_size
-        line = {"step": self.step, "images": images, **values}
+        images = self.state.step * self.config.batch_size
+        line = {"step": self.state.step, "images": images, **values}
         on_main(self.accelerator, lambda: self.run.log(line))
-        self.accelerator.log(values, step=self.step)
+        self.accelerator.log(values, step=self.state.step)
 
     def _checkpoint(self) -> None:
-        main, scaler = self.accelerator.is_main_process, self.accelerator.scaler
-        averages = zip((n for n, _ in self.named), self.ema.averages, strict=True)
-        tensors = {
-            "model": whole(self.network.state_dict().items(), main),
-            "ema": whole(averages, main),
-            "optimizer": whole(optimizer_state(self.optimizer, self.named), main),
-        }
-        state = {
-            "step": self.step,
-            "images": self.step * self.config.batch_size,
-            "loss_sum": float(self.loss_sum),
-            "loss_steps": self.loss_steps,
-            "skipped": int(self.skipped),
-            "nonfinite": int(self.nonfinite),
-            "best": None if self.best_step is None else self.best,
-            "best_step": self.best_step,
-            "worse": self.worse,
+        state, scaler = self.state, self.accelerator.scaler
+        tensors = state.tensors(self.accelerator.is_main_process)
+        numbers = state.numbers() | {
+            "images": state.step * self.config.batch_size,
             "scaler": scaler.state_dict() if scaler else None,
         }
 
         def write() -> None:
-            state["metrics_size"] = self.run.metrics_size()
-            write_checkpoint(self.run.checkpoints, self.step, tensors, state)
+            numbers["metrics_size"] = self.run.metrics_size()
+            write_checkpoint(self.run.checkpoints, state.step, tensors, numbers)
             prune_checkpoints(self.run.checkpoints, self.config.keep_checkpoints)
             with disk_faults(self.run.path / "loss.png"):
                 plot_metrics(self.run.read_metrics(), self.run.path / "loss.png")
 
         on_main(self.accelerator, write)
-        self.saved = self.step
-        if self.best_step is None:
+        self.saved = state.step
+        if state.best_step is None:
             self._export()
 
     def _export(self) -> None:
-        with self.ema.applied():
+        with self.state.ema.applied():
             weights = whole(self.network.state_dict().items(), self.accelerator.is_main_process)
 
         def write() -> None:
@@ -387,6 +334,7 @@ class Training:
 
     def resume(self) -> None:
         """Go on from the newest good checkpoint, if there is one."""
+        state = self.state
 
         def find() -> tuple[dict[str, dict[str, Tensor]], dict[str, Any] | None]:
             found = newest_checkpoint(self.run.checkpoints)
@@ -395,37 +343,16 @@ class Training:
                 self._say(note)
             return (found[0], found[1]) if found else ({}, None)
 
-        tensors, state = on_main(self.accelerator, find) or ({}, None)
-        state = share_json(state, self.accelerator)
-        if state is None:
+        tensors, numbers = on_main(self.accelerator, find) or ({}, None)
+        numbers = share_json(numbers, self.accelerator)
+        if numbers is None:
             return
-        targets = {
-            "model": self.network.state_dict(),
-            "ema": dict(zip((n for n, _ in self.named), self.ema.averages, strict=True)),
-        }
-        parameters = dict(self.named)
-        for group, name, value in share_tensors(tensors, self.accelerator):
-            if group == "optimizer":
-                load_optimizer_state(self.optimizer.optimizer, parameters, name, value)
-            else:
-                copy_into(targets[group][name], value)
-        if self.accelerator.scaler and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step = self.saved = state["step"]
-        self.best_step, self.worse = state["best_step"], state["worse"]
-        self.best = -math.inf if self.best_step is None else state["best"]
-        self.loss_sum.fill_(state["loss_sum"])
-        self.loss_steps = state["loss_steps"]
-        self.skipped.fill_(state["skipped"])
-        self.nonfinite.fill_(state["nonfinite"])
-        self._say(f"going on from the checkpoint of step {self.step}")
+        state.restore(share_tensors(tensors, self.accelerator), numbers)
+        if self.accelerator.scaler and numbers["scaler"]:
+            self.accelerator.scaler.load_state_dict(numbers["scaler"])
+        self.saved = state.step
+        self._say(f"going on from the checkpoint of step {state.step}")
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:
             tqdm.write(text)
-
-
-def whole_norm(norm: Tensor | float) -> Tensor:
-    """The gradient norm as an ordinary tensor, also where it is sharded."""
-    full = getattr(norm, "full_tensor", None)
-    return full() if full else torch.as_tensor(norm)

@@ -45,3 +45,9 @@ def like(parameter: Tensor, value: Tensor) -> Tensor:
     target = torch.zeros_like(parameter, dtype=value.dtype)
     copy_into(target, value)
     return target
+
+
+def whole_norm(norm: Tensor | float) -> Tensor:
+    """The gradient norm as an ordinary tensor, also where it is sharded."""
+    full = getattr(norm, "full_tensor", None)
+    return full() if full else torch.as_tensor(norm)

@@ -1,0 +1,101 @@
+"""What a training is at a step: everything that a checkpoint holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ddpm_unet.training.ema import EMA
+from ddpm_unet.training.optimizer import load_optimizer_state, optimizer_state
+from ddpm_unet.training.sharding import copy_into, whole
+
+NOWHERE = torch.iinfo(torch.int64).max
+"""The stream position of no image."""
+
+
+class TrainingState:
+    """Weights, their average, the optimiser's state, and what is counted on the way.
+
+    Args:
+        network: The network, as the processes share it (its parameters may be sharded).
+        optimizer: Its optimiser, not wrapped.
+        ema_decay: See `EMA`.
+        device: Where sums and counts are kept, so that no step waits for them.
+
+    Attributes:
+        step: Optimiser steps taken.
+        best, best_step, worse: Best validation score, its step, and validations since.
+        loss_sum, loss_steps: The loss since the last log line.
+        skipped: Steps left out because their gradient was not finite.
+        nonfinite: Non-finite losses in a row.
+        suspect: Stream position of the first image of these, of this process.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Optimizer,
+        ema_decay: float,
+        device: torch.device,
+    ) -> None:
+        self.network, self.optimizer = network, optimizer
+        self.named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
+        self.ema = EMA([p for _, p in self.named], ema_decay)
+        self.step = 0
+        self.best, self.worse = -math.inf, 0
+        self.best_step: int | None = None
+        self.loss_sum = torch.zeros((), device=device)
+        self.loss_steps = 0
+        self.skipped = torch.zeros((), dtype=torch.int64, device=device)
+        self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
+        self.suspect = torch.full((), NOWHERE, device=device)
+
+    def tensors(self, keep: bool) -> dict[str, dict[str, Tensor]]:
+        """All tensors, whole, by group; every process must call it, and those that `keep` get them.
+
+        Groups: "model" (parameters and buffers), "ema", "optimizer".
+        """
+        averages = zip((n for n, _ in self.named), self.ema.averages, strict=True)
+        return {
+            "model": whole(self.network.state_dict().items(), keep),
+            "ema": whole(averages, keep),
+            "optimizer": whole(optimizer_state(self.optimizer, self.named), keep),
+        }
+
+    def numbers(self) -> dict[str, Any]:
+        """All else, ready for JSON."""
+        return {
+            "step": self.step,
+            "loss_sum": float(self.loss_sum),
+            "loss_steps": self.loss_steps,
+            "skipped": int(self.skipped),
+            "nonfinite": int(self.nonfinite),
+            "best": None if self.best_step is None else self.best,
+            "best_step": self.best_step,
+            "worse": self.worse,
+        }
+
+    def restore(self, tensors: Iterable[tuple[str, str, Tensor]], numbers: dict[str, Any]) -> None:
+        """Take over what `tensors` (as group, name, value) and `numbers` gave."""
+        targets = {
+            "model": self.network.state_dict(),
+            "ema": dict(zip((n for n, _ in self.named), self.ema.averages, strict=True)),
+        }
+        parameters = dict(self.named)
+        for group, name, value in tensors:
+            if group == "optimizer":
+                load_optimizer_state(self.optimizer, parameters, name, value)
+            else:
+                copy_into(targets[group][name], value)
+        self.step = numbers["step"]
+        self.best_step, self.worse = numbers["best_step"], numbers["worse"]
+        self.best = -math.inf if self.best_step is None else numbers["best"]
+        self.loss_sum.fill_(numbers["loss_sum"])
+        self.loss_steps = numbers["loss_steps"]
+        self.skipped.fill_(numbers["skipped"])
+        self.nonfinite.fill_(numbers["nonfinite"])
