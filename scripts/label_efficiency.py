@@ -5,7 +5,8 @@ windows and augmentation: our U-Net from scratch and from a denoiser, milesial's
 2015 U-Net, and segmentation_models_pytorch's U-Net. Each tries the same learning rates once, and
 the validation slices choose; they are used for nothing else. Every training is a run folder below
 --out; what is finished is not repeated, so the same command goes on. Further flags are settings
-of every segmenter, such as --train.steps=1000.
+of every segmenter, such as --train.steps=1000. Folders among --unlabelled that are --images
+themselves are used without their test pictures.
 """
 
 import argparse
@@ -41,6 +42,12 @@ ARMS = {
     "milesial": "milesial's U-Net",
     "smp": "smp Unet, resnet18, random",
 }
+MILESIAL = [
+    "--architecture=classic",
+    "--classic.padding=same",
+    "--classic.norm=batch",
+    "--classic.dropout=0",
+]
 SCORES = {"dice": "Dice", "v_rand": "V_rand", "v_info": "V_info"}
 
 # What one CPU core carries: half resolution, narrow networks, short runs.
@@ -95,7 +102,8 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--images", type=Path, required=True, help="labelled slices, in order; the last 6 test")
+    add("--set", choices=["isbi", "dsb2018"], default="isbi", help="configs/<set>_*.yaml")
+    add("--images", type=Path, required=True, help="labelled pictures, in order; the last test")
     add("--masks", type=Path, required=True, help="their masks, of two classes")
     add("--unlabelled", type=Path, nargs="+", default=[], help="folders for the denoiser")
     add("--denoiser", type=Path, help="a trained denoiser's folder, instead of training one")
@@ -117,15 +125,19 @@ def train_denoiser(args: argparse.Namespace) -> Path:
     """Train on all unlabelled slices, gathered in one folder of links."""
     gathered = args.out / "unlabelled"
     gathered.mkdir(exist_ok=True)
+    split = read_settings(SegmentConfig, CONFIGS / f"{args.set}_segmenter.yaml", [])[0].data.split
     for number, folder in enumerate(args.unlabelled):
-        for name in list_pictures(folder)[0]:
+        names = list_pictures(folder)[0]
+        if folder.samefile(args.images):
+            names = names[: -int(split.test)]
+        for name in names:
             link = gathered / f"{number}_{name.replace('/', '_')}"
             if not link.exists():
                 link.symlink_to((folder / name).resolve())
     run = RunFolder(args.out / "denoiser")
     settings, _ = read_settings(
         DenoiseConfig,
-        CONFIGS / "isbi_denoiser.yaml",
+        CONFIGS / f"{args.set}_denoiser.yaml",
         [
             f"--run={run.path}",
             f"--data.source={gathered}",
@@ -182,11 +194,11 @@ def segmenter_settings(
     arm: str, n: int, seed: int, rate: float, run: RunFolder, args: argparse.Namespace
 ) -> SegmentConfig:
     """The arm's configuration file, changed alike for all arms."""
-    file = "milesial_isbi.yaml" if arm == "milesial" else "isbi_segmenter.yaml"
     settings, _ = read_settings(
         SegmentConfig,
-        CONFIGS / file,
+        CONFIGS / f"{args.set}_segmenter.yaml",
         [
+            *(MILESIAL if arm == "milesial" else []),
             *(REDUCED_SEGMENTER if args.size == "reduced" else []),
             *args.settings,
             f"--run={run.path}",
