@@ -21,7 +21,7 @@ def arguments() -> argparse.Namespace:
     add("--overlap", type=int, default=DEFAULT.overlap, help="pixels that tiles share")
     add("--batch_size", type=int, default=4, help="tiles at a time (default 4)")
     add("--turns", action="store_true", help="average over flips and quarter turns, 8 x the work")
-    add("--probabilities", action="store_true", help="write probabilities, float32 TIFF")
+    add("--probabilities", choices=["tiff", "npz"], help="write probabilities too, float32")
     add("--max_pixels", type=float, default=200.0, help="largest picture, million pixels")
     return parser.parse_args()
 

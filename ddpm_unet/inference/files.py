@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,7 +16,13 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.inference.resampling import predict_scaled
 from ddpm_unet.inference.sources import Prepared, is_tiff, open_planes
 from ddpm_unet.inference.tiles import Predict, Rows, Tiling
-from ddpm_unet.inference.writing import OverlayPictures, PaletteImage, TiffPlanes, finished
+from ddpm_unet.inference.writing import (
+    NpzPlanes,
+    OverlayPictures,
+    PaletteImage,
+    TiffPlanes,
+    finished,
+)
 
 Part = tuple[int, int, np.ndarray, np.ndarray]
 """First plane and row, pixels `[planes, rows, W, C]`, probabilities `[planes, K, rows, W]`."""
@@ -37,7 +44,7 @@ class FileSegmenter:
         batch_size: Tiles per call of `predict`.
         device: Where `predict` wants its tiles.
         overlay: Write the overlay.
-        probabilities: Write the probabilities.
+        probabilities: Write the probabilities, as "tiff" or "npz".
         max_pixels: Refuse to decode more than so many million pixels at once.
         stream_above: Million pixels from which on a TIFF is read row by row.
     """
@@ -52,7 +59,7 @@ class FileSegmenter:
     batch_size: int = 4
     device: torch.device | str = "cpu"
     overlay: bool = True
-    probabilities: bool = False
+    probabilities: Literal["tiff", "npz"] | None = None
     max_pixels: float = 200.0
     stream_above: float = 16.0
 
@@ -60,8 +67,8 @@ class FileSegmenter:
         """Segment one file.
 
         `NAME_mask` is a palette PNG, or a palette TIFF in the input's shape when that is a TIFF;
-        `NAME_overlay` a PNG, or a TIFF for many pages; `NAME_probabilities.tif` float32
-        `[(pages,) K, H, W]`. Each appears when it is complete.
+        `NAME_overlay` a PNG, or a TIFF for many pages; `NAME_probabilities.tif` or `.npz`
+        float32 `[(pages,) K, H, W]`. Each appears when it is complete.
 
         Args:
             path: A picture, or a TIFF of one or more pages.
@@ -131,12 +138,13 @@ class FileSegmenter:
                 overlay = OverlayPictures(path, (pages, height, width), self.colors)
                 stack.enter_context(closing(overlay))
             if self.probabilities:
-                probabilities = TiffPlanes(
-                    file("probabilities.tif"),
-                    (*size[:-2], classes_in_all, height, width),
-                    np.float32,
-                    axes.replace("YX", "CYX"),
-                )
+                every = (*size[:-2], classes_in_all, height, width)
+                probabilities: TiffPlanes | NpzPlanes
+                if self.probabilities == "npz":
+                    probabilities = NpzPlanes(file("probabilities.npz"), every)
+                else:
+                    path, axes = file("probabilities.tif"), axes.replace("YX", "CYX")
+                    probabilities = TiffPlanes(path, every, np.float32, axes)
                 stack.enter_context(closing(probabilities))
 
             for plane, row, pixels, values in parts:

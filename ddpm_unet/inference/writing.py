@@ -124,6 +124,35 @@ class TiffPlanes:
         self._file.close()
 
 
+class NpzPlanes:
+    """An npz file with one array, `probabilities` float32 `[..., H, W]`, written in any order.
+
+    Memory holds nothing of it; a file of its size lies beside it until it is closed.
+
+    Args:
+        path: The file.
+        shape: `[..., H, W]`.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self._path = path
+        self._unpacked = path.with_name(f"{path.name}.npy")
+        self._array = np.lib.format.open_memmap(self._unpacked, "w+", np.float32, shape)
+        self._planes = self._array.reshape(-1, *shape[-2:])
+
+    def write(self, plane: int, row: int, values: np.ndarray) -> None:
+        """Write `[planes, rows, W]` from a plane and row on; planes are counted in C order."""
+        self._planes[plane : plane + len(values), row : row + values.shape[1]] = values
+
+    def close(self) -> None:
+        """Pack the file."""
+        try:
+            with open(self._path, "wb") as file:
+                np.savez_compressed(file, probabilities=self._array)
+        finally:
+            self._unpacked.unlink()
+
+
 class PaletteImage:
     """A class mask as a palette PNG, saved when closed.
 

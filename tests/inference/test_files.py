@@ -30,7 +30,7 @@ def segmenter(**changes):
         "channels": 1,
         "colors": class_colors(2),
         "tiling": Tiling(tile=40, margin=4, overlap=4, step=4),
-        "probabilities": True,
+        "probabilities": "tiff",
     }
     return FileSegmenter(**{**settings, **changes})
 
@@ -68,6 +68,20 @@ def test_stack_keeps_its_shape(tmp_path, stream_above):
     assert probabilities.shape == (3, 2, 61, 50)
     np.testing.assert_allclose(probabilities[:, 1], array / 255, atol=1e-6)
     assert tifffile.imread(out / "a_overlay.tif").shape == (3, 61, 50, 3)
+
+
+def test_npz(tmp_path):
+    """The arrays of the two formats are equal, and nothing else is left."""
+    tifffile.imwrite(tmp_path / "a.tif", pixels(3, 61, 50), photometric="minisblack")
+    out = tmp_path / "out"
+    out.mkdir()
+    for kind in ("tiff", "npz"):
+        segmenter(probabilities=kind, overlay=False).write(tmp_path / "a.tif", out, "a")
+    with np.load(out / "a_probabilities.npz") as found:
+        assert found["probabilities"].dtype == np.float32
+        expected = tifffile.imread(out / "a_probabilities.tif")
+        np.testing.assert_array_equal(found["probabilities"], expected)
+    assert len(list(out.iterdir())) == 3
 
 
 def test_volume(tmp_path):
@@ -132,7 +146,7 @@ segmenter = FileSegmenter(
     predict=lambda x: torch.cat([x, 1 - x], 1),
     prepare=lambda x, name: x[..., :1] / np.float32(255),
     channels=1, colors=class_colors(2), tiling=Tiling(256, 16, 32, 16),
-    overlay=False, probabilities=True, stream_above=0.1,
+    overlay=False, probabilities="tiff", stream_above=0.1,
 )
 for path in map(Path, sys.argv[1:]):
     segmenter.write(path, path.parent / "out", path.stem)

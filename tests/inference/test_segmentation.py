@@ -133,7 +133,7 @@ def test_a_large_tiff_at_half_scale_is_segmented_in_windows_as_in_one_piece(tmp_
         colors=class_colors(3),
         scale=0.5,
         tiling=tiling(model, PredictConfig(80, 8)),
-        probabilities=True,
+        probabilities="tiff",
         stream_above=0.01,
     )
     counts = segmenter.write(tmp_path / "a.tif", tmp_path / "out", "a")

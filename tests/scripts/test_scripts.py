@@ -110,7 +110,7 @@ def test_segmenting_a_folder_and_a_deep_stack(trained):
     home, _ = trained
     stack = np.random.default_rng(0).integers(0, 2**16, (2, 150, 130, 3), np.uint16)
     tifffile.imwrite(home / "stack.tif", stack, photometric="rgb")
-    arguments = ("images", "stack.tif", "--out", "found", "--probabilities", "--tile", "96")
+    arguments = ("images", "stack.tif", "--out", "found", "--probabilities", "tiff", "--tile", "96")
     output = script("segment.py", *arguments, cwd=home)
     assert "5 picture(s) with runs/cells/model" in output
     assert "stack.tif: value 0" in output
