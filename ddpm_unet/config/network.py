@@ -108,11 +108,15 @@ class ClassicConfig:
         dims: Spatial dimensions, 2 for images or 3 for volumes.
         depth: Levels, of which all but the last are pooled.
         base_width: Channels of the finest level; every level below doubles them.
+        doubling: Where a level's channels double: "after_pooling", by its first convolution, or
+            "before_pooling", by its last one, so that pooling loses less (3D U-Net, Cicek 2016).
         padding: "valid" (the output is smaller than the input) or "same".
         norm: "batch" after every 3x3 convolution, or "none".
         upsample: "transposed" (2x2 up-convolution) or "bilinear" (trilinear in 3-D).
         skip: Join encoder and decoder by "concat", or by "add" as FCN does.
         dropout: Dropout at the end of the contracting path (its last two levels), 0 to 1.
+        one_logit: Two classes as one score per pixel, whose sigmoid is the probability of the
+            second: their cross-entropy is the binary one.
     """
 
     in_channels: int = 1
@@ -122,11 +126,13 @@ class ClassicConfig:
     dims: Literal[2, 3] = 2
     depth: int = 5
     base_width: int = 64
+    doubling: Literal["after_pooling", "before_pooling"] = "after_pooling"
     padding: Literal["valid", "same"] = "valid"
     norm: Literal["none", "batch"] = "none"
     upsample: Literal["transposed", "bilinear"] = "transposed"
     skip: Literal["concat", "add"] = "concat"
     dropout: float = 0.5
+    one_logit: bool = False
 
 
 @dataclass

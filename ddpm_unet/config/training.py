@@ -16,11 +16,13 @@ class TrainConfig:
         steps: Optimiser steps in all.
         batch_size: Images per step, over all processes and accumulation.
         micro_batch: Images per process and forward pass; 0 takes the process's whole share.
-        lr: Peak learning rate of AdamW.
+        optimizer: "adamw" (Loshchilov 2019) or "rmsprop" (Hinton 2012).
+        lr: Peak learning rate.
         lr_schedule: After the warm-up: "constant", or "cosine" down to zero.
         warmup_steps: Steps of linear learning-rate warm-up.
         betas: AdamW's averaging coefficients.
-        weight_decay: AdamW's decoupled weight decay.
+        momentum: RMSprop's, of its steps.
+        weight_decay: AdamW's is decoupled, RMSprop's is part of the gradient.
         clip_norm: Largest norm of the whole gradient; 0 leaves it as it is.
         ema_decay: Averaging of the weights, after a warm-up of (1 + step) / (10 + step).
         mixed_precision: Autocast of the forward pass.
@@ -39,10 +41,12 @@ class TrainConfig:
     steps: int = 20_000
     batch_size: int = 32
     micro_batch: int = 0
+    optimizer: Literal["adamw", "rmsprop"] = "adamw"
     lr: float = 2e-4
     lr_schedule: Literal["constant", "cosine"] = "cosine"
     warmup_steps: int = 500
     betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema_decay: float = 0.9999

@@ -2,6 +2,8 @@
 
 Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation",
 MICCAI 2015 (arXiv 1505.04597), figure 1: 572 x 572 pixels in, 388 x 388 out.
+Cicek, Abdulkadir, Lienkamp, Brox, Ronneberger, "3D U-Net", MICCAI 2016 (arXiv 1606.06650),
+figure 2: `dims=3, depth=4, base_width=32, norm="batch", doubling="before_pooling", dropout=0`.
 """
 
 from __future__ import annotations
@@ -51,21 +53,32 @@ class ClassicUNet(nn.Module):
         check_settings(config)
         if config.depth < 2:
             raise UserError(f"depth is {config.depth}; take at least 2")
+        if config.one_logit and config.num_classes != 2:
+            raise UserError(f"one_logit: {config.num_classes} classes; it takes 2, so leave it out")
         self.in_channels = config.in_channels
-        widths = [config.base_width * 2**level for level in range(config.depth)]
+        early = config.doubling == "before_pooling"
+        if early and config.skip == "add":
+            raise UserError('skip "add" needs equal channels: set doubling "after_pooling"')
+        widths = [config.base_width * 2 ** (level + early) for level in range(config.depth)]
         outs = list(widths)
-        if config.upsample == "bilinear":
+        if config.upsample == "bilinear" and not early:
             # No up-convolution halves the channels, so the convolutions before it do.
             outs = [config.base_width, *widths[:-1]]
         ins = [config.in_channels, *widths[:-1]]
         self.down = nn.ModuleList(
-            ConvBlock(config, ins[i], outs[i] if i == config.depth - 1 else widths[i])
+            ConvBlock(
+                config,
+                ins[i],
+                outs[i] if i == config.depth - 1 else widths[i],
+                mid=widths[i] // 2 if early else 0,
+            )
             for i in range(config.depth)
         )
         self.up = nn.ModuleList(
             Up(config, outs[i + 1], widths[i], outs[i]) for i in reversed(range(config.depth - 1))
         )
-        self.head = _layer(config, "Conv")(config.base_width, config.num_classes, kernel_size=1)
+        scores = 1 if config.one_logit else config.num_classes
+        self.head = _layer(config, "Conv")(widths[0], scores, kernel_size=1)
         self.dropout = nn.Dropout(config.dropout)
         self.checkpointing = False
         self.step = 2 ** (config.depth - 1) if config.padding == "valid" else 1
@@ -80,7 +93,7 @@ class ClassicUNet(nn.Module):
             images: `[B, in_channels, H, W]` (or `[..., D, H, W]`), any size with padding "same".
 
         Returns:
-            Logits `[B, num_classes, H - 2 margin, W - 2 margin]`.
+            Logits `[B, num_classes, H - 2 margin, W - 2 margin]`, one channel with `one_logit`.
 
         Raises:
             UserError: Images of other channels; "valid" padding and a size that cannot be halved
@@ -194,10 +207,12 @@ class Up(nn.Module):
     def __init__(self, config: ClassicConfig, channels: int, skip: int, out: int) -> None:
         super().__init__()
         self.add = config.skip == "add"
-        joined = skip if self.add else 2 * skip
+        early = config.doubling == "before_pooling"
+        up = channels if early else skip
+        joined = skip if self.add else up + skip
         self.up: nn.Module
         if config.upsample == "transposed":
-            self.up = _layer(config, "ConvTranspose")(channels, skip, kernel_size=2, stride=2)
+            self.up = _layer(config, "ConvTranspose")(channels, up, kernel_size=2, stride=2)
             self.block = ConvBlock(config, joined, out)
         else:
             self.up = Interpolate(config)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
@@ -16,17 +17,31 @@ from ddpm_unet.training.sharding import like
 NamedParameters = list[tuple[str, Parameter]]
 
 
+class RMSprop(torch.optim.RMSprop):
+    """Torch's, which leaves out a step while `found_inf` is 1, as the fused optimisers do."""
+
+    found_inf: Tensor | None = None
+
+    def step(self, closure: Any = None) -> Any:
+        """Take a step, or leave it out."""
+        if self.found_inf is not None and self.found_inf:
+            return None
+        return super().step(closure)
+
+
 def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> Optimizer:
-    """AdamW (Loshchilov 2019), fused, which leaves out a step when told that the gradient is not
-    finite; `groups` may carry learning rates of their own.
+    """The optimiser of a configuration, which leaves out a step while its `found_inf` is 1.
+
+    Args:
+        groups: Parameters; a group may carry a learning rate of its own.
+        config: The loop's settings.
     """
-    optimizer = AdamW(
-        groups,
-        lr=config.lr,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+    shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    optimizer: Optimizer
+    if config.optimizer == "rmsprop":
+        optimizer = RMSprop(groups, momentum=config.momentum, **shared)
+    else:
+        optimizer = AdamW(groups, betas=config.betas, fused=True, **shared)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer

@@ -21,6 +21,7 @@ def check_training(config: TrainConfig) -> None:
     ):  # fmt: skip
         _refuse(f"train.{name}", getattr(config, name), least, math.inf)
     _refuse("train.lr", config.lr, 1e-12, 10.0)
+    _refuse("train.momentum", config.momentum, 0.0, 1.0 - 1e-9)
     _refuse("train.weight_decay", config.weight_decay, 0.0, 1e6)
     _refuse("train.clip_norm", config.clip_norm, 0.0, 1e30)
     _refuse("train.ema_decay", config.ema_decay, 0.0, 1.0)

@@ -218,6 +218,13 @@ def test_impossible_settings_are_refused(settings, word):
         ClassicUNet(ClassicConfig(**settings))
 
 
+def test_one_logit_is_the_log_odds_of_two_classes():
+    network = small(padding="same", one_logit=True, class_names=("off", "on"))
+    assert network(torch.randn(2, 1, 16, 16)).shape == (2, 1, 16, 16)
+    with pytest.raises(UserError, match="one_logit: 3 classes"):
+        small(one_logit=True, num_classes=3)
+
+
 def test_other_channels_are_refused():
     with pytest.raises(UserError, match="takes images of 1 channels, these have 3"):
         small(padding="same")(torch.randn(1, 3, 16, 16))

@@ -38,9 +38,39 @@ def test_groups_keep_their_ratio():
     assert [g["lr"] for g in optimizer.param_groups] == [5e-4, 5e-6]
 
 
-def test_state_moves_to_a_new_optimizer_exactly():
+def test_rmsprop_is_hintons_with_momentum_and_weight_decay():
+    x = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.double))
+    config = TrainConfig(optimizer="rmsprop", lr=0.01, momentum=0.8, weight_decay=0.1)
+    optimizer = build_optimizer([{"params": [x]}], config)
+    expected, square, velocity = x.detach().clone(), 0.0, 0.0
+    for _ in range(3):
+        optimizer.zero_grad()
+        x.pow(3).sum().backward()
+        optimizer.step()
+        gradient = 3 * expected**2 + 0.1 * expected
+        square = 0.99 * square + 0.01 * gradient**2
+        velocity = 0.8 * velocity + gradient / (square**0.5 + 1e-8)
+        expected = expected - 0.01 * velocity
+    torch.testing.assert_close(x.detach(), expected)
+
+
+@pytest.mark.parametrize("name", ["adamw", "rmsprop"])
+def test_a_gradient_that_is_not_finite_leaves_out_the_step(name):
+    x = nn.Parameter(torch.ones(2))
+    optimizer = build_optimizer([{"params": [x]}], TrainConfig(optimizer=name, lr=0.1))
+    for gradient, bad in ((1.0, 0.0), (math.nan, 1.0), (1.0, 0.0)):
+        before = x.detach().clone()
+        x.grad = torch.full((2,), gradient)
+        optimizer.grad_scale, optimizer.found_inf = None, torch.tensor(bad)
+        optimizer.step()
+        assert torch.equal(x, before) == bool(bad)
+    assert all(value.isfinite().all() for value in optimizer.state[x].values())
+
+
+@pytest.mark.parametrize("name", ["adamw", "rmsprop"])
+def test_state_moves_to_a_new_optimizer_exactly(name):
     torch.manual_seed(0)
-    config = TrainConfig(lr=0.1)
+    config = TrainConfig(optimizer=name, lr=0.1)
 
     def fresh():
         torch.manual_seed(1)

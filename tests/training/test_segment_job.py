@@ -143,6 +143,7 @@ CHANGES = {
     "scratch": {"init": "scratch"},
     "classic, same": {"architecture": "classic", "padding": "same"},
     "classic, valid": {"architecture": "classic"},
+    "teaching": {"architecture": "classic", "padding": "same", "rmsprop": True},
     "border": {"loss": "border"},
     "focal, weighted": {"loss": "focal", "weights": (0.5, 2.0)},
 }
@@ -156,6 +157,9 @@ def changed(settings, way):
     settings.classic.padding = changes.get("padding", "valid")
     settings.loss.name = changes.get("loss", settings.loss.name)
     settings.loss.class_weights = changes.get("weights", ())
+    if changes.get("rmsprop"):
+        settings.classic.one_logit = True
+        settings.train.optimizer, settings.train.lr = "rmsprop", 1e-3
     return settings
 
 
@@ -191,7 +195,7 @@ class KilledJob(SegmentJob):
 
 @pytest.mark.parametrize(
     ("way", "batches"),
-    [("finetune", 10), ("features", 10), ("joint", 14)],
+    [("finetune", 10), ("features", 10), ("joint", 14), ("teaching", 10)],
 )
 def test_killed_after_a_validation_and_resumed_ends_bit_for_bit_the_same(
     settings, tmp_path, way, batches
