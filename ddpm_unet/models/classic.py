@@ -207,8 +207,7 @@ class Up(nn.Module):
     def __init__(self, config: ClassicConfig, channels: int, skip: int, out: int) -> None:
         super().__init__()
         self.add = config.skip == "add"
-        early = config.doubling == "before_pooling"
-        up = channels if early else skip
+        up = channels if config.doubling == "before_pooling" else skip
         joined = skip if self.add else up + skip
         self.up: nn.Module
         if config.upsample == "transposed":

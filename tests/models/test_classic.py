@@ -59,6 +59,35 @@ def test_published_parameter_counts(settings, expected):
     assert sum(p.numel() for p in network.parameters()) == expected
 
 
+def test_the_3d_network_of_2016():
+    """Cicek 2016, figure 2: sizes, channels and "19069955 parameters in total".
+
+    That number counts one bias per convolution: batch normalisation's shift, without its scale
+    and without biases of the up-convolutions.
+    """
+    config = ClassicConfig(
+        in_channels=3, num_classes=3, dims=3, depth=4, base_width=32, norm="batch",
+        doubling="before_pooling", dropout=0.0,
+    )  # fmt: skip
+    with torch.device("meta"):
+        network = ClassicUNet(config)
+        seen = []
+        for module in network.modules():
+            if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+                module.register_forward_hook(lambda m, _, y: seen.append(y.shape[1]))
+        assert network(torch.empty(1, 3, 132, 132, 116)).shape == (1, 3, 44, 44, 28)
+    down, up = [32, 64, 64, 128, 128, 256, 256, 512], [512, 256, 256, 256, 128, 128, 128, 64, 64]
+    assert seen == [*down, *up, 3]
+    uncounted = [
+        parameter
+        for module in network.modules()
+        if isinstance(module, nn.BatchNorm3d | nn.ConvTranspose3d)
+        for parameter in (module.weight if isinstance(module, nn.BatchNorm3d) else module.bias,)
+    ]
+    total = sum(p.numel() for p in network.parameters()) - sum(p.numel() for p in uncounted)
+    assert total == 19_069_955
+
+
 def test_addition_saves_the_half_of_every_first_decoder_convolution_that_read_the_skip():
     with torch.device("meta"):
         counts = [
@@ -159,11 +188,13 @@ def test_every_pixel_of_an_odd_image_matters():
     assert (x.grad != 0).all()
 
 
+@pytest.mark.parametrize("doubling", ["after_pooling", "before_pooling"])
 @pytest.mark.parametrize("upsample", ["transposed", "bilinear"])
-def test_volumes(upsample):
-    network = small(dims=3, padding="same", norm="batch", upsample=upsample, depth=3)
+def test_volumes(upsample, doubling):
+    settings = {"dims": 3, "upsample": upsample, "doubling": doubling}
+    network = small(**settings, padding="same", norm="batch", depth=3)
     assert network(torch.randn(1, 1, 9, 16, 7)).shape == (1, 2, 9, 16, 7)
-    flat = small(dims=3, depth=2, upsample=upsample)
+    flat = small(**settings, depth=2)
     size = flat.valid_size(1)
     out = size - 2 * flat.margin
     assert flat(torch.randn(1, 1, size, size, size + 2)).shape == (1, 2, out, out, out + 2)
@@ -211,7 +242,12 @@ def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(norm):
 
 @pytest.mark.parametrize(
     ("settings", "word"),
-    [({"padding": "reflect"}, "padding"), ({"skip": "sum"}, "skip"), ({"depth": 1}, "depth")],
+    [
+        ({"padding": "reflect"}, "padding"),
+        ({"skip": "sum"}, "skip"),
+        ({"depth": 1}, "depth"),
+        ({"doubling": "before_pooling", "skip": "add"}, "doubling"),
+    ],
 )
 def test_impossible_settings_are_refused(settings, word):
     with pytest.raises(UserError, match=word):
