@@ -26,8 +26,8 @@ class UNetConfig:
         up_block_types: One block type per level, from coarse to fine: UpBlock2D,
             AttnUpBlock2D, ResnetUpsampleBlock2D or CrossAttnUpBlock2D.
         block_out_channels: Channels per level, from fine to coarse.
-        layers_per_block: Residual blocks per level of the encoder (the decoder has one more);
-            conditional networks may have one number per level.
+        layers_per_block: Residual blocks per level of the encoder (the decoder has one more): one
+            number, or one per level, which diffusers reads in conditional networks only.
         downsample_padding: Padding of strided convolutions; 0 pads right and bottom only.
         downsample_type: (DDPM) What AttnDownBlock2D halves with: "conv" or "resnet", a
             residual block.
@@ -41,7 +41,8 @@ class UNetConfig:
         attn_norm_num_groups: (DDPM) Groups of the middle attention's normalisation; null: as
             elsewhere, or no normalisation at all with "scale_shift".
         attention_head_dim: Attn blocks: channels per head (null: one head). CrossAttn blocks:
-            number of heads (one, or one per level). So does diffusers read it.
+            number of heads. So does diffusers read it. One, or one per level, which diffusers
+            reads in conditional networks only.
         cross_attention_dim: Channels of the context sequence (one, or one per level).
         transformer_layers_per_block: (conditional) Transformer blocks per attention (one, or
             one per level).

@@ -72,10 +72,11 @@ def up_levels(config: UNetConfig) -> list[Level]:
     for j, block in enumerate(config.up_block_types):
         i = len(config.up_block_types) - 1 - j
         kind = UP_BLOCKS[block]
+        backwards = kind == "self" and config.conditional
         levels.append(
             replace(
-                # For self-attention diffusers reads attention_head_dim from fine to coarse.
-                _level(config, i, kind, head_setting_of=j if kind == "self" else i),
+                # For self-attention in conditional networks diffusers reads it from fine to coarse.
+                _level(config, i, kind, head_setting_of=j if backwards else i),
                 layers=at_level(config.layers_per_block, i) + 1,
                 resnet_resampling=_resnet_resampling(block, config.upsample_type),
             )

@@ -93,13 +93,7 @@ def _check_kind(config: UNetConfig) -> None:
     for name in foreign:
         if getattr(config, name) != default[name]:
             raise UserError(f"{name} is for {whose} only; leave it at {default[name]!r}, or {cure}")
-    if not config.conditional:
-        for name in ("layers_per_block", "attention_head_dim"):
-            if isinstance(getattr(config, name), Sequence):
-                raise UserError(
-                    f"{name}: one entry per level is for conditional networks only; give one number"
-                )
-    elif config.attention_head_dim is None:
+    if config.conditional and config.attention_head_dim is None:
         raise UserError(
             "attention_head_dim is null, which is for networks without context only; give a number"
         )

@@ -33,7 +33,7 @@ CROSS = {
         ({"down_block_types": CROSS["down_block_types"]}, "cross_attention_dim is null"),
         ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, "cross_attention_dim is null"),
         ({"use_linear_projection": True}, "use_linear_projection is for conditional networks"),
-        ({"layers_per_block": (1, 2)}, "layers_per_block: one entry per level"),
+        ({"layers_per_block": (1, 2, 3)}, "layers_per_block has 3 entries"),
         ({"layers_per_block": 0}, "layers_per_block is 0; it must be at least 1"),
         ({"in_channels": 0}, "in_channels is 0"),
         ({"norm_num_groups": None}, "norm_num_groups is null"),
