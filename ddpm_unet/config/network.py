@@ -101,12 +101,19 @@ class UNetConfig:
 class ClassicConfig:
     """Architecture of a `ClassicUNet`; the defaults are Ronneberger 2015.
 
+    The decoder is that of the U-Net ("unet"), of FCN-8s ("fcn", Long 2014), of TernausNet
+    ("ternaus", Iglovikov 2018), of U-Net++ ("nested", Zhou 2018) or of U-Net 3+ ("full_scale",
+    Huang 2020). Any but the first needs padding "same", and so does an encoder of torchvision.
+
     Args:
         in_channels: Channels of the input image.
         num_classes: Outputs per pixel, one score a class.
         class_names: One name per class, or empty.
         class_colors: One RGB colour (0 to 255) per class, or empty.
         dims: Spatial dimensions, 2 for images or 3 for volumes.
+        encoder: "classic", or a network of torchvision such as vgg11 or resnet34.
+        decoder: "unet", "fcn", "ternaus", "nested" or "full_scale".
+        deep_supervision: Decoders "nested" and "full_scale": in training every level gives scores.
         depth: Levels, of which all but the last are pooled.
         base_width: Channels of the finest level; every level below doubles them.
         doubling: Where a level's channels double: "after_pooling", by its first convolution, or
@@ -125,6 +132,9 @@ class ClassicConfig:
     class_names: tuple[str, ...] = ()
     class_colors: tuple[tuple[int, int, int], ...] = ()
     dims: Literal[2, 3] = 2
+    encoder: str = "classic"
+    decoder: Literal["unet", "fcn", "ternaus", "nested", "full_scale"] = "unet"
+    deep_supervision: bool = False
     depth: int = 5
     base_width: int = 64
     doubling: Literal["after_pooling", "before_pooling"] = "after_pooling"

@@ -8,24 +8,30 @@ figure 2: `dims=3, depth=4, base_width=32, norm="batch", doubling="before_poolin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from dataclasses import replace
 from itertools import count
-from math import prod, sqrt
 from os import PathLike
-from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
 from ddpm_unet.config import ClassicConfig
 from ddpm_unet.errors import UserError
+from ddpm_unet.models.decoders import FCNDecoder, TernausDecoder, UNetDecoder
+from ddpm_unet.models.encoders import build_encoder
+from ddpm_unet.models.layers.classic import corner, he_initialise
+from ddpm_unet.models.layers.recomputing import Recomputing
+from ddpm_unet.models.nested import FullScaleDecoder, NestedDecoder
 from ddpm_unet.models.pretrained import check_weights, read_weights, write_weights
 from ddpm_unet.models.segmentation_settings import check_settings, read_settings, write_settings
+
+DECODERS: dict[str, type[Recomputing]] = {
+    "unet": UNetDecoder,
+    "fcn": FCNDecoder,
+    "ternaus": TernausDecoder,
+    "nested": NestedDecoder,
+    "full_scale": FullScaleDecoder,
+}
+SUPERVISED = ("nested", "full_scale")
 
 
 class ClassicUNet(nn.Module):
@@ -51,42 +57,16 @@ class ClassicUNet(nn.Module):
         super().__init__()
         self.config = config
         check_settings(config)
-        if config.depth < 2:
-            raise UserError(f"depth is {config.depth}; take at least 2")
-        if config.one_logit and config.num_classes != 2:
-            raise UserError(f"one_logit: {config.num_classes} classes; it takes 2, so leave it out")
+        _check_parts(config)
         self.in_channels = config.in_channels
-        early = config.doubling == "before_pooling"
-        if early and config.skip == "add":
-            raise UserError('skip "add" needs equal channels: set doubling "after_pooling"')
-        widths = [config.base_width * 2 ** (level + early) for level in range(config.depth)]
-        outs = list(widths)
-        if config.upsample == "bilinear" and not early:
-            # No up-convolution halves the channels, so the convolutions before it do.
-            outs = [config.base_width, *widths[:-1]]
-        ins = [config.in_channels, *widths[:-1]]
-        self.down = nn.ModuleList(
-            ConvBlock(
-                config,
-                ins[i],
-                outs[i] if i == config.depth - 1 else widths[i],
-                mid=widths[i] // 2 if early else 0,
-            )
-            for i in range(config.depth)
-        )
-        self.up = nn.ModuleList(
-            Up(config, outs[i + 1], widths[i], outs[i]) for i in reversed(range(config.depth - 1))
-        )
-        scores = 1 if config.one_logit else config.num_classes
-        self.head = _layer(config, "Conv")(widths[0], scores, kernel_size=1)
-        self.dropout = nn.Dropout(config.dropout)
-        self.checkpointing = False
+        self.encoder = build_encoder(config)
+        self.decoder = DECODERS[config.decoder](config, self.encoder.widths)
         self.step = 2 ** (config.depth - 1) if config.padding == "valid" else 1
         smallest = self.valid_size(1)
         self.margin = (smallest - self._output_size(smallest)) // 2
         he_initialise(self)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Scores of every class at every pixel.
 
         Args:
@@ -94,6 +74,7 @@ class ClassicUNet(nn.Module):
 
         Returns:
             Logits `[B, num_classes, H - 2 margin, W - 2 margin]`, one channel with `one_logit`.
+            In training with `deep_supervision` a tuple of them, the one that counts first.
 
         Raises:
             UserError: Images of other channels; "valid" padding and a size that cannot be halved
@@ -110,19 +91,9 @@ class ClassicUNet(nn.Module):
                     f"ClassicUNet without padding cannot take {size} pixels: at every level the "
                     f"size must be even; the next that fits is {self.valid_size(size)}"
                 )
-        skips = []
-        x = images
-        for level, block in enumerate(self.down):
-            if level > 0:
-                x = _pool(x)
-            x = self._run(block, x)
-            if level >= self.config.depth - 2:
-                x = self.dropout(x)
-            skips.append(x)
-        skips.pop()
-        for block in self.up:
-            x = self._run(block, x, skips.pop())
-        return self.head(x)
+        out = [self._output_size(size) for size in images.shape[2:]]
+        logits = [corner(x, out) for x in self.decoder(self.encoder(images))]
+        return tuple(logits) if self.training and self.config.deep_supervision else logits[0]
 
     def valid_size(self, at_least: int) -> int:
         """The smallest input size of at least so many pixels that the network takes."""
@@ -163,7 +134,31 @@ class ClassicUNet(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the blocks' activations in the backward pass: less memory, slower."""
-        self.checkpointing = True
+        for part in (self.encoder, self.decoder):
+            if isinstance(part, Recomputing):
+                part.checkpointing = True
+
+    def pruned(self, depth: int) -> ClassicUNet:
+        """The U-Net++ of fewer levels that is part of this one (Zhou 2018, figure 1c).
+
+        Returns:
+            A network of its own, in evaluation mode, with a copy of the weights.
+
+        Raises:
+            UserError: It is no U-Net++ trained under deep supervision, or has not so many levels.
+        """
+        config = self.config
+        if config.decoder != "nested" or not config.deep_supervision:
+            raise UserError(
+                "only a U-Net++ can do without its coarse levels: decoder nested, trained with "
+                "deep_supervision"
+            )
+        if not 2 <= depth <= config.depth:
+            raise UserError(f"levels {depth}: the network has {config.depth}; take 2 or more")
+        part = ClassicUNet(replace(config, depth=depth))
+        weights = self.state_dict()
+        part.load_state_dict({name: weights[name] for name in part.state_dict()})
+        return part.eval()
 
     def _output_size(self, size: int) -> int:
         """Output size for an input size, 0 if the network cannot take it."""
@@ -179,120 +174,30 @@ class ClassicUNet(nn.Module):
             size = 2 * size - (2 if self.config.upsample == "bilinear" else 0) - 4
         return max(size, 0)
 
-    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
-        if not (self.checkpointing and torch.is_grad_enabled()):
-            return block(*inputs)
-        contexts = partial(_recomputing, block)
-        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
+def _check_parts(config: ClassicConfig) -> None:
+    """Refuse parts that do not go together.
 
-class ConvBlock(nn.Sequential):
-    """Two 3x3 convolutions, each followed by normalisation (if any) and ReLU."""
-
-    def __init__(self, config: ClassicConfig, channels: int, out: int, mid: int = 0) -> None:
-        layers: list[nn.Module] = []
-        for i, o in ((channels, mid or out), (mid or out, out)):
-            normed = config.norm == "batch"
-            padding = 1 if config.padding == "same" else 0
-            layers.append(_layer(config, "Conv")(i, o, 3, padding=padding, bias=not normed))
-            if normed:
-                layers.append(_layer(config, "BatchNorm")(o))
-            layers.append(nn.ReLU(inplace=True))
-        super().__init__(*layers)
-
-
-class Up(nn.Module):
-    """Double the size, join with the encoder's activation of that size, convolve twice."""
-
-    def __init__(self, config: ClassicConfig, channels: int, skip: int, out: int) -> None:
-        super().__init__()
-        self.add = config.skip == "add"
-        up = channels if config.doubling == "before_pooling" else skip
-        joined = skip if self.add else up + skip
-        self.up: nn.Module
-        if config.upsample == "transposed":
-            self.up = _layer(config, "ConvTranspose")(channels, up, kernel_size=2, stride=2)
-            self.block = ConvBlock(config, joined, out)
-        else:
-            self.up = Interpolate(config)
-            self.block = ConvBlock(config, joined, out, mid=skip)
-
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """`[B, channels, h, w]` and `[B, skip, ~2h, ~2w]` to `[B, out, ~2h, ~2w]`."""
-        x = self.up(x)
-        size = [min(a, b) for a, b in zip(x.shape[2:], skip.shape[2:], strict=True)]
-        x, skip = _centre(x, size), _centre(skip, size)
-        return self.block(x + skip if self.add else torch.cat([skip, x], dim=1))
-
-
-class Interpolate(nn.Module):
-    """Linear interpolation to the double size.
-
-    With padding "same" the corners are aligned, as in milesial's network. Without padding nothing
-    may depend on where the image ends: pixel centres are aligned and the outermost pixels, which
-    would need values from beyond the border, are dropped.
+    Raises:
+        UserError: Names the setting and the cure.
     """
-
-    def __init__(self, config: ClassicConfig) -> None:
-        super().__init__()
-        self.mode = "bilinear" if config.dims == 2 else "trilinear"
-        self.same = config.padding == "same"
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, C, h, w]` to `[B, C, 2h, 2w]`, without padding `[B, C, 2h - 2, 2w - 2]`."""
-        x = F.interpolate(x, scale_factor=2, mode=self.mode, align_corners=self.same)
-        return x if self.same else _centre(x, [n - 2 for n in x.shape[2:]])
-
-
-@torch.no_grad()
-def he_initialise(network: nn.Module) -> None:
-    """Normal weights of standard deviation sqrt(2 / N), N the number of inputs of one output.
-
-    Ronneberger 2015, section 3, after He 2015 (arXiv 1502.01852). An output of a 2x2
-    up-convolution with stride 2 sees one pixel of every channel.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
-            inputs = module.in_channels
-            if not module.transposed:
-                inputs *= prod(module.kernel_size)
-            module.weight.normal_(0, sqrt(2 / inputs))
-            if module.bias is not None:
-                module.bias.zero_()
-
-
-def _layer(config: ClassicConfig, kind: str) -> Callable[..., nn.Module]:
-    """`torch.nn`'s 2-D or 3-D layer: "Conv" -> `nn.Conv2d` or `nn.Conv3d`."""
-    return getattr(nn, f"{kind}{config.dims}d")
-
-
-def _pool(x: Tensor) -> Tensor:
-    """Halve; an odd last row or column is pooled alone, the decoder crops it again."""
-    pool = F.max_pool2d if x.dim() == 4 else F.max_pool3d
-    return pool(x, kernel_size=2, ceil_mode=True)
-
-
-def _centre(x: Tensor, size: list[int]) -> Tensor:
-    """The centre of `x`, of spatial size `size`."""
-    for dim, n in enumerate(size, start=2):
-        x = x.narrow(dim, (x.shape[dim] - n) // 2, n)
-    return x
-
-
-def _recomputing(block: nn.Module) -> tuple[AbstractContextManager[Any], Any]:
-    """Contexts of the first and the second forward pass of a checkpointed block."""
-    return nullcontext(), _spare_statistics(block)
-
-
-@contextmanager
-def _spare_statistics(block: nn.Module) -> Iterator[None]:
-    """Batch normalisation counts a batch once: what the recomputation adds is thrown away."""
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
-    kept = [norm._buffers for norm in norms]
-    for norm in norms:
-        norm._buffers = {name: buffer.clone() for name, buffer in norm.named_buffers()}
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(norms, kept, strict=True):
-            norm._buffers = buffers
+    least = 3 if config.decoder == "fcn" else 2
+    if config.depth < least:
+        raise UserError(f"depth is {config.depth}; take at least {least}")
+    if config.one_logit and config.num_classes != 2:
+        raise UserError(f"one_logit: {config.num_classes} classes; it takes 2, so leave it out")
+    plain = config.decoder == "unet" and config.encoder == "classic"
+    if config.padding == "valid" and not plain:
+        raise UserError(
+            f'encoder {config.encoder} with decoder {config.decoder}: set padding "same"; only '
+            "the classic encoder with decoder unet does without"
+        )
+    if config.skip == "add" and config.decoder != "unet":
+        raise UserError(f'skip "add": decoder {config.decoder} has skips of its own; leave it out')
+    if config.skip == "add" and config.doubling == "before_pooling":
+        raise UserError('skip "add" needs equal channels: set doubling "after_pooling"')
+    if config.deep_supervision and config.decoder not in SUPERVISED:
+        raise UserError(
+            f"deep_supervision: decoder {config.decoder} has one output; take decoder "
+            f"{' or '.join(SUPERVISED)}, or leave it out"
+        )

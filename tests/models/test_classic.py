@@ -213,7 +213,9 @@ def test_he_initialisation():
 def test_dropout_at_the_end_of_the_contracting_path_only():
     network = small(dropout=0.5, base_width=4).train()
     seen = []
-    network.dropout.register_forward_hook(lambda m, x, y: seen.append(((y == 0).float().mean(), y)))
+    network.encoder.dropout.register_forward_hook(
+        lambda m, x, y: seen.append(((y == 0).float().mean(), y))
+    )
     x = torch.rand(1, 1, 252, 252)
     first, second = network(x), network(x)
     assert [y.shape[1] for _, y in seen] == [32, 64, 32, 64]
@@ -230,7 +232,7 @@ def test_gradient_checkpointing_changes_neither_gradients_nor_statistics(norm):
         if enable:
             network.enable_gradient_checkpointing()
         runs = []
-        network.up[0].register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
+        network.decoder.up[0].register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
         torch.manual_seed(1)
         network(torch.randn(2, 1, 16, 16)).square().mean().backward()
         assert len(runs) == 1 + enable
@@ -280,6 +282,6 @@ def test_saved_and_read_again_bit_by_bit(norm, tmp_path):
     network.save_pretrained(tmp_path, average)
     again = ClassicUNet.from_pretrained(tmp_path)
     assert all(torch.equal(again.state_dict()[name], value) for name, value in average.items())
-    del average["head.bias"]
-    with pytest.raises(UserError, match=r"head\.bias is missing"):
+    del average["decoder.head.bias"]
+    with pytest.raises(UserError, match=r"decoder\.head\.bias is missing"):
         network.save_pretrained(tmp_path, average)

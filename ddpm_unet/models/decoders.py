@@ -1,0 +1,158 @@
+"""Expansive paths: from activations of every level to scores of every class at every pixel.
+
+Each takes the activations of an encoder, finest first, and gives a list of logits, the one that
+counts first; there are others only in training, to be supervised too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddpm_unet.config import ClassicConfig
+from ddpm_unet.errors import UserError
+from ddpm_unet.models.layers.classic import (
+    ConvBlock,
+    Up,
+    corner,
+    halved,
+    layer,
+    pool,
+    widths,
+)
+from ddpm_unet.models.layers.recomputing import Recomputing
+
+
+def scores(config: ClassicConfig) -> int:
+    """Outputs per pixel."""
+    return 1 if config.one_logit else config.num_classes
+
+
+class UNetDecoder(Recomputing):
+    """Up-convolution, skip and two 3x3 convolutions a level; a 1x1 convolution at the end.
+
+    Ronneberger 2015, figure 1.
+
+    Args:
+        config: The architecture.
+        encoded: Channels of the encoder's activations.
+    """
+
+    def __init__(self, config: ClassicConfig, encoded: Sequence[int]) -> None:
+        super().__init__()
+        levels = widths(config)
+        if config.skip == "add" and list(encoded[:-1]) != levels[:-1]:
+            raise UserError(
+                f'skip "add": the encoder has {list(encoded[:-1])} channels and the decoder '
+                f'{levels[:-1]}; set skip "concat"'
+            )
+        self.up = nn.ModuleList()
+        channels = encoded[-1]
+        for level in reversed(range(config.depth - 1)):
+            out = levels[level] // 2 if halved(config) and level > 0 else levels[level]
+            self.up.append(Up(config, channels, [encoded[level]], levels[level], out))
+            channels = out
+        self.head = layer(config, "Conv")(channels, scores(config), kernel_size=1)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """`[B, encoded[i], ~H / 2^i, ~W / 2^i]` to `[B, scores, ~H, ~W]`."""
+        *skips, x = features
+        for block in self.up:
+            x = self.run(block, x, skips.pop())
+        return [self.head(x)]
+
+
+class FCNDecoder(Recomputing):
+    """Scores of the last three levels, pooled, interpolated and added: FCN-8s.
+
+    Long 2014 (arXiv 1411.4038), section 4.2: 1x1 convolutions give scores; transposed
+    convolutions double their size, initialised to bilinear interpolation and learned; the last
+    one, to full size, stays what it is. With 5 levels the scores have strides 8, 16 and 32. The
+    paper's fully connected layers, as convolutions between the last pooling and its scores, are
+    not here.
+    """
+
+    def __init__(self, config: ClassicConfig, encoded: Sequence[int]) -> None:
+        super().__init__()
+        classes = scores(config)
+        self.scores = nn.ModuleList(
+            layer(config, "Conv")(width, classes, kernel_size=1) for width in encoded[-3:]
+        )
+        self.up = nn.ModuleList(LearnedInterpolation(config, classes, 2) for _ in range(2))
+        self.last = LearnedInterpolation(config, classes, 2 ** (config.depth - 2))
+        self.last.requires_grad_(False)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """`[B, encoded[i], ~H / 2^i, ~W / 2^i]` to `[B, scores, H, W]`."""
+        fine, middle, coarse = (
+            score(pool(x)) for score, x in zip(self.scores, features[-3:], strict=True)
+        )
+        x = corner(self.up[0](coarse), middle.shape[2:]) + middle
+        x = corner(self.up[1](x), fine.shape[2:]) + fine
+        return [corner(self.last(x), features[0].shape[2:])]
+
+
+class LearnedInterpolation(nn.Module):
+    """A transposed convolution that starts as linear interpolation of every channel.
+
+    Args:
+        config: Dimensions.
+        channels: Of input and output.
+        factor: By which the size grows, even.
+    """
+
+    def __init__(self, config: ClassicConfig, channels: int, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        places = (torch.arange(2 * factor) + 0.5) / factor
+        line = 1 - (places - 1).abs()
+        kernel = line
+        for _ in range(config.dims - 1):
+            kernel = kernel[..., None] * line
+        weight = torch.zeros(channels, channels, *kernel.shape)
+        weight[range(channels), range(channels)] = kernel
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, channels, h, w]` to `[B, channels, factor h, factor w]`."""
+        convolve = F.conv_transpose2d if x.dim() == 4 else F.conv_transpose3d
+        return convolve(x, self.weight, stride=self.factor, padding=self.factor // 2)
+
+
+class TernausDecoder(Recomputing):
+    """Decoder of TernausNet: pooled once more, then blocks that narrow, double and join.
+
+    Iglovikov 2018 (arXiv 1801.05746), figure 2: a block is a 3x3 convolution and a 3x3
+    transposed convolution of stride 2, each with ReLU, whose channels depend on `base_width` (32
+    in the paper) and not on the encoder.
+    """
+
+    def __init__(self, config: ClassicConfig, encoded: Sequence[int]) -> None:
+        super().__init__()
+        base = config.base_width
+        self.up = nn.ModuleList()
+        channels = encoded[-1]
+        for level in reversed(range(config.depth)):
+            narrowed, out = min(base * 4 * 2**level, base * 16), min(base * 2**level, base * 8)
+            self.up.append(
+                nn.Sequential(
+                    ConvBlock(config, channels, narrowed),
+                    layer(config, "ConvTranspose")(
+                        narrowed, out, kernel_size=3, stride=2, padding=1, output_padding=1
+                    ),
+                    nn.ReLU(inplace=True),
+                )
+            )
+            channels = out + encoded[level]
+        self.last = ConvBlock(config, channels, base)
+        self.head = layer(config, "Conv")(base, scores(config), kernel_size=1)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """`[B, encoded[i], ~H / 2^i, ~W / 2^i]` to `[B, scores, H, W]`."""
+        x = pool(features[-1])
+        for block, skip in zip(self.up, reversed(features), strict=True):
+            x = torch.cat([corner(self.run(block, x), skip.shape[2:]), skip], dim=1)
+        return [self.head(self.run(self.last, x))]
