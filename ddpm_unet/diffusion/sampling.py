@@ -15,7 +15,7 @@ from ddpm_unet.diffusion.linear_steps import LinearSteps
 from ddpm_unet.diffusion.scheduler_steps import SchedulerSteps
 from ddpm_unet.errors import UserError
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
+Denoiser = Callable[..., Tensor]
 
 
 class Moment(NamedTuple):
@@ -105,6 +105,7 @@ def sample(
     steps: int,
     device: torch.device | str = "cpu",
     eta: float = 0.0,
+    self_conditioning: bool = False,
     progress: bool = False,
     callback: Callable[[Moment], None] | None = None,
 ) -> Tensor:
@@ -121,6 +122,8 @@ def sample(
         device: Where to compute. The noise is drawn there, so that another kind of device
             draws other images.
         eta: Noise of DDIM: 0 for none, 1 for that of DDPM.
+        self_conditioning: Tell the denoiser, as `estimate`, the image predicted in the step
+            before, clipped to [-1, 1], and zeros at first (Chen 2022).
         progress: Show a progress bar.
         callback: Called after every step; it must clone the state x if it keeps it.
 
@@ -144,9 +147,12 @@ def sample(
         x = noise.draw(plan.initial_std)
         times = plan.timesteps.tolist()
         batches = plan.timesteps[:, None].repeat(1, len(indices)).unbind(0)
+        told = {"estimate": torch.zeros_like(x)} if self_conditioning else {}
         for i, batch in enumerate(tqdm(batches, "Sampling", disable=not progress)):
-            prediction = denoiser(plan.model_input(i, x), batch).float()
+            prediction = denoiser(plan.model_input(i, x), batch, **told).float()
             x, x0 = plan.step(i, x, prediction, noise.draw)
+            if self_conditioning:
+                told = {"estimate": x0.clamp(-1, 1)}
             if callback is not None:
                 callback(Moment(i, len(times), times[i], x, x0))
     return x.clone()  # outside inference mode: a tensor that autograd accepts
