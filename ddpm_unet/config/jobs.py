@@ -50,7 +50,8 @@ class SegmentConfig:
         seed: The order of the data, augmentation, noise and initial weights depend on it alone.
         tracker: Besides metrics.jsonl, log to tensorboard or wandb through accelerate.
         init: Folder of the denoiser to start from; null takes that of the newest run, else the
-            one that ships; "scratch" starts from random weights.
+            one that ships; "scratch" starts from random weights. Architecture "classic" with an
+            encoder of torchvision: "imagenet", or a safetensors file of its weights.
         architecture: "unet" (the denoiser's, with a head) or "classic" (2015, from scratch).
         data: The labelled images.
         unlabelled: Transfer "joint": images to denoise in the same steps. Size and channels are

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ddpm_unet.config import ClassicConfig
 from ddpm_unet.errors import UserError
+from ddpm_unet.models.backbones import Backbone
 from ddpm_unet.models.decoders import FCNDecoder, TernausDecoder, UNetDecoder
 from ddpm_unet.models.encoders import build_encoder
 from ddpm_unet.models.layers.classic import corner, he_initialise
@@ -131,6 +132,22 @@ class ClassicUNet(nn.Module):
         check_weights("state_dict", self.state_dict(), weights)
         write_settings(self.config, type(self).__name__, folder)
         write_weights(weights, folder)
+
+    def load_encoder(self, weights: str) -> None:
+        """Take over trained weights of an encoder of torchvision.
+
+        Args:
+            weights: "imagenet", or a safetensors file with torchvision's names.
+
+        Raises:
+            UserError: The encoder is not torchvision's, or there are no such weights.
+        """
+        if not isinstance(self.encoder, Backbone):
+            raise UserError(
+                f"init {weights}: encoder {self.config.encoder} starts from random weights; set "
+                "init scratch, or an encoder of torchvision"
+            )
+        self.encoder.load(weights)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the blocks' activations in the backward pass: less memory, slower."""

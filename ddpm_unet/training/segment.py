@@ -136,22 +136,29 @@ class SegmentJob:
         return micro_batches(stream, first_step, config.train, config.data.workers, accelerator)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Segmentation loss per image, in joint training with the denoising loss added."""
+        """Segmentation loss per image, in joint training with the denoising loss added.
+
+        Of a network under deep supervision, the mean over its outputs.
+        """
         loss = self.config.loss
         if self.joint:
             logits, denoising = self.joint.losses(model, batch)
         else:
             logits, denoising = model(batch["image"]), torch.zeros(())
         weights = self.class_weights
-        segmenting = segmentation_loss(
-            loss.name,
-            logits,
-            batch["mask"],
-            class_weights=None if weights is None else weights.to(logits.device),
-            pixel_weights=batch.get("weight"),
-            focal_gamma=loss.focal_gamma,
-        )
-        return segmenting + loss.denoise_weight * denoising
+        supervised = logits if isinstance(logits, tuple) else (logits,)
+        segmenting = [
+            segmentation_loss(
+                loss.name,
+                scores,
+                batch["mask"],
+                class_weights=None if weights is None else weights.to(scores.device),
+                pixel_weights=batch.get("weight"),
+                focal_gamma=loss.focal_gamma,
+            )
+            for scores in supervised
+        ]
+        return torch.stack(segmenting).mean(dim=0) + loss.denoise_weight * denoising
 
     def validate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """Overlap with the masks of the validation pictures, predicted whole."""
@@ -240,7 +247,10 @@ class SegmentJob:
             "class_colors": self.report.config.class_colors,
         }
         if config.architecture == "classic":
-            return ClassicUNet(replace(config.classic, in_channels=channels, **classes))
+            network = ClassicUNet(replace(config.classic, in_channels=channels, **classes))
+            if config.init not in (None, SCRATCH):
+                network.load_encoder(str(config.init))
+            return network
         head = replace(config.head, **classes)
         if config.init == SCRATCH:
             settings = replace(config.model, in_channels=channels, out_channels=channels)

@@ -8,7 +8,9 @@ import torch
 import yaml
 from accelerate import Accelerator
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
+from torchvision import models
 
 from ddpm_unet.config import (
     ClassicConfig,
@@ -97,7 +99,7 @@ def settings(cells, denoiser, tmp_path):
         unlabelled=ImageDataConfig(source=f"{cells}/images"),
         model=UNET,
         head=HeadConfig(feature_timesteps=(20, 60), feature_widths=(16, 8)),
-        classic=CLASSIC,
+        classic=replace(CLASSIC),
         predict=PredictConfig(tile=96),
         train=TrainConfig(
             steps=14,
@@ -144,6 +146,7 @@ CHANGES = {
     "classic, same": {"architecture": "classic", "padding": "same"},
     "classic, valid": {"architecture": "classic"},
     "teaching": {"architecture": "classic", "padding": "same", "rmsprop": True},
+    "nested": {"architecture": "classic", "padding": "same", "decoder": "nested"},
     "border": {"loss": "border"},
     "focal, weighted": {"loss": "focal", "weights": (0.5, 2.0)},
 }
@@ -154,6 +157,9 @@ def changed(settings, way):
     settings.head.transfer = changes.get("transfer", "finetune")
     settings.init = changes.get("init", settings.init)
     settings.architecture = changes.get("architecture", "unet")
+    settings.init = "scratch" if settings.architecture == "classic" else settings.init
+    settings.classic.decoder = changes.get("decoder", "unet")
+    settings.classic.deep_supervision = settings.classic.decoder == "nested"
     settings.classic.padding = changes.get("padding", "valid")
     settings.loss.name = changes.get("loss", settings.loss.name)
     settings.loss.class_weights = changes.get("weights", ())
@@ -498,14 +504,14 @@ def test_joint_training_from_scratch_has_the_configured_process(settings):
 
 
 def test_windows_that_a_network_without_padding_cannot_give(settings):
-    settings.architecture, settings.data.size = "classic", 17
+    settings.architecture, settings.init, settings.data.size = "classic", None, 17
     with pytest.raises(UserError, match=r"data\.size 17: .* next that fits is 18"):
         SegmentJob(settings).build_model()
 
 
 def test_the_published_windows(settings):
     """388 x 388 labelled pixels from 572 x 572 of a picture mirrored at its borders."""
-    settings.architecture, settings.data.size = "classic", 388
+    settings.architecture, settings.init, settings.data.size = "classic", None, 388
     settings.classic = ClassicConfig(base_width=1)
     settings.train.batch_size = 1
     job = SegmentJob(settings)
@@ -520,3 +526,30 @@ def test_volumes_are_refused(settings):
     settings.init, settings.model = "scratch", replace(UNET, dims=3)
     with pytest.raises(UserError, match="dims 2"):
         SegmentJob(settings).build_model()
+
+
+def test_under_deep_supervision_every_output_is_taught(settings):
+    settings = changed(settings, "nested")
+    settings.classic.depth = 3
+    job = SegmentJob(settings)
+    model = job.build_model().train()
+    model.encoder.dropout.p = 0.0
+    batch = first_batch(job, model)
+    outputs = model(batch["image"])
+    assert len(outputs) == 2
+    losses = [segmentation_loss(settings.loss.name, x, batch["mask"]) for x in outputs]
+    assert (losses[0] != losses[1]).all()
+    torch.testing.assert_close(job.losses(model, batch), (losses[0] + losses[1]) / 2)
+
+
+def test_an_encoder_of_torchvision_starts_from_given_weights(settings, tmp_path):
+    settings.architecture = "classic"
+    settings.classic = ClassicConfig(
+        encoder="resnet18", decoder="ternaus", depth=2, base_width=2, padding="same"
+    )
+    torch.manual_seed(3)
+    weights = models.resnet18().state_dict()
+    save_file(weights, tmp_path / "weights.safetensors")
+    settings.init = str(tmp_path / "weights.safetensors")
+    model = SegmentJob(settings).build_model()
+    assert torch.equal(model.encoder.network.conv1.weight, weights["conv1.weight"])
