@@ -10,6 +10,7 @@ from ddpm_unet.config.data import (
     MaskKind,
     PairDataConfig,
     SplitConfig,
+    ValueRange,
 )
 from ddpm_unet.config.jobs import DenoiseConfig, SegmentConfig
 from ddpm_unet.config.network import ClassicConfig, HeadConfig, UNetConfig
@@ -41,4 +42,5 @@ __all__ = [
     "SplitConfig",
     "TrainConfig",
     "UNetConfig",
+    "ValueRange",
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 MaskKind = Literal["auto", "classes", "values", "threshold", "colors", "instances", "boundaries"]
+ValueRange = tuple[float, float] | Literal["percentiles"] | None
 
 
 @dataclass
@@ -16,15 +17,17 @@ class ImageDataConfig:
         source: "builtin:histology", "builtin:fashion-mnist", a folder of images,
             "torchvision:CIFAR10" (any torchvision image data set) or "huggingface:NAME".
         root: Folder of a data set's files (torchvision: downloaded there when missing).
-        size: Height and width of the training images, pixels.
+        dims: 2 for pictures; 3 for a folder of volumes, NIfTI files or TIFF stacks.
+        size: Height and width (and depth) of the training images, pixels.
         fit: "crop" cuts size x size windows at random places (at the pictures' own scale);
             "resize" scales the shorter side to size and cuts the centre.
         scale: Factor applied to the pictures before cropping (0.5 halves them).
         channels: 1 (grey), 3 (RGB) or 4; null keeps what the pictures have.
         value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
-            is the full range: 255 for 8 bits, 65535 for 16, and floats must be within 0 to 1.
-        flips: Mirror at random: left-right and, for "crop", top-bottom.
-        turns: Turn by a random multiple of 90 degrees.
+            is the full range: 255 for 8 bits, 65535 for 16, and floats must be within 0 to 1;
+            "percentiles" are the 0.5 and 99.5 percentiles of each picture's channels (for MRI).
+        flips: Mirror at random: left-right and, for "crop", along the other axes.
+        turns: Turn by a random multiple of 90 degrees, volumes in the plane of their slices.
         class_labels: Take a class from the data set, or from the folder's sub-folder names.
         include_held_out: Train on what the source keeps for scoring too.
         workers: Loader processes; 0 loads in the main one (best for sets kept in memory).
@@ -34,11 +37,12 @@ class ImageDataConfig:
 
     source: str = "builtin:histology"
     root: str | None = None
+    dims: Literal[2, 3] = 2
     size: int = 64
     fit: Literal["crop", "resize"] = "crop"
     scale: float = 1.0
     channels: int | None = None
-    value_range: tuple[float, float] | None = None
+    value_range: ValueRange = None
     flips: bool = True
     turns: bool = True
     class_labels: bool = False
@@ -81,8 +85,8 @@ class AugmentConfig:
     """Random changes of an image together with its mask; 0 or false for none.
 
     Args:
-        flips: Mirror left-right and top-bottom.
-        turns: Turn by a random multiple of 90 degrees.
+        flips: Mirror along every axis.
+        turns: Turn by a random multiple of 90 degrees, volumes in the plane of their slices.
         elastic_sigma: Standard deviation, in pixels, of the displacements of a coarse grid,
             joined by bicubic interpolation (Ronneberger 2015). Above size / 12 it may fold.
         elastic_grid: Nodes of that grid along each side of the window.
@@ -111,6 +115,7 @@ class PairDataConfig:
             a folder of images, or a stack (multi-page TIFF).
         masks: "builtin:nucleus" or "builtin:nucleus-type" (built-in images), or the folder or
             stack of masks.
+        dims: 2 for pictures, also the pages of stacks; 3 for volumes, NIfTI files or TIFF stacks.
         image_name: Image files' names, without ending; {} is what an image and its mask share.
         mask_name: Mask files' names likewise, for instance "{}_mask".
         skip_unlabelled: Leave out images that have no mask, instead of stopping.
@@ -127,9 +132,10 @@ class PairDataConfig:
         class_colors: One RGB colour (0 to 255) per class, or empty.
         channels: 1 (grey), 3 (RGB) or any number; null keeps what the images have.
         value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
-            is the full range of the type: 0 to 255, 0 to 65535, or 0.0 to 1.0.
+            is the full range of the type: 0 to 255, 0 to 65535, or 0.0 to 1.0; "percentiles" are
+            the 0.5 and 99.5 percentiles of each image's channels (for MRI).
         scale: Factor applied to images and masks before anything is cut (0.5 halves them).
-        size: Height and width of the training windows, pixels.
+        size: Height and width (and depth) of the training windows, pixels.
         augment: Random changes in training.
         split: Training, validation and test.
         border_w0: Loss "border": weight of a border between touching cells.
@@ -144,6 +150,7 @@ class PairDataConfig:
 
     images: str = "builtin:histology"
     masks: str = "builtin:nucleus"
+    dims: Literal[2, 3] = 2
     image_name: str = "{}"
     mask_name: str = "{}"
     skip_unlabelled: bool = False
@@ -155,7 +162,7 @@ class PairDataConfig:
     class_names: tuple[str, ...] = ()
     class_colors: tuple[tuple[int, int, int], ...] = ()
     channels: int | None = None
-    value_range: tuple[float, float] | None = None
+    value_range: ValueRange = None
     scale: float = 1.0
     size: int = 128
     augment: AugmentConfig = field(default_factory=AugmentConfig)

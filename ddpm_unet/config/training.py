@@ -100,11 +100,16 @@ class PredictConfig:
     """How whole pictures are segmented in validation, and by `scripts/segment.py` by default.
 
     Args:
-        tile: Pixels of a tile's side that the network sees, at data.scale.
+        tile: Pixels of a tile's side that the network sees, at data.scale; null takes 256, of
+            volumes 96.
         overlap: Pixels that neighbouring tiles share; without padding the seams are exact at 0.
+            Null takes 32, of volumes 16.
+        margin: Pixels of a tile's border where a network with padding is not trusted; null takes
+            16, of volumes 8.
         turns: Average over the 8 flips and quarter turns.
     """
 
-    tile: int = 256
-    overlap: int = 32
+    tile: int | None = None
+    overlap: int | None = None
+    margin: int | None = None
     turns: bool = False

@@ -1,14 +1,16 @@
 """Random changes of an image together with its mask, by torchvision's transforms and tv_tensors.
 
 A sample is a dict of tv_tensors: "image" (`Image`, float32 in [-1, 1], `[C, H, W]`), "mask"
-(`Mask` of integers, `[H, W]`) and perhaps "weight" (`Mask` of floats, `[H, W]`). Classes are
-never interpolated, weights are, and only images change in intensity. Every draw comes from
-torch's global generator, to be set by `randomness.seeded`.
+(`Mask` of integers, `[H, W]`) and perhaps "weight" (`Mask` of floats, `[H, W]`); those of a
+volume have a depth before their height. Classes are never interpolated, weights are, and only
+images change in intensity. Every draw comes from torch's global generator, to be set by
+`randomness.seeded`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +21,17 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ddpm_unet.config import AugmentConfig
+from ddpm_unet.data.pixels import box
 
 
-def augmentation(config: AugmentConfig, size: int) -> v2.Transform:
+def augmentation(config: AugmentConfig, size: int, dims: int = 2) -> v2.Transform:
     """The changes of a configuration, from windows of size + 2 `window_margin` to ones of size."""
     changes: list[v2.Transform] = [v2.Identity()]
     if config.elastic_sigma:
-        changes.append(ElasticDeformation(size, config.elastic_sigma, config.elastic_grid))
+        changes.append(ElasticDeformation(size, config.elastic_sigma, config.elastic_grid, dims))
     if config.flips:
         changes += [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
+        changes += [RandomDepthFlip()] * (dims - 2)
     if config.turns:
         changes.append(QuarterTurns())
     if config.brightness or config.contrast or config.gamma or config.noise:
@@ -40,13 +44,20 @@ def window_margin(config: AugmentConfig) -> int:
     return math.ceil(3 * config.elastic_sigma)
 
 
-def cut_window(planes: np.ndarray, top: int, left: int, size: int) -> np.ndarray:
-    """The window `[..., size, size]` at (top, left) of `[..., H, W]`, mirrored beyond its edges."""
-    height, width = planes.shape[-2:]
-    if top >= 0 and left >= 0 and top + size <= height and left + size <= width:
-        return planes[..., top : top + size, left : left + size]
-    rows, columns = _mirrored(top, size, height), _mirrored(left, size, width)
-    return planes[..., rows[:, None], columns]
+def cut_window(planes: np.ndarray, corner: Sequence[int], size: int) -> np.ndarray:
+    """The window `[..., size, size]` at (top, left) of `[..., H, W]`, mirrored beyond its edges.
+
+    Args:
+        planes: `[..., H, W]`, or of as many last axes as `corner` has numbers.
+        corner: Where it starts along each of them, perhaps below 0.
+        size: Along each of them.
+    """
+    lengths = planes.shape[planes.ndim - len(corner) :]
+    places = list(zip(corner, lengths, strict=True))
+    if all(start >= 0 and start + size <= length for start, length in places):
+        return planes[box(corner, size)]
+    index: Any = (..., *np.ix_(*(_mirrored(start, size, length) for start, length in places)))
+    return planes[index]
 
 
 def _mirrored(start: int, count: int, length: int) -> np.ndarray:
@@ -60,15 +71,17 @@ class ElasticDeformation(v2.Transform):
 
     Args:
         size: Height and width of the result. What the input has more is margin on all sides.
-        sigma: Standard deviation of the grid's displacements in both directions, pixels.
+        sigma: Standard deviation of the grid's displacements in every direction, pixels.
         grid: Nodes along each side; the outermost lie on the corners.
+        dims: 2 for pictures, 3 for volumes.
     """
 
-    def __init__(self, size: int, sigma: float, grid: int = 3) -> None:
+    def __init__(self, size: int, sigma: float, grid: int = 3, dims: int = 2) -> None:
         super().__init__()
-        self.size, self.sigma, self.grid = size, sigma, grid
+        self.size, self.sigma, self.grid, self.dims = size, sigma, grid, dims
         line = torch.arange(size, dtype=torch.float32)
-        self.places = torch.stack(torch.meshgrid(line, line, indexing="xy"))
+        # x before y (before z), as `grid_sample` wants them.
+        self.places = torch.stack(torch.meshgrid(*[line] * dims, indexing="ij")[::-1])
         # Bicubic interpolation is linear and separable: a matrix for each direction.
         self.bicubic = F.interpolate(
             torch.eye(grid)[None, None], size=(size, grid), mode="bicubic", align_corners=True
@@ -77,27 +90,41 @@ class ElasticDeformation(v2.Transform):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Where each pixel comes from, for `grid_sample`."""
         window = flat_inputs[0].shape[-1]
-        nodes = self.sigma * torch.randn(2, self.grid, self.grid)
-        displacement = self.bicubic @ nodes @ self.bicubic.T
+        displacement = self.sigma * torch.randn(self.dims, *[self.grid] * self.dims)
+        for _ in range(self.dims):  # each turn interpolates the first axis and puts it last
+            displacement = torch.tensordot(displacement, self.bicubic, dims=([1], [1]))
         places = self.places + (window - self.size) / 2 + displacement
-        return {"source": (places * (2 / (window - 1)) - 1).permute(1, 2, 0)[None]}
+        return {"source": (places * (2 / (window - 1)) - 1).movedim(0, -1)[None]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Linear interpolation of images and weights, the nearest pixel of masks."""
         linear = inpt.is_floating_point()
         sampled = F.grid_sample(
-            inpt.as_subclass(Tensor).float().reshape(1, -1, *inpt.shape[-2:]),
+            inpt.as_subclass(Tensor).float().reshape(1, -1, *inpt.shape[-self.dims :]),
             params["source"],
             mode="bilinear" if linear else "nearest",
             padding_mode="reflection",
             align_corners=True,
         )
-        sampled = sampled.reshape(*inpt.shape[:-2], self.size, self.size).to(inpt.dtype)
+        size = [self.size] * self.dims
+        sampled = sampled.reshape(*inpt.shape[: -self.dims], *size).to(inpt.dtype)
         return tv_tensors.wrap(sampled, like=inpt)
 
 
+class RandomDepthFlip(v2.Transform):
+    """Half of all volumes front to back."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Whether to flip."""
+        return {"flip": bool(torch.randint(2, ()))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Flip."""
+        return tv_tensors.wrap(inpt.flip(-3), like=inpt) if params["flip"] else inpt
+
+
 class QuarterTurns(v2.Transform):
-    """A turn by 0, 90, 180 or 270 degrees."""
+    """A turn by 0, 90, 180 or 270 degrees, of volumes in the plane of their slices."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """The number of quarters."""
@@ -139,7 +166,7 @@ class Intensity(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Change an image's intensities."""
         image = inpt.as_subclass(Tensor).add(1).div_(2).clamp_(0, 1).pow_(params["gamma"])
-        mean = image.mean((-2, -1), keepdim=True)
+        mean = image.mean(tuple(range(1, image.ndim)), keepdim=True)
         image = (image - mean).mul_(params["contrast"]).add_(mean + params["brightness"])
         image.add_(torch.randn_like(image), alpha=params["noise"])
         return tv_tensors.wrap(image.clamp_(0, 1).mul_(2).sub_(1), like=inpt)

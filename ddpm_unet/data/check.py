@@ -9,6 +9,7 @@ It reads every image and mask, prints what it found, and stops with one line per
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class Report:
     Attributes:
         config: The settings, completed for built-in data.
         pairs: Images and masks, those that could be read and fit each other.
-        sizes: Height and width of each, pixels.
+        sizes: (Depth,) height and width of each, pixels.
         channels: Channels of the images, after `data.channels`.
         bytes_per_pixel: Of the images.
         code: How mask values become classes; None after a fault in them.
@@ -52,7 +53,7 @@ class Report:
 
     config: PairDataConfig
     pairs: list[Pair] = field(default_factory=list)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
+    sizes: list[tuple[int, ...]] = field(default_factory=list)
     channels: int = 0
     bytes_per_pixel: int = 1
     code: MaskCode | None = None
@@ -88,7 +89,7 @@ class _Look:
     """What one pair shows before its mask is understood."""
 
     pair: Pair
-    size: tuple[int, int]
+    size: tuple[int, ...]
     channels: int
     dtype: np.dtype
     low: float
@@ -132,10 +133,11 @@ def _look_at(pair: Pair, report: Report) -> _Look | None:
     except UserError as error:
         report.faults.append(str(error))
         return None
-    if image.shape[:2] != mask.shape[:2]:
-        sizes = " but its image is ".join(f"{a.shape[1]} x {a.shape[0]}" for a in (mask, image))
+    size, mask_size = image.shape[:-1], mask.shape[:-1]
+    if size != mask_size:
+        sizes = " but its image is ".join(_shown(n) for n in (mask_size, size))
         cure = "save the mask at the size of the image, without smoothing"
-        if image.shape[:2] == mask.shape[1::-1]:
+        if sorted(size) == sorted(mask_size):
             cure = "turn one of the two by 90 degrees"
         report.faults.append(f"{pair.mask_file}: is {sizes} ({pair.image_file}); {cure}")
         return None
@@ -146,8 +148,8 @@ def _look_at(pair: Pair, report: Report) -> _Look | None:
         return None
     return _Look(
         pair,
-        image.shape[:2],
-        image.shape[2],
+        size,
+        image.shape[-1],
         image.dtype,
         float(image.min()),
         float(image.max()),
@@ -168,8 +170,8 @@ def _judge_images(looks: Sequence[_Look], report: Report) -> None:
                 f"{_kind(first)}; convert one, or set data.channels"
             )
     low, high = min(look.low for look in looks), max(look.high for look in looks)
-    sizes = sorted({look.size for look in looks}, key=lambda size: size[0] * size[1])
-    shown = " to ".join(dict.fromkeys(f"{w} x {h}" for h, w in (sizes[0], sizes[-1])))
+    sizes = sorted({look.size for look in looks}, key=math.prod)
+    shown = " to ".join(dict.fromkeys(_shown(size) for size in (sizes[0], sizes[-1])))
     report.lines.append(f"images: {shown} pixels, {_kind(first)}, values {low:g} to {high:g}")
     if first.dtype == np.uint16 and config.value_range is None and high < 65535 / 8:
         report.warnings.append(
@@ -236,9 +238,14 @@ def _tabulate(code: MaskCode, found: np.ndarray, report: Report) -> None:
                 f"class {number} ({name}): too few pixels to learn, or a stray value "
                 f"({totals[number]:,}, under {RARE:.2%} of all)"
             )
-    unlabelled = sum(height * width for height, width in report.sizes) - int(totals.sum())
+    unlabelled = sum(map(math.prod, report.sizes)) - int(totals.sum())
     if unlabelled:
         report.lines.append(f"  -   {'unlabelled':<16} {unlabelled:>13,}")
+
+
+def _shown(size: tuple[int, ...]) -> str:
+    """Width first."""
+    return " x ".join(map(str, reversed(size)))
 
 
 def _kind(look: _Look) -> str:

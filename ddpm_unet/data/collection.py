@@ -38,13 +38,13 @@ class Collection(ABC):
 
     @abstractmethod
     def read(self, index: int) -> np.ndarray:
-        """Decode: `[H, W, C]` uint8, uint16 or float32."""
+        """Decode: `[H, W, C]`, or `[D, H, W, C]` of a volume; uint8, uint16 or float32."""
 
     def info(self, index: int) -> PictureInfo:
         """Shape and type, without decoding where the format allows it."""
         picture = self.read(index)
-        height, width, channels = picture.shape
-        return PictureInfo(height, width, channels, picture.dtype)
+        *depth, height, width, channels = picture.shape
+        return PictureInfo(height, width, channels, picture.dtype, *depth)
 
 
 class ArrayCollection(Collection):

@@ -14,29 +14,33 @@ from typing_extensions import override
 from ddpm_unet.data.collection import Collection
 from ddpm_unet.data.header import PictureInfo
 from ddpm_unet.data.pictures import EXTENSIONS, picture_info, read_picture
+from ddpm_unet.data.volumes import ENDINGS, read_volume, volume_info
 from ddpm_unet.errors import UserError
 
 
 class Folder(Collection):
     """The picture files under a folder, in natural order (img2 before img10).
 
-    A file is a picture by its extension; hidden files and folders are passed over, and files
-    with other extensions are counted in `note`.
+    A file is a picture, or with dims 3 a volume, by its extension; hidden files and folders are
+    passed over, and files with other extensions are counted in `note`.
     """
 
-    def __init__(self, root: str | Path, max_pixels: float, class_labels: bool = False) -> None:
+    def __init__(
+        self, root: str | Path, max_pixels: float, class_labels: bool = False, dims: int = 2
+    ) -> None:
         """List the files; none is opened.
 
         Args:
             root: The folder.
             max_pixels: Largest picture that will be read, million pixels.
             class_labels: The first folder level below root names the class.
+            dims: 2 for pictures, 3 for volumes.
 
         Raises:
             UserError: No such folder, no picture in it, or a picture without a class.
         """
-        self.root, self.max_pixels = Path(root), max_pixels
-        paths, others = list_pictures(self.root)
+        self.root, self.max_pixels, self.dims = Path(root), max_pixels, dims
+        paths, others = list_pictures(self.root, dims)
         if others:
             largest_first = sorted(others.items(), key=lambda kind: (-kind[1], kind[0]))
             kinds = ", ".join(f"{n} {kind}" for kind, n in largest_first[:4])
@@ -68,15 +72,21 @@ class Folder(Collection):
 
     @override
     def read(self, index: int) -> np.ndarray:
-        return read_picture(self.name(index), self.max_pixels)
+        read = read_volume if self.dims == 3 else read_picture
+        return read(self.name(index), self.max_pixels)
 
     @override
     def info(self, index: int) -> PictureInfo:
-        return picture_info(self.name(index), self.max_pixels)
+        look = volume_info if self.dims == 3 else picture_info
+        return look(self.name(index), self.max_pixels)
 
 
-def list_pictures(root: Path) -> tuple[list[str], Counter[str]]:
+def list_pictures(root: Path, dims: int = 2) -> tuple[list[str], Counter[str]]:
     """Relative paths of the pictures below root in natural order, and other files by extension.
+
+    Args:
+        root: The folder.
+        dims: 2 for pictures, 3 for volumes.
 
     Raises:
         UserError: No such folder, a folder that may not be read, or no picture at all.
@@ -84,19 +94,32 @@ def list_pictures(root: Path) -> tuple[list[str], Counter[str]]:
     if not root.is_dir():
         what = "is a file, not a folder of images" if root.exists() else "no such folder"
         raise UserError(f"{root}: {what}; give a folder of images")
+    extensions = ENDINGS if dims == 3 else EXTENSIONS
     paths: list[str] = []
     others: Counter[str] = Counter()
     for path in _visible_files(root):
-        extension = os.path.splitext(path)[1].lower()
-        if extension in EXTENSIONS:
+        extension = split_ending(path)[1].lower()
+        if extension in extensions:
             paths.append(path)
         else:
             others[extension or "without extension"] += 1
     if not paths:
         found = f"only {others.total()} other files" if others else "nothing"
-        known = " ".join(sorted(EXTENSIONS))
-        raise UserError(f"{root}: holds {found}, no image ({known}); give a folder of images")
+        known = " ".join(sorted(extensions))
+        cure = (
+            "set data.dims 3 for volumes" if ENDINGS & others.keys() else "give a folder of images"
+        )
+        raise UserError(f"{root}: holds {found}, no image ({known}); {cure}")
     return sorted(paths, key=natural), others
+
+
+def split_ending(path: str | Path) -> tuple[str, str]:
+    """A file's path without its ending, and that ending, of which ".nii.gz" is one."""
+    stem, ending = os.path.splitext(path)
+    if ending.lower() == ".gz":
+        stem, inner = os.path.splitext(stem)
+        ending = inner + ending
+    return stem, ending
 
 
 def natural(path: str) -> tuple[object, ...]:

@@ -13,12 +13,19 @@ from ddpm_unet.errors import UserError
 
 @dataclass(frozen=True)
 class PictureInfo:
-    """What the header tells: the shape and type that reading will give."""
+    """What the header tells: the shape and type that reading will give; volumes have a depth."""
 
     height: int
     width: int
     channels: int
     dtype: np.dtype
+    depth: int | None = None
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """(Depth,) height and width."""
+        depth = () if self.depth is None else (self.depth,)
+        return (*depth, self.height, self.width)
 
 
 def orient(array: np.ndarray, orientation: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing_extensions import override
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.collection import Collection
 from ddpm_unet.data.fitting import fit_picture, fitted_info
+from ddpm_unet.data.pixels import box
 from ddpm_unet.errors import UserError
 
 T = TypeVar("T")
@@ -29,25 +30,23 @@ class Layout:
     """Shapes of all fitted pictures; channels and type are the same for all.
 
     Attributes:
-        heights, widths: `int64 [N]`.
+        sizes: (Depth,) height and width of each, `int64 [N, 2]` or `[N, 3]`.
         channels: Channels of every picture.
         dtype: uint8, uint16, or float32 for values in [-1, 1].
     """
 
-    heights: np.ndarray
-    widths: np.ndarray
+    sizes: np.ndarray
     channels: int
     dtype: np.dtype
 
     @property
     def nbytes(self) -> int:
         """Size of all pictures decoded."""
-        pixels = int((self.heights * self.widths).sum())
-        return pixels * self.channels * self.dtype.itemsize
+        return int(self.sizes.prod(1).sum()) * self.channels * self.dtype.itemsize
 
 
 class ImageSet(Dataset[Tensor], ABC):
-    """A map-style data set of fitted pictures, `[C, H, W]` each.
+    """A map-style data set of fitted pictures `[C, H, W]`, or volumes `[C, D, H, W]`.
 
     Attributes:
         layout: Their shapes.
@@ -63,7 +62,7 @@ class ImageSet(Dataset[Tensor], ABC):
         self.note = collection.note
 
     def __len__(self) -> int:
-        return len(self.layout.heights)
+        return len(self.layout.sizes)
 
     @abstractmethod
     def name(self, index: int) -> str:
@@ -71,19 +70,26 @@ class ImageSet(Dataset[Tensor], ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> Tensor:
-        """One picture, `[C, H, W]`."""
+        """One picture, `[C, (D,) H, W]`."""
 
     @abstractmethod
-    def cut(self, index: np.ndarray, top: np.ndarray, left: np.ndarray, size: int) -> np.ndarray:
-        """Windows `[B, C, size, size]` of these pictures with these corners, all `int64 [B]`."""
+    def cut(self, index: np.ndarray, corner: np.ndarray, size: int) -> np.ndarray:
+        """Windows `[B, C, (size,) size, size]` of some pictures.
+
+        Args:
+            index: The pictures, `int64 [B]`.
+            corner: (Front,) top and left of each window, `int64 [B, 2]` or `[B, 3]`.
+            size: Of every side.
+        """
 
     def describe(self) -> str:
         """One line for the log."""
         layout = self.layout
         kept = "in memory" if isinstance(self, PackedImages) else "read as needed"
-        sizes = [f"{f(layout.widths)} x {f(layout.heights)}" for f in (np.min, np.max)]
+        sizes = [" x ".join(map(str, f(layout.sizes, 0)[::-1])) for f in (np.min, np.max)]
+        what = "picture" if layout.sizes.shape[1] == 2 else "volume"
         parts = [
-            f"{len(self):,} picture" + "s" * (len(self) > 1),
+            f"{len(self):,} {what}" + "s" * (len(self) > 1),
             " to ".join(dict.fromkeys(sizes)),
             f"{layout.channels} channel" + "s" * (layout.channels > 1),
             layout.dtype.name,
@@ -104,7 +110,7 @@ class PackedImages(ImageSet):
     def __init__(self, collection: Collection, config: ImageDataConfig, layout: Layout) -> None:
         """Decode everything."""
         super().__init__(collection, layout)
-        sizes = layout.channels * layout.heights * layout.widths
+        sizes = layout.channels * layout.sizes.prod(1)
         self.starts = np.cumsum(sizes) - sizes
         self.flat = torch.empty(int(sizes.sum()), dtype=_STORAGE[layout.dtype.name])
         values = self.flat.numpy().view(layout.dtype)
@@ -127,18 +133,23 @@ class PackedImages(ImageSet):
     @override
     def __getitem__(self, index: int) -> Tensor:
         layout = self.layout
-        shape = (layout.channels, int(layout.heights[index]), int(layout.widths[index]))
+        shape = (layout.channels, *layout.sizes[index].tolist())
         planes = self.flat[self.starts[index] :][: int(np.prod(shape))].clone()
         return torch.from_numpy(planes.numpy().view(layout.dtype).reshape(shape))
 
     @override
-    def cut(self, index: np.ndarray, top: np.ndarray, left: np.ndarray, size: int) -> np.ndarray:
-        height, width = self.layout.heights[index], self.layout.widths[index]
-        corner = self.starts[index] + top * width + left
-        plane = np.arange(self.layout.channels) * (height * width)[:, None]
-        row = np.arange(size) * width[:, None]
+    def cut(self, index: np.ndarray, corner: np.ndarray, size: int) -> np.ndarray:
+        sizes = self.layout.sizes[index]
+        axes = sizes.shape[1]
+        # Values from a channel to the next, a slice, a row and a pixel.
+        steps = [sizes[:, axis:].prod(1) for axis in range(axes + 1)]
+        counts = (self.layout.channels, *[size] * (axes - 1))
+        begin = self.starts[index] + (corner * np.stack(steps[1:], axis=1)).sum(1)
         # Each row of each window is one entry of a single index_select.
-        begin = corner[:, None, None] + plane[:, :, None] + row[:, None, :]  # [B, C, size]
+        for step, count in zip(steps, counts, strict=False):
+            begin = begin[..., None] + np.multiply.outer(step, np.arange(count)).reshape(
+                len(index), *[1] * (begin.ndim - 1), count
+            )  # in the end [B, C, (size,) size]
         runs = self.flat.unfold(0, size, 1)  # a view: run i is the values i to i + size
         cut = runs.index_select(0, torch.from_numpy(begin.ravel())).numpy()
         return cut.view(self.layout.dtype).reshape(*begin.shape, size)
@@ -161,12 +172,12 @@ class StreamedImages(ImageSet):
         return torch.from_numpy(_fitted(self.collection, self.config, self.layout, index))
 
     @override
-    def cut(self, index: np.ndarray, top: np.ndarray, left: np.ndarray, size: int) -> np.ndarray:
-        shape = (len(index), self.layout.channels, size, size)
+    def cut(self, index: np.ndarray, corner: np.ndarray, size: int) -> np.ndarray:
+        shape = (len(index), self.layout.channels, *[size] * corner.shape[1])
         windows = np.empty(shape, dtype=self.layout.dtype)
-        for window, i, y, x in zip(windows, index.tolist(), top, left, strict=True):
+        for window, i, starts in zip(windows, index.tolist(), corner.tolist(), strict=True):
             planes = _fitted(self.collection, self.config, self.layout, i)
-            window[:] = planes[:, y : y + size, x : x + size]
+            window[:] = planes[box(starts, size)]
         return windows
 
 
@@ -185,8 +196,9 @@ def open_collection(collection: Collection, config: ImageDataConfig) -> ImageSet
 def survey(collection: Collection, config: ImageDataConfig) -> Layout:
     """Shapes of the fitted pictures from their headers; errors as `open_collection`."""
     first = collection.info(0)
-    channels, dtype = config.channels or first.channels, first.dtype
-    sizes = np.empty((2, len(collection)), dtype=np.int64)
+    channels = config.channels or first.channels
+    dtype = fitted_info(first, config, collection.name(0)).dtype
+    sizes = np.empty((len(collection), len(first.size)), dtype=np.int64)
     numbers = range(len(collection))
     for i in _with_progress(numbers, len(collection), "looking at pictures"):
         info = fitted_info(collection.info(i), config, collection.name(i))
@@ -200,8 +212,8 @@ def survey(collection: Collection, config: ImageDataConfig) -> Layout:
                 f"{collection.name(i)}: depth is {info.dtype}, that of {collection.name(0)} "
                 f"{dtype}; convert the files to one depth or keep them in separate folders"
             )
-        sizes[:, i] = info.height, info.width
-    return Layout(sizes[0], sizes[1], channels, dtype)
+        sizes[i] = info.size
+    return Layout(sizes, channels, dtype)
 
 
 def _fitted(
@@ -209,7 +221,7 @@ def _fitted(
 ) -> np.ndarray:
     name = collection.name(index)
     planes = fit_picture(collection.read(index), config, name)
-    expected = (layout.channels, layout.heights[index], layout.widths[index])
+    expected = (layout.channels, *layout.sizes[index])
     if planes.shape != expected or planes.dtype != layout.dtype:
         raise UserError(f"{name}: has changed while it was in use; start again")
     return planes

@@ -13,14 +13,14 @@ from torch.utils.data import Dataset
 
 from ddpm_unet.data.border import balanced_weights, border_weights
 from ddpm_unet.data.check import Report
-from ddpm_unet.data.fitting import resize
+from ddpm_unet.data.fitting import nearest, resize
 from ddpm_unet.data.pixels import convert_channels, to_unit
-from ddpm_unet.data.splits import Part
+from ddpm_unet.data.splits import AXES, Part
 
 
 @dataclass(frozen=True)
 class LabelledPicture:
-    """One picture at `data.scale`.
+    """One picture or volume at `data.scale`; volumes have a depth D before H.
 
     Attributes:
         image: `[C, H, W]` uint8, uint16 or float32, as in its file.
@@ -43,7 +43,7 @@ class LabelledSet(Dataset[dict[str, Tensor]]):
     Attributes:
         config: The data settings.
         parts: What the pictures are.
-        sizes: Height and width of each at `data.scale`, `int64 [N, 2]`.
+        sizes: (Depth,) height and width of each at `data.scale`, `int64 [N, dims]`.
         channels: Channels of the images.
         class_names: Name of each class.
     """
@@ -69,9 +69,11 @@ class LabelledSet(Dataset[dict[str, Tensor]]):
         place = {name: index for index, name in enumerate(report.names)}
         chosen = [place[part["name"]] for part in self.parts]
         self._pairs = [report.pairs[index] for index in chosen]
-        self.sizes = np.empty((len(chosen), 2), np.int64)
+        dims = self.config.dims
+        self.sizes = np.empty((len(chosen), dims), np.int64)
         for size, index, part in zip(self.sizes, chosen, self.parts, strict=True):
-            kept = [len(range(n)[c]) for n, c in zip(report.sizes[index], _cuts(part), strict=True)]
+            places = zip(report.sizes[index], _cuts(part, dims), strict=True)
+            kept = [len(range(length)[cut]) for length, cut in places]
             size[:] = [max(1, round(length * self.config.scale)) for length in kept]
         nbytes = self.sizes.prod(1).sum() * (report.bytes_per_pixel + 2 + 8 * border)
         self._kept: list[LabelledPicture] | None = None
@@ -96,8 +98,8 @@ class LabelledSet(Dataset[dict[str, Tensor]]):
         """One whole picture.
 
         Returns:
-            "image" float32 `[C, H, W]` in [-1, 1], "mask" int64 `[H, W]`, and "weight" float32
-            `[H, W]` if there are border weights.
+            "image" float32 `[C, (D,) H, W]` in [-1, 1], "mask" int64 `[(D,) H, W]`, and "weight"
+            float32 `[H, W]` if there are border weights.
         """
         picture = self.picture(index)
         item = {
@@ -120,22 +122,21 @@ class LabelledSet(Dataset[dict[str, Tensor]]):
         shares = self.class_pixels / max(1, self.class_pixels.sum())
         classes = ", ".join(f"{n} {s:.1%}" for n, s in zip(self.class_names, shares, strict=True))
         pixels = self.sizes.prod(1).sum()
-        return f"{len(self)} labelled pictures or parts, {pixels:,} pixels: {classes}"
+        what = "pictures" if self.config.dims == 2 else "volumes"
+        return f"{len(self)} labelled {what} or parts, {pixels:,} pixels: {classes}"
 
     def _decode(self, index: int) -> LabelledPicture:
-        pair, config, (rows, columns) = self._pairs[index], self.config, _cuts(self.parts[index])
+        pair, config = self._pairs[index], self.config
+        part, size = _cuts(self.parts[index], config.dims), self.sizes[index].tolist()
         image = convert_channels(pair.read_image(), config.channels, pair.image_file)
-        planes = np.ascontiguousarray(image[rows, columns].transpose(2, 0, 1))
+        planes = np.ascontiguousarray(np.moveaxis(image[part], -1, 0))
         values = self._code.read(pair.read_mask(), pair.mask_file)
         mask = self._code.classes(values, pair.mask_file)
         cells = self._code.cells(values, mask, config.border_classes) if self.border else None
-        height, width = self.sizes[index].tolist()
-
-        def fitted(array: np.ndarray) -> np.ndarray:
-            return _nearest(array[rows, columns], height, width)
-
         return LabelledPicture(
-            resize(planes, height, width), fitted(mask), None if cells is None else fitted(cells)
+            resize(planes, *size),
+            nearest(mask[part], size),
+            None if cells is None else nearest(cells[part], size),
         )
 
     def _with_weight(self, picture: LabelledPicture) -> LabelledPicture:
@@ -151,15 +152,6 @@ class LabelledSet(Dataset[dict[str, Tensor]]):
         return LabelledPicture(picture.image, picture.mask, weight=weight)
 
 
-def _cuts(part: Part) -> tuple[slice, slice]:
-    """Rows and columns of a part."""
-    return slice(*part.get("rows", [None])), slice(*part.get("columns", [None]))
-
-
-def _nearest(array: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resample `[H, W]` without mixing values: the pixel under each new pixel's centre."""
-    rows, columns = (
-        ((np.arange(new) + 0.5) * (old / new)).astype(np.int64)
-        for new, old in zip((height, width), array.shape, strict=True)
-    )
-    return np.ascontiguousarray(array[rows[:, None], columns])
+def _cuts(part: Part, dims: int) -> tuple[slice, ...]:
+    """(Planes,) rows and columns of a part."""
+    return tuple(slice(*part.get(axis, [None])) for axis in AXES[-dims:])

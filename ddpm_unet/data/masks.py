@@ -26,12 +26,13 @@ def mask_values(mask: np.ndarray, colors: bool, name: str) -> np.ndarray:
     """One number per pixel of a mask file: its grey value, or its `color_number`.
 
     Args:
-        mask: `[H, W, C]` uint8, uint16 or float32; an alpha channel must be constant.
+        mask: `[H, W, C]`, or of any axes before C, uint8, uint16 or float32; an alpha channel
+            must be constant.
         colors: Read colours (a grey v is (v, v, v)); otherwise the channels must be equal.
         name: For the message.
 
     Returns:
-        `[H, W]`: of the mask's type, or int64 (colours; floats without fractions).
+        Without the axis C: of the mask's type, or int64 (colours; floats without fractions).
 
     Raises:
         UserError: Colours where greys are expected, or channels that are neither.
@@ -45,7 +46,7 @@ def mask_values(mask: np.ndarray, colors: bool, name: str) -> np.ndarray:
     if colors:
         if mask.dtype != np.uint8:
             raise UserError(f"{name}: has {mask.dtype} colours; save it with 8 bits a channel")
-        return color_number(np.broadcast_to(mask, (*mask.shape[:2], 3)))
+        return color_number(np.broadcast_to(mask, (*mask.shape[:-1], 3)))
     if (mask != mask[..., :1]).any():
         found = [color_of(number) for number in np.unique(color_number(mask))]
         raise UserError(

@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from ddpm_unet.data.augment import augmentation, cut_window, window_margin
 from ddpm_unet.data.labelled import LabelledSet
 from ddpm_unet.data.pixels import to_unit
-from ddpm_unet.data.windows import order
+from ddpm_unet.data.windows import CORNER, order, window_counts
 from ddpm_unet.randomness import integers, seeded
 
 Batch = dict[str, Tensor]
@@ -39,10 +39,11 @@ class PairStream(Dataset[Batch]):
                 network that loses so many (Ronneberger 2015, figure 2).
         """
         self.pictures, self.seed, self.size = pictures, seed, pictures.config.size
-        self.context = context
-        self.margin = context + window_margin(pictures.config.augment)
-        self.augment = augmentation(pictures.config.augment, self.size + 2 * context)
-        self._bounds = np.cumsum(np.maximum(1, pictures.sizes.prod(1) // self.size**2))
+        config = pictures.config
+        self.context, self.dims = context, config.dims
+        self.margin = context + window_margin(config.augment)
+        self.augment = augmentation(config.augment, self.size + 2 * context, config.dims)
+        self._bounds = np.cumsum(window_counts(pictures.sizes, self.size))
 
     @property
     def epoch_length(self) -> int:
@@ -55,15 +56,15 @@ class PairStream(Dataset[Batch]):
         Returns:
             "image" float32 `[B, C, side, side]` in [-1, 1], with side = size + 2 context; "mask"
             int64 `[B, size, size]`, IGNORE_INDEX where unlabelled; "position" int64 `[B]`; and
-            "weight" float32 `[B, size, size]` if the set has border weights.
+            "weight" float32 `[B, size, size]` if the set has border weights. Volumes have one
+            more axis of these lengths.
         """
         positions = np.asarray(positions, dtype=np.int64)
-        corners = (self._corners(side, positions) for side in (0, 1))
+        corners = zip(*(self._corners(side, positions) for side in range(self.dims)), strict=True)
+        pictures = self._picture(positions).tolist()
         windows = [
             self._window(*place)
-            for place in zip(
-                positions.tolist(), self._picture(positions).tolist(), *corners, strict=True
-            )
+            for place in zip(positions.tolist(), pictures, corners, strict=True)
         ]
         batch = {key: torch.stack([window[key] for window in windows]) for key in windows[0]}
         return batch | {"mask": batch["mask"].long(), "position": torch.from_numpy(positions)}
@@ -80,15 +81,15 @@ class PairStream(Dataset[Batch]):
         return np.searchsorted(self._bounds, items, side="right")
 
     def _corners(self, side: int, positions: np.ndarray) -> list[int]:
-        """Top (side 0) or left of each window; centred where the picture is smaller than it."""
+        """Where each window starts along a side; centred where the picture is smaller than it."""
         spare = self.pictures.sizes[self._picture(positions), side] - self.size
-        purpose = ("data/top", "data/left")[side]
+        purpose = f"data/{CORNER[-self.dims :][side]}"
         drawn = integers(self.seed, purpose, positions, np.maximum(spare, 0) + 1)
         return np.where(spare < 0, spare // 2, drawn).tolist()
 
-    def _window(self, position: int, index: int, top: int, left: int) -> Batch:
+    def _window(self, position: int, index: int, corner: Sequence[int]) -> Batch:
         picture = self.pictures.picture(index)
-        place = (top - self.margin, left - self.margin, self.size + 2 * self.margin)
+        place = [start - self.margin for start in corner], self.size + 2 * self.margin
         image = to_unit(cut_window(picture.image, *place), self.pictures.config.value_range)
         sample = {
             "image": tv_tensors.Image(image),
@@ -98,10 +99,8 @@ class PairStream(Dataset[Batch]):
             sample["weight"] = tv_tensors.Mask(cut_window(picture.weight, *place).copy())
         with seeded(self.seed, "data/augment", position):
             window = self.augment(sample)
-        inner = slice(self.context, self.context + self.size)
+        inner = (slice(self.context, self.context + self.size),) * self.dims
         return {
-            key: value.as_subclass(Tensor)
-            if key == "image"
-            else value.as_subclass(Tensor)[inner, inner]
+            key: value.as_subclass(Tensor) if key == "image" else value.as_subclass(Tensor)[inner]
             for key, value in window.items()
         }

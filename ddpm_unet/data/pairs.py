@@ -12,8 +12,11 @@ import numpy as np
 
 from ddpm_unet.config import PairDataConfig
 from ddpm_unet.data import histology
-from ddpm_unet.data.folder import list_pictures, natural
+from ddpm_unet.data.folder import list_pictures, natural, split_ending
+from ddpm_unet.data.nifti import Space
 from ddpm_unet.data.pictures import read_picture, read_stack
+from ddpm_unet.data.pixels import normalised
+from ddpm_unet.data.volumes import read_volume, volume_space
 from ddpm_unet.errors import UserError
 
 BUILTIN_IMAGES = "builtin:histology"
@@ -29,7 +32,8 @@ class Pair:
     Attributes:
         name: What they share of their names; pages of a stack are numbered.
         image_file, mask_file: What messages call them.
-        read_image, read_mask: Decode, `[H, W, C]` uint8, uint16 or float32.
+        read_image, read_mask: Decode, `[H, W, C]` (volumes `[D, H, W, C]`), uint8, uint16 or
+            float32. The image is `normalised`.
     """
 
     name: str
@@ -67,6 +71,8 @@ def complete_settings(config: PairDataConfig) -> PairDataConfig:
         )
     if config.masks not in BUILTIN_MASKS:
         return config
+    if config.dims != 2:
+        raise UserError(f"data.dims {config.dims}: {config.images} is a picture; set data.dims 2")
     if config.masks == "builtin:nucleus-type":
         return replace(config, mask_kind="classes", class_names=histology.CLASS_NAMES)
     if config.mask_kind == "boundaries":
@@ -81,11 +87,22 @@ def find_pairs(config: PairDataConfig) -> Pairing:
         UserError: Nothing to pair at all: no such folder, an empty one, or one for both without
             names to tell images from masks.
     """
+    pairing = _find(config)
+    pairs = [replace(p, read_image=partial(_read_normalised, p, config)) for p in pairing.pairs]
+    return replace(pairing, pairs=pairs)
+
+
+def _read_normalised(pair: Pair, config: PairDataConfig) -> np.ndarray:
+    return normalised(pair.read_image(), config.value_range)
+
+
+def _find(config: PairDataConfig) -> Pairing:
     if _is_builtin(config):
         return Pairing([_builtin_pair(config)], [], [])
+    expand = _volumes if config.dims == 3 else _expand_stacks
     if Path(config.images).is_file() and Path(config.masks).is_file():
-        files = {Path(config.images).stem: (config.images, config.masks)}
-        return _expand_stacks(files, config, [], [])
+        name = Path(split_ending(config.images)[0]).name
+        return expand({name: (config.images, config.masks)}, config, [], [])
     if Path(config.images).resolve() == Path(config.masks).resolve() and (
         config.image_name == config.mask_name
     ):
@@ -93,7 +110,8 @@ def find_pairs(config: PairDataConfig) -> Pairing:
             f"{config.masks}: is the folder of the images too; set data.mask_name, such as "
             "'{}_mask', to tell the masks from them"
         )
-    here, there = Place(config.images, config.image_name), Place(config.masks, config.mask_name)
+    here = Place(config.images, config.image_name, config.dims)
+    there = Place(config.masks, config.mask_name, config.dims)
     images, notes, faults = here.files("image", other=there)
     masks, mask_notes, mask_faults = there.files("mask", other=here)
     notes, faults = notes + mask_notes, faults + mask_faults
@@ -112,20 +130,21 @@ def find_pairs(config: PairDataConfig) -> Pairing:
     lonely = [masks[name] for name in masks if name not in images]
     cure = "add its image or move it away"
     faults += [f"{path}: has no image in {config.images}; {cure}" for path in lonely]
-    return _expand_stacks(both, config, notes, faults)
+    return expand(both, config, notes, faults)
 
 
 @dataclass(frozen=True)
 class Place:
-    """A folder and how the files in it are named."""
+    """A folder and how the files in it, pictures or volumes, are named."""
 
     root: str
     pattern: str
+    dims: int = 2
 
     def shared(self, path: str) -> str | None:
         """What a file's name shares with its partner's; None if it does not fit the pattern."""
         before, after = self.pattern.split("{}")
-        stem = Path(path).stem
+        stem = Path(split_ending(path)[0]).name
         fits = stem.startswith(before) and stem.endswith(after)
         middle = stem[len(before) : len(stem) - len(after)]
         return os.path.join(os.path.dirname(path), middle) if fits and middle else None
@@ -142,7 +161,7 @@ class Place:
             )
         files: dict[str, str] = {}
         unfit, faults = [], []
-        for path in list_pictures(Path(self.root))[0]:
+        for path in list_pictures(Path(self.root), self.dims)[0]:
             full, name = os.path.join(self.root, path), self.shared(path)
             if self._belongs_to(other, full, path):
                 continue
@@ -202,6 +221,44 @@ def _expand_stacks(
                 )
             )
     return Pairing(pairs, notes, faults)
+
+
+def _volumes(
+    files: dict[str, tuple[str, str]], config: PairDataConfig, notes: list[str], faults: list[str]
+) -> Pairing:
+    """A pair of each two files; in NIfTI, whose voxels lie at the same places."""
+    pairs, spacings = [], set()
+    indices = config.mask_kind != "colors"
+    for name in sorted(files, key=natural):
+        image, mask = files[name]
+        try:
+            space, mask_space = volume_space(image), volume_space(mask)
+        except UserError as error:
+            faults.append(str(error))
+            continue
+        if space and (fault := _space_fault(space, mask_space, config)):
+            faults.append(f"{mask} ({image}): {fault}")
+            continue
+        if space:
+            spacings.add(" x ".join(f"{mm:.3g}" for mm in reversed(space.spacing)))
+        read_image = partial(read_volume, image, config.max_pixels)
+        read_mask = partial(read_volume, mask, config.max_pixels, keep_palette=indices)
+        pairs.append(Pair(name, image, mask, read_image, read_mask))
+    notes += [f"voxels of {' and '.join(sorted(spacings)[:4])} mm"] * bool(spacings)
+    return Pairing(pairs, notes, faults)
+
+
+def _space_fault(space: Space, mask: Space | None, config: PairDataConfig) -> str:
+    """Why a mask does not lie on its image, or the image cannot be augmented as said."""
+    if mask and not space.agrees(mask):
+        return "its voxels lie elsewhere than its image's (the affines differ); resample the mask"
+    _, y, x = space.spacing
+    if config.augment.turns and abs(y - x) > 0.01 * min(y, x):
+        return (
+            f"quarter turns would distort slices of {x:.3g} x {y:.3g} mm voxels; "
+            "set data.augment.turns false"
+        )
+    return ""
 
 
 def _pages(path: str, max_pixels: float) -> int:

@@ -48,7 +48,7 @@ def read_picture(
             space that has no single conversion to RGB, animated or of many pages (for those
             see `read_stack`), NaN or infinite values. One line that names file and cure.
     """
-    with _faults_named(path), open(path, "rb") as file:
+    with faults_named(path), open(path, "rb") as file:
         if _is_tiff(file, path):
             return tiff.read(path, max_pixels, keep_palette)[0]
         with _opened(file, path, max_pixels) as image:
@@ -90,7 +90,7 @@ def read_stack(path: str | Path, max_pixels: float = 200.0) -> np.ndarray:
     Raises:
         UserError: As `read_picture`; also when the file is no TIFF.
     """
-    with _faults_named(path), open(path, "rb") as file:
+    with faults_named(path), open(path, "rb") as file:
         if not _is_tiff(file, path):
             raise UserError(f"{path}: is not a TIFF; stacks are read from multi-page TIFF files")
         return tiff.read(path, max_pixels, keep_palette=False, stack=True)
@@ -98,7 +98,7 @@ def read_stack(path: str | Path, max_pixels: float = 200.0) -> np.ndarray:
 
 def picture_info(path: str | Path, max_pixels: float = 200.0) -> PictureInfo:
     """Shape and type of a picture from its header alone, with the errors it can show."""
-    with _faults_named(path), open(path, "rb") as file:
+    with faults_named(path), open(path, "rb") as file:
         if _is_tiff(file, path):
             return tiff.info(path, max_pixels)
         with _opened(file, path, max_pixels) as image:
@@ -121,7 +121,7 @@ def _is_tiff(file: BinaryIO, path: str | Path) -> bool:
 
 
 @contextmanager
-def _faults_named(path: str | Path) -> Iterator[None]:
+def faults_named(path: str | Path) -> Iterator[None]:
     """Turn whatever a decoder raises on a bad file into one line that names it."""
     try:
         yield

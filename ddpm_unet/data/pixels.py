@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 
+from ddpm_unet.config import ValueRange
 from ddpm_unet.errors import UserError
+
+PERCENTILES = (0.5, 99.5)
 
 
 def convert_channels(picture: np.ndarray, channels: int | None, name: str) -> np.ndarray:
@@ -14,7 +20,7 @@ def convert_channels(picture: np.ndarray, channels: int | None, name: str) -> np
     alpha that is not wanted is dropped (not composited).
 
     Args:
-        picture: `[H, W, C]` uint8, uint16 or float32 (1.0 is opaque).
+        picture: `[..., C]` uint8, uint16 or float32 (1.0 is opaque).
         channels: 1, 3 or 4; None or C itself leaves the picture as it is.
         name: For the message.
 
@@ -33,7 +39,7 @@ def convert_channels(picture: np.ndarray, channels: int | None, name: str) -> np
         luma = colour @ np.array([0.299, 0.587, 0.114])
         colour = (luma if picture.dtype.kind == "f" else luma.round())[..., None]
     elif channels >= 3:
-        colour = np.broadcast_to(colour, (*picture.shape[:2], 3))
+        colour = np.broadcast_to(colour, (*picture.shape[:-1], 3))
     if channels == 4:
         opaque = 1 if picture.dtype.kind == "f" else np.iinfo(picture.dtype).max
         alpha = picture[..., 1:] if have == 2 else np.full_like(picture[..., :1], opaque)
@@ -41,8 +47,34 @@ def convert_channels(picture: np.ndarray, channels: int | None, name: str) -> np
     return colour.astype(picture.dtype)
 
 
+def box(corner: Iterable[int], size: int) -> tuple[Any, ...]:
+    """The index of a window: `size` along each of the last axes, from a corner on."""
+    return (..., *(slice(start, start + size) for start in corner))
+
+
+def normalised(picture: np.ndarray, value_range: ValueRange) -> np.ndarray:
+    """For a value range "percentiles", each channel stretched between its own; else unchanged.
+
+    The 0.5 and 99.5 percentiles become 0 and 1, values outside are clipped (as nnU-Net clips
+    before it normalises: Isensee 2021). Scanners differ in their units, tissue less so.
+
+    Args:
+        picture: A whole picture or volume, `[..., C]`.
+        value_range: Of the settings.
+
+    Returns:
+        float32 in [0, 1], whose `to_unit` is that of the range None; or the picture.
+    """
+    if value_range != "percentiles":
+        return picture
+    axes = tuple(range(picture.ndim - 1))
+    low, high = np.percentile(picture, PERCENTILES, axis=axes).astype(np.float32)
+    unit = (picture.astype(np.float32) - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
+    return unit.clip(0, 1)
+
+
 def to_unit(
-    array: np.ndarray, value_range: tuple[float, float] | None = None, name: str = "the image"
+    array: np.ndarray, value_range: ValueRange = None, name: str = "the image"
 ) -> np.ndarray:
     """Map pixel values linearly to the training range, float32 in [-1, 1].
 
@@ -50,13 +82,13 @@ def to_unit(
         array: Any shape, uint8, uint16 or float32.
         value_range: The values that become -1 and 1; values outside are clipped to it. None is
             the full range of the type: 0 to 255, 0 to 65535, and for floats 0 to 1, where
-            values outside are an error.
+            values outside are an error. "percentiles" is None of a `normalised` picture.
         name: For the message.
 
     Raises:
         UserError: Floats outside 0 to 1 and no value_range.
     """
-    if value_range is not None:
+    if value_range is not None and value_range != "percentiles":
         low, high = value_range
         array = array.clip(low, high).astype(np.float32)
         return (array - np.float32(low)) * np.float32(2 / (high - low)) - 1

@@ -58,13 +58,18 @@ def check_settings(config: ImageDataConfig) -> None:
     Raises:
         UserError: Names the setting.
     """
-    low, high = config.value_range or (0.0, 1.0)
+    given = config.value_range
+    low, high = given if given and given != "percentiles" else (0.0, 1.0)
     faults = {
         "source: is empty; give a built-in set, a folder or a data set's name": not config.source,
         f"size {config.size}: must be at least 1": config.size < 1,
         f"scale {config.scale:g}: must be above 0": not 0 < config.scale < math.inf,
         f"scale {config.scale:g}: has no effect with fit resize; remove it": (
             config.fit == "resize" and config.scale != 1
+        ),
+        f"dims 3: {config.source} holds pictures; volumes come from folders, or set dims 2": (
+            config.dims == 3
+            and config.source.startswith(("builtin:", "torchvision:", "huggingface:"))
         ),
         f"channels {config.channels}: must be 1, 3, 4 or null": (
             config.channels not in (None, 1, 3, 4)
@@ -101,7 +106,7 @@ def _collection(config: ImageDataConfig, held_out: bool) -> Collection | None:
     elif kind == "huggingface":
         split = partial(huggingface_set, name, config.root, class_labels=config.class_labels)
     else:
-        folder = Folder(config.source, config.max_pixels, config.class_labels)
+        folder = Folder(config.source, config.max_pixels, config.class_labels, config.dims)
         return _hashed_part(folder, held_out)
     own = split(held_out=True)
     if held_out and own:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Literal, TypedDict, cast
 
 import numpy as np
 
@@ -14,10 +14,14 @@ from ddpm_unet.randomness import bits
 SMALLEST_STRIP = 16
 
 
+AXES: tuple[Literal["planes", "rows", "columns"], ...] = ("planes", "rows", "columns")
+
+
 class Part(TypedDict, total=False):
-    """A picture, by name, or the window [first, end) of its rows or columns."""
+    """A picture, by name, or the window [first, end) of its planes, rows or columns."""
 
     name: str
+    planes: list[int]
     rows: list[int]
     columns: list[int]
 
@@ -32,13 +36,13 @@ class Split(TypedDict):
 
 
 def split_pictures(
-    names: Sequence[str], sizes: Sequence[tuple[int, int]], config: SplitConfig
+    names: Sequence[str], sizes: Sequence[tuple[int, ...]], config: SplitConfig
 ) -> Split:
     """Divide pictures among training, validation and test.
 
     Args:
         names: Name of each picture, in order.
-        sizes: Height and width of each picture, pixels.
+        sizes: (Depth,) height and width of each picture, pixels.
         config: Shares, order and folds.
 
     Raises:
@@ -103,7 +107,7 @@ def _sentence(config: SplitConfig, train: int, validation: int, test: int) -> st
     return f"{train} pictures train, {validation} validate, {test} test ({manner})"
 
 
-def _strips(name: str, size: tuple[int, int], config: SplitConfig) -> Split:
+def _strips(name: str, size: tuple[int, ...], config: SplitConfig) -> Split:
     """Strips of one picture along its longer side: training, gap, validation, gap, test."""
     if config.folds or config.limit not in (None, 1) or max(config.validation, config.test) >= 1:
         raise UserError(
@@ -112,7 +116,7 @@ def _strips(name: str, size: tuple[int, int], config: SplitConfig) -> Split:
     if config.validation == config.test == 0:
         how = f"{name}, the only labelled picture, trains; nothing validates or tests"
         return {"how": how, "train": [{"name": name}], "validation": [], "test": []}
-    along = "columns" if size[1] >= size[0] else "rows"
+    along = max(zip(size, range(len(size)), AXES[-len(size) :], strict=True))[2]
     length = end = max(size)
     bounds: dict[str, list[tuple[int, int]]] = {"train": [], "validation": [], "test": []}
     for purpose, share in (("test", config.test), ("validation", config.validation)):
@@ -123,8 +127,8 @@ def _strips(name: str, size: tuple[int, int], config: SplitConfig) -> Split:
     bounds["train"] = [(0, end)]
     if any(end - start < SMALLEST_STRIP for strip in bounds.values() for start, end in strip):
         raise UserError(
-            f"{name} ({size[0]} x {size[1]} pixels) is too small to hold parts of it out: label "
-            "another image, lower data.split.gap, or set data.split.validation 0"
+            f"{name} ({' x '.join(map(str, size))} pixels) is too small to hold parts of it out: "
+            "label another image, lower data.split.gap, or set data.split.validation 0"
         )
     held = [
         f"its {along} {start} to {end - 1} {verb}"
@@ -133,7 +137,7 @@ def _strips(name: str, size: tuple[int, int], config: SplitConfig) -> Split:
     ]
 
     def parts(purpose: str) -> list[Part]:
-        return [_part(name, along, start, end) for start, end in bounds[purpose]]
+        return [cast(Part, {"name": name, along: [*ends]}) for ends in bounds[purpose]]
 
     return {
         "how": f"{name} is the only labelled picture, parts of it are held out: {', '.join(held)}",
@@ -141,8 +145,3 @@ def _strips(name: str, size: tuple[int, int], config: SplitConfig) -> Split:
         "validation": parts("validation"),
         "test": parts("test"),
     }
-
-
-def _part(name: str, along: str, start: int, end: int) -> Part:
-    bounds = [start, end]
-    return {"name": name, "rows": bounds} if along == "rows" else {"name": name, "columns": bounds}

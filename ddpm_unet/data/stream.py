@@ -44,7 +44,7 @@ class Stream(Dataset[Batch]):
             seed: Of the run.
         """
         self.images, self.config, self.seed = images, config, seed
-        self._bounds = np.cumsum(window_counts(images.layout, config.size))
+        self._bounds = np.cumsum(window_counts(images.layout.sizes, config.size))
 
     @property
     def epoch_length(self) -> int:
@@ -62,7 +62,7 @@ class Stream(Dataset[Batch]):
         """The batch at these positions, whatever they are.
 
         Returns:
-            "image" `[B, C, size, size]`, uint8 for `to_model_range` or float32 in [-1, 1];
+            "image" `[B, C, (size,) size, size]`, uint8 for `to_model_range` or float32 in [-1, 1];
             "position" `int64 [B]`; "label" `int64 [B]` if the set has classes.
         """
         return _cut(self.images, self.windows(positions), self.config, positions)
@@ -113,7 +113,7 @@ def _cut(
     config: ImageDataConfig,
     positions: Sequence[int] | np.ndarray,
 ) -> Batch:
-    pixels = images.cut(windows.picture, windows.top, windows.left, config.size)
+    pixels = images.cut(windows.picture, windows.corner, config.size)
     orient_windows(pixels, windows)
     if pixels.dtype == np.uint16 or (pixels.dtype == np.uint8 and config.value_range):
         pixels = to_unit(pixels, config.value_range)

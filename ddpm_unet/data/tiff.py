@@ -19,18 +19,18 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _LARGEST_EXACT = 2**24  # integers up to here are exact in float32
 
 
-def info(path: str | Path, max_pixels: float) -> PictureInfo:
-    """Header of a one-picture TIFF; errors as `read`."""
+def info(path: str | Path, max_pixels: float, stack: bool = False) -> PictureInfo:
+    """Header of a one-picture TIFF, or of a stack; errors as `read`."""
     with tifffile.TiffFile(path) as file:
         series, page = _series(file, path)
-        _, height, width, channels = _shape(series, path, stack=False)
-        check_pixels(path, (height, width, channels), max_pixels)
+        pages, height, width, channels = _shape(series, path, stack)
+        check_pixels(path, (*[pages] * stack, height, width, channels), max_pixels)
         if _orientation(page) >= 5:
             height, width = width, height
-        dtype = _result_type(series.dtype, path)
+        dtype = result_type(series.dtype, path)
         if page.photometric == _PALETTE:
             channels, dtype = 3, np.dtype(np.uint8)
-        return PictureInfo(height, width, channels, dtype)
+        return PictureInfo(height, width, channels, dtype, depth=pages if stack else None)
 
 
 def read(
@@ -55,7 +55,7 @@ def read(
         series, page = _series(file, path)
         shape = _shape(series, path, stack)
         check_pixels(path, shape, max_pixels)
-        _result_type(series.dtype, path)
+        result_type(series.dtype, path)
         array = _decode(series, path)
         orientation, photometric, colormap = _orientation(page), page.photometric, page.colormap
     order = [series.axes.index(axis) for axis in _ordered_axes(series)]
@@ -65,7 +65,7 @@ def read(
         array = colours[array[..., 0]]
     if photometric == _WHITE_IS_ZERO and array.dtype.kind in "bu":
         array = ~array
-    array = _plain_type(array, path)
+    array = plain_type(array, path)
     if orientation == 1:
         return np.ascontiguousarray(array)
     return np.stack([orient(picture, orientation) for picture in array])
@@ -142,7 +142,12 @@ def _orientation(page: tifffile.TiffPage) -> int:
     return int(tag.value) if tag else 1
 
 
-def _result_type(dtype: np.dtype, path: str | Path) -> np.dtype:
+def result_type(dtype: np.dtype, path: str | Path) -> np.dtype:
+    """The type that values of another come in: uint8, uint16 or float32.
+
+    Raises:
+        UserError: Values that are no plain numbers.
+    """
     if dtype.kind not in "buif":
         raise UserError(f"{path}: holds {dtype} values; save it as uint8, uint16 or float32")
     if dtype in (np.bool_, np.uint8):
@@ -150,10 +155,19 @@ def _result_type(dtype: np.dtype, path: str | Path) -> np.dtype:
     return np.dtype(np.uint16 if dtype == np.uint16 else np.float32)
 
 
-def _plain_type(array: np.ndarray, path: str | Path) -> np.ndarray:
+def plain_type(array: np.ndarray, path: str | Path) -> np.ndarray:
+    """Values as their `result_type`; bits become 0 and 255.
+
+    Args:
+        array: `[N, H, W, C]`.
+        path: For the message.
+
+    Raises:
+        UserError: NaN, infinite values, or integers that float32 cannot keep.
+    """
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
-    target = _result_type(array.dtype, path)
+    target = result_type(array.dtype, path)
     if array.dtype.kind in "ui" and target == np.float32 and array.itemsize > 2:
         largest = max(abs(int(array.min())), abs(int(array.max())))
         if largest > _LARGEST_EXACT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 
@@ -11,25 +12,38 @@ from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.image_set import Layout
 from ddpm_unet.randomness import bits, integers
 
+CORNER = ("front", "top", "left")
+MIRRORED = ("reversed", "upended", "mirrored")
+"""What is drawn for each axis, the last ones for pictures."""
+
 
 @dataclass(frozen=True)
 class Windows:
-    """One window per position, every field `[B]`: picture number, corner, orientation.
+    """One window per position: picture, corner, orientation; corners and mirrors per axis.
 
-    The window is turned anticlockwise by quarter turns, then mirrored left-right and top-bottom.
+    The window is turned anticlockwise by quarter turns of its last two axes, then mirrored.
+
+    Attributes:
+        picture: Its number, `int64 [B]`.
+        corner: (Front,) top and left, `int64 [B, axes]`.
+        turns: Quarters, `int64 [B]`.
+        mirrored: Along each axis, `bool [B, axes]`.
     """
 
     picture: np.ndarray
-    top: np.ndarray
-    left: np.ndarray
+    corner: np.ndarray
     turns: np.ndarray
     mirrored: np.ndarray
-    upended: np.ndarray
 
 
-def window_counts(layout: Layout, size: int) -> np.ndarray:
-    """How many windows each picture counts for, `int64 [N]`: its area over the window's."""
-    return np.maximum(1, layout.heights * layout.widths // size**2)
+def window_counts(sizes: np.ndarray, size: int) -> np.ndarray:
+    """How many windows each picture counts for, `int64 [N]`: its area over the window's.
+
+    Args:
+        sizes: (Depth,) height and width of each, `int64 [N, axes]`.
+        size: Of every side of a window.
+    """
+    return np.maximum(1, sizes.prod(1) // size ** sizes.shape[1])
 
 
 def order(seed: int, positions: np.ndarray, length: int) -> np.ndarray:
@@ -67,38 +81,41 @@ def random_windows(
     def draw(purpose: str, high: int | np.ndarray) -> np.ndarray:
         return integers(seed, f"data/{purpose}", positions, high)
 
+    axes = layout.sizes.shape[1]
+    room = layout.sizes[picture] - config.size + 1
+    flips = [config.flips and config.fit == "crop"] * (axes - 1) + [config.flips]
+    corner = [draw(name, n) for name, n in zip(CORNER[-axes:], room.T, strict=True)]
+    mirrored = [draw(name, 1 + on) for name, on in zip(MIRRORED[-axes:], flips, strict=True)]
     return Windows(
         picture,
-        draw("top", layout.heights[picture] - config.size + 1),
-        draw("left", layout.widths[picture] - config.size + 1),
+        np.stack(corner, axis=1),
         draw("turns", 4 if config.turns else 1),
-        draw("mirrored", 2 if config.flips else 1).astype(bool),
-        draw("upended", 2 if config.flips and config.fit == "crop" else 1).astype(bool),
+        np.stack(mirrored, axis=1).astype(bool),
     )
 
 
 def grid_windows(layout: Layout, size: int) -> Windows:
     """All windows of a gapless grid from each picture's top left corner, as they are."""
     corners = [
-        (i, top, left)
-        for i, (height, width) in enumerate(zip(layout.heights, layout.widths, strict=True))
-        for top in range(0, height - size + 1, size)
-        for left in range(0, width - size + 1, size)
+        (i, *corner)
+        for i, lengths in enumerate(layout.sizes.tolist())
+        for corner in product(*(range(0, length - size + 1, size) for length in lengths))
     ]
-    picture, top, left = np.array(corners, dtype=np.int64).T
-    none = np.zeros(len(corners), dtype=bool)
-    return Windows(picture, top, left, none.astype(np.int64), none, none)
+    places = np.array(corners, dtype=np.int64)
+    picture, corner = places[:, 0], places[:, 1:]
+    return Windows(picture, corner, np.zeros_like(picture), np.zeros(corner.shape, dtype=bool))
 
 
 def orient_windows(batch: np.ndarray, windows: Windows) -> None:
-    """Turn and mirror `[B, C, S, S]` in place.
+    """Turn and mirror `[B, C, (S,) S, S]` in place.
 
-    A quarter turn is a transposition followed by mirroring (numpy.rot90), so three masked
-    assignments do for all eight orientations.
+    A quarter turn is a transposition followed by mirroring (numpy.rot90), so one masked
+    assignment for it and one an axis do for all orientations.
     """
     transposed = windows.turns % 2 == 1
-    upended = windows.upended ^ np.isin(windows.turns, (1, 2))
-    mirrored = windows.mirrored ^ np.isin(windows.turns, (2, 3))
+    mirrored = windows.mirrored.T.copy()
+    mirrored[-2] ^= np.isin(windows.turns, (1, 2))
+    mirrored[-1] ^= np.isin(windows.turns, (2, 3))
     batch[transposed] = batch[transposed].swapaxes(-1, -2)
-    batch[upended] = batch[upended][..., ::-1, :]
-    batch[mirrored] = batch[mirrored][..., ::-1]
+    for axis, chosen in enumerate(mirrored, start=2):
+        batch[chosen] = np.flip(batch[chosen], axis)

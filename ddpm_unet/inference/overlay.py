@@ -2,27 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from scipy import ndimage
 
 _ROWS_AT_ONCE = 256
+_SMALL = 256  # pixels of a slice that is enlarged up to
 
 
 def displayable(picture: np.ndarray) -> np.ndarray:
-    """A picture of any depth as `uint8 [H, W, 3]`.
+    """A picture (or volume) of any depth as `uint8 [H, W, 3]` (`[D, H, W, 3]`).
 
     8 bits stay as they are; deeper ones are stretched between their 0.5 and 99.5 percentiles. Of
     one or two channels (grey, alpha) the first is shown, of three or more the first three.
 
     Args:
-        picture: `[H, W, C]`.
+        picture: `[H, W, C]` or `[D, H, W, C]`.
     """
     picture = picture[..., : 3 if picture.shape[-1] >= 3 else 1]
     if picture.dtype != np.uint8:
         low, high = np.percentile(picture, [0.5, 99.5])
         unit = (picture.astype(np.float32) - low) / max(high - low, np.finfo(np.float32).tiny)
         picture = (255 * unit.clip(0, 1)).round().astype(np.uint8)
-    return np.broadcast_to(picture, (*picture.shape[:2], 3))
+    return np.broadcast_to(picture, (*picture.shape[:-1], 3))
+
+
+def side_by_side(
+    picture: np.ndarray, masks: Sequence[np.ndarray], colors: np.ndarray, most: int = 4
+) -> np.ndarray:
+    """A picture under each of several masks, from left to right.
+
+    Of a volume, some slices from top to bottom, enlarged where they are small: evenly spread over
+    those in which the first mask has another class than 0.
+
+    Args:
+        picture: `[H, W, C]` or `[D, H, W, C]`.
+        masks: Classes, `[H, W]` or `[D, H, W]` each.
+        colors: `uint8 [K, 3]`.
+        most: Slices shown.
+
+    Returns:
+        `uint8 [H', W', 3]`.
+    """
+    shown = displayable(picture)
+    places: list[Any] = [...]
+    zoom = 1
+    if shown.ndim == 4:
+        filled = np.flatnonzero(masks[0].any(axis=(1, 2)))
+        first, last = (filled[0], filled[-1]) if len(filled) else (0, len(shown) - 1)
+        places = sorted(set(np.linspace(first, last, most + 2).round().astype(int)[1:-1].tolist()))
+        zoom = max(1, _SMALL // max(shown.shape[1:3]))
+
+    def drawn(place: Any, mask: np.ndarray) -> np.ndarray:
+        large = [a[place].repeat(zoom, axis=0).repeat(zoom, axis=1) for a in (shown, mask)]
+        return draw_overlay(large[0], large[1], colors)
+
+    rows = [np.concatenate([drawn(place, mask) for mask in masks], axis=1) for place in places]
+    return np.concatenate(rows)
 
 
 def draw_overlay(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_unet.config import PredictConfig
+from ddpm_unet.config import PredictConfig, ValueRange
 from ddpm_unet.data.pixels import convert_channels, to_unit
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.tiles import Predict, Tiling
@@ -21,8 +21,8 @@ from ddpm_unet.replace import replace_json
 
 SegmentationModel = ClassicUNet | Segmenter
 PREPARATION = "preparation.json"
-CONTEXT = 16
-"""Pixels of a tile's border that a padded network's prediction is not trusted at."""
+DEFAULTS = {2: PredictConfig(256, 32, 16), 3: PredictConfig(96, 16, 8)}
+"""Tiles of pictures and of volumes."""
 
 
 def class_probabilities(model: SegmentationModel, turns: bool = False) -> Predict:
@@ -48,27 +48,39 @@ def tiling(model: SegmentationModel, config: PredictConfig) -> Tiling:
     Args:
         model: Gives the margin that is lost or not trusted.
         config: Gives the tile's size, which grows to the next one that the network takes, and
-            the overlap, which a network without padding has no use for.
+            the overlap and margin, which a network without padding has no use for.
 
     Raises:
         UserError: Tiles that are all margin and overlap.
     """
+    default = DEFAULTS[dimensions(model)]
+    tile, overlap, margin = (
+        getattr(default if getattr(config, name) is None else config, name)
+        for name in ("tile", "overlap", "margin")
+    )
     if model.margin:
-        tile = model.valid_size(max(config.tile, 2 * model.margin + model.step))
+        tile = model.valid_size(max(tile, 2 * model.margin + model.step))
         return Tiling(tile=tile, margin=model.margin, overlap=0, step=model.step)
-    tiling = Tiling(tile=config.tile, margin=CONTEXT, overlap=config.overlap)
-    least = 2 * CONTEXT + max(0, config.overlap) + tiling.step
-    if config.overlap < 0 or config.tile < least:
+    step = 32 if dimensions(model) == 2 else 2 ** (_levels(model) - 1)
+    least = 2 * max(0, margin) + max(0, overlap) + step
+    if min(overlap, margin) < 0 or tile < least:
         raise UserError(
-            f"tiles of {config.tile} pixels that share {config.overlap}: give an overlap of 0 or "
-            f"more, and then a tile of at least {least}"
+            f"tiles of {tile} pixels that share {overlap}, with a margin of {margin}: give an "
+            f"overlap and a margin of 0 or more, and then a tile of at least {least}"
         )
-    return tiling
+    return Tiling(tile=tile, margin=margin, overlap=overlap, step=step)
 
 
 def dimensions(model: SegmentationModel) -> int:
     """2 for a network of pictures, 3 for one of volumes."""
     return model.config.dims if isinstance(model, ClassicUNet) else model.unet.config.dims
+
+
+def _levels(model: SegmentationModel) -> int:
+    """Sizes at which the network works, each half of the one before."""
+    if isinstance(model, Segmenter):
+        return len(model.unet.config.block_out_channels)
+    return model.config.depth
 
 
 @dataclass(frozen=True)
@@ -78,12 +90,13 @@ class Preparation:
     Args:
         channels: Channels of the network's input.
         scale: Factor by which they were resampled.
-        value_range: Pixel values of black and white; None for the full range of the type.
+        value_range: Pixel values of black and white, "percentiles" for those of each picture;
+            None for the full range of the type.
     """
 
     channels: int
     scale: float = 1.0
-    value_range: tuple[float, float] | None = None
+    value_range: ValueRange = None
 
     def write(self, folder: Path) -> None:
         """Keep it in a model's folder."""

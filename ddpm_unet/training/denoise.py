@@ -57,6 +57,11 @@ class DenoiseJob:
                 f"model.in_channels = {model.in_channels}, but the images have {channels}; "
                 f"set model.in_channels and model.out_channels to {channels}, or data.channels"
             )
+        if model.dims != self.config.data.dims:
+            raise UserError(
+                f"model.dims = {model.dims}, but data.dims = {self.config.data.dims}; set both to "
+                "2 for pictures, or 3 for volumes"
+            )
         classes = len(self.images.classes) if self.config.data.class_labels else None
         if model.num_class_embeds != classes:
             cure = (

@@ -40,6 +40,7 @@ class JointDenoising:
         self.seed, self.told = config.seed, config.head.timestep
         self.settings = replace(
             config.unlabelled,
+            dims=config.data.dims,
             size=config.data.size,
             scale=config.data.scale * config.unlabelled.scale,
             channels=channels,
@@ -63,7 +64,7 @@ class JointDenoising:
             Logits of the labelled ones, and the denoising loss of each unlabelled one, `[B]`.
         """
         clean = to_model_range(batch["unlabelled"])
-        images = batch["image"].expand(-1, clean.shape[1], -1, -1)
+        images = batch["image"].expand(-1, *clean.shape[1:])
         timesteps, noise = self.objective.to(images.device).draw(
             self.seed, batch["position"], clean.shape[1:], images.device
         )
@@ -90,5 +91,5 @@ class WithUnlabelled(Dataset[Batch]):
         """The labelled batch, and "unlabelled" images, grey ones repeated to `channels`."""
         labelled: Any = self.labelled
         images = self.unlabelled.__getitems__(positions)["image"]
-        unlabelled = images.expand(-1, self.channels, -1, -1).contiguous()
+        unlabelled = images.expand(-1, self.channels, *images.shape[2:]).contiguous()
         return {**labelled.__getitems__(positions), "unlabelled": unlabelled}

@@ -102,7 +102,9 @@ class Training:
         set_seed(seed)
         network: Any = job.build_model()
         if config.channels_last:
-            network = network.to(memory_format=torch.channels_last)
+            volumes = any(parameter.ndim == 5 for parameter in network.parameters())
+            layout = torch.channels_last_3d if volumes else torch.channels_last
+            network = network.to(memory_format=layout)
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         if config.compile:

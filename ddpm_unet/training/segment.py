@@ -26,7 +26,7 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.metrics import confusion, overlap
 from ddpm_unet.evaluation.plots import save_picture
 from ddpm_unet.inference.colors import class_colors
-from ddpm_unet.inference.overlay import draw_overlay
+from ddpm_unet.inference.overlay import side_by_side
 from ddpm_unet.inference.segmentation import (
     Preparation,
     SegmentationModel,
@@ -108,8 +108,11 @@ class SegmentJob:
             UserError: It does not fit the images or `data.size`, or there is no such denoiser.
         """
         model, size = self._network(), self.config.data.size
-        if dimensions(model) != 2:
-            raise UserError("the network is one of volumes; training takes pictures, dims 2")
+        if dimensions(model) != self.config.data.dims:
+            raise UserError(
+                f"data.dims {self.config.data.dims}: the network is one of {dimensions(model)} "
+                "dimensions; set data.dims to that, or take another network"
+            )
         side = size + 2 * model.margin
         if model.valid_size(side) != side:
             raise UserError(
@@ -213,15 +216,15 @@ class SegmentJob:
             save_picture(picture, path)
 
     def compare(self, model: nn.Module, pictures: LabelledSet, device: torch.device) -> np.ndarray:
-        """The first picture under its mask, and under its prediction, `uint8 [H, 2 W, 3]`."""
-        item, image = pictures[0], pictures.picture(0).image.transpose(1, 2, 0)
-        truth = item["mask"].clamp(min=0)
+        """The first picture under its mask, and under its prediction, `uint8 [H, 2 W, 3]`.
+
+        Of a volume, slices.
+        """
+        item, image = pictures[0], np.moveaxis(pictures.picture(0).image, 0, -1)
         predicted = self._predict(model, item["image"], device).cpu()
+        masks = [m.numpy().astype(np.uint8) for m in (item["mask"].clamp(min=0), predicted)]
         colors = class_colors(len(self.class_names), self.report.config.class_colors)
-        sides = [
-            draw_overlay(image, m.numpy().astype(np.uint8), colors) for m in (truth, predicted)
-        ]
-        return np.concatenate(sides, axis=1)
+        return side_by_side(image, masks, colors)
 
     def export(self, model: nn.Module, state_dict: dict[str, Tensor], folder: Path) -> None:
         """Write a folder that `scripts/segment.py` reads, and the split beside it."""
@@ -247,15 +250,16 @@ class SegmentJob:
             "class_colors": self.report.config.class_colors,
         }
         if config.architecture == "classic":
-            network = ClassicUNet(replace(config.classic, in_channels=channels, **classes))
+            classic = replace(config.classic, in_channels=channels, dims=config.data.dims)
+            network = ClassicUNet(replace(classic, **classes))
             if config.init not in (None, SCRATCH):
                 network.load_encoder(str(config.init))
             return network
         head = replace(config.head, **classes)
         if config.init == SCRATCH:
-            settings = replace(config.model, in_channels=channels, out_channels=channels)
-            unet = UNet(replace(settings, sample_size=config.data.size))
-            return Segmenter(unet, head)
+            data = config.data
+            unet = replace(config.model, in_channels=channels, out_channels=channels)
+            return Segmenter(UNet(replace(unet, sample_size=data.size, dims=data.dims)), head)
         return Segmenter.from_denoiser(str(config.init), head, channels)
 
     def _check_settings(self) -> None:
@@ -270,6 +274,8 @@ class SegmentJob:
                 "loss.class_weights: the maps of loss.name border balance the classes themselves; "
                 "leave one of the two out"
             )
+        if self.config.data.dims == 3 and loss == "border":
+            raise UserError("loss.name border: its weight maps are of pictures; data.dims is 3")
 
 
 def score_test(job: SegmentJob, run: RunFolder) -> dict[str, float]:

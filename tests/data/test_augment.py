@@ -54,8 +54,8 @@ def test_windows_are_numpys_reflection(top, left, size, shape):
     planes = np.arange(2 * shape[0] * shape[1]).reshape(2, *shape)
     padded = np.pad(planes, [(0, 0), (100, 100), (100, 100)], mode="reflect")
     wanted = padded[:, 100 + top : 100 + top + size, 100 + left : 100 + left + size]
-    np.testing.assert_array_equal(cut_window(planes, top, left, size), wanted)
-    np.testing.assert_array_equal(cut_window(planes[0], top, left, size), wanted[0])
+    np.testing.assert_array_equal(cut_window(planes, (top, left), size), wanted)
+    np.testing.assert_array_equal(cut_window(planes[0], (top, left), size), wanted[0])
 
 
 @pytest.mark.parametrize("position", range(12))

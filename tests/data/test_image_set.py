@@ -37,7 +37,7 @@ def test_cut_is_slicing(dtype: str, kind: type[PackedImages] | type[StreamedImag
     top = np.array([RNG.integers(0, pictures[i].shape[0] - 7) for i in index])
     left = np.array([RNG.integers(0, pictures[i].shape[1] - 7) for i in index])
     index[-1], top[-1], left[-1] = 2, 22, 2
-    windows = images.cut(index, top, left, 8)
+    windows = images.cut(index, np.stack([top, left], axis=1), 8)
     assert windows.dtype == dtype
     for window, i, y, x in zip(windows, index, top, left, strict=True):
         kept = pictures[i] * 2 - 1 if dtype == "float32" else pictures[i]

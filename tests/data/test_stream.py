@@ -71,14 +71,13 @@ def test_items_are_turned_windows_of_their_pictures(flips: bool, turns: bool, dt
     positions = np.arange(200)
     batch, windows = stream.__getitems__(positions), stream.windows(positions)
     for i, found in enumerate(batch["image"].numpy()):
-        top, left = windows.top[i], windows.left[i]
+        top, left = windows.corner[i]
         picture = images[int(windows.picture[i])].numpy()
         window = picture[:, top : top + 8, left : left + 8]
         window = np.rot90(window, windows.turns[i], axes=(1, 2))
-        window = window[:, :, ::-1] if windows.mirrored[i] else window
-        window = window[:, ::-1] if windows.upended[i] else window
+        window = np.flip(window, 1 + np.flatnonzero(windows.mirrored[i]))
         np.testing.assert_array_equal(found, to_unit(window) if dtype == "uint16" else window)
-    assert windows.mirrored.any() == windows.upended.any() == flips
+    assert windows.mirrored.any(axis=0).tolist() == [flips] * 2
     assert len(np.unique(windows.turns)) == (4 if turns else 1)
 
 
@@ -116,11 +115,12 @@ def test_pictures_are_drawn_by_area_and_places_evenly() -> None:
     windows = stream.windows(np.arange(14 * 500))
     assert np.bincount(windows.picture).tolist() == [500, 4000, 2500]
     second = windows.picture == 1
-    for drawn, places in ((windows.top, 5), (windows.left, 13)):
-        counts = np.bincount(drawn[second], minlength=places)
+    top, left = windows.corner[second].T
+    for drawn, places in ((top, 5), (left, 13)):
+        counts = np.bincount(drawn, minlength=places)
         assert len(counts) == places
         assert ((counts - 4000 / places) ** 2 / (4000 / places)).sum() < 33  # 12 d.f., 0.1 %
-    assert abs(np.corrcoef(windows.top[second], windows.left[second])[0, 1]) < 0.06
+    assert abs(np.corrcoef(top, left)[0, 1]) < 0.06
 
 
 def test_epoch_length_of_resized_pictures_is_their_number() -> None:
