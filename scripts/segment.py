@@ -1,9 +1,9 @@
 """Segment pictures of any size: `python scripts/segment.py --model runs/x/model PICTURES...`."""
 
-import argparse
+from argparse import Namespace
 from pathlib import Path
 
-from ddpm_unet.command_line import user_errors
+from ddpm_unet.command_line import ArgumentParser, user_errors, whole
 from ddpm_unet.config import PredictConfig
 from ddpm_unet.errors import UserError
 
@@ -11,15 +11,16 @@ SHIPPED = Path(__file__).parents[1] / "samples" / "histology_nuclei" / "model"
 DEFAULT = PredictConfig()
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def arguments() -> Namespace:
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("pictures", type=Path, nargs="+", help="pictures, TIFF stacks, or folders of them")
     add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
     add("--out", type=Path, default=Path("segmented"), help="folder written to (default segmented)")
     add("--tile", type=int, default=DEFAULT.tile, help="side of the tiles that the network sees")
     add("--overlap", type=int, default=DEFAULT.overlap, help="pixels that tiles share")
-    add("--batch_size", type=int, default=4, help="tiles at a time (default 4)")
+    add("--batch_size", type=whole(1), default=4, help="tiles at a time (default 4)")
+    add("--levels", type=int, help="use so many of a U-Net++'s levels only: faster, less exact")
     add("--turns", action="store_true", help="average over flips and quarter turns, 8 x the work")
     add("--probabilities", choices=["tiff", "npz"], help="write probabilities too, float32")
     add("--max_pixels", type=float, default=200.0, help="largest picture, million pixels")
@@ -49,7 +50,7 @@ def main() -> None:
     cure = "train one with scripts/train_seg.py, or give --model"
     folder = args.model or newest_or_shipped(SHIPPED, PREPARATION, cure)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    model = load_segmentation_model(folder).to(device)
+    model = load_segmentation_model(folder, args.levels).to(device)
     preparation = Preparation.read(folder, model)
     segmenter = FileSegmenter(
         predict=class_probabilities(model, args.turns),
@@ -59,7 +60,7 @@ def main() -> None:
         dims=dimensions(model),
         scale=preparation.scale,
         tiling=tiling(model, PredictConfig(args.tile, args.overlap)),
-        batch_size=max(1, args.batch_size),
+        batch_size=args.batch_size,
         device=device,
         probabilities=args.probabilities,
         max_pixels=args.max_pixels,

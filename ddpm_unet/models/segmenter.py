@@ -268,8 +268,14 @@ class Segmenter(nn.Module):
         return torch.full((len(images),), self.config.class_label, device=images.device)
 
 
-def load_segmentation_model(folder: str | PathLike[str]) -> ClassicUNet | Segmenter:
+def load_segmentation_model(
+    folder: str | PathLike[str], levels: int | None = None
+) -> ClassicUNet | Segmenter:
     """Read the folder of any segmentation network.
+
+    Args:
+        folder: What `save_pretrained` wrote.
+        levels: Of a U-Net++, use so many of the finest levels only.
 
     Returns:
         The network in float32, on the CPU, in evaluation mode.
@@ -288,7 +294,12 @@ def load_segmentation_model(folder: str | PathLike[str]) -> ClassicUNet | Segmen
             f"{folder} holds a {name}, which does not segment; name the folder of a"
             f" {' or '.join(kinds)}"
         )
-    return kinds[name].from_pretrained(folder)
+    model = kinds[name].from_pretrained(folder)
+    if levels is None:
+        return model
+    if not isinstance(model, ClassicUNet):
+        raise UserError(f"{folder} holds a {name}, which needs all its levels; leave levels out")
+    return model.pruned(levels)
 
 
 def _part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -352,6 +352,10 @@ def test_each_folder_is_read_as_what_it_is(tmp_path):
     ClassicUNet(ClassicConfig(base_width=2, depth=2)).save_pretrained(tmp_path / "classic")
     segmenter().save_pretrained(tmp_path / "segmenter")
     assert isinstance(load_segmentation_model(tmp_path / "classic"), ClassicUNet)
+    with pytest.raises(UserError, match=r"only a U-Net\+\+ can do without its coarse levels"):
+        load_segmentation_model(tmp_path / "classic", levels=2)
+    with pytest.raises(UserError, match="holds a Segmenter, which needs all its levels"):
+        load_segmentation_model(tmp_path / "segmenter", levels=2)
     assert isinstance(load_segmentation_model(tmp_path / "segmenter"), Segmenter)
 
 
