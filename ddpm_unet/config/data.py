@@ -29,6 +29,15 @@ class ImageDataConfig:
         flips: Mirror at random: left-right and, for "crop", along the other axes.
         turns: Turn by a random multiple of 90 degrees, volumes in the plane of their slices.
         class_labels: Take a class from the data set, or from the folder's sub-folder names.
+        condition: What the denoiser goes by, beside the noisy image: a folder with a picture for
+            each image, found by its name, as large or a whole number of times smaller;
+            "builtin:nucleus" or "builtin:nucleus-type" (built-in images); "lower:4", the image
+            itself at a quarter of its resolution; or "hole", itself with a random hole.
+        condition_classes: The condition is a mask of so many classes, numbered from 0; null for
+            grey and colour pictures.
+        context: Folder with a sequence of vectors `[L, C]` for each image, found by its name, as
+            .npy or .safetensors; or, with text_encoder, a caption as .txt. They stay in memory.
+        text_encoder: Folder of a transformers text encoder that reads the captions.
         include_held_out: Train on what the source keeps for scoring too.
         workers: Loader processes; 0 loads in the main one (best for sets kept in memory).
         memory_limit: Sets whose decoded pictures fit in so many MB are decoded once and kept.
@@ -46,6 +55,10 @@ class ImageDataConfig:
     flips: bool = True
     turns: bool = True
     class_labels: bool = False
+    condition: str | None = None
+    condition_classes: int | None = None
+    context: str | None = None
+    text_encoder: str | None = None
     include_held_out: bool = False
     workers: int = 0
     memory_limit: int = 2048

@@ -86,6 +86,11 @@ class _View(Collection):
         return owner.name(number)
 
     @override
+    def key(self, index: int) -> str:
+        owner, number = self.find(index)
+        return owner.key(number)
+
+    @override
     def read(self, index: int) -> np.ndarray:
         owner, number = self.find(index)
         return owner.read(number)

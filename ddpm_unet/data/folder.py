@@ -97,7 +97,7 @@ def list_pictures(root: Path, dims: int = 2) -> tuple[list[str], Counter[str]]:
     extensions = ENDINGS if dims == 3 else EXTENSIONS
     paths: list[str] = []
     others: Counter[str] = Counter()
-    for path in _visible_files(root):
+    for path in visible_files(root):
         extension = split_ending(path)[1].lower()
         if extension in extensions:
             paths.append(path)
@@ -129,7 +129,9 @@ def natural(path: str) -> tuple[object, ...]:
     return (*key, path)
 
 
-def _visible_files(root: Path) -> Iterator[str]:
+def visible_files(root: Path) -> Iterator[str]:
+    """Relative paths of the files below root, hidden files and folders passed over."""
+
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: may not be listed; check its permissions") from error
 

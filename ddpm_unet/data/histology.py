@@ -92,6 +92,19 @@ def labelled(part: Part) -> LabelledPicture:
     return LabelledPicture(picture, instances, types.astype(np.uint8))
 
 
+def mask_of(picture: str, types: bool) -> np.ndarray:
+    """The class of each pixel of a part of the labelled micrograph, `int16 [H, W, 1]`.
+
+    Args:
+        picture: Its name, as `pictures` gives it.
+        types: Indices into `CLASS_NAMES`, instead of 1 for nuclei.
+    """
+    parts: tuple[Part, ...] = ("train", "held_out")
+    (part,) = (part for part in parts if picture == f"{NEST} ({part})")
+    values = _mask(TYPES if types else INSTANCES)[:, columns(part)]
+    return (values if types else values != 0).astype(np.int16)[..., None]
+
+
 def _mask(name: str) -> np.ndarray:
     with np.load(find_file(name), allow_pickle=False) as arrays:
         return arrays["nuc_raster"]

@@ -20,6 +20,7 @@ from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.collection import Collection
 from ddpm_unet.data.fitting import fit_picture, fitted_info
 from ddpm_unet.data.pixels import box
+from ddpm_unet.data.sequences import Sequences
 from ddpm_unet.errors import UserError
 
 T = TypeVar("T")
@@ -32,7 +33,7 @@ class Layout:
     Attributes:
         sizes: (Depth,) height and width of each, `int64 [N, 2]` or `[N, 3]`.
         channels: Channels of every picture.
-        dtype: uint8, uint16, or float32 for values in [-1, 1].
+        dtype: uint8, uint16, float32 for values in [-1, 1], or int16 for classes.
     """
 
     sizes: np.ndarray
@@ -53,7 +54,12 @@ class ImageSet(Dataset[Tensor], ABC):
         labels: Class of each picture, `int64 [N]`, or None.
         classes: Name of each class.
         note: What the user should know besides.
+        condition: The condition picture of each, of the same sizes, or None.
+        context: The sequence of vectors of each, or None.
     """
+
+    condition: ImageSet | None = None
+    context: Sequences | None = None
 
     def __init__(self, collection: Collection, layout: Layout) -> None:
         """Describe the fitted pictures of a collection."""
@@ -94,6 +100,8 @@ class ImageSet(Dataset[Tensor], ABC):
             f"{layout.channels} channel" + "s" * (layout.channels > 1),
             layout.dtype.name,
             *([f"{len(self.classes)} classes"] if self.labels is not None else []),
+            *(["a condition picture each"] if self.condition else []),
+            *([f"up to {self.context.longest} vectors each"] if self.context else []),
             f"{layout.nbytes / 1e6:,.1f} MB {kept}",
             *([self.note] if self.note else []),
         ]
@@ -227,7 +235,12 @@ def _fitted(
     return planes
 
 
-_STORAGE = {"uint8": torch.uint8, "uint16": torch.int16, "float32": torch.float32}
+_STORAGE = {
+    "uint8": torch.uint8,
+    "uint16": torch.int16,
+    "int16": torch.int16,
+    "float32": torch.float32,
+}
 
 
 def _with_progress(items: Iterable[T], total: int, title: str) -> Iterable[T]:

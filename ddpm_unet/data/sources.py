@@ -19,10 +19,12 @@ import numpy as np
 
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data import fashion_mnist, histology
+from ddpm_unet.data.beside import ConditionPictures, condition_settings, open_context
 from ddpm_unet.data.collection import ArrayCollection, Collection, Joined, Part
 from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.image_set import ImageSet, open_collection
 from ddpm_unet.data.named_sets import huggingface_set, torchvision_set
+from ddpm_unet.data.pairs import BUILTIN_MASKS
 from ddpm_unet.data.stream import Grid
 from ddpm_unet.errors import UserError
 
@@ -40,7 +42,7 @@ def open_images(config: ImageDataConfig) -> ImageSet:
     collection = _collection(config, held_out=False)
     assert collection is not None, "only held-out parts can be missing"
     rest = _collection(config, held_out=True) if config.include_held_out else None
-    return open_collection(Joined([collection, rest]) if rest else collection, config)
+    return _open(Joined([collection, rest]) if rest else collection, config)
 
 
 def held_out(config: ImageDataConfig) -> Grid | None:
@@ -49,7 +51,7 @@ def held_out(config: ImageDataConfig) -> Grid | None:
     """
     check_settings(config)
     collection = _collection(config, held_out=True)
-    return Grid(open_collection(collection, config), config) if collection else None
+    return Grid(_open(collection, config), config) if collection else None
 
 
 def check_settings(config: ImageDataConfig) -> None:
@@ -80,10 +82,61 @@ def check_settings(config: ImageDataConfig) -> None:
         f"workers {config.workers}: must be 0 or more": config.workers < 0,
         f"memory_limit {config.memory_limit}: must be 0 or more": config.memory_limit < 0,
         f"max_pixels {config.max_pixels:g}: must be above 0": not config.max_pixels > 0,
+        **_condition_faults(config),
     }
     for fault, present in faults.items():
         if present:
             raise UserError(f"data.{fault}")
+
+
+def _condition_faults(config: ImageDataConfig) -> dict[str, bool]:
+    condition, classes = config.condition, config.condition_classes
+    kind, _, factor = (condition or "").partition(":")
+    builtin = config.source == "builtin:histology"
+    files = condition is not None and kind not in ("builtin", "lower", "hole")
+    named = config.source.startswith(("builtin:", "torchvision:", "huggingface:"))
+    return {
+        f"condition {condition}: builtin:histology has "
+        f"{' and '.join(BUILTIN_MASKS)}, other pictures a folder of their own": (
+            kind == "builtin" and not (builtin and condition in BUILTIN_MASKS)
+        ),
+        f"condition {condition}: give a whole number above 1 that divides size {config.size}": (
+            kind == "lower"
+            and not (factor.isdecimal() and int(factor) > 1 and config.size % int(factor) == 0)
+        ),
+        f"condition {condition}: files are found by name for pictures of a folder only": (
+            files and named
+        ),
+        f"condition_classes {classes}: must be 2 or more": classes is not None and classes < 2,
+        f"condition_classes {classes}: is for masks; set data.condition to theirs": (
+            classes is not None and not files and kind != "builtin"
+        ),
+        f"condition_classes null: {condition} is a mask; give the number of its classes": (
+            classes is None and kind == "builtin"
+        ),
+        f"context {config.context}: files are found by name for pictures of a folder only": (
+            config.context is not None and named
+        ),
+        "text_encoder: reads captions; set data.context to their folder": (
+            config.text_encoder is not None and config.context is None
+        ),
+    }
+
+
+def _open(pictures: Collection, config: ImageDataConfig) -> ImageSet:
+    """The pictures with their conditions."""
+    images = open_collection(pictures, config)
+    condition = config.condition or ""
+    if condition in BUILTIN_MASKS:
+        types = condition == "builtin:nucleus-type"
+        masks = [histology.mask_of(pictures.name(i), types) for i in range(len(pictures))]
+        beside: Collection = ArrayCollection(masks, condition)
+        images.condition = open_collection(beside, condition_settings(config))
+    elif condition and condition.partition(":")[0] not in ("lower", "hole"):
+        beside = ConditionPictures(pictures, config)
+        images.condition = open_collection(beside, condition_settings(config))
+    images.context = open_context(pictures, config)
+    return images
 
 
 def _collection(config: ImageDataConfig, held_out: bool) -> Collection | None:
@@ -123,6 +176,8 @@ def _histology(config: ImageDataConfig, held_out: bool) -> Collection | None:
             "set data.class_labels false"
         )
     pictures = histology.pictures("held_out" if held_out else "train")
+    if config.condition in BUILTIN_MASKS:
+        pictures.pop(histology.STROMA, None)
     narrowest = min(picture.shape[1] for picture in pictures.values())
     if held_out and config.fit == "crop" and round(narrowest * config.scale) < config.size:
         return None

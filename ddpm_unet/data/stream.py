@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ddpm_unet.config import ImageDataConfig
+from ddpm_unet.config import ImageDataConfig, ValueRange
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.pixels import to_unit
 from ddpm_unet.data.windows import (
@@ -63,7 +63,9 @@ class Stream(Dataset[Batch]):
 
         Returns:
             "image" `[B, C, (size,) size, size]`, uint8 for `to_model_range` or float32 in [-1, 1];
-            "position" `int64 [B]`; "label" `int64 [B]` if the set has classes.
+            "position" `int64 [B]`. If the set has them, "label" `int64 [B]`; "condition" `[B, K,
+            (size,) size, size]` as the image is, or int16 classes (K = 1), cut and turned with it;
+            "context" `float32 [B, L, C]` and "context_mask" `bool [B, L]`.
         """
         return _cut(self.images, self.windows(positions), self.config, positions)
 
@@ -113,14 +115,22 @@ def _cut(
     config: ImageDataConfig,
     positions: Sequence[int] | np.ndarray,
 ) -> Batch:
-    pixels = images.cut(windows.picture, windows.corner, config.size)
-    orient_windows(pixels, windows)
-    if pixels.dtype == np.uint16 or (pixels.dtype == np.uint8 and config.value_range):
-        pixels = to_unit(pixels, config.value_range)
     batch = {
-        "image": torch.from_numpy(pixels),
+        "image": _turned(images, windows, config.size, config.value_range),
         "position": torch.as_tensor(np.asarray(positions, dtype=np.int64)),
     }
     if images.labels is not None:
         batch["label"] = torch.from_numpy(images.labels[windows.picture])
+    if images.condition is not None:
+        batch["condition"] = _turned(images.condition, windows, config.size, None)
+    if images.context is not None:
+        batch["context"], batch["context_mask"] = images.context.take(windows.picture)
     return batch
+
+
+def _turned(images: ImageSet, windows: Windows, size: int, value_range: ValueRange) -> Tensor:
+    pixels = images.cut(windows.picture, windows.corner, size)
+    orient_windows(pixels, windows)
+    if pixels.dtype == np.uint16 or (pixels.dtype == np.uint8 and value_range):
+        pixels = to_unit(pixels, value_range)
+    return torch.from_numpy(pixels)
