@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: env demo test lint types format clean
+.PHONY: env demo test bench lint types format clean
 
 env: $(READY)
 
@@ -28,6 +28,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+bench: $(READY)
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	$(BIN)/python scripts/benchmark.py $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

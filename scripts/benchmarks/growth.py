@@ -1,0 +1,135 @@
+"""Cost against size: what is plotted, and how it is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.machine import circumstances
+from benchmarks.networks import HISTOLOGY, cifar, gflop, milesial, pictures
+from benchmarks.processes import scaling
+from benchmarks.rows import OURS, Results
+from benchmarks.timing import Effort, Timer
+from benchmarks.training import TimedJob, job_settings, run_rounds
+from ddpm_unet.config import TrainConfig
+from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.sampling import sample
+from ddpm_unet.inference.pipeline import read_pipeline
+from ddpm_unet.inference.tiles import predict_tiles
+
+
+@dataclass
+class Curve:
+    """Samples at each size.
+
+    Args:
+        sizes: As the axis shows them.
+        work: 10^9 operations at each size, to which theory says that time is proportional.
+        samples: Seconds, a list for each size.
+        rates: FLOP/s of matrix products around each sample.
+    """
+
+    sizes: list[float]
+    work: list[float]
+    samples: list[list[float]]
+    rates: list[list[float]]
+
+
+def sampling_images(effort: Effort) -> Curve:
+    """A step of the histology model with more and more pictures."""
+    return _sampling(effort, [(images, 64) for images in (1, 2, 4, 8, 16, 32)], lambda n, s: n)
+
+
+def sampling_resolution(effort: Effort) -> Curve:
+    """A step of the histology model for one picture of more and more pixels."""
+    sides = (16, 32, 48, 64, 96, 128, 192, 256)
+    return _sampling(effort, [(1, side) for side in sides], lambda n, s: s * s)
+
+
+def _sampling(
+    effort: Effort, jobs: list[tuple[int, int]], size: Callable[[int, int], float]
+) -> Curve:
+    unet, diffusion = read_pipeline(HISTOLOGY)
+    scheduler = make_scheduler("ddpm", diffusion)
+    steps = 4
+
+    def draw(images: int, side: int) -> None:
+        shape = (unet.config.in_channels, side, side)
+        sample(unet, scheduler, shape, seed=0, indices=range(images), steps=steps)
+
+    sides = {str(job): partial(draw, *job) for job in jobs}
+    timer = Timer(effort).alternate(sides)
+    work = [n * gflop(unet, *pictures(unet.config, 1, side)) for n, side in jobs]
+    samples = [[s / steps for s in timer.samples[name]] for name in sides]
+    return Curve([size(*job) for job in jobs], work, samples, [timer.rates[name] for name in sides])
+
+
+def training_batch(effort: Effort) -> Curve:
+    """A training step of a DDPM-CIFAR network of half the width, with larger and larger batches."""
+    batches = (1, 2, 4, 8, 16, 32)
+    return _training(effort, [(64, batch) for batch in batches], lambda parameters, batch: batch)
+
+
+def training_parameters(effort: Effort) -> Curve:
+    """A training step, batch 4, of wider and wider DDPM-CIFAR networks."""
+    widths = (32, 64, 96, 128)
+    return _training(effort, [(width, 4) for width in widths], lambda parameters, batch: parameters)
+
+
+def _training(
+    effort: Effort, jobs: list[tuple[int, int]], size: Callable[[int, int], float]
+) -> Curve:
+    curve = Curve([], [], [], [])
+    share = replace(effort, seconds=effort.seconds / len(jobs))
+    for width, batch in jobs:
+        widths = tuple(width * c // 128 for c in cifar().block_out_channels)
+        model = replace(cifar(), block_out_channels=widths)
+        with job_settings(model, TrainConfig(batch_size=batch)) as config:
+            job = TimedJob(config, Timer(share), {})
+            network = job.build_model()
+            timer = run_rounds(job)
+        parameters = sum(p.numel() for p in network.parameters())
+        curve.sizes.append(size(parameters, batch))
+        curve.work.append(batch * gflop(network, *pictures(model, 1), backward=True))
+        curve.samples.append(timer.samples[OURS])
+        curve.rates.append(timer.rates[OURS])
+    return curve
+
+
+def tiles_area(effort: Effort) -> Curve:
+    """Overlap-tile of larger and larger pictures, by our default tiles."""
+    network = milesial(16)
+    sizes = (128, 256, 512, 1024, 2048) if effort.quick else (128, 256, 512, 1024, 2048, 4096)
+    images = {str(size): torch.zeros(1, size, size).uniform_() for size in sizes}
+    timer = Timer(effort).alternate(
+        {name: partial(predict_tiles, network, image) for name, image in images.items()}
+    )
+    pixel = gflop(network, torch.zeros(1, 1, 512, 512)) / 512**2
+    return Curve(
+        [size**2 for size in sizes],
+        [pixel * size**2 for size in sizes],
+        [timer.samples[name] for name in images],
+        [timer.rates[name] for name in images],
+    )
+
+
+CURVES: dict[str, Callable[[Effort], Any]] = {
+    "sampling_images": sampling_images,
+    "sampling_resolution": sampling_resolution,
+    "training_batch": training_batch,
+    "training_parameters": training_parameters,
+    "tiles_area": tiles_area,
+    "processes": scaling,
+}
+
+
+def measure_growth(names: list[str], effort: Effort, results: Results) -> None:
+    """Measure curves; each is in the file when it is done."""
+    at = circumstances(effort)
+    for name in names:
+        print(f"{name} ...", flush=True)
+        results.add_growth(name, vars(CURVES[name](effort)), at)

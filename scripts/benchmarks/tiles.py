@@ -1,0 +1,110 @@
+"""Rows of segmentation: pictures larger than a network's input, and plain forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.networks import difference, gflop, milesial, randomised
+from benchmarks.rows import MONAI, OURS, SMP, Measured, installed
+from benchmarks.timing import Effort, Timer
+from ddpm_unet.inference.tiles import Tiling, plan_axis, predict_tiles
+
+WIDTH = 16
+"""Channels at the finest level: a quarter of the usual 64, a sixteenth of the work."""
+
+
+def overlap_tiles(effort: Effort, size: int) -> Measured:
+    """A large picture by our defaults, and by MONAI's in tiles of 256 that share a quarter."""
+    size = 768 if effort.quick else size
+    network = milesial(WIDTH)
+    image = torch.randn(1, size, size, generator=torch.Generator().manual_seed(0))
+    tiling = Tiling()
+    sides: dict[str, Callable[[], Tensor]] = {OURS: lambda: predict_tiles(network, image, tiling)}
+    notes = [
+        f"{size} x {size} pixels, {WIDTH} channels at the finest level; ours in tiles of at most "
+        f"{tiling.tile} with a margin of {tiling.margin}: {recomputed(size, tiling):.2f} times the "
+        f"pixels are computed, in tiles of 256 {recomputed(size, Tiling(tile=256)):.2f} times"
+    ]
+    if installed(MONAI):
+        sides[MONAI] = lambda: sliding_window(network, image, 256)
+        computed = {roi: window_pixels(image, roi) / size**2 for roi in (256, 544)}
+        notes += [
+            f"{MONAI}: sliding_window_inference, overlap 0.25, Gaussian weights, 4 tiles at a "
+            f"time (as ours): {computed[256]:.2f} times the pixels in tiles of 256, "
+            f"{computed[544]:.2f} times in tiles of 544"
+        ]
+    if not effort.quick:
+        small = Tiling(tile=256)
+        sides[f"{OURS}, tiles of 256"] = lambda: predict_tiles(network, image, small)
+        if installed(MONAI):
+            sides[f"{MONAI}, tiles of 544"] = lambda: sliding_window(network, image, 544)
+    with torch.inference_mode():
+        whole = network(image[None])[0]
+        apart = {side: difference(run(), whole) for side, run in sides.items()}
+        timer = Timer(effort).alternate(sides)
+    notes += [
+        "difference: to one pass over the whole picture (tiles see zeros beyond their borders, so "
+        f"no tiling equals it); ours {apart.pop(OURS):.1e}"
+    ]
+    work = gflop(network, image[None])
+    return Measured.timed(timer, gflop=dict.fromkeys(sides, work), differences=apart, notes=notes)
+
+
+def sliding_window(network: Any, image: Tensor, roi: int) -> Tensor:
+    """MONAI's overlap-tile."""
+    from monai.inferers import sliding_window_inference
+
+    output: Any = sliding_window_inference(
+        image[None], (roi, roi), 4, network, overlap=0.25, mode="gaussian"
+    )
+    return output[0]
+
+
+def recomputed(size: int, tiling: Tiling) -> float:
+    """Pixels that the network sees, as a multiple of the picture's."""
+    assert isinstance(tiling.tile, int)
+    axis = plan_axis(size, tiling.tile, tiling)
+    return (len(axis.starts) * axis.tile / size) ** 2
+
+
+def window_pixels(image: Tensor, roi: int) -> int:
+    """Pixels that MONAI gives to the network."""
+    seen = []
+
+    def watch(tiles: Tensor) -> Tensor:
+        seen.append(tiles.numel())
+        return tiles
+
+    sliding_window(watch, image, roi)
+    return sum(seen)
+
+
+def segmentation_forward(effort: Effort) -> Measured:
+    """One grey picture through networks that are in use for segmentation, for orientation."""
+    size = 256 if effort.quick else 512
+    networks = {OURS: milesial(64)}
+    if installed(SMP):
+        from segmentation_models_pytorch import Unet
+
+        networks[SMP] = Unet("resnet34", encoder_weights=None, in_channels=1, classes=2)
+    if installed(MONAI):
+        from monai.networks.nets import BasicUNet
+
+        networks[MONAI] = BasicUNet(spatial_dims=2, in_channels=1, out_channels=2)
+    x = torch.randn(1, 1, size, size, generator=torch.Generator().manual_seed(0))
+    sides = {name: partial(randomised(network).eval(), x) for name, network in networks.items()}
+    with torch.inference_mode():
+        timer = Timer(effort).alternate(sides)
+    return Measured.timed(
+        timer,
+        gflop={name: gflop(network, x) for name, network in networks.items()},
+        notes=[
+            f"{size} x {size}, batch 1; three different networks (milesial's, Unet with resnet34, "
+            "BasicUNet), so the ratio is of time per FLOP; no outputs to compare"
+        ],
+    )

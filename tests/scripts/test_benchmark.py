@@ -1,0 +1,302 @@
+"""scripts/benchmark.py: fair turns, right arithmetic, and a page of whatever was measured."""
+
+import json
+import sys
+from dataclasses import replace
+
+import benchmark
+import numpy as np
+import pytest
+import torch
+from benchmarks import gpu, growth_plots, inputs, memory, networks, sampling, tiles
+from benchmarks.page import page
+from benchmarks.rows import DIFFUSERS, MONAI, OURS, Goal, Measured, Results, Row
+from benchmarks.timing import Effort, Timer, quotients, spread
+
+from ddpm_unet.config import UNetConfig
+
+ONCE = Effort(quick=True, seconds=0, least=1, most=1, warm_up=0)
+TINY = UNetConfig(
+    sample_size=8,
+    block_out_channels=(8, 16),
+    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    layers_per_block=1,
+    norm_num_groups=4,
+)
+AT = {
+    "date": "2026-01-02",
+    "quick": False,
+    "cpu": "a CPU",
+    "processors": 2,
+    "vectors": "AVX2",
+    "memory_gb": 16,
+    "threads": 2,
+    "gpu": None,
+    "matrix_gflops": {"1": 100.0, "2": 110.0},
+    "versions": {"torch": "2.99"},
+}
+
+
+class Machine:
+    """A clock that moves when work is done, slower in every round."""
+
+    def __init__(self, slower=1.0):
+        self.now, self.slowness, self.slower, self.calls = 0.0, 1.0, slower, []
+
+    def work(self, name, seconds):
+        def run():
+            self.calls.append(name)
+            self.now += seconds * self.slowness
+            if name == "b":
+                self.slowness *= self.slower
+
+        return run
+
+    def timer(self, effort):
+        return Timer(effort, clock=lambda: self.now, rate=lambda: 100 / self.slowness)
+
+
+def test_sides_take_turns_and_the_warm_up_does_not_count():
+    machine = Machine()
+    timer = machine.timer(Effort(seconds=1e9, least=1, most=3, warm_up=2))
+    timer.alternate({"a": machine.work("a", 1.0), "b": machine.work("b", 3.0)})
+    assert machine.calls == ["a", "b"] * 5
+    assert timer.samples == {"a": [1.0] * 3, "b": [3.0] * 3}
+    assert timer.rates == {"a": [100.0] * 3, "b": [100.0] * 3}
+
+
+def test_a_slowing_machine_moves_no_ratio():
+    machine = Machine(slower=1.5)
+    timer = machine.timer(Effort(seconds=1e9, least=1, most=9))
+    timer.alternate({"a": machine.work("a", 1.0), "b": machine.work("b", 3.0)})
+    assert timer.samples["a"][-1] > 20 * timer.samples["a"][0]
+    assert quotients(timer.samples["b"], timer.samples["a"]) == pytest.approx((3, 3, 3))
+    done = [1.0 / s / r for s, r in zip(timer.samples["a"], timer.rates["a"], strict=True)]
+    assert done == pytest.approx([0.01] * 9)
+
+
+@pytest.mark.parametrize(("least", "seconds", "rounds"), [(2, 0, 2), (2, 30, 4), (2, 1e9, 6)])
+def test_rounds_end_in_time(least, seconds, rounds):
+    machine = Machine()
+    timer = machine.timer(Effort(seconds=seconds, least=least, most=6))
+    timer.alternate({"a": machine.work("a", 10.0)})
+    assert len(timer.samples["a"]) == rounds
+
+
+def test_spread_is_median_and_quartiles():
+    assert spread([7.0]) == (7, 7, 7)
+    values = [3.0, 1.0, 4.0, 1.5, 9.0]
+    assert spread(values) == pytest.approx(np.quantile(values, [0.25, 0.5, 0.75]))
+
+
+@pytest.fixture
+def results(tmp_path):
+    return Results(tmp_path / "docs" / "benchmarks.json")
+
+
+def row(peers, **options):
+    return Row("a row", "ms", peers, lambda effort: pytest.fail("measured"), **options)
+
+
+def cells(text):
+    """The lines of the first table without its head."""
+    lines = [line for line in text.splitlines() if line.startswith("| a row") or "|  |  |" in line]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_page_of_a_row(results):
+    measured = Measured(
+        {OURS: [0.02, 0.04, 0.02], DIFFUSERS: [0.05, 0.10, 0.03], "other": [0.04, 0.04, 0.04]},
+        rates={OURS: [1e12] * 3, DIFFUSERS: [1e12] * 3},
+        per=2,
+        gflop={OURS: 5.0, DIFFUSERS: 5.0, "other": 10.0},
+        differences={DIFFUSERS: 1.234e-6},
+        notes=["something", "more"],
+    )
+    results.add("x", measured, AT)
+    rows = {"x": row({DIFFUSERS: Goal(1.5, 3.0), MONAI: Goal(1.1, 2.0)})}
+    first, second, third = cells(page(results, rows))[:3]
+    assert first[:5] == ["a row", "5", "10 ms", DIFFUSERS, "25 ms"]
+    assert first[5] == "2.50x (2.00 to 2.50)"
+    assert first[6] == "1.5x / 3x: reached"
+    assert first[7:] == ["50 %, 20 %", "1.2e-06"]
+    assert second[3:5] == [MONAI, "not installed"]
+    assert second[6] == "1.1x / 2x"
+    assert third[3] == "other"
+    assert third[5].startswith("1.00x")  # half as fast, for twice the work
+    text = page(results, rows)
+    assert "- a row: something; more." in text
+    assert "2026-01-02, a CPU, 2 processors (AVX2), 2 threads used, 16 GB, torch 2.99" in text
+
+
+def test_rows_of_memory_and_of_a_limit(results):
+    results.add("m", Measured({OURS: [800.0], DIFFUSERS: [1000.0]}), AT)
+    results.add("s", Measured({OURS: [1.5]}), AT)
+    rows = {
+        "m": replace(row({DIFFUSERS: Goal(1.0, 0.8)}, smaller=True), unit="MB"),
+        "s": replace(row({}, within=Goal(2.0, 0.5)), unit="s"),
+    }
+    text = page(results, rows)
+    assert (
+        "| 800 MB | diffusers | 1,000 MB | 0.80x (0.80 to 0.80) | 1x / 0.8x: aim reached |" in text
+    )
+    assert "| 1.5 s |  |  |  | 2 s / 0.5 s: reached |" in text
+
+
+def test_what_was_not_measured_is_said(results):
+    rows = {"x": row({DIFFUSERS: None}), "g": row({DIFFUSERS: None}, device="cuda")}
+    text = page(results, rows)
+    assert "| a row |  | not measured: not yet |" in text
+    assert "| a row |  | not measured: no GPU yet |" in text
+    assert "--growth" in text.split("## Growth")[1]
+
+
+def test_one_row_alone_from_end_to_end(tmp_path, monkeypatch, capsys):
+    kept = Results(tmp_path / "benchmarks.json")
+    kept.add("help", Measured({OURS: [0.123456789]}), AT)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    arguments = ["--quick", "--only", "loop", "--device", "cpu", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
+    benchmark.main()
+    written = json.loads((tmp_path / "benchmarks.json").read_text())["rows"]
+    assert written["help"]["samples"] == {OURS: [0.12346]}
+    loop = written["loop"]
+    assert len(loop["samples"][OURS]) == len(loop["samples"][DIFFUSERS]) >= 2
+    assert loop["differences"][DIFFUSERS] < 1e-4
+    assert loop["circumstances"]["quick"]
+    text = (tmp_path / "benchmarks.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "| DDPM loop without a network, a step |  |" in text
+
+
+def test_unknown_rows_are_refused(monkeypatch):
+    with pytest.raises(benchmark.UserError, match="--only nothing: no such row; known are a, b"):
+        benchmark.chosen(["nothing"], ["a", "b"])
+
+
+def test_goals_are_of_peers_that_the_rows_measure():
+    rows = benchmark.catalogue()
+    assert {r.device for r in rows.values()} == {"cpu", "cuda"}
+    for r in rows.values():
+        assert all(goal is None or goal.least > 0 for goal in r.peers.values())
+        assert r.peers or r.within
+
+
+def test_work_of_the_cifar_network():
+    with torch.device("meta"):
+        unet = networks.UNet(networks.cifar())
+    inputs = networks.pictures(unet.config, 3)
+    assert networks.gflop(unet, *inputs) == pytest.approx(12.44, rel=0.01)
+    assert networks.gflop(unet, *inputs, backward=True) == pytest.approx(37.4, rel=0.01)
+    assert sum(p.numel() for p in unet.parameters()) == 35_746_307
+    assert sum(p.numel() for p in networks.UNet(networks.SMALL).parameters()) == 164_563
+
+
+def test_differences_see_what_differs():
+    ours = networks.random_unet(TINY)
+    theirs = networks.diffusers_twin(ours)
+    x, t = networks.pictures(TINY, 2)
+    for network in (ours, theirs):
+        output = network(x, t)
+        getattr(output, "sample", output).square().mean().backward()
+    assert networks.gradient_difference(ours, theirs) < 1e-5
+    theirs.conv_in.weight.grad.mul_(1.5)
+    assert networks.gradient_difference(ours, theirs) > 1e-3
+    with torch.no_grad():
+        assert networks.difference(ours(x, t), theirs(x, t).sample) < 1e-5
+        theirs.conv_out.bias.add_(0.1)
+        assert networks.difference(ours(x, t), theirs(x, t).sample) > 1e-3
+
+
+def test_sampling_end_to_end_draws_the_same_pictures():
+    unet = networks.random_unet(TINY)
+    measured = sampling.end_to_end(ONCE, unet, sampling.DiffusionConfig(), images=2, steps=5)
+    assert measured.differences[DIFFUSERS] < 1e-4
+    assert measured.per == 5
+    single = networks.gflop(unet, *networks.pictures(TINY, 1))
+    assert measured.gflop[OURS] == pytest.approx(2 * single)
+
+
+def test_gpu_rows_on_a_cpu():
+    here = gpu.Device("cpu", compiled=False)
+    measured = gpu.training(Effort(seconds=0, least=2, most=2), here, TINY, 3, 2)
+    assert {side: len(values) for side, values in measured.samples.items()} == {
+        OURS: 2, DIFFUSERS: 2, gpu.COMPILED: 2
+    }  # fmt: skip
+    assert measured.rates == {}  # the peak of a CPU is not known
+    measured = gpu.sampling(ONCE, here, TINY, batch=2, steps=3)
+    assert measured.per == 6
+    attending = UNetConfig(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=2,
+        cross_attention_dim=10,
+    )
+    measured = gpu.forward(ONCE, here, attending, batch=2)
+    assert max(measured.differences.values()) < 0.1  # bfloat16
+
+
+def test_reading_pictures_gives_the_same_pixels(monkeypatch):
+    monkeypatch.setattr(inputs, "BATCH", 256)
+    measured = inputs.packed_pictures(ONCE)
+    assert measured.differences[inputs.TORCHVISION] < 1e-6
+    assert measured.per == 1024
+
+
+def test_recomputed_pixels():
+    assert tiles.recomputed(2048, tiles.Tiling(tile=256)) == pytest.approx((11 * 256 / 2048) ** 2)
+    assert tiles.recomputed(256, tiles.Tiling()) == pytest.approx((288 / 256) ** 2)
+
+
+def test_peak_memory_is_that_of_the_past():
+    before = memory.resident("VmRSS")
+    del_me = np.ones(40_000_000)
+    del del_me
+    assert memory.resident("VmHWM") > before + 250
+
+
+def curve(seconds, rates=None):
+    sizes = [1, 2, 4, 8]
+    rates = rates or [1.0] * 4
+    return {
+        "sizes": sizes,
+        "work": sizes,
+        "samples": [[s / r] for s, r in zip(seconds, rates, strict=True)],
+        "rates": [[r] for r in rates],
+        "circumstances": AT,
+    }
+
+
+def test_growth_tells_where_a_line_bends(tmp_path):
+    look = growth_plots.LOOKS["sampling_images"]
+    text = growth_plots.told(look, curve([3, 4, 6, 20]))
+    assert "1: 3 s (2.00 times), 2: 4 s (1.33 times), 4: 6 s (1.00 times), 8: 20 s (1.67" in text
+    assert "Above the line up to 2 (at 1 by 1.5e+03 ms)" in text
+    assert "again from 8" in text
+    assert "Straight over the whole range" in growth_plots.told(look, curve([1.1, 2, 4, 8.5]))
+
+
+def test_growth_counts_by_what_the_machine_could_do():
+    busy = curve([1, 2, 4, 8], rates=[1.0, 0.25, 2.0, 1.0])
+    assert growth_plots.steadied(busy) == [1, 2, 4, 8]
+    assert growth_plots.theory(busy) == [1, 2, 4, 8]
+
+
+def test_growth_plots_and_page(tmp_path, results):
+    cases = {"1 process, 1 thread": [10.0, 12.0, 11.0], "2 processes, 1 thread each": [13.2]}
+    results.add_growth("tiles_area", curve([1, 2, 4, 8]), {**AT})
+    results.add_growth("processes", {"training": cases, "sampling": cases}, AT)
+    growth_plots.plot_growth(results.growth, tmp_path)
+    assert (tmp_path / "growth_tiles_area.png").stat().st_size > 10_000
+    text = page(results, {})
+    assert "![Overlap-tile" in text
+    assert "| 2 processes, 1 thread each | 13.2 (1.20x) | 13.2 (1.20x) |" in text
+    assert "100 GFLOP/s on 1 thread, 110 GFLOP/s on 2 threads, 1.10 times: its two" in text
