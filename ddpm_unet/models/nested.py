@@ -15,7 +15,6 @@ from ddpm_unet.models.layers.classic import (
     Up,
     corner,
     layer,
-    linear_mode,
     pool,
     widths,
 )
@@ -64,54 +63,73 @@ class NestedDecoder(Recomputing):
 class FullScaleDecoder(Recomputing):
     """U-Net 3+: every level of the decoder joins activations of all levels.
 
-    Huang 2020 (arXiv 2004.08790), section 2.1: a level takes the encoder's activations of its own
-    and of finer levels, pooled, and the decoder's of coarser levels, interpolated; each passes a
-    3x3 convolution to `base_width` channels, and all of them together one more. Under deep
-    supervision every level gives scores, interpolated to full size. The classification that the
-    paper lets guide them is not here.
+    Huang 2020 (arXiv 2004.08790), section 2.1. Under deep supervision every level gives scores,
+    interpolated to full size. The classification that the paper lets guide them is not here.
+
+    Args:
+        config: The architecture.
+        encoded: Channels of the encoder's activations.
     """
 
     def __init__(self, config: ClassicConfig, encoded: Sequence[int]) -> None:
         super().__init__()
-        depth, base = config.depth, config.base_width
-        joined = depth * base
-        self.mode = linear_mode(config)
-        self.levels = nn.ModuleList()
-        for level in range(depth - 1):
-            inputs = [*encoded[: level + 1], *[joined] * (depth - level - 2), encoded[-1]]
-            branches = [ConvBlock(config, channels, base) for channels in inputs]
-            self.levels.append(nn.ModuleList([*branches, ConvBlock(config, joined, joined)]))
-        heads = [joined] * (depth - 1) + [encoded[-1]]
+        joined = config.depth * config.base_width
+        decoded = [joined] * (config.depth - 1) + [encoded[-1]]
+        self.levels = nn.ModuleList(
+            FullScaleLevel(config, level, [*encoded[: level + 1], *decoded[level + 1 :]])
+            for level in range(config.depth - 1)
+        )
         self.heads = nn.ModuleList(
             layer(config, "Conv")(width, scores(config), 3, padding=1)
-            for width in (heads if config.deep_supervision else heads[:1])
+            for width in (decoded if config.deep_supervision else decoded[:1])
         )
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """`[B, encoded[i], ~H / 2^i, ~W / 2^i]` to `[B, scores, H, W]`."""
         decoded = list(features)
-        for level, blocks in reversed(list(enumerate(self.levels))):
-            *branches, join = blocks.children()
-            size = features[level].shape[2:]
-            parts = [
-                self.run(
-                    branch,
-                    pool(features[other], 2 ** (level - other))
-                    if other < level
-                    else self._enlarge(decoded[other], other - level, size),
-                )
-                for other, branch in enumerate(branches)
-            ]
-            decoded[level] = self.run(join, torch.cat(parts, dim=1))
+        for number, level in reversed(list(enumerate(self.levels))):
+            decoded[number] = self.run(level, *features[: number + 1], *decoded[number + 1 :])
         size = features[0].shape[2:]
         counted = self.heads if self.training else self.heads[:1]
         return [
-            self._enlarge(head(x), level, size)
-            for level, (head, x) in enumerate(zip(counted, decoded, strict=False))
+            _enlarge(head(x), number, size)
+            for number, (head, x) in enumerate(zip(counted, decoded, strict=False))
         ]
 
-    def _enlarge(self, x: Tensor, levels: int, size: Sequence[int]) -> Tensor:
-        """Interpolate to `2^levels` times the size, pixel centres aligned, and cut to `size`."""
-        if levels:
-            x = F.interpolate(x, scale_factor=2**levels, mode=self.mode, align_corners=False)
-        return corner(x, size)
+
+class FullScaleLevel(nn.Module):
+    """A level of U-Net 3+: a 3x3 convolution of each level's activations, and one of them all.
+
+    Args:
+        config: The architecture; a level contributes `base_width` channels.
+        level: Its number, 0 is the finest.
+        channels: Of every level's activations.
+    """
+
+    def __init__(self, config: ClassicConfig, level: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.level = level
+        self.branches = nn.ModuleList(ConvBlock(config, n, config.base_width) for n in channels)
+        joined = len(channels) * config.base_width
+        self.join = ConvBlock(config, joined, joined)
+
+    def forward(self, *activations: Tensor) -> Tensor:
+        """Of all levels, `[B, channels[i], ~H / 2^i, ~W / 2^i]`, to this one's."""
+        size = activations[self.level].shape[2:]
+        parts = [
+            branch(
+                pool(x, 2 ** (self.level - number))
+                if number < self.level
+                else _enlarge(x, number - self.level, size)
+            )
+            for number, (branch, x) in enumerate(zip(self.branches, activations, strict=True))
+        ]
+        return self.join(torch.cat(parts, dim=1))
+
+
+def _enlarge(x: Tensor, levels: int, size: Sequence[int]) -> Tensor:
+    """Interpolate to `2^levels` times the size, pixel centres aligned, and cut to `size`."""
+    if levels:
+        mode = "bilinear" if x.dim() == 4 else "trilinear"
+        x = F.interpolate(x, scale_factor=2**levels, mode=mode, align_corners=False)
+    return corner(x, size)

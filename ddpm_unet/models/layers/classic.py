@@ -76,7 +76,7 @@ class Interpolate(nn.Module):
 
     def __init__(self, config: ClassicConfig) -> None:
         super().__init__()
-        self.mode = linear_mode(config)
+        self.mode = "bilinear" if config.dims == 2 else "trilinear"
         self.same = config.padding == "same"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,11 +88,6 @@ class Interpolate(nn.Module):
 def layer(config: ClassicConfig, kind: str) -> Callable[..., nn.Module]:
     """`torch.nn`'s 2-D or 3-D layer: "Conv" -> `nn.Conv2d` or `nn.Conv3d`."""
     return getattr(nn, f"{kind}{config.dims}d")
-
-
-def linear_mode(config: ClassicConfig) -> str:
-    """The name of linear interpolation in 2-D or 3-D."""
-    return "bilinear" if config.dims == 2 else "trilinear"
 
 
 def widths(config: ClassicConfig) -> list[int]:
