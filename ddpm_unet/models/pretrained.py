@@ -180,14 +180,22 @@ def read_weights(folder: str | PathLike[str]) -> dict[str, Tensor]:
         raise UserError(f"{folder} has no {WEIGHTS}; copy it there")
     weights = {}
     for file in files:
-        try:
-            tensors = load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{file} is damaged or missing ({error}); copy it again") from error
-        for name, tensor in tensors.items():
+        for name, tensor in read_file(file).items():
             # A copy, as the file is mapped into memory and may be overwritten in place.
             weights[_new_name(name)] = tensor.to(torch.float32, copy=True)
     return weights
+
+
+def read_file(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, mapped into memory.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} is damaged or missing ({error}); copy it again") from error
 
 
 def write_weights(weights: Mapping[str, Tensor], folder: str | PathLike[str]) -> None:
@@ -201,14 +209,16 @@ def write_weights(weights: Mapping[str, Tensor], folder: str | PathLike[str]) ->
 
 
 def check_weights(
-    source: str | PathLike[str], expected: Mapping[str, Tensor], given: Mapping[str, Tensor]
+    source: str | PathLike[str],
+    expected: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    cure: str = "take the weights of this network",
 ) -> None:
     """Refuse weights that are not those of a network.
 
     Raises:
         UserError: Names `source` and the first tensor that is missing, superfluous or ill-shaped.
     """
-    cure = "take the weights that belong to this configuration"
     for name, tensor in expected.items():
         if name not in given:
             raise UserError(f"{source}: tensor {name} is missing; {cure}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from os import PathLike
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.models import pretrained
+from ddpm_unet.config.foreign import ForeignConfig
+from ddpm_unet.models import foreign, pretrained
 from ddpm_unet.models.architecture import down_levels, mid_level, up_levels
 from ddpm_unet.models.blocks import Block, Conditions, DownBlock, MidBlock, UpBlock
 from ddpm_unet.models.checks import check
@@ -159,23 +161,32 @@ class UNet(nn.Module):
                 module.gradient_checkpointing = enabled
 
     @classmethod
-    def from_pretrained(cls, folder: str | PathLike[str]) -> UNet:
-        """Read a folder that `save_pretrained` wrote, ours or diffusers'; see `pretrained`.
+    def from_pretrained(
+        cls, source: str | PathLike[str], told: ForeignConfig | None = None
+    ) -> UNet:
+        """Read a folder that `save_pretrained` wrote, ours or diffusers', or a foreign file.
 
         Args:
-            folder: The model's folder, or a pipeline's with the model in `unet/`.
+            source: The model's folder, a pipeline's with the model in `unet/`, or a safetensors
+                file of another toolkit; see `pretrained` and `foreign`.
+            told: What the tensors of such a file do not say.
 
         Returns:
             The network in float32, on the CPU, in evaluation mode.
 
         Raises:
-            UserError: The folder has no such model; names the file, field or tensor at fault.
+            UserError: There is no such model; names the file, field or tensor at fault.
         """
-        folder = pretrained.model_folder(folder)
+        if Path(source).is_file():
+            config, weights = foreign.read(source, told or ForeignConfig())
+            cure = "UNet, whose names these are, cannot hold this network"
+        else:
+            source = pretrained.model_folder(source)
+            config, weights = pretrained.read_config(source), pretrained.read_weights(source)
+            cure = "take the weights that belong to this configuration"
         with torch.device("meta"):
-            unet = cls(pretrained.read_config(folder))
-        weights = pretrained.read_weights(folder)
-        pretrained.check_weights(folder, unet.state_dict(), weights)
+            unet = cls(config)
+        pretrained.check_weights(source, unet.state_dict(), weights, cure)
         unet.load_state_dict(weights, assign=True)
         return unet.eval()
 

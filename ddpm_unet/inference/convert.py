@@ -1,0 +1,166 @@
+"""From a checkpoint of another toolkit to a folder of this one, which diffusers reads too.
+
+    python -m ddpm_unet.inference.convert FILE OUT --heads 4 --qkv_order heads_first
+    python -m ddpm_unet.inference.convert FILE OUT --heads 1 --size 64 --prediction_type epsilon ...
+
+The first writes the network alone, for `train_seg.py --init OUT`; the second, told of the noise
+too, a pipeline for `sample.py --model OUT`. What is missing is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddpm_unet.command_line import user_errors
+from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig
+from ddpm_unet.diffusion.schedule import betas
+from ddpm_unet.errors import UserError
+from ddpm_unet.inference.pipeline import write_pipeline
+from ddpm_unet.models import UNet, foreign
+from ddpm_unet.models.foreign.checkpoint import PeerNetwork
+from ddpm_unet.models.pretrained import read_file
+
+
+def convert(
+    file: Path, out: Path, told: ForeignConfig, process: ForeignProcessConfig
+) -> tuple[UNet, DiffusionConfig | None]:
+    """Write a network's folder or, if anything of the noise is told, a pipeline's.
+
+    Returns:
+        The network, and the forward process of the pipeline.
+
+    Raises:
+        UserError: The file cannot be read, something must be told, or `out` has files in it.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: has files in it; name a new folder")
+    unet = UNet.from_pretrained(file, told)
+    unet.config.sample_size = process.size
+    if process == ForeignProcessConfig():
+        unet.save_pretrained(out)
+        return unet, None
+    diffusion = forward_process(file, process)
+    write_pipeline(out, unet, diffusion)
+    return unet, diffusion
+
+
+def forward_process(file: Path, process: ForeignProcessConfig) -> DiffusionConfig:
+    """The forward process, from the file's `betas` if there are any, else as told.
+
+    Raises:
+        UserError: Something is not told, or is other than the file's betas say.
+    """
+    known = {key: value for key, value in asdict(process).items() if value is not None}
+    read = read_schedule(file)
+    needed = ["size", "prediction_type"]
+    if read is None:
+        needed += ["num_train_timesteps", "beta_schedule"]
+        needed += ["beta_start", "beta_end"] * (process.beta_schedule != "squaredcos_cap_v2")
+    missing = [f"--{name}" for name in needed if name not in known]
+    if missing:
+        raise UserError(
+            f"{file}: the tensors do not say everything that sampling needs; give also"
+            f" {', '.join(missing)}, or none of this for the network alone"
+        )
+    for name, value in (read or {}).items():
+        if known.setdefault(name, value) != value:
+            raise UserError(f"{file}: its betas have {name} {value}, not {known[name]}")
+    del known["size"]
+    return DiffusionConfig(**known)
+
+
+def read_schedule(file: Path) -> dict[str, Any] | None:
+    """The settings of the schedule whose betas lie in a file, None if there are none.
+
+    Raises:
+        UserError: They are of no schedule known here.
+    """
+    tensors = read_file(file)
+    held = next((tensors[n].double() for n in tensors if f".{n}".endswith(".betas")), None)
+    if held is None:
+        return None
+    steps, start, end = len(held), *(float(f"{end:.6g}") for end in (held[0], held[-1]))
+    for schedule in (
+        {"beta_schedule": "linear", "beta_start": start, "beta_end": end},
+        {"beta_schedule": "scaled_linear", "beta_start": start, "beta_end": end},
+        {"beta_schedule": "squaredcos_cap_v2"},
+    ):
+        settings: dict[str, Any] = {"num_train_timesteps": steps, **schedule}
+        if torch.allclose(betas(DiffusionConfig(**settings)), held, rtol=1e-4, atol=0):
+            return settings
+    raise UserError(f"{file}: its betas are of no known schedule; convert the network alone")
+
+
+@torch.no_grad()
+def largest_difference(unet: UNet, peer: PeerNetwork) -> tuple[float, float]:
+    """The largest difference of two networks on noise, and the largest output.
+
+    Args:
+        unet: Ours.
+        peer: The other toolkit's.
+    """
+    config = unet.config
+    generator = torch.Generator().manual_seed(0)
+    side = 2 ** len(config.block_out_channels)
+    x = torch.randn(2, config.in_channels, *[side] * config.dims, generator=generator)
+    t = torch.tensor([10.0, 900.0])
+    context = labels = None
+    if isinstance(config.cross_attention_dim, int):
+        context = torch.randn(2, 3, config.cross_attention_dim, generator=generator)
+    if config.num_class_embeds:
+        labels = torch.tensor([0, config.num_class_embeds - 1])
+    ours, theirs = unet(x, t, context, labels), peer(x, t, context, labels)
+    return (ours - theirs).abs().max().item(), theirs.abs().max().item()
+
+
+def report(
+    file: Path, out: Path, told: ForeignConfig, process: ForeignProcessConfig
+) -> Iterator[str]:
+    """Convert, compare with the other toolkit, and say in lines what was done."""
+    unet, diffusion = convert(file, out, told, process)
+    config = unet.config
+    kind, given = foreign.recognise(file, told)
+    size = sum(p.numel() for p in unet.parameters())
+    yield (
+        f"{kind.NAME}: {config.in_channels} to {config.out_channels} channels, levels of"
+        f" {', '.join(map(str, config.block_out_channels))}, {size:,} parameters"
+    )
+    try:
+        difference, scale = largest_difference(unet, kind.peer(given, config))
+        yield f"largest difference to {kind.PEER}: {difference:.1e}, of outputs up to {scale:.2g}"
+    except ImportError as error:
+        yield f"not compared with {kind.PEER}: {error}"
+    what = "the network alone, as nothing was told of the noise"
+    if diffusion:
+        what = (
+            f"a pipeline: {diffusion.num_train_timesteps} steps of {diffusion.beta_schedule} noise,"
+            f" {diffusion.prediction_type} predicted"
+        )
+    yield f"written: {out}, {what}"
+
+
+def main() -> None:
+    """Convert the checkpoint that the command line names."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(description=main.__doc__)
+    parser.add_argument("file", type=Path, help="safetensors file")
+    parser.add_argument("out", type=Path, help="folder written to")
+    parser.add_class_arguments(ForeignConfig)
+    parser.add_class_arguments(ForeignProcessConfig)
+    given = parser.parse_args()
+    told = ForeignConfig(**{f.name: given[f.name] for f in fields(ForeignConfig)})
+    process = ForeignProcessConfig(**{f.name: given[f.name] for f in fields(ForeignProcessConfig)})
+    with user_errors():
+        for line in report(given.file, given.out, told, process):
+            print(line)
+
+
+if __name__ == "__main__":
+    main()

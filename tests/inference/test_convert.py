@@ -1,0 +1,160 @@
+"""The command that makes folders of other toolkits' checkpoints."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler
+from safetensors.torch import save_file
+
+from ddpm_unet.config import UNetConfig
+from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig
+from ddpm_unet.errors import UserError
+from ddpm_unet.inference import convert
+from ddpm_unet.inference.pipeline import read_pipeline
+from ddpm_unet.models import UNet
+
+TOLD = ForeignConfig(heads=1, norm_num_groups=4, norm_eps=1e-6)
+LINEAR: dict[str, Any] = {
+    "size": 8,
+    "prediction_type": "epsilon",
+    "num_train_timesteps": 100,
+    "beta_schedule": "linear",
+    "beta_start": 1e-3,
+    "beta_end": 0.1,
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A network of one level by MONAI's names."""
+    unet = UNet(
+        UNetConfig(
+            block_out_channels=(8,),
+            down_block_types=("DownBlock2D",),
+            up_block_types=("UpBlock2D",),
+            layers_per_block=1,
+            norm_num_groups=4,
+        )
+    )
+    torch.nn.init.normal_(unet.conv_out.weight)
+    names = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2.conv",
+        "conv_in": "conv_in.conv",
+        "mid_block.resnets.0": "middle_block.resnet_1",
+        "mid_block.resnets.1": "middle_block.resnet_2",
+        "mid_block.attentions.0": "middle_block.attention",
+        "group_norm": "norm",
+        ".to_": ".attn.to_",
+        "attn.to_out.0": "attn.out_proj",
+        "conv1": "conv1.conv",
+        "conv2": "conv2.conv",
+        "conv_shortcut": "skip_connection.conv",
+    }
+    weights = {}
+    for name, tensor in unet.state_dict().items():
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        weights[name] = tensor
+    save_file(weights, tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def test_the_network_alone(file: Path, tmp_path: Path) -> None:
+    unet, diffusion = convert.convert(file, tmp_path / "out", TOLD, ForeignProcessConfig())
+    assert diffusion is None
+    again = UNet.from_pretrained(tmp_path / "out")
+    x = torch.randn(1, 3, 8, 8)
+    assert torch.equal(unet(x, 5), again(x, 5))
+    with pytest.raises(UserError, match="has files in it; name a new folder"):
+        convert.convert(file, tmp_path / "out", TOLD, ForeignProcessConfig())
+
+
+def test_a_pipeline(file: Path, tmp_path: Path) -> None:
+    _, diffusion = convert.convert(file, tmp_path / "out", TOLD, ForeignProcessConfig(**LINEAR))
+    unet, read = read_pipeline(tmp_path / "out")
+    assert read == diffusion
+    assert (read.beta_end, read.num_train_timesteps, unet.config.sample_size) == (0.1, 100, 8)
+    theirs = DDPMPipeline.from_pretrained(tmp_path / "out")
+    assert theirs(batch_size=1, num_inference_steps=2, output_type="np").images.shape == (
+        1,
+        8,
+        8,
+        3,
+    )
+
+
+def test_all_that_is_not_told_of_the_noise_is_asked_for_at_once(file: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        convert.forward_process(file, ForeignProcessConfig(size=8))
+    for name in LINEAR:
+        assert (f"--{name}" in str(caught.value)) == (name != "size")
+    cosine = ForeignProcessConfig(
+        size=8,
+        prediction_type="sample",
+        num_train_timesteps=10,
+        beta_schedule="squaredcos_cap_v2",
+    )
+    assert convert.forward_process(file, cosine).beta_schedule == "squaredcos_cap_v2"
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_betas_in_the_file_say_the_schedule(schedule: str, tmp_path: Path) -> None:
+    """As diffusers computes them, in float32."""
+    file = tmp_path / "betas.safetensors"
+    theirs = DDPMScheduler(500, 0.00085, 0.012, schedule)
+    save_file({"model.betas": theirs.betas}, file)
+    told = ForeignProcessConfig(size=8, prediction_type="v_prediction")
+    found = convert.forward_process(file, told)
+    assert (found.beta_schedule, found.num_train_timesteps) == (schedule, 500)
+    if schedule != "squaredcos_cap_v2":
+        assert (found.beta_start, found.beta_end) == (0.00085, 0.012)
+    assert found.prediction_type == "v_prediction"
+    contrary = ForeignProcessConfig(size=8, prediction_type="epsilon", num_train_timesteps=1000)
+    with pytest.raises(UserError, match="its betas have num_train_timesteps 500, not 1000"):
+        convert.forward_process(file, contrary)
+
+
+def test_betas_of_another_schedule_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "betas.safetensors"
+    save_file({"betas": torch.sigmoid(torch.linspace(-6, 0, 50))}, file)
+    with pytest.raises(UserError, match="of no known schedule"):
+        convert.forward_process(file, ForeignProcessConfig(size=8))
+
+
+def test_the_command_says_what_it_did(
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told = ["--heads", "1", "--norm_num_groups", "4", "--norm_eps", "1e-6"]
+    monkeypatch.setattr(sys, "argv", ["convert", str(file), str(tmp_path / "out"), *told])
+    convert.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("MONAI: 3 to 3 channels, levels of 8, ")
+    assert lines[1].startswith(("largest difference to MONAI", "not compared with MONAI"))
+    assert lines[2].endswith("nothing was told of the noise")
+    monkeypatch.setattr(sys, "argv", ["convert", str(file), str(tmp_path / "other")])
+    with pytest.raises(SystemExit) as caught:
+        convert.main()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_largest_difference(file: Path) -> None:
+    unet = UNet.from_pretrained(file, TOLD)
+
+    def shifted(x: Any, t: Any, context: Any, labels: Any) -> torch.Tensor:
+        return unet(x, t) + 0.25 * (x > 1.5)
+
+    difference, largest = convert.largest_difference(unet, shifted)
+    assert difference == pytest.approx(0.25)
+    assert largest > 0.25
