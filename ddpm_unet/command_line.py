@@ -2,130 +2,209 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import errno
 import inspect
+import json
+import os
+import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
+from ddpm_unet.config.limits import check_limits
+from ddpm_unet.config.typed import wrong_type
+from ddpm_unet.config.yaml_file import read_yaml
 from ddpm_unet.errors import UserError
 
 Settings = TypeVar("Settings")
 MISMATCH = "operator torchvision::nms does not exist"
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+SECONDS_FOR_THE_MAIN_PROCESS = 2.0
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Print a UserError, or that torch and torchvision do not fit, and exit with status 2."""
+    """Print a UserError, and what else a person can mend, in one line; exit with status 2.
+
+    Of several processes the main one speaks first: launchers then end the others, which would
+    often say the same.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names of files may be in no encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
+        return
     except UserError as error:
         message = str(error)
-    except RuntimeError as error:
-        if MISMATCH not in str(error):
+    except (RuntimeError, MemoryError, OSError) as error:
+        known = _cause_outside(error)
+        if known is None:
             raise
-        message = (
-            f"{MISMATCH}: torch and torchvision are of different builds; "
-            "pip install --force-reinstall torch torchvision"
-        )
-    else:
-        return
+        message = known
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
+def _cause_outside(error: Exception) -> str | None:
+    """What to do about an error whose cause lies outside the program, None for others."""
+    text = " ".join(str(error).split())
+    if MISMATCH in text:
+        return (
+            f"{MISMATCH}: torch and torchvision are of different builds; "
+            "pip install --force-reinstall torch torchvision"
+        )
+    if isinstance(error, MemoryError) or re.search("can't allocate memory|out of memory", text):
+        return (
+            f"memory is exhausted ({text[:200]}); use smaller pictures, batches "
+            "(train.micro_batch, --batch_size) or a smaller network"
+        )
+    if isinstance(error, OSError) and error.errno in DISK:
+        return f"{error.filename or 'a file'}: could not be written ({error.strerror}); make room"
+    return None
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Python's, for scripts with flags of their own: bad ones are refused in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse, with the nearest flag in place of an unknown one.
+
+        Raises:
+            UserError: Always.
+        """
+        unknown = re.fullmatch(r"unrecognized arguments: (-\S*?)(=.*| .*)?", message)
+        if unknown:
+            known = (flag for action in self._actions for flag in action.option_strings)
+            _refuse_unknown([unknown[1]], set(known), "")
+        raise UserError(f"{message}; --help lists what there is")
+
+
+def whole(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """An argparse type: a whole number within limits."""
+
+    def convert(text: str) -> int:
+        if re.fullmatch(r"[+-]?\d{1,18}", text) and least <= int(text) <= most:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number between {least} and {most}")
+
+    return convert
+
+
 def read_settings(
-    kind: type[Settings], default_config: Path, arguments: Sequence[str] | None = None
+    kind: type[Settings], default_config: Path | None, arguments: Sequence[str] | None = None
 ) -> tuple[Settings, str]:
     """Settings from `--config FILE`, overridden by dotted flags.
 
     Args:
         kind: Dataclass of the settings.
-        default_config: Read when there is no `--config`.
+        default_config: Read when there is no `--config`; None for the settings' own defaults.
         arguments: Instead of the process's own.
 
     Returns:
-        The settings, and the name (without suffix) of the configuration file.
+        The settings, and the name (without suffix) of the configuration file, "" without one.
 
     Raises:
         UserError: An unknown key (with the nearest valid one), a value of the wrong type or out
-            of its choices, or a file that is missing or not YAML.
+            of its choices or limits, or a file that is missing or not YAML.
     """
     from argparse import ArgumentError
 
     from jsonargparse import ArgumentParser
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    names = dict(setting_names(kind))
     flags = [a[2:].split("=")[0] for a in arguments if a.startswith("--")]
-    if "config" not in flags:
-        arguments = ["--config", str(default_config), *arguments]
-    names = set(setting_names(kind))
-    _refuse_unknown(flags, names | {"config", "help", "print_config"}, "--")
-    file = Path(_value_of("--config", arguments))
-    _refuse_unknown(_yaml_keys(file), names, f"{file}: ")
+    _refuse_unknown(flags, {*names, "config", "help"}, "--")
+    file = _taken_out("--config", arguments) or default_config
+    # What the file says comes first, as flags, so that those of the command line win.
+    given = {} if file is None else dict(_leaves(read_yaml(Path(file)), names, f"{file}: "))
     parser = ArgumentParser(
         exit_on_error=False,
         description=f"{inspect.getdoc(kind)}".splitlines()[0],
     )
-    parser.add_argument(
-        "--config",
-        action="config",
-        help=f"YAML file of the settings below (default {default_config.name}).",
-    )
+    default = default_config.name if default_config else "none"
+    parser.add_argument("--config", help=f"YAML file of the settings below (default {default}).")
     parser.add_class_arguments(kind, nested_key=None)
     try:
-        chosen = parser.instantiate(parser.parse_args(arguments))
+        chosen = parser.instantiate(
+            parser.parse_args([*(f"--{n}={text}" for n, text in given.items()), *arguments])
+        )
     except ArgumentError as error:
-        raise UserError(" ".join(str(error).split())) from error
-    return kind(**{f.name: chosen[f.name] for f in fields(kind)}), file.stem  # type: ignore[arg-type]
+        found = re.match(r'Parser key "([\w.]+)"', str(error))
+        if not found or found[1] not in names:
+            text = " ".join(str(error).split())
+            raise UserError(f"{text[:300]}; --help lists all settings") from error
+        name, value = found[1], _flag_value(found[1], arguments)
+        where, value = (f"{file}: {name}", given[name]) if value is None else (f"--{name}", value)
+        raise UserError(wrong_type(where, value, names[name])) from error
+    settings = kind(**{f.name: chosen[f.name] for f in fields(kind)})  # type: ignore[arg-type]
+    check_limits(settings)
+    return settings, "" if file is None else Path(file).stem
 
 
-def setting_names(kind: type, prefix: str = "") -> Iterator[str]:
-    """Dotted names of every setting and group of settings of a dataclass."""
+def setting_names(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and type of every setting and group of settings of a dataclass."""
     for name, hint in get_type_hints(kind).items():
-        yield f"{prefix}{name}"
+        yield f"{prefix}{name}", hint
         if is_dataclass(hint):
             yield from setting_names(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
-def _value_of(flag: str, arguments: Sequence[str]) -> str:
-    for index, argument in enumerate(arguments):
-        if argument.startswith(f"{flag}="):
-            return argument.split("=", 1)[1]
-        if argument == flag:
-            if index + 1 == len(arguments):
-                raise UserError(f"{flag}: needs a value")
-            return arguments[index + 1]
-    raise KeyError(flag)
+def _taken_out(flag: str, arguments: list[str]) -> str | None:
+    """The value of a flag, which is taken out of the arguments together with it."""
+    places = [i for i, a in enumerate(arguments) if a == flag or a.startswith(f"{flag}=")]
+    if not places:
+        return None
+    if len(places) > 1:
+        raise UserError(f"{flag}: is given {len(places)} times; give one")
+    name, equals, value = arguments.pop(places[0]).partition("=")
+    if not equals and places[0] < len(arguments):
+        value = arguments.pop(places[0])
+    if not value or value.startswith("--"):
+        raise UserError(f"{name}: needs a value, a YAML file of settings")
+    return value
 
 
-def _yaml_keys(path: Path) -> list[str]:
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); give a YAML file of settings"
-        ) from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: holds no settings; write lines such as `seed: 0`")
-    return list(_keys(values))
+def _flag_value(name: str, arguments: Sequence[str]) -> str | None:
+    """The last value that the command line gives to a flag."""
+    found = None
+    for place, argument in enumerate(arguments):
+        if argument == f"--{name}":
+            found = " ".join(arguments[place + 1 : place + 2])
+        elif argument.startswith(f"--{name}="):
+            found = argument.split("=", 1)[1]
+    return found
 
 
-def _keys(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _leaves(
+    values: dict[Any, Any], names: dict[str, Any], where: str, prefix: str = ""
+) -> Iterator[tuple[str, str]]:
+    """Dotted name and text of every value of nested settings."""
     for key, value in values.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _keys(value, f"{prefix}{key}.")
+        name = f"{prefix}{key}"
+        _refuse_unknown([name], names, where)
+        if isinstance(value, dict) and (value or is_dataclass(names[name])):
+            yield from _leaves(value, names, where, f"{name}.")
+        elif is_dataclass(names[name]) or (
+            names[name] in (str, str | None) and not isinstance(value, str | None)
+        ):
+            raise UserError(wrong_type(f"{where}{name}", value, names[name]))
+        else:
+            yield name, value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _refuse_unknown(given: Iterable[str], known: set[str], where: str) -> None:
+def _refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    known = set(known)
     for name in given:
         if name in known:
             continue

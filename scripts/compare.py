@@ -1,21 +1,21 @@
 """Put generated images beside real ones: `python scripts/compare.py samples=generated`."""
 
-import argparse
+from argparse import Namespace
 from pathlib import Path
 
-from ddpm_unet.command_line import read_settings, user_errors
+from ddpm_unet.command_line import ArgumentParser, read_settings, user_errors, whole
 from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.errors import UserError
 
 DEFAULT = Path(__file__).parents[1] / "configs" / "histology64.yaml"
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def arguments() -> Namespace:
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("columns", nargs="+", help="title=folder that sample.py wrote")
     add("--config", type=Path, default=DEFAULT, help="whose data settings the real images follow")
-    add("--num_images", type=int, default=16, help="images per column (default 16)")
+    add("--num_images", type=whole(1, 64), default=16, help="images per column (default 16)")
     add("--out", type=Path, default=Path("compare.png"), help="PNG written (default compare.png)")
     return parser.parse_args()
 
@@ -26,17 +26,21 @@ def main() -> None:
     from ddpm_unet.data.sources import open_images
     from ddpm_unet.data.stream import Stream, to_model_range
     from ddpm_unet.evaluation.plots import read_pictures, save_side_by_side
+    from ddpm_unet.inference.writing import output_folder
 
     columns = []
     for column in args.columns:
         title, _, folder = column.partition("=")
-        if not Path(folder).is_dir():
+        if not folder or not Path(folder).is_dir():
             raise UserError(f"{column}: give title=folder, a folder that sample.py wrote")
         columns.append((title, read_pictures(Path(folder), args.num_images)))
     data = read_settings(DenoiseConfig, args.config, [])[0].data
     real = Stream(open_images(data), data, seed=0).__getitems__(range(args.num_images))
     columns.append(("real", to_model_range(real["image"])))
-    save_side_by_side(columns, args.out)
+    if args.out.is_dir():
+        raise UserError(f"{args.out}: is a folder; give the name of a PNG with --out")
+    with output_folder(args.out.parent):
+        save_side_by_side(columns, args.out)
     print(f"written: {args.out}")
 
 

@@ -1,16 +1,16 @@
 """Draw images from a trained denoiser: `python scripts/sample.py --steps 1000`."""
 
-import argparse
+from argparse import Namespace
 from pathlib import Path
 
-from ddpm_unet.command_line import user_errors
+from ddpm_unet.command_line import ArgumentParser, user_errors, whole
 from ddpm_unet.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "samples" / "histology64" / "model"
 
 
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def arguments() -> Namespace:
+    parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
     add("--steps", type=int, default=1000, help="denoising steps (default 1000)")
@@ -20,7 +20,7 @@ def arguments() -> argparse.Namespace:
     add("--size", type=int, nargs="+", help="height and width, pixels (default: as trained)")
     add("--class", dest="label", type=int, help="class of all images (default: all in turn)")
     add("--seed", type=int, default=0, help="image i is a function of (seed, i)")
-    add("--film", type=int, default=0, help="also a film strip of so many moments of denoising")
+    add("--film", type=whole(0), default=0, help="also a film strip of so many moments")
     add("--out", type=Path, default=Path("generated"), help="folder written to (default generated)")
     return parser.parse_args()
 
@@ -52,32 +52,32 @@ def main() -> None:
     conditions = of_class(args.label, classes, accelerator.device)
     scheduler = make_scheduler(args.sampler, diffusion)
     shape = image_shape(unet.config, args.size)
-    output_folder(args.out)
-    accelerator.print(
-        f"{args.num_images} images of {'x'.join(map(str, shape))} from {folder}, "
-        f"{args.steps} {args.sampler} steps, {accelerator.num_processes} process(es)"
-    )
-    film = FilmStrip(args.film) if args.film > 0 else None
-    for indices, images in generate(
-        unet,
-        scheduler,
-        shape,
-        args.num_images,
-        seed=args.seed,
-        steps=args.steps,
-        batch_size=args.batch_size,
-        accelerator=accelerator,
-        conditions=conditions,
-        progress=True,
-        callback=film,
-    ):
-        for index, picture in zip(indices, to_pictures(images), strict=True):
-            picture.save(args.out / f"{index:05d}.png")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        save_grid(read_pictures(args.out, args.num_images), args.out / "grid.png")
-        if film:
-            save_film(film.frames, args.out / "film.png")
+    with output_folder(args.out):
+        accelerator.print(
+            f"{args.num_images} images of {'x'.join(map(str, shape))} from {folder}, "
+            f"{args.steps} {args.sampler} steps, {accelerator.num_processes} process(es)"
+        )
+        film = FilmStrip(args.film) if args.film > 0 else None
+        for indices, images in generate(
+            unet,
+            scheduler,
+            shape,
+            args.num_images,
+            seed=args.seed,
+            steps=args.steps,
+            batch_size=args.batch_size,
+            accelerator=accelerator,
+            conditions=conditions,
+            progress=True,
+            callback=film,
+        ):
+            for index, picture in zip(indices, to_pictures(images), strict=True):
+                picture.save(args.out / f"{index:05d}.png")
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            save_grid(read_pictures(args.out, args.num_images), args.out / "grid.png")
+            if film:
+                save_film(film.frames, args.out / "film.png")
     accelerator.print(f"written: {args.out / 'grid.png'} and one file per image")
     accelerator.end_training()
 

@@ -8,17 +8,16 @@ from ddpm_unet.config import PredictConfig
 from ddpm_unet.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "samples" / "histology_nuclei" / "model"
-DEFAULT = PredictConfig()
 
 
 def arguments() -> Namespace:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("pictures", type=Path, nargs="+", help="pictures, TIFF stacks, or folders of them")
+    add("pictures", type=Path, nargs="+", help="pictures, stacks, NIfTI, or folders of them")
     add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
     add("--out", type=Path, default=Path("segmented"), help="folder written to (default segmented)")
-    add("--tile", type=int, default=DEFAULT.tile, help="side of the tiles that the network sees")
-    add("--overlap", type=int, default=DEFAULT.overlap, help="pixels that tiles share")
+    add("--tile", type=int, help="side of the tiles that the network sees (256, of volumes 96)")
+    add("--overlap", type=int, help="pixels that tiles share (default 32, of volumes 16)")
     add("--batch_size", type=whole(1), default=4, help="tiles at a time (default 4)")
     add("--levels", type=int, help="use so many of a U-Net++'s levels only: faster, less exact")
     add("--turns", action="store_true", help="average over flips and quarter turns, 8 x the work")
@@ -52,12 +51,14 @@ def main() -> None:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     model = load_segmentation_model(folder, args.levels).to(device)
     preparation = Preparation.read(folder, model)
+    dims = dimensions(model)
     segmenter = FileSegmenter(
         predict=class_probabilities(model, args.turns),
         prepare=preparation.pixels,
+        whole=preparation.whole,
         channels=preparation.channels,
         colors=class_colors(max(2, model.config.num_classes), model.config.class_colors),
-        dims=dimensions(model),
+        dims=dims,
         scale=preparation.scale,
         tiling=tiling(model, PredictConfig(args.tile, args.overlap)),
         batch_size=args.batch_size,
@@ -69,17 +70,17 @@ def main() -> None:
     for path in args.pictures:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
-        paths += [path / p for p in list_pictures(path)[0]] if path.is_dir() else [path]
+        paths += [path / p for p in list_pictures(path, dims)[0]] if path.is_dir() else [path]
     names = output_names(paths, args.out)
-    output_folder(args.out)
-    print(f"{len(paths)} picture(s) with {folder}")
-    for path, name in zip(tqdm(paths, "Segmenting"), names, strict=True):
-        with torch.inference_mode():
-            counts = segmenter.write(path, args.out, name)
-        shares = counts / max(1, counts.sum())
-        classes = model.config.class_names or [f"class {i}" for i in range(len(shares))]
-        found = ", ".join(f"{c} {s:.1%}" for c, s in zip(classes, shares, strict=True))
-        tqdm.write(f"{path.name}: {found}")
+    with output_folder(args.out):
+        print(f"{len(paths)} picture(s) with {folder}")
+        for path, name in zip(tqdm(paths, "Segmenting", disable=None), names, strict=True):
+            with torch.inference_mode():
+                counts = segmenter.write(path, args.out, name)
+            shares = counts / max(1, counts.sum())
+            classes = model.config.class_names or [f"class {i}" for i in range(len(shares))]
+            found = ", ".join(f"{c} {s:.1%}" for c, s in zip(classes, shares, strict=True))
+            tqdm.write(f"{path.name}: {found}")
     print(f"written: masks and overlays in {args.out}")
 
 

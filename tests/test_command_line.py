@@ -55,7 +55,7 @@ def test_bad_flags_are_named(config, arguments, message):
     [
         ("sed: 1", r"sed: no such setting; did you mean seed\?"),
         ("data:\n  siz: 4", r"data\.siz: no such setting; did you mean data\.size"),
-        ("train: [1", "is not YAML"),
+        ("train: [1", r"bad\.yaml: line 1: expected .*; mend the YAML"),
         ("- 1", "holds no settings"),
         ("train:\n  lr: fast", r"train\.lr"),
     ],

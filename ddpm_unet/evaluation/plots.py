@@ -12,6 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddpm_unet.data.pictures import read_picture
+from ddpm_unet.data.pixels import to_unit
+from ddpm_unet.errors import UserError
+
 
 def to_uint8(images: Tensor) -> np.ndarray:
     """`[B, C, H, W]` in [-1, 1] -> `uint8 [B, H, W, C]`, C one of 1, 3, 4 (others: the first)."""
@@ -28,10 +32,20 @@ def to_pictures(images: Tensor) -> list[Image.Image]:
 
 
 def read_pictures(folder: Path, count: int, most: int = 64) -> Tensor:
-    """The first of the pictures 00000.png ... of `folder`, `[B, C, H, W]` in [-1, 1]."""
+    """The first of the pictures 00000.png ... of `folder`, `[B, C, H, W]` in [-1, 1].
+
+    Raises:
+        UserError: One is missing, unreadable, or of another shape or depth than the first.
+    """
     files = [folder / f"{i:05d}.png" for i in range(min(count, most))]
-    arrays = [np.atleast_3d(np.asarray(Image.open(file))) for file in files]
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1
+    arrays = []
+    for file in files:
+        if not file.exists():
+            raise UserError(f"{file}: no such file; ask for fewer pictures, or make more")
+        arrays.append(read_picture(file))
+        if (arrays[-1].shape, arrays[-1].dtype) != (arrays[0].shape, arrays[0].dtype):
+            raise UserError(f"{file}: has not the shape and depth of {files[0].name}; remove one")
+    return torch.from_numpy(to_unit(np.stack(arrays))).permute(0, 3, 1, 2)
 
 
 def grid(images: Tensor, columns: int | None = None) -> Image.Image:
@@ -72,7 +86,7 @@ def save_side_by_side(columns: Sequence[tuple[str, Tensor]], path: Path) -> None
         axis.imshow(np.asarray(grid(images)), interpolation="nearest", cmap="gray")
         axis.set_title(title)
         axis.axis("off")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
     plt.close(figure)
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
 import tifffile
 from PIL import Image
 
+from ddpm_unet.data.folder import split_ending
+from ddpm_unet.data.nifti import Space, write
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.overlay import draw_overlay
 
@@ -27,8 +30,12 @@ def output_names(paths: Sequence[Path], out: Path) -> list[str]:
         UserError: Two pictures of one name, or pictures that lie in `out` themselves, where they
             or their masks could be overwritten.
     """
-    stems = [path.stem.casefold() for path in paths]
-    names = [p.stem if stems.count(p.stem.casefold()) == 1 else p.name for p in paths]
+    stems = [Path(split_ending(path)[0]).name for path in paths]
+    folded = [stem.casefold() for stem in stems]
+    names = [
+        stem if folded.count(stem.casefold()) == 1 else path.name
+        for path, stem in zip(paths, stems, strict=True)
+    ]
     seen: dict[str, Path] = {}
     for path, name in zip(paths, names, strict=True):
         if path.resolve().parent == out.resolve():
@@ -42,22 +49,29 @@ def output_names(paths: Sequence[Path], out: Path) -> list[str]:
     return names
 
 
-def output_folder(path: Path) -> Path:
-    """Make a folder for outputs.
+@contextmanager
+def output_folder(path: Path) -> Iterator[Path]:
+    """Make a folder to write to; after an error, what is empty of it is removed again.
 
     Raises:
         UserError: It cannot be made or written to.
     """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written to ({error.strerror}); choose another"
-        ) from None
-    return path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written to ({error.strerror}); choose another with --out"
+            ) from error
+        yield path
+    except BaseException:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 @contextmanager
@@ -151,6 +165,34 @@ class NpzPlanes:
                 np.savez_compressed(file, probabilities=self._array)
         finally:
             self._unpacked.unlink()
+
+
+class NiftiVolume:
+    """A compressed NIfTI volume in the space of another, saved when closed.
+
+    Until then its values lie in a nameless file beside it.
+
+    Args:
+        path: The file.
+        shape: `[D, H, W]`, or `[D, K, H, W]` whose K becomes the file's fourth axis.
+        dtype: Of the values.
+        space: Where its voxels lie.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: type, space: Space) -> None:
+        self._path, self._space = path, space
+        with TemporaryFile(dir=path.parent) as file:
+            self._values: np.ndarray = np.memmap(file, dtype, "w+", shape=shape)
+
+    def write(self, plane: int, row: int, values: np.ndarray) -> None:
+        """Write `[planes, rows, W]` from a plane and row on; planes are counted in C order."""
+        planes = self._values.reshape(-1, *self._values.shape[-2:])
+        planes[plane : plane + len(values), row : row + values.shape[1]] = values
+
+    def close(self) -> None:
+        """Save the file."""
+        classes = self._values.ndim == 4
+        write(self._path, self._values.swapaxes(0, 1) if classes else self._values, self._space)
 
 
 class PaletteImage:

@@ -52,11 +52,29 @@ def test_unfinished_files_do_not_appear(tmp_path):
 
 
 def test_output_folder(tmp_path):
-    assert output_folder(tmp_path / "a" / "b").is_dir()
-    assert not list((tmp_path / "a" / "b").iterdir())
+    with output_folder(tmp_path / "a" / "b") as folder:
+        assert folder.is_dir()
+        assert not list(folder.iterdir())
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file: cannot be written to"):
-        output_folder(tmp_path / "file")
+    with (
+        pytest.raises(UserError, match="file: cannot be written to"),
+        output_folder(tmp_path / "file"),
+    ):
+        pass
+
+
+def test_an_output_folder_in_vain_is_gone_again(tmp_path):
+    def fail(name, write):
+        with pytest.raises(ZeroDivisionError), output_folder(tmp_path / name / "b"):
+            (tmp_path / name / "b" / "result").touch() if write else None
+            raise ZeroDivisionError
+
+    (tmp_path / "old").mkdir()
+    fail("old", write=False)
+    fail("new", write=False)
+    fail("written", write=True)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert left == {"old", "written", "written/b", "written/b/result"}
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])

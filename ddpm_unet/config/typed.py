@@ -1,0 +1,87 @@
+"""Settings from what JSON and YAML hold, with one line for a value of a wrong type."""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ddpm_unet.errors import UserError
+
+Settings = TypeVar("Settings")
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+}
+
+
+def from_plain(kind: type[Settings], values: Mapping[str, Any], source: object) -> Settings:
+    """A dataclass of type `kind`.
+
+    Args:
+        kind: Its annotations say what each value must be.
+        values: Value of each field; fields that are left out keep their default. Lists become
+            tuples.
+        source: What the message begins with, such as the file that holds the values.
+
+    Raises:
+        UserError: A value of another type; names source, field and what it must be.
+    """
+    hints = get_type_hints(kind)
+    settings = {}
+    for name, value in values.items():
+        try:
+            settings[name] = _converted(value, hints[name])
+        except ValueError:
+            raise UserError(wrong_type(f"{source}: {name}", value, hints[name])) from None
+    return kind(**settings)
+
+
+def wrong_type(name: str, value: Any, hint: Any) -> str:
+    """The line that refuses a value."""
+    text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+    shown = text if len(text) <= 60 else f"{text[:57]}..."
+    return f"{name} is {shown}; it must be {in_words(hint)}"
+
+
+def in_words(hint: Any) -> str:
+    """What values a type annotation allows, for people."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(in_words, args))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}" if len(args) > 1 else str(args[0])
+    if origin is tuple and args[-1] is not Ellipsis:
+        return f"[{', '.join(map(in_words, args))}]"
+    if origin is tuple:
+        return f"a list, each {in_words(args[0])}"
+    return _WORDS.get(hint, "a group of settings")
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    """`value`, with tuples for lists.
+
+    Raises:
+        ValueError: It is not of the type `hint`.
+    """
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        for choice in args:
+            try:
+                return _converted(value, choice)
+            except ValueError:
+                continue
+    elif origin is Literal:
+        if any(value == choice and type(value) is type(choice) for choice in args):
+            return value
+    elif origin is tuple:
+        if isinstance(value, list | tuple):
+            kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+            return tuple(_converted(v, k) for v, k in zip(value, kinds, strict=True))
+    elif type(value) is hint or (hint is float and type(value) is int):
+        return value
+    raise ValueError
