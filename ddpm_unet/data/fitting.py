@@ -48,7 +48,7 @@ def fit_picture(picture: np.ndarray, config: ImageDataConfig, name: str) -> np.n
     Returns:
         `[C, H', W']` (`[C, D', H', W']`), integers of the same depth as they came.
     """
-    picture = normalised(convert_channels(picture, config.channels, name), config.value_range)
+    picture = convert_channels(normalised(picture, config.value_range), config.channels, name)
     if picture.dtype == np.float32:
         picture = to_unit(picture, config.value_range, name)
     lengths = picture.shape[:-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -11,12 +12,15 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ddpm_unet.data.pictures import read_stack
+from ddpm_unet.data.nifti import Space
+from ddpm_unet.data.volumes import is_nifti, read_volume, volume_space
 from ddpm_unet.errors import UserError
+from ddpm_unet.inference.overlay import displayable
 from ddpm_unet.inference.resampling import predict_scaled
 from ddpm_unet.inference.sources import Prepared, is_tiff, open_planes
 from ddpm_unet.inference.tiles import Predict, Rows, Tiling
 from ddpm_unet.inference.writing import (
+    NiftiVolume,
     NpzPlanes,
     OverlayPictures,
     PaletteImage,
@@ -38,7 +42,8 @@ class FileSegmenter:
             wants, `[..., channels]`; gets the file's name for its messages.
         channels: Channels that `predict` wants.
         colors: `uint8 [K, 3]`, one per class.
-        dims: 2: every page of a TIFF is a picture; 3: its pages are one volume.
+        whole: Done to a whole picture or volume `[..., C]` before `prepare`; None for nothing.
+        dims: 2: every page of a TIFF is a picture; 3: its pages, or a NIfTI file, are one volume.
         scale: Factor by which pictures are resampled for `predict`; results have their own size.
         tiling: The tiles, in pixels of `predict`.
         batch_size: Tiles per call of `predict`.
@@ -53,6 +58,7 @@ class FileSegmenter:
     prepare: Callable[[np.ndarray, str], np.ndarray]
     channels: int
     colors: np.ndarray
+    whole: Callable[[np.ndarray], np.ndarray] | None = None
     dims: int = 2
     scale: float = 1.0
     tiling: Tiling = field(default_factory=Tiling)
@@ -68,10 +74,11 @@ class FileSegmenter:
 
         `NAME_mask` is a palette PNG, or a palette TIFF in the input's shape when that is a TIFF;
         `NAME_overlay` a PNG, or a TIFF for many pages; `NAME_probabilities.tif` or `.npz`
-        float32 `[(pages,) K, H, W]`. Each appears when it is complete.
+        float32 `[(pages,) K, H, W]`. Of a NIfTI file, mask and probabilities are `.nii.gz` with
+        its affine. Each appears when it is complete.
 
         Args:
-            path: A picture, or a TIFF of one or more pages.
+            path: A picture, or a TIFF of one or more pages, or a NIfTI file.
             out: An existing folder.
             name: What the files' names start with, from `output_names`.
 
@@ -79,15 +86,20 @@ class FileSegmenter:
             Pixels of each class, `int64 [K]`.
 
         Raises:
-            UserError: A file that cannot be read, or with `dims` 3 one that is no TIFF.
+            UserError: A file that cannot be read, or with `dims` 3 one that is no volume.
         """
         tiff = is_tiff(path)
         if self.dims == 3:
-            if not tiff:
-                raise UserError(f"{path}: is no volume; give a TIFF, one page per plane")
-            volume = read_stack(path, self.max_pixels)
-            return self._write(self._volume(volume, path.name), volume.shape, tiff, out / name)
-        with open_planes(path, self.max_pixels, self.stream_above) as planes:
+            if not tiff and not is_nifti(path):
+                raise UserError(f"{path}: is no volume; give NIfTI, or a TIFF of a page per plane")
+            volume, space = read_volume(path, self.max_pixels), volume_space(path)
+            volume = self.whole(volume) if self.whole else volume
+            parts = self._volume(volume, path.name)
+            return self._write(parts, volume.shape, tiff, out / name, space)
+        streamed = math.inf if self.whole else self.stream_above
+        with open_planes(path, self.max_pixels, streamed) as planes:
+            if self.whole:
+                planes = [self.whole(np.asarray(plane)) for plane in planes]
             shape = (len(planes), *planes[0].shape)
             return self._write(self._planes(planes, path.name), shape, tiff, out / name)
 
@@ -100,10 +112,10 @@ class FileSegmenter:
                 row += rows
 
     def _volume(self, volume: np.ndarray, name: str) -> Iterator[Part]:
-        plane = 0
+        plane, shown = 0, displayable(volume)
         for band in self._bands(volume, name):
             planes = band.shape[1]
-            yield plane, 0, volume[plane : plane + planes], band.swapaxes(0, 1)
+            yield plane, 0, shown[plane : plane + planes], band.swapaxes(0, 1)
             plane += planes
 
     def _bands(self, source: Rows, name: str) -> Iterator[np.ndarray]:
@@ -114,7 +126,12 @@ class FileSegmenter:
         return (band.cpu().numpy() for band in bands)
 
     def _write(
-        self, parts: Iterator[Part], shape: tuple[int, ...], tiff: bool, base: Path
+        self,
+        parts: Iterator[Part],
+        shape: tuple[int, ...],
+        tiff: bool,
+        base: Path,
+        space: Space | None = None,
     ) -> np.ndarray:
         """Write all outputs of planes of `shape` `[N, H, W, C]`, as `base`_..."""
         pages, height, width, _ = shape
@@ -127,8 +144,10 @@ class FileSegmenter:
                 path = base.with_name(f"{base.name}_{ending}")
                 return stack.enter_context(finished(path))
 
-            mask: TiffPlanes | PaletteImage
-            if tiff:
+            mask: NiftiVolume | TiffPlanes | PaletteImage
+            if space:
+                mask = NiftiVolume(file("mask.nii.gz"), shape[:3], np.uint8, space)
+            elif tiff:
                 mask = TiffPlanes(file("mask.tif"), size, np.uint8, axes, self.colors)
             else:
                 mask = PaletteImage(file("mask.png"), (height, width), self.colors)
@@ -139,9 +158,12 @@ class FileSegmenter:
                 stack.enter_context(closing(overlay))
             if self.probabilities:
                 every = (*size[:-2], classes_in_all, height, width)
-                probabilities: TiffPlanes | NpzPlanes
+                probabilities: NiftiVolume | TiffPlanes | NpzPlanes
                 if self.probabilities == "npz":
                     probabilities = NpzPlanes(file("probabilities.npz"), every)
+                elif space:
+                    path, every = file("probabilities.nii.gz"), (pages, *every[-3:])
+                    probabilities = NiftiVolume(path, every, np.float32, space)
                 else:
                     path, axes = file("probabilities.tif"), axes.replace("YX", "CYX")
                     probabilities = TiffPlanes(path, every, np.float32, axes)

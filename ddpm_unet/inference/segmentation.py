@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpm_unet.config import PredictConfig, ValueRange
-from ddpm_unet.data.pixels import convert_channels, to_unit
+from ddpm_unet.data.pixels import convert_channels, normalised, to_unit
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.tiles import Predict, Tiling
 from ddpm_unet.inference.turns import over_turns
@@ -116,6 +118,13 @@ class Preparation:
             return cls(**json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: is not readable ({error}); copy the model again") from error
+
+    @property
+    def whole(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """What must see a whole picture or volume `[..., C]`, before `pixels`; None: nothing."""
+        if self.value_range != "percentiles":
+            return None
+        return partial(normalised, value_range=self.value_range)
 
     def pixels(self, picture: np.ndarray, name: str) -> np.ndarray:
         """Pixels `[..., C]` of a file to `float32 [..., channels]` in [-1, 1]."""
