@@ -21,6 +21,7 @@ def arguments() -> Namespace:
     add("--class", dest="label", type=int, help="class of all images (default: all in turn)")
     add("--seed", type=int, default=0, help="image i is a function of (seed, i)")
     add("--film", type=whole(0), default=0, help="also a film strip of so many moments")
+    add("--nifti", action="store_true", help="write volumes as .nii.gz, not as TIFF stacks")
     add("--out", type=Path, default=Path("generated"), help="folder written to (default generated)")
     return parser.parse_args()
 
@@ -33,7 +34,7 @@ def main() -> None:
 
     from ddpm_unet.diffusion.samplers import make_scheduler
     from ddpm_unet.diffusion.sampling import FilmStrip
-    from ddpm_unet.evaluation.plots import read_pictures, save_film, save_grid, to_pictures
+    from ddpm_unet.evaluation.plots import read_pictures, save_film, save_grid, save_images
     from ddpm_unet.inference.generate import generate, of_class
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
     from ddpm_unet.inference.writing import output_folder
@@ -52,6 +53,7 @@ def main() -> None:
     conditions = of_class(args.label, classes, accelerator.device)
     scheduler = make_scheduler(args.sampler, diffusion)
     shape = image_shape(unet.config, args.size)
+    ending = ".png" if len(shape) == 3 else ".nii.gz" if args.nifti else ".tif"
     with output_folder(args.out):
         accelerator.print(
             f"{args.num_images} images of {'x'.join(map(str, shape))} from {folder}, "
@@ -71,11 +73,12 @@ def main() -> None:
             progress=True,
             callback=film,
         ):
-            for index, picture in zip(indices, to_pictures(images), strict=True):
-                picture.save(args.out / f"{index:05d}.png")
+            save_images(images, [args.out / f"{index:05d}{ending}" for index in indices])
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            save_grid(read_pictures(args.out, args.num_images), args.out / "grid.png")
+            save_grid(
+                read_pictures(args.out, args.num_images, ending=ending), args.out / "grid.png"
+            )
             if film:
                 save_film(film.frames, args.out / "film.png")
     accelerator.print(f"written: {args.out / 'grid.png'} and one file per image")

@@ -8,21 +8,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import tifffile
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ddpm_unet.data import nifti
 from ddpm_unet.data.pictures import read_picture
 from ddpm_unet.data.pixels import to_unit
+from ddpm_unet.data.volumes import is_nifti, read_volume
 from ddpm_unet.errors import UserError
+
+SLICES = 8
+"""Slices of a volume that a grid shows."""
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """`[B, C, H, W]` in [-1, 1] -> `uint8 [B, H, W, C]`, C one of 1, 3, 4 (others: the first)."""
+    """`[B, C, (D,) H, W]` in [-1, 1] -> `uint8 [B, (D,) H, W, C]`, C 1, 3, 4 (else: the first)."""
     if images.shape[1] not in (1, 3, 4):
         images = images[:, :1]
     levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return levels.permute(0, 2, 3, 1).cpu().numpy()
+    return levels.movedim(1, -1).cpu().numpy()
 
 
 def to_pictures(images: Tensor) -> list[Image.Image]:
@@ -31,27 +37,60 @@ def to_pictures(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a) for a in arrays]
 
 
-def read_pictures(folder: Path, count: int, most: int = 64) -> Tensor:
+def save_images(images: Tensor, paths: Sequence[Path]) -> None:
+    """Write `[B, C, H, W]` in [-1, 1] as PNG, or volumes `[B, C, D, H, W]` as their paths say.
+
+    That is NIfTI, or a TIFF of a page per slice; 8 bits in every format.
+    """
+    if images.ndim == 4:
+        for picture, path in zip(to_pictures(images), paths, strict=True):
+            picture.save(path)
+        return
+    for volume, path in zip(to_uint8(images), paths, strict=True):
+        grey = volume.shape[-1] == 1
+        if is_nifti(path):
+            nifti.write(path, volume[..., 0] if grey else np.moveaxis(volume, -1, 0))
+        else:
+            tifffile.imwrite(
+                path,
+                volume[..., 0] if grey else volume,
+                photometric="minisblack" if grey else "rgb",
+                compression="zlib",
+                metadata={"axes": "ZYX" if grey else "ZYXS"},
+            )
+
+
+def read_pictures(folder: Path, count: int, most: int = 64, ending: str = ".png") -> Tensor:
     """The first of the pictures 00000.png ... of `folder`, `[B, C, H, W]` in [-1, 1].
+
+    With the ending of volumes, `[B, C, D, H, W]`.
 
     Raises:
         UserError: One is missing, unreadable, or of another shape or depth than the first.
     """
-    files = [folder / f"{i:05d}.png" for i in range(min(count, most))]
+    files = [folder / f"{i:05d}{ending}" for i in range(min(count, most))]
     arrays = []
     for file in files:
         if not file.exists():
             raise UserError(f"{file}: no such file; ask for fewer pictures, or make more")
-        arrays.append(read_picture(file))
+        arrays.append((read_picture if ending == ".png" else read_volume)(file))
         if (arrays[-1].shape, arrays[-1].dtype) != (arrays[0].shape, arrays[0].dtype):
             raise UserError(f"{file}: has not the shape and depth of {files[0].name}; remove one")
-    return torch.from_numpy(to_unit(np.stack(arrays))).permute(0, 3, 1, 2)
+    return torch.from_numpy(to_unit(np.stack(arrays))).movedim(-1, 1)
 
 
 def grid(images: Tensor, columns: int | None = None) -> Image.Image:
-    """Images `[B, C, H, W]` in [-1, 1] side by side, about square unless `columns` is given."""
+    """Images `[B, C, H, W]` in [-1, 1] side by side, about square unless `columns` is given.
+
+    Of volumes `[B, C, D, H, W]` a row of slices each.
+    """
     from torchvision.utils import make_grid
 
+    if images.ndim == 5:
+        depth = images.shape[2]
+        columns = min(depth, SLICES)
+        chosen = (2 * torch.arange(columns) + 1) * depth // (2 * columns)
+        images = images[:, :, chosen.to(images.device)].transpose(1, 2).flatten(0, 1)
     columns = columns or math.ceil(math.sqrt(len(images)))
     sheet = make_grid(images.float().cpu(), nrow=columns, padding=2, pad_value=1.0)
     return to_pictures(sheet[None])[0]
@@ -66,8 +105,12 @@ def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
 
 
 def save_film(frames: Sequence[Tensor], path: Path, most: int = 8) -> None:
-    """Write moments `[B, C, H, W]` from left to right, a row for each of the first images."""
-    rows = torch.stack(list(frames), dim=1)[:most]
+    """Write moments `[B, C, H, W]` from left to right, a row for each of the first images.
+
+    Of volumes, the middle slice.
+    """
+    flat = [f[:, :, f.shape[2] // 2] if f.ndim == 5 else f for f in frames]
+    rows = torch.stack(flat, dim=1)[:most]
     save_grid(rows.flatten(0, 1), path, columns=len(frames))
 
 

@@ -9,6 +9,7 @@ from ddpm_unet.evaluation.plots import (
     read_pictures,
     save_film,
     save_grid,
+    save_images,
     save_side_by_side,
     to_pictures,
     to_uint8,
@@ -75,3 +76,24 @@ def test_grids_side_by_side(tmp_path):
     save_side_by_side(columns, tmp_path / "both.png")
     width, height = Image.open(tmp_path / "both.png").size
     assert width > 1.5 * height
+
+
+@pytest.mark.parametrize("ending", [".tif", ".nii.gz"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_volumes_are_written_in_8_bits_and_read_again(tmp_path, ending, channels):
+    volumes = torch.rand(2, channels, 9, 4, 5) * 2 - 1
+    save_images(volumes, [tmp_path / f"{i:05d}{ending}" for i in range(2)])
+    read = read_pictures(tmp_path, 2, ending=ending)
+    torch.testing.assert_close(read, volumes, atol=1 / 255, rtol=0)
+
+
+def test_a_grid_shows_slices_of_volumes_and_a_film_the_middle_one(tmp_path):
+    volumes = torch.linspace(-1, 1, 24).reshape(1, 1, 24, 1, 1).expand(2, 1, 24, 6, 10)
+    sheet = np.asarray(grid(volumes))
+    assert sheet.shape == (2 * 8 + 2, 8 * 12 + 2, 3)
+    shown = to_uint8(volumes)[0, [1, 4, 7, 10, 13, 16, 19, 22], 0, 0, 0]
+    assert sheet[5, 5::12, 0].tolist() == shown.tolist()
+    save_film([volumes, -volumes], tmp_path / "film.png")
+    film = np.asarray(Image.open(tmp_path / "film.png").convert("L"))
+    zoom = 13
+    assert (film[4 * zoom, 5 * zoom], film[4 * zoom, 17 * zoom]) == (133, 122)
