@@ -21,6 +21,11 @@ class DenoiseConfig:
             run folder.
         seed: The order of the data, augmentation, noise and initial weights depend on it alone.
         tracker: Besides metrics.jsonl, log to tensorboard or wandb through accelerate.
+        condition_dropout: Share of the images that are told nothing of their class, context and
+            condition, so that sampling can be guided (Ho 2022: 0.1 to 0.2). A table of classes
+            then has a row more, the last, for none.
+        self_conditioning: Tell the network, for half of the images in training and all in
+            sampling, its own estimate of the clean image, in further input channels (Chen 2022).
         data: The images.
         model: The network.
         diffusion: The forward process.
@@ -32,6 +37,8 @@ class DenoiseConfig:
     resume: Literal["auto", "never"] = "auto"
     seed: int = 0
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    condition_dropout: float = 0.0
+    self_conditioning: bool = False
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     model: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

@@ -55,7 +55,8 @@ class Planes:
         if self.kind == "lower":
             return lowered(images, self.factor)
         if self.kind == "hole":
-            return with_hole(images, known_around_holes(seed, positions, images.shape[2:]))
+            known = known_around_holes(seed, positions, images.shape[2:])
+            return with_hole(images, known.to(images.device))
         assert condition is not None, "the batch carries no condition"
         if self.kind == "classes":
             return one_hot(condition, self.channels)

@@ -2,7 +2,7 @@
 
 class_labels    `int64 [B]`
 context         `[B, L, C]`, a sequence to attend to; with it context_mask, `bool [B, L]`
-image           `[B, K, *space]`, planes to go by: a mask, a lower resolution, an image with a hole
+planes          `[B, K, *space]`, to go by: a mask, a lower resolution, an image with a hole
 estimate        `[B, C, *space]`, the clean image as last predicted (self-conditioning)
 """
 
@@ -21,25 +21,25 @@ from ddpm_unet.diffusion.schedule import alphas_cumprod
 
 
 def beside_the_input(network: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A denoiser that hands the planes it is told to a network as further input channels.
+    """A denoiser that hands the images it is told to a network as further input channels.
 
     Args:
         network: `(channels, t, **conditions) -> prediction`.
 
     Returns:
-        `(x, t, image=None, estimate=None, **conditions) -> prediction`; the channels are those
-        of x, of the estimate and of the image, in this order.
+        `(x, t, planes=None, estimate=None, **conditions) -> prediction`; the channels are those
+        of x, of the estimate and the planes, in this order.
     """
 
     def denoiser(
         x: Tensor,
         t: Tensor,
-        image: Tensor | None = None,
+        planes: Tensor | None = None,
         estimate: Tensor | None = None,
         **conditions: Any,
     ) -> Tensor:
-        planes = [x, *(p for p in (estimate, image) if p is not None)]
-        return network(torch.cat(planes, 1) if len(planes) > 1 else x, t, **conditions)
+        channels = [x, *(told for told in (estimate, planes) if told is not None)]
+        return network(torch.cat(channels, 1) if len(channels) > 1 else x, t, **conditions)
 
     return denoiser
 
@@ -47,7 +47,7 @@ def beside_the_input(network: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def withhold(
     conditions: Mapping[str, Tensor], chosen: Tensor, null_class: int | None
 ) -> dict[str, Tensor]:
-    """Tell some images nothing: of the class null_class, and zeros for a context and an image.
+    """Tell some images nothing: of the class null_class, and zeros for context and planes.
 
     Zeros make keys and values of zero, so attention to them adds nothing, whatever the mask. An
     estimate is no condition, and stays.

@@ -114,11 +114,12 @@ def generate_together(
     steps: int,
     accelerator: Accelerator,
     conditions: Conditions = unconditional,
+    **options: Any,
 ) -> Tensor:
     """Draw images with all processes at once and give them to all, `[num_images, *shape]`.
 
     Every process draws equally many (a few are thrown away), so that none waits for another,
-    even where the denoiser itself is split over the processes.
+    even where the denoiser itself is split over the processes. Arguments as in `generate`.
     """
     each = math.ceil(num_images / accelerator.num_processes)
     first = accelerator.process_index * each
@@ -131,6 +132,7 @@ def generate_together(
         indices=indices,
         steps=steps,
         device=accelerator.device,
+        **options,
     )
     gathered: Any = accelerator.gather(images)
     return torch.as_tensor(gathered)[:num_images]

@@ -3,6 +3,7 @@
 model_index.json
 unet/config.json, unet/diffusion_pytorch_model.safetensors
 scheduler/scheduler_config.json
+conditions.json, ours alone, where the denoiser is told more (see `conditions`)
 """
 
 from __future__ import annotations
@@ -80,12 +81,16 @@ def read_diffusion(folder: Path) -> DiffusionConfig:
         raise UserError(f"{path}: is not readable ({error}); copy the model again") from error
 
 
-def image_shape(config: UNetConfig, size: Sequence[int] | None = None) -> tuple[int, ...]:
+def image_shape(
+    config: UNetConfig, size: Sequence[int] | None = None, channels: int | None = None
+) -> tuple[int, ...]:
     """Shape (C, H, W) of the images that a denoiser draws.
 
     Args:
-        config: The network's; gives the channels and, without `size`, the size it was trained at.
+        config: The network's; without `size`, gives the size it was trained at.
         size: One number for all sides, or one per side.
+        channels: Of the images; None for as many as the network takes or gives, whichever is
+            less (conditions are taken besides, variances given).
 
     Raises:
         UserError: No size is known, or it has the wrong number of sides.
@@ -98,7 +103,7 @@ def image_shape(config: UNetConfig, size: Sequence[int] | None = None) -> tuple[
         sides *= config.dims
     if len(sides) != config.dims or min(sides) < 1:
         raise UserError(f"size {sides}: give one positive number, or {config.dims}")
-    return (config.in_channels, *sides)
+    return (channels or min(config.in_channels, config.out_channels), *sides)
 
 
 def scheduler_config(diffusion: DiffusionConfig) -> dict[str, Any]:

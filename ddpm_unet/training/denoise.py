@@ -12,13 +12,22 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddpm_unet.config import DenoiseConfig
+from ddpm_unet.data.image_set import ImageSet
+from ddpm_unet.data.planes import planes_of
 from ddpm_unet.data.sources import held_out, open_images
 from ddpm_unet.data.stream import Stream, to_model_range
+from ddpm_unet.diffusion.conditions import (
+    SelfConditioning,
+    beside_the_input,
+    withheld,
+    withhold,
+)
 from ddpm_unet.diffusion.objective import Objective
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import save_grid
-from ddpm_unet.inference.generate import generate_together, of_class
+from ddpm_unet.inference.conditions import Conditioning
+from ddpm_unet.inference.generate import Conditions, generate_together, of_class
 from ddpm_unet.inference.pipeline import image_shape, write_pipeline
 from ddpm_unet.models import UNet
 from ddpm_unet.training.job import Batch, even_batches, micro_batches
@@ -43,6 +52,15 @@ class DenoiseJob:
         self.images = open_images(config.data)
         self.held_out = held_out(config.data)
         self.objective = Objective(config.diffusion)
+        self.self_conditioning = SelfConditioning(config.diffusion)
+        self.told = Conditioning(
+            image_channels=self.images.layout.channels,
+            class_names=self.images.classes if config.data.class_labels else (),
+            withheld=config.condition_dropout > 0,
+            planes=planes_of(config.data, self.images),
+            text_encoder=config.data.text_encoder,
+            self_conditioning=config.self_conditioning,
+        )
 
     def describe(self) -> str:
         """One line on the data."""
@@ -51,26 +69,7 @@ class DenoiseJob:
     def build_model(self) -> UNet:
         """The network, freshly initialised."""
         model = self.config.model
-        channels = self.images.layout.channels
-        if model.in_channels != channels:
-            raise UserError(
-                f"model.in_channels = {model.in_channels}, but the images have {channels}; "
-                f"set model.in_channels and model.out_channels to {channels}, or data.channels"
-            )
-        if model.dims != self.config.data.dims:
-            raise UserError(
-                f"model.dims = {model.dims}, but data.dims = {self.config.data.dims}; set both to "
-                "2 for pictures, or 3 for volumes"
-            )
-        classes = len(self.images.classes) if self.config.data.class_labels else None
-        if model.num_class_embeds != classes:
-            cure = (
-                f"set it to {classes}" if classes else "set it to null, or data.class_labels true"
-            )
-            raise UserError(
-                f"model.num_class_embeds = {model.num_class_embeds}, but the images come with "
-                f"{classes or 'no'} classes; {cure}"
-            )
+        check_network(self.config, self.told, self.images)
         return UNet(replace(model, sample_size=self.config.data.size))
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
@@ -91,7 +90,8 @@ class DenoiseJob:
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Denoising loss per image, at the timestep and noise of its stream position."""
-        return self._losses(model, batch, batch["position"], self.config.seed)
+        seed, share = self.config.seed, self.config.condition_dropout
+        return self._losses(model, batch, batch["position"], seed, share)
 
     def validate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """Denoising loss on held-out windows, with the same timesteps and noise every time."""
@@ -113,14 +113,15 @@ class DenoiseJob:
         network: Any = model
         with accelerator.autocast():
             images = generate_together(
-                network,
+                beside_the_input(network),
                 make_scheduler("ddim", self.config.diffusion),
-                image_shape(network.config),
+                image_shape(network.config, channels=self.told.image_channels),
                 self.config.preview.num_images,
                 seed=self.config.seed,
                 steps=self.config.preview.steps,
                 accelerator=accelerator,
-                conditions=of_class(None, network.config.num_class_embeds, accelerator.device),
+                conditions=self._of_grid(accelerator.device),
+                self_conditioning=self.told.self_conditioning,
             )
         if accelerator.is_main_process:
             save_grid(images, path)
@@ -129,12 +130,109 @@ class DenoiseJob:
         """Write a diffusers pipeline folder."""
         network: Any = model
         write_pipeline(folder, network, self.config.diffusion, state_dict)
+        if self.told != Conditioning(image_channels=network.config.out_channels):
+            self.told.write(folder)
 
     def _losses(
-        self, model: nn.Module, batch: Batch, positions: Sequence[int], seed: int
+        self,
+        model: nn.Module,
+        batch: Batch,
+        positions: Sequence[int],
+        seed: int,
+        share_withheld: float = 0.0,
     ) -> Tensor:
         images = to_model_range(batch["image"])
-        conditions = {"class_labels": batch["label"]} if "label" in batch else {}
         self.objective.to(images.device)
         timesteps, noise = self.objective.draw(seed, positions, images.shape[1:], images.device)
-        return self.objective.losses(model, images, timesteps, noise, **conditions)
+        told = self._conditions(batch, images, positions, seed)
+        if share_withheld:
+            chosen = withheld(seed, positions, share_withheld).to(images.device)
+            told = withhold(told, chosen, len(self.told.class_names))
+        denoiser = beside_the_input(model)
+        if self.told.self_conditioning:
+            noisy = self.objective.add_noise(images, timesteps, noise)
+            told["estimate"] = self.self_conditioning.estimate(
+                denoiser, noisy, timesteps, seed, positions, **told
+            )
+        return self.objective.losses(denoiser, images, timesteps, noise, **told)
+
+    def _conditions(
+        self, batch: Batch, images: Tensor, positions: Sequence[int], seed: int
+    ) -> dict[str, Tensor]:
+        """What the denoiser is told of the images of a batch, by argument."""
+        names = {"class_labels": "label", "context": "context", "context_mask": "context_mask"}
+        told = {name: batch[key] for name, key in names.items() if key in batch}
+        if self.told.planes is not None:
+            condition = batch.get("condition")
+            told["planes"] = self.told.planes.of_batch(images, condition, seed, positions)
+        return told
+
+    def _of_grid(self, device: torch.device) -> Conditions:
+        """For grids: all classes in turn, or the conditions of the first held-out windows."""
+        if self.told.planes is None and self.images.context is None:
+            return of_class(None, len(self.told.class_names) or None, device)
+        kept = self.held_out
+        source = kept or Stream(self.images, self.config.data, self.config.seed)
+
+        def conditions(indices: Sequence[int]) -> dict[str, Tensor]:
+            positions = [i % len(kept) for i in indices] if kept else list(indices)
+            batch = {k: v.to(device) for k, v in source.__getitems__(positions).items()}
+            return self._conditions(batch, to_model_range(batch["image"]), positions, seed=0)
+
+        return conditions
+
+
+def check_network(config: DenoiseConfig, told: Conditioning, images: ImageSet) -> None:
+    """Refuse a network that cannot take the images, or what it would be told of them.
+
+    Raises:
+        UserError: Names the setting and the cure.
+    """
+    model, channels = config.model, images.layout.channels
+    if config.condition_dropout and not (told.class_names or told.planes or images.context):
+        raise UserError(
+            f"condition_dropout {config.condition_dropout:g}: the images come without a class, "
+            "context or condition to withhold; set it to 0"
+        )
+    given = {
+        "the images'": channels,
+        "an estimate's": channels * told.self_conditioning,
+        "the condition's": told.planes.channels if told.planes else 0,
+    }
+    needed = sum(given.values())
+    if model.in_channels != needed:
+        if needed == channels:
+            raise UserError(
+                f"model.in_channels = {model.in_channels}, but the images have {channels}; "
+                f"set model.in_channels and model.out_channels to {channels}, or data.channels"
+            )
+        parts = ", ".join(f"{whose} {count}" for whose, count in given.items() if count)
+        raise UserError(
+            f"model.in_channels = {model.in_channels}, but the network is given {parts}; set "
+            f"model.in_channels to {needed}"
+        )
+    if model.dims != config.data.dims:
+        raise UserError(
+            f"model.dims = {model.dims}, but data.dims = {config.data.dims}; set both to "
+            "2 for pictures, or 3 for volumes"
+        )
+    classes = len(told.class_names) + told.withheld if told.class_names else None
+    if model.num_class_embeds != classes:
+        cure = f"set it to {classes}" if classes else "set it to null, or data.class_labels true"
+        none = " and one for none" if told.withheld else ""
+        raise UserError(
+            f"model.num_class_embeds = {model.num_class_embeds}, but the images come with "
+            f"{len(told.class_names) or 'no'} classes{none}; {cure}"
+        )
+    context = images.context.channels if images.context else None
+    if context is None and model.conditional:
+        raise UserError(
+            "model.cross_attention_dim: the network attends to a context; set data.context to a "
+            "folder of sequences, or model.cross_attention_dim to null"
+        )
+    widths = model.cross_attention_dim
+    if context is not None and {context} != set(widths if isinstance(widths, tuple) else [widths]):
+        raise UserError(
+            f"model.cross_attention_dim = {widths}, but the vectors of data.context have {context} "
+            f"numbers; set it to {context}"
+        )

@@ -23,10 +23,10 @@ def test_planes_go_into_the_network_behind_the_noisy_image():
         return x[:, :3]
 
     x, t, labels = torch.randn(2, 3, 4, 4), torch.tensor([5, 5]), torch.tensor([0, 1])
-    image, estimate = torch.randn(2, 2, 4, 4), torch.randn(2, 3, 4, 4)
-    told = {"image": image, "estimate": estimate, "class_labels": labels}
+    planes, estimate = torch.randn(2, 2, 4, 4), torch.randn(2, 3, 4, 4)
+    told = {"planes": planes, "estimate": estimate, "class_labels": labels}
     assert torch.equal(beside_the_input(network)(x, t, **told), x)
-    assert torch.equal(seen[0][0], torch.cat([x, estimate, image], 1))
+    assert torch.equal(seen[0][0], torch.cat([x, estimate, planes], 1))
     assert seen[0][2] is labels
     beside_the_input(network)(x, t, class_labels=labels)
     assert seen[1][0] is x
@@ -37,13 +37,13 @@ def test_what_is_withheld_is_the_null_class_and_zeros():
         "class_labels": torch.tensor([4, 5, 6]),
         "context": torch.randn(3, 2, 7),
         "context_mask": torch.tensor([[True, False]] * 3),
-        "image": torch.randn(3, 1, 4, 4),
+        "planes": torch.randn(3, 1, 4, 4),
         "estimate": torch.randn(3, 1, 4, 4),
     }
     told = withhold(conditions, torch.tensor([False, True, False]), 9)
     assert told["class_labels"].tolist() == [4, 9, 6]
     assert told["class_labels"].dtype == torch.int64
-    for name in ("context", "image"):
+    for name in ("context", "planes"):
         assert (told[name][1] == 0).all()
         assert torch.equal(told[name][[0, 2]], conditions[name][[0, 2]])
     for name in ("context_mask", "estimate"):

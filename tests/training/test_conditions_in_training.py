@@ -1,0 +1,290 @@
+"""Denoisers that are told something: they learn to go by it, and go on exactly after a kill."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from ddpm_unet.data.stream import Stream
+from ddpm_unet.diffusion.conditions import beside_the_input, withheld
+from ddpm_unet.diffusion.objective import Objective
+from ddpm_unet.errors import UserError
+from ddpm_unet.inference.conditions import Conditioning
+from ddpm_unet.inference.pipeline import read_pipeline
+from ddpm_unet.training import loop
+from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
+from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.loop import train
+from ddpm_unet.training.run_folder import RunFolder
+
+GREYS = {"bright": 0.7, "dark": -0.9}  # classes 0 and 1, and their grey
+
+
+@pytest.fixture(autouse=True)
+def curves_quickly(monkeypatch):
+    monkeypatch.setattr(loop, "plot_metrics", lambda records, path: None)
+
+
+def run(settings, job=None):
+    folder = RunFolder(Path(settings.run))
+    train(job or DenoiseJob(settings), folder, settings)
+    return folder
+
+
+def quickly(settings):
+    """Train fast instead of often."""
+    train = settings.train
+    train.steps, train.batch_size, train.micro_batch, train.lr = 25, 12, 0, 1e-2
+    train.checkpoint_every, train.validate_every, train.ema_decay = 1000, 0, 0.8
+    settings.model.dropout = 0.0
+    settings.diffusion.prediction_type = "sample"
+    return settings
+
+
+@pytest.fixture
+def told(settings, tmp_path):
+    """Settings of a training on dark and bright pictures, and what lies beside these."""
+    for name, grey in GREYS.items():
+        for folder in ("images", "masks", "vectors"):
+            (tmp_path / folder / name).mkdir(parents=True)
+        for i in range(12):
+            rng = np.random.default_rng(i)
+            level = round(127.5 * (1 + grey))
+            pixels = rng.integers(level - 10, level + 10, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"images/{name}/{i}.png")
+            mask = np.full((8, 8), name == "dark", np.uint8)
+            Image.fromarray(mask).save(tmp_path / f"masks/{name}/{i}.png")
+            sign = 1 if name == "dark" else -1
+            np.save(tmp_path / f"vectors/{name}/{i}.npy", np.full((1 + i % 3, 6), sign))
+    settings.data.source = str(tmp_path / "images")
+    settings.preview.num_images = 4
+    return settings
+
+
+def by_class(settings):
+    settings.data.class_labels = True
+    settings.model.num_class_embeds = 2 + (settings.condition_dropout > 0)
+    return settings
+
+
+def by_mask(settings):
+    settings.data.condition = str(Path(settings.data.source).parent / "masks")
+    settings.data.condition_classes = 2
+    settings.model.in_channels = 5
+    return settings
+
+
+def by_context(settings):
+    settings.data.context = str(Path(settings.data.source).parent / "vectors")
+    model = settings.model
+    model.cross_attention_dim, model.attention_head_dim = 6, 2
+    model.down_block_types = ("DownBlock2D", "CrossAttnDownBlock2D")
+    model.mid_block_type = None
+    model.up_block_types = ("CrossAttnUpBlock2D", "UpBlock2D")
+    return settings
+
+
+def conditions(kind, label, count):
+    """What says that an image is bright (0) or dark (1)."""
+    if kind is by_class:
+        return {"class_labels": torch.full((count,), label)}
+    if kind is by_mask:
+        planes = torch.zeros(count, 2, 8, 8)
+        planes[:, label] = 1
+        return {"planes": planes}
+    context = torch.full((count, 3, 6), 2.0 * label - 1)
+    return {"context": context, "context_mask": torch.tensor([[True, False, False]] * count)}
+
+
+def error(unet, diffusion, label, told):
+    """Of the image that is predicted from mere noise, when it is said to be something."""
+    objective = Objective(diffusion)
+    images = torch.full((32, 3, 8, 8), list(GREYS.values())[label])
+    _, noise = objective.draw(0, range(32), (3, 8, 8))
+    with torch.inference_mode():
+        denoiser = beside_the_input(unet)
+        return objective.losses(denoiser, images, torch.full((32,), 999), noise, **told).mean()
+
+
+@pytest.mark.parametrize("kind", [by_mask, by_context])
+def test_a_denoiser_goes_by_what_it_is_told(told, kind):
+    unet, diffusion = read_pipeline(run(quickly(kind(told))).model)
+    for label in (0, 1):
+        right, wrong = (
+            error(unet, diffusion, label, conditions(kind, said, 32)) for said in (label, 1 - label)
+        )
+        assert right < 0.7 * wrong
+
+
+def test_the_null_class_stands_between_the_classes(told):
+    told.condition_dropout = 0.3
+    folder = run(quickly(by_class(told)))
+    assert Conditioning.read(folder.model) == Conditioning(
+        image_channels=3, class_names=("bright", "dark"), withheld=True
+    )
+    unet, diffusion = read_pipeline(folder.model)
+    for label in (0, 1):
+        right, null, wrong = (
+            error(unet, diffusion, label, conditions(by_class, said, 32))
+            for said in (label, 2, 1 - label)
+        )
+        assert right < 0.8 * null < 0.8**2 * wrong
+
+
+def test_labels_are_withheld_by_position_and_never_in_validation(told, monkeypatch):
+    told.condition_dropout = 0.4
+    job = DenoiseJob(by_class(told))
+    seen = []
+
+    def network(x, t, class_labels):
+        seen.append(class_labels)
+        return x
+
+    positions = torch.arange(30, 70)
+    batch = Stream(job.images, told.data, told.seed).__getitems__(positions)
+    job.losses(network, batch)
+    dropped = withheld(told.seed, positions, 0.4)
+    assert 5 < dropped.sum() < 30
+    assert torch.equal(seen[0], torch.where(dropped, 2, batch["label"]))
+    seen.clear()
+    job.held_out = job.held_out or Stream(job.images, told.data, 0)
+    monkeypatch.setattr(type(job.held_out), "__len__", lambda self: 24, raising=False)
+    job.validate(network, Accelerator(cpu=True))
+    assert seen
+    assert not (torch.cat(seen) == 2).any()
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+class KilledJob(DenoiseJob):
+    """Dies at the n-th micro-batch."""
+
+    left = 13
+
+    def losses(self, model, batch):
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+        return super().losses(model, batch)
+
+
+def test_all_conditions_at_once_and_an_exact_resume(told, tmp_path):
+    told.condition_dropout, told.self_conditioning = 0.25, True
+    settings = by_context(by_mask(by_class(told)))
+    settings.model.in_channels = 3 + 3 + 2
+    settings.train.steps = settings.train.sample_every = 8
+    whole = run(settings)
+    assert (whole.samples / "00000008.png").is_file()
+    settings.run = str(tmp_path / "killed")
+    with pytest.raises(Killed):
+        run(settings, KilledJob(settings))
+    resumed = run(settings)
+    ends = [read_checkpoint(checkpoint_paths(f.checkpoints)[-1]) for f in (whole, resumed)]
+    for group in ("model", "ema", "optimizer"):
+        for name, value in ends[0][0][group].items():
+            assert torch.equal(value, ends[1][0][group][name]), name
+    assert (whole.samples / "00000008.png").read_bytes() == (
+        resumed.samples / "00000008.png"
+    ).read_bytes()
+    saved = json.loads((resumed.model / "conditions.json").read_text())
+    assert saved == {
+        "image_channels": 3,
+        "class_names": ["bright", "dark"],
+        "withheld": True,
+        "planes": {"kind": "classes", "channels": 2, "factor": 1},
+        "text_encoder": None,
+        "self_conditioning": True,
+    }
+    assert Conditioning.read(resumed.model / "unet") == Conditioning.read(resumed.model)
+
+
+def test_the_split_of_a_batch_changes_nothing_but_rounding(told, tmp_path):
+    told.condition_dropout, told.self_conditioning = 0.25, True
+    settings = by_mask(by_class(told))
+    settings.model.in_channels = 3 + 3 + 2
+    settings.model.dropout = 0.0
+    settings.train.steps = 3
+    ends = []
+    for micro_batch in (0, 1):
+        settings.run, settings.train.micro_batch = str(tmp_path / str(micro_batch)), micro_batch
+        ends.append(read_checkpoint(checkpoint_paths(run(settings).checkpoints)[-1])[0]["model"])
+    for name, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][name], rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_reach_every_weight_after_the_estimate(told):
+    """Autocast must not keep the weights that it cast where no gradient is asked for."""
+    told.self_conditioning = True
+    told.model.in_channels = 6
+    job = DenoiseJob(told)
+    model = job.build_model()
+    for parameter in model.parameters():  # zeros at first, which pass no gradient on
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    batch = Stream(job.images, told.data, 0).__getitems__(torch.arange(8))
+    in_bf16 = torch.autocast("cpu", torch.bfloat16)(model.forward)  # as accelerate does
+    job.losses(in_bf16, batch).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("condition", ["lower:2", "hole"])
+def test_conditions_made_of_the_images(told, condition):
+    told.data.condition = condition
+    told.model.in_channels = 6 if condition == "lower:2" else 7
+    told.train.steps, told.train.sample_every = 2, 2
+    folder = run(told)
+    assert (folder.samples / "00000002.png").is_file()
+    planes = Conditioning.read(folder.model).planes
+    assert planes is not None
+    assert planes.channels == told.model.in_channels - 3
+
+
+def without_context(settings):
+    by_context(settings).data.context = None
+
+
+def other_context(settings):
+    by_context(settings).model.cross_attention_dim = 8
+
+
+def without_planes(settings):
+    by_mask(settings).model.in_channels = 3
+
+
+def without_null_class(settings):
+    by_class(settings)
+    settings.condition_dropout = 0.1
+
+
+def without_estimate(settings):
+    settings.self_conditioning = True
+
+
+def without_conditions(settings):
+    settings.condition_dropout = 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_planes, "is given the images' 3, the condition's 2; set model.in_channels to 5"),
+        (without_estimate, "an estimate's 3; set model.in_channels to 6"),
+        (without_conditions, "condition_dropout 0.1: the images come without a class"),
+        (without_null_class, "the images come with 2 classes and one for none; set it to 3"),
+        (without_context, "model.cross_attention_dim: the network attends to a context; set data"),
+        (other_context, "cross_attention_dim = 8, but the vectors of data.context have 6 numbers"),
+    ],
+)
+def test_networks_that_cannot_be_told(told, change, message):
+    change(told)
+    with pytest.raises(UserError, match=re.escape(message)):
+        run(told)
+    assert not Path(told.run).exists()
