@@ -1,0 +1,219 @@
+"""Both jobs on volumes: they learn, resume exactly, and leave unlabelled voxels alone."""
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpm_unet.config import (
+    ClassicConfig,
+    DenoiseConfig,
+    HeadConfig,
+    ImageDataConfig,
+    PairDataConfig,
+    PredictConfig,
+    PreviewConfig,
+    SegmentConfig,
+    SplitConfig,
+    TrainConfig,
+    UNetConfig,
+)
+from ddpm_unet.data.masks import IGNORE_INDEX
+from ddpm_unet.errors import UserError
+from ddpm_unet.inference.pipeline import image_shape, read_pipeline
+from ddpm_unet.inference.segmentation import Preparation
+from ddpm_unet.models.classic import ClassicUNet
+from ddpm_unet.models.segmenter import load_segmentation_model
+from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.loop import train
+from ddpm_unet.training.losses import segmentation_loss
+from ddpm_unet.training.run_folder import RunFolder
+from ddpm_unet.training.segment import SegmentJob, score_test
+
+UNET = UNetConfig(
+    in_channels=1,
+    out_channels=1,
+    dims=3,
+    block_out_channels=(8, 16),
+    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    layers_per_block=1,
+    norm_num_groups=4,
+)
+STEPS = {
+    "lr": 5e-3,
+    "warmup_steps": 2,
+    "ema_decay": 0.9,
+    "checkpoint_every": 3,
+    "log_every": 2,
+    "channels_last": True,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    """They take longer than the training."""
+    monkeypatch.setattr("ddpm_unet.training.loop.plot_metrics", lambda records, path: None)
+
+
+@pytest.fixture(scope="module")
+def balls(tmp_path_factory) -> Path:
+    """Noisy volumes with bright balls and their masks, in "sparse" only of every fourth slice."""
+    root = tmp_path_factory.mktemp("balls")
+    rng = np.random.default_rng(0)
+    places = np.stack(np.mgrid[:14, :18, :12], axis=-1)
+    for name in ("images", "masks", "sparse"):
+        (root / name).mkdir()
+    for number in range(5):
+        ball = np.zeros((14, 18, 12), np.uint8)
+        for _ in range(2):
+            ball |= ((places - rng.uniform(4, 10, 3)) ** 2).sum(-1) < 14
+        image = 500.0 * ball + rng.normal(1000, 80, ball.shape)
+        sparse = np.where(np.arange(12) % 4 == 1, ball, 9).astype(np.uint8)
+        for name, array in (
+            ("images", image.astype(np.float32)),
+            ("masks", ball),
+            ("sparse", sparse),
+        ):
+            nibabel.Nifti1Image(array, np.eye(4)).to_filename(root / name / f"{number}.nii.gz")
+    return root
+
+
+@pytest.fixture
+def segmenting(balls, tmp_path) -> SegmentConfig:
+    """A training that takes a second."""
+    settings = SegmentConfig(
+        run=str(tmp_path / "run"),
+        init="scratch",
+        architecture="classic",
+        data=PairDataConfig(
+            dims=3, images=f"{balls}/images", masks=f"{balls}/masks", num_classes=2, size=8,
+            value_range="percentiles", split=SplitConfig(validation=1, test=1),
+        ),
+        unlabelled=ImageDataConfig(source=f"{balls}/images"),
+        model=UNET,
+        classic=ClassicConfig(
+            depth=2, base_width=4, padding="same", norm="batch", doubling="before_pooling"
+        ),
+        predict=PredictConfig(tile=24, overlap=4, margin=4),
+        train=TrainConfig(steps=6, batch_size=2, validate_every=4, sample_every=4, **STEPS),
+    )  # fmt: skip
+    settings.data.augment.elastic_sigma = 1.0
+    return settings
+
+
+@pytest.fixture
+def denoising(balls, tmp_path) -> DenoiseConfig:
+    """A training that takes a second."""
+    return DenoiseConfig(
+        run=str(tmp_path / "denoiser"),
+        data=ImageDataConfig(
+            source=f"{balls}/images", dims=3, size=8, value_range="percentiles", channels=1
+        ),
+        model=UNET,
+        train=TrainConfig(steps=6, batch_size=2, validate_every=0, sample_every=6, **STEPS),
+        preview=PreviewConfig(num_images=2, steps=2),
+    )
+
+
+def run(settings, job) -> RunFolder:
+    folder = RunFolder(Path(settings.run))
+    train(job, folder, settings)
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Bytes of every file that a run is judged by."""
+    paths = [p for part in ("model", "checkpoints") for p in (folder / part).rglob("*.*")]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in [*paths, folder / "metrics.jsonl"]}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing is written any more."""
+
+
+@pytest.mark.parametrize("kind", ["segmenting", "denoising"])
+def test_killed_and_resumed_ends_bit_for_bit_the_same(kind, request, tmp_path, monkeypatch):
+    settings = request.getfixturevalue(kind)
+    job = SegmentJob if kind == "segmenting" else DenoiseJob
+    whole = run(settings, job(settings))
+    settings.run = str(tmp_path / "killed")
+    calls = iter(range(4))
+    losses = job.losses
+
+    def dying(self, model, batch):
+        if next(calls, None) is None:
+            raise Killed
+        return losses(self, model, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "losses", dying)
+        with pytest.raises(Killed):
+            run(settings, job(settings))
+    assert files(run(settings, job(settings)).path) == files(whole.path)
+
+
+def test_balls_are_found_though_a_few_slices_are_labelled(segmenting, balls):
+    segmenting.data.masks = f"{balls}/sparse"
+    segmenting.data.ignore_value = 9
+    settings = segmenting.train
+    settings.steps = settings.validate_every = settings.log_every = 36
+    settings.checkpoint_every, settings.sample_every = 36, 0
+    job = SegmentJob(segmenting)
+    assert (job.labelled[0]["mask"] == IGNORE_INDEX).float().mean() == 0.75
+    folder = run(segmenting, job)
+    segmenting.data.masks, segmenting.data.ignore_value = f"{balls}/masks", None
+    assert score_test(SegmentJob(segmenting), folder)["dice_class 1"] > 0.75
+    model = load_segmentation_model(folder.model)
+    assert model.config.dims == 3
+    assert Preparation.read(folder.model, model).value_range == "percentiles"
+    picture = Image.open(folder.path / "test.png")
+    assert picture.size == (2 * 14 * (256 // 18), 4 * 18 * (256 // 18))
+
+
+@pytest.mark.parametrize("transfer", ["finetune", "joint"])
+def test_a_segmenter_from_a_denoiser_of_volumes(denoising, segmenting, transfer):
+    denoiser = run(denoising, DenoiseJob(denoising))
+    shape = image_shape(read_pipeline(denoiser.model)[0].config)
+    assert shape == (1, 8, 8, 8)
+    segmenting.architecture, segmenting.init = "unet", str(denoiser.model)
+    segmenting.head = HeadConfig(transfer=transfer)
+    segmenting.train.steps = segmenting.train.validate_every = 2
+    folder = run(segmenting, SegmentJob(segmenting))
+    assert "mean_dice" in folder.read_metrics()[-1]
+    segmenting.data.dims = 2
+    with pytest.raises(UserError, match=r"set data\.dims 3"):
+        SegmentJob(segmenting)
+
+
+def test_dimensions_must_agree(denoising):
+    denoising.model.dims = 2
+    try:
+        with pytest.raises(UserError, match=r"model\.dims = 2, but data\.dims = 3"):
+            DenoiseJob(denoising).build_model()
+    finally:
+        denoising.model.dims = 3
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "dice", "cross_entropy+dice", "focal"])
+def test_unlabelled_voxels_carry_no_loss(name):
+    """Cicek 2016: weights of 0 for unlabelled voxels, so training goes by a few slices."""
+    torch.manual_seed(0)
+    network = ClassicUNet(
+        ClassicConfig(dims=3, depth=2, base_width=2, padding="same", norm="batch")
+    )
+    masks = torch.randint(0, 2, (2, 6, 6, 6))
+    unlabelled = torch.arange(6) % 3 != 1
+    masks[:, unlabelled] = IGNORE_INDEX
+    logits = network(torch.randn(2, 1, 6, 6, 6))
+    logits.retain_grad()
+    losses = segmentation_loss(name, logits, masks)
+    losses.sum().backward()
+    assert not logits.grad[:, :, unlabelled].any()
+    assert (logits.grad[:, :, ~unlabelled] != 0).all()
+    changed = logits.detach().clone()
+    changed[:, :, unlabelled] += 5
+    torch.testing.assert_close(segmentation_loss(name, changed, masks), losses, rtol=0, atol=0)
