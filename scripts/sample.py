@@ -4,7 +4,6 @@ from argparse import Namespace
 from pathlib import Path
 
 from ddpm_unet.command_line import ArgumentParser, user_errors, whole
-from ddpm_unet.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "samples" / "histology64" / "model"
 
@@ -18,7 +17,13 @@ def arguments() -> Namespace:
     add("--num_images", type=int, default=16, help="images to draw (default 16)")
     add("--batch_size", type=int, default=16, help="images per process and batch (default 16)")
     add("--size", type=int, nargs="+", help="height and width, pixels (default: as trained)")
-    add("--class", dest="label", type=int, help="class of all images (default: all in turn)")
+    add("--class", dest="label", help="class of all images, by number or name (default: in turn)")
+    add("--context", type=Path, nargs="+", help="sequences to attend to, .npy or .safetensors")
+    add("--prompt", nargs="+", help="captions, for a model that was trained with a text encoder")
+    add("--condition", type=Path, nargs="+", help="pictures to go by, or a folder of them")
+    add("--guidance", type=float, help="scale of guidance: above 1, more like what is told")
+    add("--guidance_interval", type=float, nargs=2, metavar=("LO", "HI"), help="timesteps guided")
+    add("--guide", type=Path, help="a checkpoint or model that guides, in place of telling nothing")
     add("--seed", type=int, default=0, help="image i is a function of (seed, i)")
     add("--film", type=whole(0), default=0, help="also a film strip of so many moments")
     add("--nifti", action="store_true", help="write volumes as .nii.gz, not as TIFF stacks")
@@ -35,8 +40,10 @@ def main() -> None:
     from ddpm_unet.diffusion.samplers import make_scheduler
     from ddpm_unet.diffusion.sampling import FilmStrip
     from ddpm_unet.evaluation.plots import read_pictures, save_film, save_grid, save_images
-    from ddpm_unet.inference.generate import generate, of_class
+    from ddpm_unet.inference.conditions import Conditioning, in_turn, read_context, read_planes
+    from ddpm_unet.inference.generate import generate
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
+    from ddpm_unet.inference.steering import check_guidance, read_guide, steered
     from ddpm_unet.inference.writing import output_folder
     from ddpm_unet.training.run_folder import newest_or_shipped
 
@@ -45,14 +52,24 @@ def main() -> None:
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     unet, diffusion = read_pipeline(folder)
     unet.to(accelerator.device)
-    if unet.config.conditional:
-        raise UserError(f"{folder}: attends to a context, which this script cannot give it yet")
-    classes = unet.config.num_class_embeds
-    if args.label is not None and not classes:
-        raise UserError(f"{folder}: knows no classes; leave --class out")
-    conditions = of_class(args.label, classes, accelerator.device)
+    told = Conditioning.read(folder)
+    told.check(unet.config, folder)
+    check_guidance(told, args.guidance, args.guidance_interval, args.guide)
+    planes = read_planes(told, args.condition, unet.config.dims, args.size)
+    conditions = in_turn(
+        told.classes(unet.config),
+        told.class_number(args.label, unet.config),
+        read_context(told, unet.config, args.context, args.prompt),
+        planes,
+        accelerator.device,
+    )
+    guide = args.guide and read_guide(args.guide, unet, diffusion, told).to(accelerator.device)
+    denoiser = steered(
+        unet, told.null_class(unet.config), args.guidance, args.guidance_interval, guide
+    )
     scheduler = make_scheduler(args.sampler, diffusion)
-    shape = image_shape(unet.config, args.size)
+    size = args.size if planes is None else planes.shape[2:]
+    shape = image_shape(unet.config, size, told.image_channels)
     ending = ".png" if len(shape) == 3 else ".nii.gz" if args.nifti else ".tif"
     with output_folder(args.out):
         accelerator.print(
@@ -61,7 +78,7 @@ def main() -> None:
         )
         film = FilmStrip(args.film) if args.film > 0 else None
         for indices, images in generate(
-            unet,
+            denoiser,
             scheduler,
             shape,
             args.num_images,
@@ -70,6 +87,7 @@ def main() -> None:
             batch_size=args.batch_size,
             accelerator=accelerator,
             conditions=conditions,
+            self_conditioning=told.self_conditioning,
             progress=True,
             callback=film,
         ):

@@ -1,0 +1,100 @@
+"""`sample.py` for a model that is told everything there is to tell."""
+
+import numpy as np
+import pytest
+import torch
+from in_process import run
+from PIL import Image
+from safetensors.torch import save_file
+
+from ddpm_unet.config import DiffusionConfig, UNetConfig
+from ddpm_unet.data.planes import Planes
+from ddpm_unet.inference.conditions import Conditioning
+from ddpm_unet.inference.pipeline import write_pipeline
+from ddpm_unet.models import UNet
+
+TOLD = ["--class", "b", "--context", "vectors.npy", "--condition", "mask.png"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a model of random weights, a checkpoint of it, and files to tell it."""
+    home = tmp_path_factory.mktemp("home")
+    unet = UNet(
+        UNetConfig(
+            in_channels=3 + 3 + 2,
+            sample_size=8,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            mid_block_type=None,
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=2,
+            cross_attention_dim=6,
+            num_class_embeds=3,
+        )
+    )
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    write_pipeline(home / "model", unet, DiffusionConfig())
+    Conditioning(3, ("a", "b"), True, Planes("classes", 2), None, True).write(home / "model")
+    (home / "early").mkdir()
+    earlier = {name: 0.5 * value.detach() for name, value in unet.state_dict().items()}
+    save_file(earlier, home / "early/ema.safetensors")
+    np.save(home / "vectors.npy", np.ones((2, 6)))
+    Image.fromarray(np.eye(12, 8, dtype=np.uint8)).save(home / "mask.png")
+    return home
+
+
+def sample(*flags):
+    job = ["--model", "model", "--steps", 3, "--num_images", 3, "--batch_size", 3]
+    return run("sample.py", [*map(str, job), *flags])
+
+
+def pictures(folder):
+    files = sorted(folder.glob("0*.png"))
+    assert len(files) == 3
+    return np.stack([np.asarray(Image.open(file)) for file in files]).astype(int)
+
+
+def test_it_goes_by_what_it_is_told_and_is_guided(home, monkeypatch):
+    monkeypatch.chdir(home)
+    drawn = {}
+    for name, flags in {
+        "plain": [],
+        "alone": ["--batch_size", "1"],
+        "other": ["--class", "0"],
+        "guided": ["--guidance", "4"],
+        "never": ["--guidance", "4", "--guidance_interval", "2000", "3000"],
+        "auto": ["--guidance", "2", "--guide", "early"],
+    }.items():
+        outcome = sample(*TOLD, *flags, "--out", name)
+        assert outcome.status == 0, outcome.err
+        assert "3 images of 3x12x8 from model" in outcome.out
+        drawn[name] = pictures(home / name)
+    assert np.abs(drawn["alone"] - drawn["plain"]).max() <= 1
+    assert (drawn["never"] == drawn["plain"]).all()
+    for name in ("other", "guided", "auto"):
+        assert (drawn[name] != drawn["plain"]).any()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (TOLD[:2], "goes by a mask of 2 classes; give --condition FILES, or a folder"),
+        (TOLD[4:], "the model attends to a context; give --context FILES, and nothing else"),
+        ([*TOLD, "--class", "c"], "class c: the model has classes 0 to 1 (a, b)"),
+        ([*TOLD, "--guide", "early"], "--guide: guides nothing without --guidance"),
+        ([*TOLD, "--guidance", "2", "--guide", "nowhere"], "nowhere does not exist"),
+        ([*TOLD, "--prompt", "text"], "has no text encoder; give --context FILES instead"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(home, flags, message, monkeypatch):
+    monkeypatch.chdir(home)
+    outcome = sample(*flags, "--out", "none")
+    assert outcome.status == 2
+    (line,) = outcome.err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not (home / "none").exists()
