@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 from typing_extensions import override
@@ -45,6 +46,10 @@ class Collection(ABC):
         picture = self.read(index)
         *depth, height, width, channels = picture.shape
         return PictureInfo(height, width, channels, picture.dtype, *depth)
+
+    def infos(self) -> Iterator[PictureInfo]:
+        """`info` of every picture in order."""
+        return map(self.info, range(len(self)))
 
 
 class ArrayCollection(Collection):
@@ -114,6 +119,10 @@ class Part(_View):
         return len(self.indices)
 
     @override
+    def infos(self) -> Iterator[PictureInfo]:
+        return map(self.whole.info, self.indices.tolist())
+
+    @override
     def find(self, index: int) -> tuple[Collection, int]:
         return self.whole, int(self.indices[index])
 
@@ -131,6 +140,10 @@ class Joined(_View):
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    @override
+    def infos(self) -> Iterator[PictureInfo]:
+        return chain.from_iterable(part.infos() for part in self.parts)
 
     @override
     def find(self, index: int) -> tuple[Collection, int]:

@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ class Folder(Collection):
 
     @override
     def name(self, index: int) -> str:
-        return str(self.root / self.key(index))
+        return os.path.join(self.root, self.key(index))
 
     @override
     def read(self, index: int) -> np.ndarray:
@@ -124,9 +125,22 @@ def split_ending(path: str | Path) -> tuple[str, str]:
 
 def natural(path: str) -> tuple[object, ...]:
     """Sort key by which numbers count as numbers, a folder's files stay together."""
-    parts = [re.split(r"(\d+)", part) for part in path.casefold().split(os.sep)]
-    key = [tuple((int(s), s) if i % 2 else s for i, s in enumerate(part)) for part in parts]
-    return (*key, path)
+    folder, _, name = path.casefold().rpartition(os.sep)
+    return (*_folder_key(folder), _name_key(name), path)
+
+
+@lru_cache(maxsize=1024)
+def _folder_key(folder: str) -> tuple[object, ...]:
+    return tuple(map(_name_key, folder.split(os.sep))) if folder else ()
+
+
+def _name_key(name: str) -> tuple[object, ...]:
+    parts: list[object] = _DIGITS.split(name)
+    parts[1::2] = [(int(str(digits)), digits) for digits in parts[1::2]]
+    return tuple(parts)
+
+
+_DIGITS = re.compile(r"(\d+)")
 
 
 def visible_files(root: Path) -> Iterator[str]:

@@ -19,6 +19,7 @@ from typing_extensions import override
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.collection import Collection
 from ddpm_unet.data.fitting import fit_picture, fitted_info
+from ddpm_unet.data.header import PictureInfo
 from ddpm_unet.data.pixels import box
 from ddpm_unet.data.sequences import Sequences
 from ddpm_unet.errors import UserError
@@ -203,25 +204,33 @@ def open_collection(collection: Collection, config: ImageDataConfig) -> ImageSet
 
 def survey(collection: Collection, config: ImageDataConfig) -> Layout:
     """Shapes of the fitted pictures from their headers; errors as `open_collection`."""
-    first = collection.info(0)
-    channels = config.channels or first.channels
-    dtype = fitted_info(first, config, collection.name(0)).dtype
-    sizes = np.empty((len(collection), len(first.size)), dtype=np.int64)
-    numbers = range(len(collection))
-    for i in _with_progress(numbers, len(collection), "looking at pictures"):
-        info = fitted_info(collection.info(i), config, collection.name(i))
-        if info.channels != channels:
-            raise UserError(
-                f"{collection.name(i)}: channels are {info.channels}, those of "
-                f"{collection.name(0)} {channels}; set data.channels to 1, 3 or 4"
-            )
-        if info.dtype != dtype:
-            raise UserError(
-                f"{collection.name(i)}: depth is {info.dtype}, that of {collection.name(0)} "
-                f"{dtype}; convert the files to one depth or keep them in separate folders"
-            )
-        sizes[i] = info.size
-    return Layout(sizes, channels, dtype)
+    sizes: list[tuple[int, ...]] = []
+    first: PictureInfo | None = None
+    seen: dict[PictureInfo, tuple[int, ...]] = {}  # most pictures are like others
+    infos = _with_progress(collection.infos(), len(collection), "looking at pictures")
+    for index, info in enumerate(infos):
+        if info not in seen:
+            fitted = fitted_info(info, config, collection.name(index))
+            first = first or fitted
+            _check_alike(fitted, first, collection, index)
+            seen[info] = fitted.size
+        sizes.append(seen[info])
+    assert first is not None, "no collection is empty"
+    return Layout(np.array(sizes, dtype=np.int64), first.channels, first.dtype)
+
+
+def _check_alike(info: PictureInfo, first: PictureInfo, collection: Collection, index: int) -> None:
+    name, other = collection.name(index), collection.name(0)
+    if info.channels != first.channels:
+        raise UserError(
+            f"{name}: channels are {info.channels}, those of {other} {first.channels}; "
+            "set data.channels to 1, 3 or 4"
+        )
+    if info.dtype != first.dtype:
+        raise UserError(
+            f"{name}: depth is {info.dtype}, that of {other} {first.dtype}; "
+            "convert the files to one depth or keep them in separate folders"
+        )
 
 
 def _fitted(

@@ -7,6 +7,7 @@ tifffile (`tiff.py`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngImageFile
 
-from ddpm_unet.data import deep_png, tiff
+from ddpm_unet.data import deep_png, png_header, tiff
 from ddpm_unet.data.header import PictureInfo, check_pixels, orient
 from ddpm_unet.errors import UserError
 
@@ -48,7 +49,7 @@ def read_picture(
             space that has no single conversion to RGB, animated or of many pages (for those
             see `read_stack`), NaN or infinite values. One line that names file and cure.
     """
-    with faults_named(path), open(path, "rb") as file:
+    with faults_named(path), open(path, "rb", opener=_without_waiting) as file:
         if _is_tiff(file, path):
             return tiff.read(path, max_pixels, keep_palette)[0]
         with _opened(file, path, max_pixels) as image:
@@ -90,7 +91,7 @@ def read_stack(path: str | Path, max_pixels: float = 200.0) -> np.ndarray:
     Raises:
         UserError: As `read_picture`; also when the file is no TIFF.
     """
-    with faults_named(path), open(path, "rb") as file:
+    with faults_named(path), open(path, "rb", opener=_without_waiting) as file:
         if not _is_tiff(file, path):
             raise UserError(f"{path}: is not a TIFF; stacks are read from multi-page TIFF files")
         return tiff.read(path, max_pixels, keep_palette=False, stack=True)
@@ -98,7 +99,12 @@ def read_stack(path: str | Path, max_pixels: float = 200.0) -> np.ndarray:
 
 def picture_info(path: str | Path, max_pixels: float = 200.0) -> PictureInfo:
     """Shape and type of a picture from its header alone, with the errors it can show."""
-    with faults_named(path), open(path, "rb") as file:
+    with faults_named(path), open(path, "rb", opener=_without_waiting) as file:
+        plain = png_header.plain_info(file.read(png_header.ENOUGH))
+        if plain:
+            check_pixels(path, (plain.height, plain.width, 1), max_pixels)
+            return plain
+        file.seek(0)
         if _is_tiff(file, path):
             return tiff.info(path, max_pixels)
         with _opened(file, path, max_pixels) as image:
@@ -110,6 +116,11 @@ def picture_info(path: str | Path, max_pixels: float = 200.0) -> PictureInfo:
             mode = _target_mode(image, keep_palette=False)
             dtype = np.dtype(np.uint16 if mode.startswith("I") else np.uint8)
             return PictureInfo(height, width, Image.getmodebands(mode), dtype)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe, which has no picture yet and perhaps never, gives nothing."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _is_tiff(file: BinaryIO, path: str | Path) -> bool:

@@ -14,6 +14,7 @@ import hashlib
 import math
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from ddpm_unet.data.stream import Grid
 from ddpm_unet.errors import UserError
 
 CACHE = Path.home() / ".cache" / "ddpm_unet"
+Share = Literal["train", "held out", "all"]
 ONE_IN = 20  # pictures of a source without splits held out
 
 
@@ -39,10 +41,9 @@ def open_images(config: ImageDataConfig) -> ImageSet:
         UserError: A setting, a folder or a picture at fault; one line with the cure.
     """
     check_settings(config)
-    collection = _collection(config, held_out=False)
+    collection = _collection(config, "all" if config.include_held_out else "train")
     assert collection is not None, "only held-out parts can be missing"
-    rest = _collection(config, held_out=True) if config.include_held_out else None
-    return _open(Joined([collection, rest]) if rest else collection, config)
+    return _open(collection, config)
 
 
 def held_out(config: ImageDataConfig) -> Grid | None:
@@ -50,7 +51,7 @@ def held_out(config: ImageDataConfig) -> Grid | None:
     in builtin:histology, windows are larger than what is kept. Errors as `open_images`.
     """
     check_settings(config)
-    collection = _collection(config, held_out=True)
+    collection = _collection(config, "held out")
     return Grid(_open(collection, config), config) if collection else None
 
 
@@ -139,12 +140,19 @@ def _open(pictures: Collection, config: ImageDataConfig) -> ImageSet:
     return images
 
 
-def _collection(config: ImageDataConfig, held_out: bool) -> Collection | None:
+def _collection(config: ImageDataConfig, part: Share) -> Collection | None:
+    """A part of the source, None where it holds nothing out."""
     kind, _, name = config.source.partition(":")
+    if kind not in ("builtin", "torchvision", "huggingface"):
+        folder = Folder(config.source, config.max_pixels, config.class_labels, config.dims)
+        return _hashed_part(folder, part)
+    if part == "all":
+        parts = [_collection(config, "train"), _collection(config, "held out")]
+        return Joined([found for found in parts if found])
     if config.source == "builtin:histology":
-        return _histology(config, held_out)
+        return _histology(config, part == "held out")
     if config.source == "builtin:fashion-mnist":
-        pictures, labels = fashion_mnist.load(config.root, not held_out, CACHE)
+        pictures, labels = fashion_mnist.load(config.root, part == "train", CACHE)
         if not config.class_labels:
             return ArrayCollection(pictures, config.source)
         return ArrayCollection(pictures, config.source, labels, fashion_mnist.CLASS_NAMES)
@@ -156,17 +164,14 @@ def _collection(config: ImageDataConfig, held_out: bool) -> Collection | None:
     if kind == "torchvision":
         root = Path(config.root) if config.root else CACHE
         split = partial(torchvision_set, name, root, class_labels=config.class_labels)
-    elif kind == "huggingface":
-        split = partial(huggingface_set, name, config.root, class_labels=config.class_labels)
     else:
-        folder = Folder(config.source, config.max_pixels, config.class_labels, config.dims)
-        return _hashed_part(folder, held_out)
+        split = partial(huggingface_set, name, config.root, class_labels=config.class_labels)
     own = split(held_out=True)
-    if held_out and own:
+    if part == "held out" and own:
         return own
     whole = split(held_out=False)
     assert whole is not None, "only held-out parts can be missing"
-    return whole if own else _hashed_part(whole, held_out)
+    return whole if own else _hashed_part(whole, part)
 
 
 def _histology(config: ImageDataConfig, held_out: bool) -> Collection | None:
@@ -184,11 +189,13 @@ def _histology(config: ImageDataConfig, held_out: bool) -> Collection | None:
     return ArrayCollection(list(pictures.values()), list(pictures))
 
 
-def _hashed_part(whole: Collection, held_out: bool) -> Collection | None:
-    """One in twenty by a hash of the picture's key, or the rest."""
+def _hashed_part(whole: Collection, part: Share) -> Collection | None:
+    """One in twenty by a hash of the picture's key, or the rest, or the rest and then that one."""
     keys = [whole.key(i).encode("utf-8", "surrogateescape") for i in range(len(whole))]
     digests = [hashlib.blake2b(key, digest_size=8).digest() for key in keys]
     chosen = np.array([int.from_bytes(d, "big") % ONE_IN == 0 for d in digests])
     if len(whole) < ONE_IN or not chosen.any():
-        return None if held_out else whole
-    return Part(whole, np.flatnonzero(chosen == held_out))
+        return None if part == "held out" else whole
+    if part == "all":
+        return Part(whole, np.argsort(chosen, kind="stable"))
+    return Part(whole, np.flatnonzero(chosen == (part == "held out")))

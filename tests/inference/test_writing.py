@@ -63,18 +63,22 @@ def test_output_folder(tmp_path):
         pass
 
 
-def test_an_output_folder_in_vain_is_gone_again(tmp_path):
-    def fail(name, write):
-        with pytest.raises(ZeroDivisionError), output_folder(tmp_path / name / "b"):
-            (tmp_path / name / "b" / "result").touch() if write else None
+@pytest.mark.parametrize(
+    ("name", "result", "left"),
+    [("old", "", {"old"}), ("new", "", {"old"}), ("new", "x", {"old", "new", "new/b", "new/b/x"})],
+)
+def test_an_output_folder_in_vain_is_gone_again(tmp_path, name, result, left):
+    (tmp_path / "old").mkdir()
+
+    def fail():
+        with output_folder(tmp_path / name / "b") as folder:
+            if result:
+                (folder / result).touch()
             raise ZeroDivisionError
 
-    (tmp_path / "old").mkdir()
-    fail("old", write=False)
-    fail("new", write=False)
-    fail("written", write=True)
-    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
-    assert left == {"old", "written", "written/b", "written/b/result"}
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == left
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
