@@ -26,7 +26,7 @@ make_scheduler("ddpm", DiffusionConfig())
 }
 SEGMENTING = {
     OURS: """
-from ddpm_unet.inference.files import segment_files
+from ddpm_unet.inference.files import FileSegmenter
 from ddpm_unet.models.segmenter import load_segmentation_model
 """,
     MONAI: """
