@@ -226,7 +226,7 @@ class Transformer(nn.Module):
             tokens = block(tokens, context, bias)
         if self.linear:
             tokens = self.proj_out(tokens)
-        h = rearrange(tokens, "b n c -> b c n").reshape(len(x), -1, *x.shape[2:])
+        h = rearrange(tokens, "b n c -> b c n").reshape(x.shape[0], -1, *x.shape[2:])
         if not self.linear:
             h = self.proj_out(h)
         return x + h
