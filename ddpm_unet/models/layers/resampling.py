@@ -13,7 +13,7 @@ from ddpm_unet.models.layers.convolution import convolution
 def halve(x: Tensor) -> Tensor:
     """Means of 2 x 2 (x 2) pixels; of an odd size the last row is dropped, unless it is all."""
     pool = F.avg_pool2d if x.ndim == 4 else F.avg_pool3d
-    return pool(x, 2, ceil_mode=min(x.shape[2:]) == 1)
+    return pool(x, 2, ceil_mode=any(size == 1 for size in x.shape[2:]))
 
 
 def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
