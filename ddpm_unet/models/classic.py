@@ -1,4 +1,4 @@
-"""The U-Net of 2015 and its common variants.
+"""The U-Net of 2015 and its family: an encoder and a decoder, each of several kinds.
 
 Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation",
 MICCAI 2015 (arXiv 1505.04597), figure 1: 572 x 572 pixels in, 388 x 388 out.
@@ -36,7 +36,7 @@ SUPERVISED = ("nested", "full_scale")
 
 
 class ClassicUNet(nn.Module):
-    """Contracting path, expansive path, and skips between them at every level.
+    """Contracting path, expansive path, and skips between them.
 
     The defaults are the published network: unpadded 3x3 convolutions with ReLU, 2x2 max pooling,
     2x2 up-convolutions, cropped concatenation, a 1x1 convolution at the end; He initialisation
@@ -150,7 +150,10 @@ class ClassicUNet(nn.Module):
         self.encoder.load(weights)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute the blocks' activations in the backward pass: less memory, slower."""
+        """Recompute the blocks' activations in the backward pass: less memory, slower.
+
+        An encoder of torchvision keeps its own.
+        """
         for part in (self.encoder, self.decoder):
             if isinstance(part, Recomputing):
                 part.checkpointing = True
