@@ -1,6 +1,7 @@
 """Segment pictures of any size: `python scripts/segment.py --model runs/x/model PICTURES...`."""
 
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 from ddpm_unet.command_line import ArgumentParser, user_errors, whole
@@ -13,7 +14,7 @@ SHIPPED = Path(__file__).parents[1] / "samples" / "histology_nuclei" / "model"
 def arguments() -> Namespace:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("pictures", type=Path, nargs="+", help="pictures, stacks, NIfTI, or folders of them")
+    add("pictures", type=Path, nargs="+", help="pictures, stacks, NIfTI, point sets, or folders")
     add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
     add("--out", type=Path, default=Path("segmented"), help="folder written to (default segmented)")
     add("--tile", type=int, help="side of the tiles that the network sees (256, of volumes 96)")
@@ -33,8 +34,10 @@ def main() -> None:
     from tqdm import tqdm
 
     from ddpm_unet.data.folder import list_pictures
+    from ddpm_unet.data.points import list_points
     from ddpm_unet.inference.colors import class_colors
     from ddpm_unet.inference.files import FileSegmenter
+    from ddpm_unet.inference.points import PointSegmenter
     from ddpm_unet.inference.segmentation import (
         PREPARATION,
         Preparation,
@@ -52,7 +55,8 @@ def main() -> None:
     model = load_segmentation_model(folder, args.levels).to(device)
     preparation = Preparation.read(folder, model)
     dims = dimensions(model)
-    segmenter = FileSegmenter(
+    kind = partial(PointSegmenter, voxel=preparation.voxel) if preparation.voxel else FileSegmenter
+    segmenter = kind(
         predict=class_probabilities(model, args.turns),
         prepare=preparation.pixels,
         whole=preparation.whole,
@@ -70,7 +74,10 @@ def main() -> None:
     for path in args.pictures:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
-        paths += [path / p for p in list_pictures(path, dims)[0]] if path.is_dir() else [path]
+        inside = ["."]
+        if path.is_dir():
+            inside = list_points(path) if preparation.voxel else list_pictures(path, dims)[0]
+        paths += [path / p for p in inside]
     names = output_names(paths, args.out)
     with output_folder(args.out):
         print(f"{len(paths)} picture(s) with {folder}")

@@ -126,9 +126,10 @@ class PairDataConfig:
     Args:
         images: "builtin:histology" (or "builtin:histology/held-out", the part kept for scoring),
             a folder of images, or a stack (multi-page TIFF).
-        masks: "builtin:nucleus" or "builtin:nucleus-type" (built-in images), or the folder or
-            stack of masks.
+        masks: "builtin:nucleus" or "builtin:nucleus-type" (built-in images), the folder or stack
+            of masks, or "points": images are point sets (.npz) that have their labels in them.
         dims: 2 for pictures, also the pages of stacks; 3 for volumes, NIfTI files or TIFF stacks.
+        voxel: Masks "points": side of the grid's cells, in units of the coordinates.
         image_name: Image files' names, without ending; {} is what an image and its mask share.
         mask_name: Mask files' names likewise, for instance "{}_mask".
         skip_unlabelled: Leave out images that have no mask, instead of stopping.
@@ -164,6 +165,7 @@ class PairDataConfig:
     images: str = "builtin:histology"
     masks: str = "builtin:nucleus"
     dims: Literal[2, 3] = 2
+    voxel: float = 1.0
     image_name: str = "{}"
     mask_name: str = "{}"
     skip_unlabelled: bool = False

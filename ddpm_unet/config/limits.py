@@ -36,6 +36,7 @@ LIMITS: dict[type, dict[str, Limits]] = {
         **_DATA,
         "num_classes": (2, 256),
         "mask_values": FINITE,
+        "voxel": (1e-6, 1e6),
         "ignore_value": FINITE,
         "class_colors": (0, 255),
         "boundary_width": (1, 1000),

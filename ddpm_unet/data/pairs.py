@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ddpm_unet.config import PairDataConfig
-from ddpm_unet.data import histology
+from ddpm_unet.data import histology, points
 from ddpm_unet.data.folder import list_pictures, natural, split_ending
 from ddpm_unet.data.nifti import Space
 from ddpm_unet.data.pictures import read_picture, read_stack
@@ -22,6 +22,7 @@ from ddpm_unet.errors import UserError
 BUILTIN_IMAGES = "builtin:histology"
 BUILTIN_HELD_OUT = "builtin:histology/held-out"
 BUILTIN_MASKS = ("builtin:nucleus", "builtin:nucleus-type")
+POINTS = "points"
 TIFF_ENDINGS = (".tif", ".tiff")
 
 
@@ -59,11 +60,24 @@ class Pairing:
 
 
 def complete_settings(config: PairDataConfig) -> PairDataConfig:
-    """The settings with what the built-in masks say about themselves.
+    """The settings with what the built-in masks, and labelled points, say about themselves.
 
     Raises:
-        UserError: Built-in images with other masks or the reverse.
+        UserError: Built-in images with other masks or the reverse; points that are no volumes.
     """
+    if config.masks == POINTS:
+        if config.dims != 3 or config.scale != 1:
+            raise UserError(
+                f"data.dims {config.dims}, data.scale {config.scale:g}: points become volumes of "
+                "cells of data.voxel; set data.dims 3 and data.scale 1"
+            )
+        return replace(config, mask_kind="classes", ignore_value=points.EMPTY)
+    for setting, name, known in (
+        ("images", config.images, (BUILTIN_IMAGES, BUILTIN_HELD_OUT)),
+        ("masks", config.masks, BUILTIN_MASKS),
+    ):
+        if name.startswith("builtin:") and name not in known:
+            raise UserError(f"data.{setting} {name}: there is only {' and '.join(known)}")
     if _is_builtin(config) != (config.masks in BUILTIN_MASKS):
         raise UserError(
             f"data.images {config.images} and data.masks {config.masks} do not go together: give "
@@ -99,6 +113,8 @@ def _read_normalised(pair: Pair, config: PairDataConfig) -> np.ndarray:
 def _find(config: PairDataConfig) -> Pairing:
     if _is_builtin(config):
         return Pairing([_builtin_pair(config)], [], [])
+    if config.masks == POINTS:
+        return _point_sets(config)
     expand = _volumes if config.dims == 3 else _expand_stacks
     if Path(config.images).is_file() and Path(config.masks).is_file():
         name = Path(split_ending(config.images)[0]).name
@@ -259,6 +275,23 @@ def _space_fault(space: Space, mask: Space | None, config: PairDataConfig) -> st
             "set data.augment.turns false"
         )
     return ""
+
+
+def _point_sets(config: PairDataConfig) -> Pairing:
+    """Files that are images and masks in one."""
+    pairs = []
+    for path in points.list_points(config.images):
+        file, settings = os.path.join(config.images, path), (config.voxel, config.max_pixels)
+        pairs.append(
+            Pair(
+                split_ending(path)[0],
+                file,
+                f"{file} (labels)",
+                partial(points.read_grid, file, *settings),
+                partial(points.read_labels, file, *settings),
+            )
+        )
+    return Pairing(pairs, [], [])
 
 
 def _pages(path: str, max_pixels: float) -> int:

@@ -94,11 +94,13 @@ class Preparation:
         scale: Factor by which they were resampled.
         value_range: Pixel values of black and white, "percentiles" for those of each picture;
             None for the full range of the type.
+        voxel: Side of the cells in which points were put, where the network was trained on points.
     """
 
     channels: int
     scale: float = 1.0
     value_range: ValueRange = None
+    voxel: float | None = None
 
     def write(self, folder: Path) -> None:
         """Keep it in a model's folder."""

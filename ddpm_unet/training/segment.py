@@ -20,7 +20,7 @@ from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.labelled import LabelledSet
 from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.data.pair_stream import PairStream
-from ddpm_unet.data.pairs import BUILTIN_HELD_OUT, BUILTIN_IMAGES
+from ddpm_unet.data.pairs import BUILTIN_HELD_OUT, BUILTIN_IMAGES, POINTS
 from ddpm_unet.data.splits import split_pictures
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.metrics import confusion, overlap
@@ -231,7 +231,8 @@ class SegmentJob:
         network: Any = model
         network.save_pretrained(folder, state_dict)
         data = self.config.data
-        Preparation(network.in_channels, data.scale, data.value_range).write(folder)
+        voxel = data.voxel if data.masks == POINTS else None
+        Preparation(network.in_channels, data.scale, data.value_range, voxel).write(folder)
         split = yaml.safe_dump(dict(self.split), sort_keys=False)
         replace_text(folder.parent / "split.yaml", split)
 
