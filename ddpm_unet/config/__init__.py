@@ -12,7 +12,7 @@ from ddpm_unet.config.data import (
     SplitConfig,
     ValueRange,
 )
-from ddpm_unet.config.jobs import DenoiseConfig, SegmentConfig
+from ddpm_unet.config.jobs import CheckConfig, DenoiseConfig, SegmentConfig
 from ddpm_unet.config.network import ClassicConfig, HeadConfig, UNetConfig
 from ddpm_unet.config.process import BetaSchedule, DiffusionConfig, PredictionType
 from ddpm_unet.config.training import (
@@ -26,6 +26,7 @@ from ddpm_unet.config.training import (
 __all__ = [
     "AugmentConfig",
     "BetaSchedule",
+    "CheckConfig",
     "ClassicConfig",
     "DenoiseConfig",
     "DiffusionConfig",

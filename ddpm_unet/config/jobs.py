@@ -93,3 +93,14 @@ class SegmentConfig:
     predict: PredictConfig = field(default_factory=PredictConfig)
     criterion: Literal["mean_dice", "mean_iou"] = "mean_dice"
     train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass
+class CheckConfig:
+    """Settings of `python -m ddpm_unet.data.check`.
+
+    Args:
+        data: The labelled images.
+    """
+
+    data: PairDataConfig = field(default_factory=PairDataConfig)

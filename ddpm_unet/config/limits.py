@@ -31,7 +31,7 @@ _DATA: dict[str, Limits] = {
     "max_pixels": (1e-6, 1e9),
 }
 LIMITS: dict[type, dict[str, Limits]] = {
-    ImageDataConfig: _DATA,
+    ImageDataConfig: {**_DATA, "condition_classes": (2, 256)},
     PairDataConfig: {
         **_DATA,
         "num_classes": (2, 256),
@@ -87,7 +87,7 @@ LIMITS: dict[type, dict[str, Limits]] = {
     PreviewConfig: {"num_images": (1, 4096), "steps": POSITIVE, "validation_images": POSITIVE},
     SegmentLossConfig: {"class_weights": (0, 1e6)},
     PredictConfig: {"tile": (1, 65_536)},
-    DenoiseConfig: {"seed": SEED},
+    DenoiseConfig: {"seed": SEED, "condition_dropout": SHARE},
     SegmentConfig: {"seed": SEED, "layer_decay": (1e-6, 1)},
 }
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ddpm_unet.command_line import user_errors
-from ddpm_unet.config import PairDataConfig
+from ddpm_unet.command_line import read_settings, user_errors
+from ddpm_unet.config import CheckConfig, PairDataConfig
 from ddpm_unet.data.masks import (
     MaskCode,
     color_of,
@@ -28,6 +28,7 @@ from ddpm_unet.data.masks import (
 )
 from ddpm_unet.data.pairs import Pair, complete_settings, find_pairs
 from ddpm_unet.data.pixels import convert_channels, to_unit
+from ddpm_unet.data.settings import check_data_settings
 from ddpm_unet.errors import UserError
 
 RARE = 1e-4
@@ -105,6 +106,7 @@ def check_pairs(config: PairDataConfig) -> Report:
     Raises:
         UserError: No folder, an empty one, or settings that contradict each other.
     """
+    check_data_settings(config)
     report = Report(complete_settings(config))
     pairing = find_pairs(report.config)
     report.faults += pairing.faults
@@ -272,12 +274,8 @@ def print_check(config: PairDataConfig) -> None:
 
 def main() -> None:
     """Check the set that the command line names."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(description=main.__doc__)
-    parser.add_class_arguments(PairDataConfig, nested_key="data")
     with user_errors():
-        print_check(parser.instantiate(parser.parse_args()).data)
+        print_check(read_settings(CheckConfig, None)[0].data)
 
 
 if __name__ == "__main__":

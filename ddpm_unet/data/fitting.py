@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from ddpm_unet.config import ImageDataConfig
-from ddpm_unet.data.header import PictureInfo
+from ddpm_unet.data.header import PictureInfo, check_pixels
 from ddpm_unet.data.pixels import box, convert_channels, normalised, to_unit
 from ddpm_unet.errors import UserError
 
@@ -32,6 +32,7 @@ def fitted_info(info: PictureInfo, config: ImageDataConfig, name: str) -> Pictur
                 f"{name}: {found} pixels{scaled} hold no window of {wanted}; "
                 "lower data.size or set data.fit resize"
             )
+        check_pixels(name, (*size, info.channels), config.max_pixels)
     *depth, height, width = size
     dtype = np.dtype(np.float32) if config.value_range == "percentiles" else info.dtype
     return PictureInfo(height, width, config.channels or info.channels, dtype, *depth)

@@ -40,7 +40,7 @@ def orient(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def check_pixels(path: str | Path, shape: tuple[int, ...], max_pixels: float) -> None:
-    """Refuse more than max_pixels million pixels, or four times so many values.
+    """Refuse no pixels, more than max_pixels million, or four times so many values.
 
     Args:
         path: For the message.
@@ -48,6 +48,8 @@ def check_pixels(path: str | Path, shape: tuple[int, ...], max_pixels: float) ->
         max_pixels: Million pixels.
     """
     pixels = math.prod(shape[:-1])
+    if not pixels * shape[-1]:
+        raise UserError(f"{path}: has no pixels; replace or remove the file")
     if pixels > max_pixels * 1e6 or pixels * shape[-1] > 4e6 * max_pixels:
         raise UserError(
             f"{path}: {' x '.join(map(str, shape))} is {pixels / 1e6:,.0f} million pixels, over "

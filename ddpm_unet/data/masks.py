@@ -12,6 +12,9 @@ from ddpm_unet.config import MaskKind, PairDataConfig
 from ddpm_unet.data.border import connected_cells
 from ddpm_unet.errors import UserError
 
+MOST_CLASSES = 256
+"""Class masks are written with 8 bits a pixel."""
+
 IGNORE_INDEX = -100
 """Class of pixels that nobody labelled (torch's default)."""
 
@@ -199,7 +202,9 @@ def find_code(config: PairDataConfig, found: np.ndarray, tops: set[float]) -> Ma
         if len(values) < 2:
             raise UserError("data.mask_kind colors: list each class's colour in data.class_colors")
     if kind == "classes":
-        values = tuple(range(stated or int(found.max()) + 1))
+        values = _indices(found, stated)
+    if len(values) > MOST_CLASSES:
+        raise UserError(f"{len(values)} classes are too many; at most {MOST_CLASSES} are written")
     if len(set(values)) < len(values):
         raise UserError(f"data.mask_kind {kind}: two classes have the same value in its table")
     names = _NAMES.get(kind) or tuple(_value_name(kind, value) for value in values)
@@ -213,7 +218,25 @@ def find_code(config: PairDataConfig, found: np.ndarray, tops: set[float]) -> Ma
                 f"data.{setting} is for {count} classes, but masks of kind {kind} give {len(names)}"
             )
     names = tuple(config.class_names) or names
+    strange = [number for number in config.border_classes if number >= len(names)]
+    if strange:
+        raise UserError(
+            f"data.border_classes {strange[0]}: the classes are numbered 0 to {len(names) - 1}"
+        )
     return MaskCode(kind, names, values, ignored_value(config), config.boundary_width)
+
+
+def _indices(found: np.ndarray, stated: int) -> tuple[int, ...]:
+    """0 to K - 1, as stated or as the masks' largest value says."""
+    if not stated and not len(found):
+        raise UserError("the masks hold no labelled pixel; see data.ignore_value")
+    last = stated - 1 if stated else found.max()
+    if last >= MOST_CLASSES:
+        raise UserError(
+            f"value {last} is no class index below {MOST_CLASSES}; list data.mask_values, or set "
+            "data.mask_kind instances if the masks number objects"
+        )
+    return tuple(range(int(last) + 1))
 
 
 def _value_name(kind: MaskKind, value: int) -> str:

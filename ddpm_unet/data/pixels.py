@@ -25,12 +25,12 @@ def convert_channels(picture: np.ndarray, channels: int | None, name: str) -> np
         name: For the message.
 
     Raises:
-        UserError: More than four channels, which have no meaning as colours.
+        UserError: More than four channels, or others to become than those of colours.
     """
     have = picture.shape[-1]
     if channels is None or channels == have:
         return picture
-    if have > 4:
+    if have > 4 or channels not in (1, 3, 4):
         raise UserError(
             f"{name}: has {have} channels, which cannot become {channels}; set data.channels null"
         )
@@ -98,6 +98,6 @@ def to_unit(
         raise UserError(
             f"{name}: float values from {array.min():g} to {array.max():g}, not within 0 to 1; "
             "say what is black and white with data.value_range, for instance "
-            f"[{array.min():g}, {array.max():g}]"
+            f"[{min(array.min(), 0):g}, {array.max():g}]"
         )
     return array.astype(np.float32) * 2 - 1

@@ -11,7 +11,6 @@ What a source holds out, and no training sees unless `data.include_held_out` say
 from __future__ import annotations
 
 import hashlib
-import math
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -26,6 +25,7 @@ from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.image_set import ImageSet, open_collection
 from ddpm_unet.data.named_sets import huggingface_set, torchvision_set
 from ddpm_unet.data.pairs import BUILTIN_MASKS
+from ddpm_unet.data.settings import check_data_settings
 from ddpm_unet.data.stream import Grid
 from ddpm_unet.errors import UserError
 
@@ -61,12 +61,9 @@ def check_settings(config: ImageDataConfig) -> None:
     Raises:
         UserError: Names the setting.
     """
-    given = config.value_range
-    low, high = given if given and given != "percentiles" else (0.0, 1.0)
+    check_data_settings(config)
     faults = {
         "source: is empty; give a built-in set, a folder or a data set's name": not config.source,
-        f"size {config.size}: must be at least 1": config.size < 1,
-        f"scale {config.scale:g}: must be above 0": not 0 < config.scale < math.inf,
         f"scale {config.scale:g}: has no effect with fit resize; remove it": (
             config.fit == "resize" and config.scale != 1
         ),
@@ -77,12 +74,6 @@ def check_settings(config: ImageDataConfig) -> None:
         f"channels {config.channels}: must be 1, 3, 4 or null": (
             config.channels not in (None, 1, 3, 4)
         ),
-        f"value_range [{low:g}, {high:g}]: must be two finite numbers, black below white": (
-            not -math.inf < low < high < math.inf
-        ),
-        f"workers {config.workers}: must be 0 or more": config.workers < 0,
-        f"memory_limit {config.memory_limit}: must be 0 or more": config.memory_limit < 0,
-        f"max_pixels {config.max_pixels:g}: must be above 0": not config.max_pixels > 0,
         **_condition_faults(config),
     }
     for fault, present in faults.items():
@@ -108,7 +99,6 @@ def _condition_faults(config: ImageDataConfig) -> dict[str, bool]:
         f"condition {condition}: files are found by name for pictures of a folder only": (
             files and named
         ),
-        f"condition_classes {classes}: must be 2 or more": classes is not None and classes < 2,
         f"condition_classes {classes}: is for masks; set data.condition to theirs": (
             classes is not None and not files and kind != "builtin"
         ),

@@ -6,6 +6,7 @@ imagecodecs, unless that would cut the depth.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from ddpm_unet.data.header import PictureInfo, check_pixels, orient
 from ddpm_unet.errors import UserError
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # faults are told by us
 _LARGEST_EXACT = 2**24  # integers up to here are exact in float32
 
 
@@ -74,6 +76,8 @@ def read(
 def _series(
     file: tifffile.TiffFile, path: str | Path
 ) -> tuple[tifffile.TiffPageSeries, tifffile.TiffPage]:
+    if not file.series:
+        raise UserError(f"{path}: holds no picture; replace or remove the file")
     if len(file.series) != 1:
         raise UserError(
             f"{path}: holds {len(file.series)} pictures of different shapes; "

@@ -139,7 +139,7 @@ BUILTIN = "builtin:histology"
     [
         ({"condition_classes": 3}, "has the class 2.., but the 3 classes are numbered 0 to 2"),
         ({"condition": "nowhere"}, "data.condition nowhere: no such folder"),
-        ({"condition_classes": 1}, "data.condition_classes 1: must be 2 or more"),
+        ({"condition_classes": 1}, "data.condition_classes 1: must be between 2"),
         ({"condition": "builtin:nucleus"}, "other pictures a folder of their own"),
         ({"condition": "lower:3"}, "lower:3: give a whole number above 1 that divides size 16"),
         ({"condition": "lower"}, "data.condition lower: give a whole number"),
