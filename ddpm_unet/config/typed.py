@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ddpm_unet.errors import UserError
@@ -19,6 +20,21 @@ _WORDS: dict[Any, str] = {
 }
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The settings in a JSON file.
+
+    Raises:
+        UserError: It is missing, unreadable, or holds something else than settings.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not readable ({error}); copy the model again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds no settings; copy the model again")
+    return values
+
+
 def from_plain(kind: type[Settings], values: Mapping[str, Any], source: object) -> Settings:
     """A dataclass of type `kind`.
 
@@ -29,16 +45,21 @@ def from_plain(kind: type[Settings], values: Mapping[str, Any], source: object) 
         source: What the message begins with, such as the file that holds the values.
 
     Raises:
-        UserError: A value of another type; names source, field and what it must be.
+        UserError: An unknown field, or a value of another type; names source and field.
     """
     hints = get_type_hints(kind)
     settings = {}
     for name, value in values.items():
+        if name not in hints:
+            raise UserError(f"{source}: unknown key {name!r}; remove it if it means nothing")
         try:
             settings[name] = _converted(value, hints[name])
         except ValueError:
             raise UserError(wrong_type(f"{source}: {name}", value, hints[name])) from None
-    return kind(**settings)
+    try:
+        return kind(**settings)
+    except TypeError as error:  # a field without default is missing
+        raise UserError(f"{source}: {error}; copy the model again") from error
 
 
 def wrong_type(name: str, value: Any, hint: Any) -> str:

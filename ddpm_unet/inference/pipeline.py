@@ -8,7 +8,6 @@ conditions.json, ours alone, where the denoiser is told more (see `conditions`)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from ddpm_unet.config import DiffusionConfig, UNetConfig
+from ddpm_unet.config.limits import check_limits
+from ddpm_unet.config.typed import from_plain, read_json
+from ddpm_unet.diffusion.schedule import betas
 from ddpm_unet.errors import UserError
 from ddpm_unet.models import UNet
 from ddpm_unet.models.pretrained import CONDITIONAL, DDPM
@@ -71,14 +73,17 @@ def read_diffusion(folder: Path) -> DiffusionConfig:
             f"{folder}: has no scheduler/scheduler_config.json; give the model folder of a run, "
             "or a folder that a diffusers pipeline wrote"
         )
+    settings = read_json(path)
+    if settings.get("trained_betas") is not None:
+        raise UserError(f"{path}: lists its betas (trained_betas), which is not supported")
+    known = DiffusionConfig.__dataclass_fields__.keys() & settings.keys()
+    config = from_plain(DiffusionConfig, {key: settings[key] for key in known}, path)
     try:
-        settings = json.loads(path.read_text())
-        if settings.get("trained_betas") is not None:
-            raise UserError(f"{path}: lists its betas (trained_betas), which is not supported")
-        known = DiffusionConfig.__dataclass_fields__.keys() & settings.keys()
-        return DiffusionConfig(**{key: settings[key] for key in known})
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: is not readable ({error}); copy the model again") from error
+        check_limits(config)
+        betas(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return config
 
 
 def image_shape(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddpm_unet.config import PredictConfig, ValueRange
+from ddpm_unet.config import ImageDataConfig, PredictConfig, ValueRange
+from ddpm_unet.config.typed import from_plain, read_json
 from ddpm_unet.data.pixels import convert_channels, normalised, to_unit
+from ddpm_unet.data.settings import check_data_settings
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.tiles import Predict, Tiling
 from ddpm_unet.inference.turns import over_turns
@@ -116,10 +117,12 @@ class Preparation:
         path = folder / PREPARATION
         if not path.is_file():
             return cls(model.in_channels)
+        found = from_plain(cls, read_json(path), path)
         try:
-            return cls(**json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path}: is not readable ({error}); copy the model again") from error
+            check_data_settings(ImageDataConfig(scale=found.scale, value_range=found.value_range))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        return found
 
     @property
     def whole(self) -> Callable[[np.ndarray], np.ndarray] | None:

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from ddpm_unet.config import UNetConfig
+from ddpm_unet.config.limits import check_limits
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.architecture import (
     DOWN_BLOCKS,
@@ -42,6 +43,7 @@ def check(config: UNetConfig) -> None:
     Raises:
         UserError: Naming the setting and the cure.
     """
+    check_limits(config)
     _check_blocks(config)
     _check_kind(config)
     _check_channels(config)
@@ -112,8 +114,6 @@ def _check_channels(config: UNetConfig) -> None:
         for number in value if isinstance(value, Sequence) else [value]:
             if number is None and name not in nullable:
                 raise UserError(f"{name} is null; give a number")
-            if number is not None and number is not False and number < 1:
-                raise UserError(f"{name} is {number}; it must be at least 1")
     for channels in config.block_out_channels:
         if channels % config.norm_num_groups:
             raise UserError(
@@ -155,8 +155,6 @@ def _check_choices(config: UNetConfig) -> None:
             raise UserError(
                 f"{name}: {value!r} is not supported; take one of {', '.join(map(str, known))}"
             )
-    if not 0 <= config.dropout < 1:
-        raise UserError(f"dropout is {config.dropout}; take a probability from 0 to below 1")
 
 
 def _instead(name: str, known: Iterable[str]) -> str:

@@ -5,11 +5,10 @@ Plain functions of a folder, so that a caller may write beside the final place a
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ddpm_unet.config import UNetConfig
+from ddpm_unet.config.typed import from_plain, read_json
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.checks import CONDITIONAL_ONLY, DDPM_ONLY, check
 from ddpm_unet.replace import replace_json
@@ -109,11 +109,8 @@ def read_config(folder: str | PathLike[str]) -> UNetConfig:
         UserError: config.json is unreadable, or has a key or value that `UNet` does not support.
     """
     path = Path(folder) / CONFIG
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable ({error}); write it again") from error
-    kind = given.get("_class_name", CONDITIONAL if "cross_attention_dim" in given else DDPM)
+    given = read_json(path)
+    kind = str(given.get("_class_name", CONDITIONAL if "cross_attention_dim" in given else DDPM))
     if kind not in FIXED:
         raise UserError(
             f"{path}: _class_name {kind!r} is not supported; take the folder of a {DDPM} or"
@@ -129,14 +126,17 @@ def read_config(folder: str | PathLike[str]) -> UNetConfig:
                     f"{path}: {key} {value!r} is not supported; only {FIXED[kind][key]!r} is"
                 )
         elif key in _keys(kind):
-            settings[key] = tuple(value) if isinstance(value, list) else value
+            settings[key] = value
         else:
             raise UserError(
                 f"{path}: unknown key {key!r} of a {kind}; remove it if it means nothing"
             )
-    for key in ("down_block_types", "up_block_types"):
-        settings[key] = tuple(block.removeprefix("UNetRes") for block in settings[key])
-    config = UNetConfig(**settings)
+    config = from_plain(UNetConfig, settings, path)
+    downs, ups = (
+        tuple(block.removeprefix("UNetRes") for block in blocks)
+        for blocks in (config.down_block_types, config.up_block_types)
+    )
+    config = replace(config, down_block_types=downs, up_block_types=ups)
     try:
         check(config)
     except UserError as error:
@@ -161,15 +161,18 @@ def read_weights(folder: str | PathLike[str]) -> dict[str, Tensor]:
     """The tensors of a model folder, in one file or several, in float32 and by their new names.
 
     Raises:
-        UserError: There are no safetensors files, or a damaged one. Pickles are never loaded.
+        UserError: There are no safetensors files, a damaged one, or one with NaN or infinite
+            weights. Pickles are never loaded.
     """
     folder = Path(folder)
     index = folder / f"{WEIGHTS}.index.json"
     if (folder / WEIGHTS).is_file():
         files = [folder / WEIGHTS]
     elif index.is_file():
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        files = [folder / Path(name).name for name in dict.fromkeys(names)]
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise UserError(f"{index}: names no weights; copy the model again")
+        files = [folder / Path(str(name)).name for name in dict.fromkeys(shards.values())]
     elif pickles := sorted(folder.glob("*.bin")):
         raise UserError(
             f"{pickles[0]} is a pickle, which is never loaded; convert it where you trust it:"
@@ -181,6 +184,8 @@ def read_weights(folder: str | PathLike[str]) -> dict[str, Tensor]:
     weights = {}
     for file in files:
         for name, tensor in read_file(file).items():
+            if not torch.isfinite(tensor).all():
+                raise UserError(f"{file}: {name} is not finite; take weights of an earlier step")
             # A copy, as the file is mapped into memory and may be overwritten in place.
             weights[_new_name(name)] = tensor.to(torch.float32, copy=True)
     return weights

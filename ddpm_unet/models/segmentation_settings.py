@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import asdict, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ddpm_unet.config import ClassicConfig, HeadConfig
+from ddpm_unet.config.limits import check_limits
+from ddpm_unet.config.typed import from_plain, read_json
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.pretrained import CONFIG
 from ddpm_unet.replace import replace_json
@@ -23,13 +24,12 @@ def check_settings(config: ClassicConfig | HeadConfig) -> None:
     Raises:
         UserError: Naming the setting and the cure.
     """
+    check_limits(config)
     for name, kind in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if get_origin(kind) is Literal and value not in get_args(kind):
             choices = ", ".join(map(str, get_args(kind)))
             raise UserError(f"{name}: {value!r} is not supported; take one of {choices}")
-    if config.num_classes < 1:
-        raise UserError(f"num_classes is {config.num_classes}; it must be at least 1")
     for name in ("class_names", "class_colors"):
         entries = getattr(config, name)
         if entries and len(entries) != config.num_classes:
@@ -59,13 +59,18 @@ def read_settings(folder: str | PathLike[str], kind: str, settings: type[Setting
     if given.get("_class_name") != kind:
         raise UserError(f"{path} is of a {given.get('_class_name')}; name the folder of a {kind}")
     known = [field.name for field in fields(settings)]
-    values = {key: _tuples(value) for key, value in given.items() if not key.startswith("_")}
+    values = {key: value for key, value in given.items() if not key.startswith("_")}
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             cure = f"did you mean {near[0]}?" if near else "remove it if it means nothing"
             raise UserError(f"{path}: unknown key {key!r} of a {kind}; {cure}")
-    return settings(**values)
+    config = from_plain(settings, values, path)
+    try:
+        check_settings(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return config
 
 
 def write_settings(
@@ -80,14 +85,4 @@ def _read(folder: str | PathLike[str]) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         fault = f"has no {CONFIG}" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder} {fault}; name the model folder of a segmentation run")
-    try:
-        given = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG} is not readable ({error}); write it again") from error
-    if not isinstance(given, dict):
-        raise UserError(f"{folder / CONFIG} holds no settings; write it again")
-    return given
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
+    return read_json(folder / CONFIG)

@@ -65,7 +65,7 @@ def test_diffusers_reads_the_forward_process(folder):
     [
         (None, "has no scheduler/scheduler_config.json; give"),
         ("{", "is not readable"),
-        ("[]", "is not readable"),
+        ("[]", "holds no settings"),
         (json.dumps({"trained_betas": [0.1]}), "trained_betas"),
     ],
 )

@@ -97,13 +97,15 @@ def test_dimensions():
 def test_preparation_is_kept_in_the_model_folder(tmp_path):
     model = classic()
     assert Preparation.read(tmp_path, model) == Preparation(channels=1)
-    kept = Preparation(3, 0.5, [10, 3000])
+    kept = Preparation(3, 0.5, (10, 3000))
     kept.write(tmp_path)
     assert Preparation.read(tmp_path, model) == kept
     (file,) = tmp_path.iterdir()
     for text in ("{", json.dumps({"size": 3}), "[1]"):
         file.write_text(text)
-        with pytest.raises(UserError, match=r"preparation\.json: is not readable"):
+        with pytest.raises(
+            UserError, match=r"preparation\.json: (is not readable|unknown key 'size')"
+        ):
             Preparation.read(tmp_path, model)
 
 

@@ -203,6 +203,15 @@ def test_wrong_tensors_are_named(folder: Path) -> None:
             UNet.from_pretrained(folder)
 
 
+def test_weights_that_are_not_finite_are_named(folder: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    name = min(weights)
+    weights[name].view(-1)[0] = torch.nan
+    save_file(weights, folder / WEIGHTS)
+    with pytest.raises(UserError, match=f"{name} is not finite"):
+        UNet.from_pretrained(folder)
+
+
 def test_missing_and_damaged_files_are_named(folder: Path) -> None:
     with pytest.raises(UserError, match="nowhere does not exist"):
         UNet.from_pretrained(folder / "nowhere")
@@ -214,7 +223,7 @@ def test_missing_and_damaged_files_are_named(folder: Path) -> None:
     with pytest.raises(UserError, match=f"has no {WEIGHTS}"):
         UNet.from_pretrained(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json is not readable"):
+    with pytest.raises(UserError, match=r"config\.json: is not readable"):
         UNet.from_pretrained(folder)
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"has no config\.json"):
