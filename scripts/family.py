@@ -149,12 +149,12 @@ def count(member: Member, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def image_seconds(model: SegmentationModel, member: Member) -> float:
-    """Least of three: on a GPU by the clock, else the processor time of this process."""
+    """The lesser of two: on a GPU by the clock, else the processor time of this process."""
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     model, images = model.to(device).eval(), example(model, member).to(device)
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     times = []
-    for _ in range(3):
+    for _ in range(2):
         start = clock()
         with torch.inference_mode():
             model(images).sum().item()
