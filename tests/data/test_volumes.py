@@ -349,10 +349,12 @@ def test_a_denoisers_volumes(folders):
     assert torch.equal(stream[900]["image"], batch["image"][1])
     windows = stream.windows(np.arange(200))
     assert windows.mirrored.mean(axis=0) == pytest.approx([0.5] * 3, abs=0.15)
-    place = windows.picture[0], windows.corner[0], windows.turns[0], windows.mirrored[0]
-    cut = images[int(place[0])].numpy()[(0, *(slice(n, n + 8) for n in place[1]))]
-    wanted = np.flip(np.rot90(cut, place[2], (1, 2)), np.flatnonzero(place[3]))
-    np.testing.assert_array_equal(stream[0]["image"][0], wanted)
+    for position in range(12):
+        corner, mirrored = windows.corner[position], windows.mirrored[position]
+        volume = images[int(windows.picture[position])].numpy()[0]
+        cut = volume[tuple(slice(start, start + 8) for start in corner)]
+        wanted = np.flip(np.rot90(cut, windows.turns[position], (1, 2)), np.flatnonzero(mirrored))
+        np.testing.assert_array_equal(stream[position]["image"][0], wanted)
 
 
 def test_fitting_volumes(folders):
