@@ -25,9 +25,15 @@ from ddpm_unet.config import TrainConfig
 from ddpm_unet.data.loader import shares
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import plot_metrics
+from ddpm_unet.models.layers import winograd
 from ddpm_unet.randomness import torch_seeds
 from ddpm_unet.training.accelerator import open_accelerator
-from ddpm_unet.training.checkpoint import newest_checkpoint, prune_checkpoints, write_checkpoint
+from ddpm_unet.training.checkpoint import (
+    checkpoint_paths,
+    newest_checkpoint,
+    prune_checkpoints,
+    write_checkpoint,
+)
 from ddpm_unet.training.job import Batch, Job
 from ddpm_unet.training.optimizer import (
     build_optimizer,
@@ -100,6 +106,7 @@ class Training:
         self.job, self.run, self.config, self.accelerator = job, run, config, accelerator
         self.seed = seed
         set_seed(seed)
+        winograd.enable(config.winograd)
         network: Any = job.build_model()
         if config.channels_last:
             volumes = any(parameter.ndim == 5 for parameter in network.parameters())
@@ -340,6 +347,11 @@ class Training:
 
         def find() -> tuple[dict[str, dict[str, Tensor]], dict[str, Any] | None]:
             found = newest_checkpoint(self.run.checkpoints)
+            if found and (why := state.difference(found[0], found[1])):
+                raise UserError(
+                    f"{checkpoint_paths(self.run.checkpoints)[-1]}: {why}, so another version of "
+                    "this program wrote it; go on with that one, or choose another --run folder"
+                )
             self.run.cut_metrics(found[1]["metrics_size"] if found else 0)
             for note in found[2] if found else ():
                 self._say(note)

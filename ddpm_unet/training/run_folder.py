@@ -31,7 +31,7 @@ FREE_TO_CHANGE = {
     "unlabelled.workers", "unlabelled.memory_limit", "unlabelled.max_pixels",
     "train.steps", "train.micro_batch", "train.mixed_precision", "train.compile",
     "train.gradient_checkpointing", "train.channels_last", "train.checkpoint_every",
-    "train.keep_checkpoints", "train.sample_every",
+    "train.keep_checkpoints", "train.sample_every", "train.winograd",
 }  # fmt: skip
 
 
@@ -66,6 +66,12 @@ class RunFolder:
             raise UserError(
                 f"{self.path}: another run is using this folder; wait for it, or give another --run"
             ) from error
+        for place in (self.samples, self.checkpoints, self.model):
+            if place.exists() and not place.is_dir():
+                raise UserError(f"{place}: is a file where the run needs a folder; move it away")
+        for place in (self.metrics, self.path / "config.yaml"):
+            if place.is_dir():
+                raise UserError(f"{place}: is a folder where the run needs a file; move it away")
         saved = self._saved_settings()
         if saved is not None:
             if resume == "never":
@@ -93,8 +99,8 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            saved = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
             saved = None
         if not isinstance(saved, dict):
             raise UserError(f"{path}: not a run's settings; choose another --run folder")
@@ -131,10 +137,20 @@ class RunFolder:
             file.truncate(size)
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """All lines of metrics.jsonl."""
+        """All lines of metrics.jsonl.
+
+        Raises:
+            UserError: One is damaged.
+        """
         if not self.metrics.exists():
             return []
-        return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        try:
+            return [json.loads(line) for line in self.metrics.read_text().splitlines()]
+        except ValueError as error:
+            raise UserError(
+                f"{self.metrics}: holds a damaged line ({error}); mend it, or start anew with "
+                "another --run folder"
+            ) from error
 
 
 def newest_model(runs: Path = Path("runs"), file: str = "model_index.json") -> Path | None:

@@ -16,6 +16,8 @@ from ddpm_unet.training.sharding import copy_into, whole
 
 NOWHERE = torch.iinfo(torch.int64).max
 """The stream position of no image."""
+LOOP_NUMBERS = ("images", "scaler", "metrics_size")
+"""What the loop adds to `TrainingState.numbers`."""
 
 
 class TrainingState:
@@ -79,6 +81,24 @@ class TrainingState:
             "best_step": self.best_step,
             "worse": self.worse,
         }
+
+    def difference(
+        self, tensors: dict[str, dict[str, Tensor]], numbers: dict[str, Any]
+    ) -> str | None:
+        """The first thing that a checkpoint lacks, or has too much, to be one of this training."""
+        for name in (*self.numbers(), *LOOP_NUMBERS):
+            if name not in numbers:
+                return f"has no {name}"
+        parameters = dict(self.named)
+        for group, own in (("model", self.network.state_dict()), ("ema", parameters)):
+            given = tensors.get(group, {})
+            for name in (*own, *given):
+                if name not in own or name not in given or own[name].shape != given[name].shape:
+                    return f"has not the {group}'s {name} of this network"
+        for name in tensors.get("optimizer", {}):
+            if name.rsplit("/", 1)[0] not in parameters:
+                return f"has an optimizer of {name}"
+        return None
 
     def restore(self, tensors: Iterable[tuple[str, str, Tensor]], numbers: dict[str, Any]) -> None:
         """Take over what `tensors` (as group, name, value) and `numbers` gave."""

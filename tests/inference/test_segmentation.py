@@ -101,11 +101,15 @@ def test_preparation_is_kept_in_the_model_folder(tmp_path):
     kept.write(tmp_path)
     assert Preparation.read(tmp_path, model) == kept
     (file,) = tmp_path.iterdir()
-    for text in ("{", json.dumps({"size": 3}), "[1]"):
+    wrong = {
+        "{": "is not readable",
+        '{"size": 3}': "unknown key 'size'",
+        "[1]": "holds no settings",
+    }
+    wrong['{"channels": 3, "value_range": [5, 5]}'] = "must be two numbers, black below white"
+    for text, message in wrong.items():
         file.write_text(text)
-        with pytest.raises(
-            UserError, match=r"preparation\.json: (is not readable|unknown key 'size')"
-        ):
+        with pytest.raises(UserError, match=rf"preparation\.json: .*?{message}"):
             Preparation.read(tmp_path, model)
 
 

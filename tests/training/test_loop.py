@@ -14,7 +14,7 @@ from ddpm_unet.diffusion.objective import Objective
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.training import loop
-from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
+from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint, write_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
@@ -186,6 +186,39 @@ def test_training_lowers_the_loss(settings):
 def test_a_finished_run_is_left_as_it_is(settings):
     before = end_state(run(settings))
     assert_equal(before, end_state(run(settings)))
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_name(settings):
+    settings.train.steps = 5
+    folder = run(settings)
+    newest = checkpoint_paths(folder.checkpoints)[-1]
+    tensors, numbers = read_checkpoint(newest)
+    model, optimizer = tensors["model"], tensors["optimizer"]
+    bias = model["conv_in.bias"]
+    settings.train.steps = 6
+
+    def refuse(words, tensors=tensors, numbers=numbers):
+        write_checkpoint(folder.checkpoints, 5, tensors, numbers)
+        with pytest.raises(UserError, match=f"{newest}: {words}, so another version") as caught:
+            run(settings)
+        assert "\n" not in str(caught.value)
+
+    for name in ("nonfinite", "metrics_size"):
+        refuse(f"has no {name}", numbers={k: v for k, v in numbers.items() if k != name})
+    for group in (
+        {k: v for k, v in model.items() if k != "conv_in.bias"},
+        model | {"conv_in.bias": bias[:1].clone()},
+    ):
+        refuse(
+            "has not the model's conv_in.bias of this network", tensors=tensors | {"model": group}
+        )
+    refuse(
+        "has not the ema's new of this network",
+        tensors=tensors | {"ema": tensors["ema"] | {"new": bias}},
+    )
+    refuse("has an optimizer of new/step", tensors | {"optimizer": optimizer | {"new/step": bias}})
+    write_checkpoint(folder.checkpoints, 5, tensors, numbers)
+    run(settings)
 
 
 def test_the_metrics_have_each_line_once(settings):

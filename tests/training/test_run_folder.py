@@ -82,6 +82,29 @@ def test_a_damaged_config_is_an_error(tmp_path, content):
         RunFolder(tmp_path).claim(DenoiseConfig(), "auto")
 
 
+@pytest.mark.parametrize("name", ["samples", "checkpoints", "model"])
+def test_a_file_in_the_way_is_named(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"{name}: is a file where the run needs a folder"):
+        RunFolder(tmp_path).claim(DenoiseConfig(), "auto")
+    assert not (tmp_path / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml"])
+def test_a_folder_in_the_way_is_named(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name}: is a folder where the run needs a file"):
+        RunFolder(tmp_path).claim(DenoiseConfig(), "auto")
+
+
+def test_a_damaged_line_of_the_metrics_is_named(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.log({"step": 1})
+    folder.metrics.write_text('{"step":\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl: holds a damaged line"):
+        folder.read_metrics()
+
+
 def test_resume_never_refuses_a_used_folder(tmp_path):
     RunFolder(tmp_path).claim(DenoiseConfig(), "never")
     with pytest.raises(UserError, match="holds a run already"):
