@@ -1,0 +1,273 @@
+"""Winograd's convolutions against float64, and where they must stand back."""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.sampling import sample
+from ddpm_unet.models import UNet
+from ddpm_unet.models.layers import winograd
+from ddpm_unet.models.layers.convolution import Conv3x3, convolution
+
+SHIPPED = Path(__file__).parents[2] / "samples" / "histology64" / "model"
+
+compiled = pytest.mark.skipif(winograd.library() is None, reason="no compiler for this processor")
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def case(batch, inputs, outputs, height, width):
+    x = noise(batch, inputs, height, width)
+    weight = noise(outputs, inputs, 3, 3, seed=1) / (9 * inputs) ** 0.5
+    return x, weight, noise(outputs, seed=2), noise(batch, outputs, height, width, seed=3)
+
+
+def results(function, x, weight, bias, dy):
+    """The convolution and the gradients of all that goes into it."""
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+    y = function(*leaves)
+    return y, *torch.autograd.grad(y, leaves, dy)
+
+
+def reference(x, weight, bias, dy):
+    def ordinary(x, weight, bias):
+        return F.conv2d(x, weight, bias, padding=1)
+
+    return results(ordinary, *(tensor.double() for tensor in (x, weight, bias, dy)))
+
+
+def error(result, expected):
+    return ((result - expected).norm() / expected.norm()).item()
+
+
+@compiled
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 16, 16, 8, 8),
+        (2, 48, 80, 9, 17),
+        (1, 256, 32, 10, 8),
+        (9, 16, 112, 23, 19),  # several rounds of tiles
+        (1, 32, 16, 8, 803),  # a row of tiles that is a round
+    ],
+)
+def test_like_float64(shape, layout):
+    x, weight, bias, dy = case(*shape)
+    assert winograd.applies(x, weight, bias)
+    got = results(winograd.conv2d, x.contiguous(memory_format=layout), weight, bias, dy)
+    for result, expected in zip(got, reference(x, weight, bias, dy), strict=True):
+        assert result.shape == expected.shape
+        assert error(result, expected) < 2e-6
+    assert all(tensor.is_contiguous(memory_format=layout) for tensor in got[:2])
+
+
+@compiled
+def test_without_bias():
+    x, weight, _, _ = case(2, 16, 32, 8, 9)
+    result = winograd.conv2d(x, weight.requires_grad_())
+    torch.testing.assert_close(result, F.conv2d(x, weight, padding=1), rtol=1e-5, atol=1e-5)
+    result.sum().backward()
+    assert weight.grad is not None
+
+
+@compiled
+def test_the_layout_is_the_one_torch_gives():
+    x, weight, bias, _ = case(2, 16, 16, 8, 9)
+    last = torch.channels_last
+    for image in (x, x.contiguous(memory_format=last), x.transpose(2, 3), x.expand(2, -1, -1, -1)):
+        for filters in (weight, weight.contiguous(memory_format=last), weight.transpose(2, 3)):
+            expected = F.conv2d(image, filters, bias, padding=1)
+            result = winograd.conv2d(image, filters, bias)
+            torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+            assert result.stride() == expected.stride()
+
+
+@compiled
+def test_threads_neighbours_and_repetition_change_no_bit():
+    given = case(7, 32, 48, 24, 20)
+    first = results(winograd.conv2d, *given)
+    threads = torch.get_num_threads()
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        again = results(winograd.conv2d, *given)
+        torch.set_num_threads(threads)
+        assert all(map(torch.equal, again, first))
+    x, weight, bias, dy = given
+    alone = results(winograd.conv2d, x[5:6], weight, bias, dy[5:6])
+    assert torch.equal(alone[0], first[0][5:6])
+    assert torch.equal(alone[1], first[1][5:6])
+
+
+@compiled
+def test_new_weights_are_noticed():
+    layer = convolution(2, 16, 16)
+    x = noise(1, 16, 8, 8)
+    with torch.no_grad():
+        before = layer(x)
+        layer.weight.data.mul_(2)  # unseen by autograd's counter of versions
+        layer.bias.data.mul_(2)
+        assert torch.equal(layer(x), 2 * before)
+
+
+def test_only_3x3_convolutions_of_pictures_are_made_so():
+    assert type(convolution(2, 16, 16)) is Conv3x3
+    for options in ({"stride": 2}, {"padding": 0}, {"kernel": 1, "padding": 0}):
+        assert type(convolution(2, 16, 16, **options)) is torch.nn.Conv2d
+    assert type(convolution(3, 16, 16)) is torch.nn.Conv3d
+    assert list(convolution(2, 16, 16).state_dict()) == ["weight", "bias"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((1, 16, 16, 8, 8), torch.float64),
+        ((1, 16, 16, 8, 8), torch.bfloat16),
+        ((1, 16, 16, 7, 80), torch.float32),
+        ((1, 3, 16, 8, 8), torch.float32),
+        ((1, 16, 24, 8, 8), torch.float32),
+        ((0, 16, 16, 8, 8), torch.float32),
+    ],
+)
+def test_elsewhere_it_is_the_ordinary_convolution(shape, dtype):
+    x, weight, bias, _ = (tensor.to(dtype) for tensor in case(*shape))
+    assert not winograd.applies(x, weight, bias)
+    layer = convolution(2, shape[1], shape[2]).to(dtype)
+    assert torch.equal(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1))
+
+
+@compiled
+def test_switched_off():
+    x, weight, bias, _ = case(1, 16, 16, 8, 8)
+    with winograd.disabled():
+        assert not winograd.applies(x, weight, bias)
+        with winograd.disabled():
+            pass
+        assert not winograd.applies(x, weight, bias)
+    assert winograd.applies(x, weight, bias)
+
+
+@compiled
+def test_autocast_and_other_devices():
+    layer = convolution(2, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(noise(1, 16, 8, 8)).dtype == torch.bfloat16
+    assert layer.to("meta")(torch.empty(1, 16, 8, 8, device="meta")).is_meta
+
+
+@compiled
+def test_flops_are_counted():
+    layer = convolution(2, 16, 32)
+    with FlopCounterMode(display=False) as counter:
+        layer(noise(1, 16, 8, 8)).sum().backward()
+    assert counter.get_total_flops() == 2 * 2 * 64 * 9 * 16 * 32  # of y and of the weights
+
+
+@compiled
+def test_functional_transforms_and_forward_mode():
+    layer = deepcopy(convolution(2, 16, 16))
+    x, tangent = noise(2, 16, 8, 8), noise(2, 16, 8, 8, seed=1)
+    expected = F.conv2d(tangent, layer.weight, padding=1)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(torch.func.jvp(layer, (x,), (tangent,))[1], expected, **close)
+    with forward_ad.dual_level(), torch.no_grad():
+        y = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, tangent)))
+    torch.testing.assert_close(y.tangent, expected, **close)
+    mapped = torch.func.vmap(layer)(torch.stack((x, tangent)))
+    torch.testing.assert_close(mapped[1], layer(tangent), **close)
+
+
+@compiled
+def test_gradient_of_a_gradient():
+    def penalty(function, x, weight, bias):
+        (dx,) = torch.autograd.grad(function(x, weight, bias).pow(2).sum(), x, create_graph=True)
+        return torch.autograd.grad(dx.pow(2).sum(), (x, weight, bias))
+
+    given = [tensor.requires_grad_() for tensor in case(2, 16, 32, 8, 9)[:3]]
+    exact = [tensor.detach().double().requires_grad_() for tensor in given]
+    expected = penalty(lambda x, w, b: F.conv2d(x, w, b, padding=1), *exact)
+    for result, wanted in zip(penalty(winograd.conv2d, *given), expected, strict=True):
+        assert error(result, wanted) < 1e-5
+
+
+@compiled
+def test_captured_graphs_hold_torchs_convolution():
+    layer, x = convolution(2, 16, 16).eval(), noise(1, 16, 8, 8)
+    exported = torch.export.export(layer, (x,))
+    assert any("conv2d" in str(node.target) for node in exported.graph.nodes)
+    whole = torch.compile(layer, backend="eager", fullgraph=True)
+    for result in (exported.module()(x), whole(x)):
+        torch.testing.assert_close(result, layer(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """Nothing compiled yet, neither in memory nor in the cache folder, which it gives."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    winograd.library.cache_clear()
+    yield tmp_path / "ddpm_unet"
+    winograd.library.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"), [(["no-such-compiler"], "No such file"), (["false"], "false failed, 1")]
+)
+def test_without_a_compiler_one_line_says_so(fresh, monkeypatch, caplog, compiler, reason):
+    monkeypatch.setattr(winograd, "COMPILE", compiler)
+    layer, x = convolution(2, 16, 16), noise(1, 16, 8, 8)
+    with caplog.at_level(logging.INFO):
+        for _ in range(3):
+            assert torch.equal(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1))
+    (record,) = caplog.records
+    assert reason in record.getMessage()
+    assert "\n" not in record.getMessage()
+    assert list(fresh.iterdir()) == []
+
+
+@compiled
+def test_an_old_processor_is_told_from_a_new_one(fresh, monkeypatch, caplog):
+    monkeypatch.setattr(winograd, "COMPILE", [*winograd.COMPILE, "-mno-avx2", "-mno-avx512f"])
+    assert winograd.library() is None
+    assert "neither AVX-512 nor AVX2" in caplog.records[0].getMessage()
+
+
+@compiled
+def test_processes_that_compile_at_once_do_not_meet(fresh, monkeypatch):
+    monkeypatch.setattr(winograd, "COMPILE", [*winograd.COMPILE, "-O0"])
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: winograd._compiled(), range(2))
+    assert first == second
+    assert list(fresh.iterdir()) == [first]
+
+
+@compiled
+@torch.no_grad()
+def test_trained_network_and_its_samples():
+    unet = UNet.from_pretrained(SHIPPED)
+    x, t = noise(1, 3, 64, 64), torch.tensor([300])
+    exact = deepcopy(unet).double()(x.double(), t)
+    result = unet(x, t)
+    with winograd.disabled():
+        ordinary = unet(x, t)
+    assert not torch.equal(result, ordinary)
+    assert error(ordinary, exact) < 2e-6
+    assert error(result, exact) < 1e-5
+
+    def images():
+        scheduler = make_scheduler("ddpm", DiffusionConfig())
+        return sample(unet, scheduler, (3, 64, 64), seed=0, indices=[0], steps=10)
+
+    with winograd.disabled():
+        expected = images()
+    assert (images() - expected).abs().max() < 1 / 255
