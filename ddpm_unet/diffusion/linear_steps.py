@@ -74,6 +74,7 @@ class LinearSteps:
         config = scheduler.config
         self.clip = config.clip_sample_range if config.clip_sample else None
         self.timesteps = torch.tensor(timesteps, device=device)
+        self.abar = scheduler.alphas_cumprod.double()[timesteps].tolist()
         self._steps = _coefficients(scheduler, timesteps, eta)
 
     @staticmethod
@@ -85,6 +86,10 @@ class LinearSteps:
             return False
         variance = scheduler.config.get("variance_type", "fixed_small")
         return variance in ("fixed_small", "fixed_small_log", "fixed_large")
+
+    def begin(self, index: int, images: Tensor, noise: Tensor) -> Tensor:
+        """The state before a step: images and standard noise, mixed (Ho 2020, eq. 4)."""
+        return self.abar[index] ** 0.5 * images + (1 - self.abar[index]) ** 0.5 * noise
 
     def model_input(self, index: int, x: Tensor) -> Tensor:
         """What the denoiser sees: x itself."""

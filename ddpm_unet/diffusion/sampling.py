@@ -86,6 +86,9 @@ class Steps(Protocol):
     timesteps: Tensor
     initial_std: float
 
+    def begin(self, index: int, images: Tensor, noise: Tensor) -> Tensor:
+        """The state before step `index`, the first to be taken, of images and standard noise."""
+
     def model_input(self, index: int, x: Tensor) -> Tensor:
         """What the denoiser sees."""
 
@@ -106,6 +109,8 @@ def sample(
     device: torch.device | str = "cpu",
     eta: float = 0.0,
     self_conditioning: bool = False,
+    start: Tensor | None = None,
+    strength: float = 1.0,
     progress: bool = False,
     callback: Callable[[Moment], None] | None = None,
 ) -> Tensor:
@@ -124,6 +129,9 @@ def sample(
         eta: Noise of DDIM: 0 for none, 1 for that of DDPM.
         self_conditioning: Tell the denoiser, as `estimate`, the image predicted in the step
             before, clipped to [-1, 1], and zeros at first (Chen 2022).
+        start: Images `[B or 1, *shape]` to noise and go on from, instead of noise alone (Meng
+            2022, arXiv:2108.01073, algorithm 1).
+        strength: Share of the steps that are taken with `start`, above 0, up to 1.
         progress: Show a progress bar.
         callback: Called after every step; it must clone the state x if it keeps it.
 
@@ -132,8 +140,10 @@ def sample(
         the others may overshoot a little.
 
     Raises:
-        UserError: A number of steps outside 1 .. T.
+        UserError: A number of steps outside 1 .. T, a strength outside (0, 1].
     """
+    if not 0 < strength <= 1:
+        raise UserError(f"strength {strength:g}: give a share of the steps, above 0 and up to 1")
     total = scheduler.config.num_train_timesteps
     if not 1 <= steps <= total:
         raise UserError(f"{steps} sampling steps: give 1 to {total}")
@@ -144,12 +154,18 @@ def sample(
             plan = LinearSteps(scheduler, steps, eta, device)
         else:
             plan = SchedulerSteps(scheduler, steps, eta, device, noise.generators)
-        x = noise.draw(plan.initial_std)
         times = plan.timesteps.tolist()
+        first = 0
+        if start is None:
+            x = noise.draw(plan.initial_std)
+        else:
+            first = len(times) - max(1, round(strength * len(times)))
+            first -= first % getattr(scheduler, "order", 1)
+            x = plan.begin(first, start.to(device, torch.float32), noise.draw(1.0))
         batches = plan.timesteps[:, None].repeat(1, len(indices)).unbind(0)
         told = {"estimate": torch.zeros_like(x)} if self_conditioning else {}
-        for i, batch in enumerate(tqdm(batches, "Sampling", disable=not progress)):
-            prediction = denoiser(plan.model_input(i, x), batch, **told).float()
+        for i in tqdm(range(first, len(times)), "Sampling", disable=not progress):
+            prediction = denoiser(plan.model_input(i, x), batches[i], **told).float()
             x, x0 = plan.step(i, x, prediction, noise.draw)
             if self_conditioning:
                 told = {"estimate": x0.clamp(-1, 1)}

@@ -57,6 +57,13 @@ class SchedulerSteps:
             return 1 / (1 + scheduler.sigmas[: len(self._times)].double() ** 2)
         return scheduler.alphas_cumprod.double()[scheduler.timesteps]
 
+    def begin(self, index: int, images: Tensor, noise: Tensor) -> Tensor:
+        """The state before a step: images and standard noise, as the scheduler mixes them."""
+        if hasattr(self._scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(index)
+        images = images.expand_as(noise)
+        return self._scheduler.add_noise(images, noise, self._times[index].expand(len(noise)))
+
     def model_input(self, index: int, x: Tensor) -> Tensor:
         """What the denoiser sees: x at unit variance."""
         return self._scheduler.scale_model_input(x, self._times[index])

@@ -1,0 +1,178 @@
+"""Editing with a denoiser that was trained to do no such thing: holes, inversion, interpolation.
+
+Going on from a noised image (img2img) is `sample` with `start`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ddpm_unet import randomness
+from ddpm_unet.diffusion.linear_steps import LinearSteps, inference_timesteps
+from ddpm_unet.diffusion.prediction import image_mixture, noise_mixture
+from ddpm_unet.diffusion.sampling import Denoiser, Moment, Noise
+from ddpm_unet.errors import UserError
+
+
+def inpaint(
+    denoiser: Denoiser,
+    scheduler: Any,
+    known: Tensor,
+    hole: Tensor,
+    *,
+    seed: int,
+    indices: randomness.Positions,
+    steps: int,
+    jump: int = 10,
+    resamplings: int = 5,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+    callback: Callable[[Moment], None] | None = None,
+) -> Tensor:
+    """Fill a hole so that it fits what surrounds it: RePaint.
+
+    Lugmayr 2022 (arXiv:2201.09865), algorithm 1 and appendix B: after each step all but the hole
+    is replaced by the known image, noised alike; every `jump` steps the state is noised back to
+    where they began, and they are taken again. So the denoiser is asked steps x resamplings
+    times.
+
+    Args:
+        denoiser: As for `sample`.
+        scheduler: A DDPM scheduler (see `make_scheduler`).
+        known: The image `[C, ...]` in [-1, 1]; what it holds in the hole does not matter.
+        hole: True where to paint, broadcast to the shape of `known`.
+        seed: Seed of the job.
+        indices: Numbers of the images to draw, B of them: as many answers to one question.
+        steps: Denoising steps, 1 to T.
+        jump: Steps that are taken together.
+        resamplings: How many times they are taken.
+        device: Where to compute.
+        progress: Show a progress bar.
+        callback: Called when a step has been taken for the last time.
+
+    Returns:
+        Images `float32 [B, C, ...]`, equal to `known` outside the hole.
+
+    Raises:
+        UserError: Another scheduler; no steps, jump or resamplings.
+    """
+    if not LinearSteps.supports(scheduler):
+        raise UserError(f"{type(scheduler).__name__}: cannot paint holes; take sampler ddpm")
+    if min(steps, jump, resamplings) < 1:
+        raise UserError(f"steps {steps}, jump {jump}, resamplings {resamplings}: give at least 1")
+    known, hole = known.to(device, torch.float32), hole.to(device, torch.bool)
+    with torch.inference_mode():
+        noise = Noise(seed, indices, known.shape, device)
+        plan = LinearSteps(scheduler, steps, 1.0, device)
+        times = plan.timesteps.tolist()
+        batches = plan.timesteps[:, None].repeat(1, len(indices)).unbind(0)
+        abar = [*plan.abar, 1.0]
+        x = noise.draw(1.0)
+        blocks = [range(i, min(i + jump, len(times))) for i in range(0, len(times), jump)]
+        for block in tqdm(blocks, "Painting", disable=not progress):
+            for again in reversed(range(resamplings)):
+                for i in block:
+                    prediction = denoiser(x, batches[i]).float()
+                    x, x0 = plan.step(i, x, prediction, noise.draw)
+                    outside = abar[i + 1] ** 0.5 * known
+                    outside = outside + noise.draw((1 - abar[i + 1]) ** 0.5)
+                    x = torch.where(hole, x, outside)
+                    if callback is not None and not again:
+                        callback(Moment(i, len(times), times[i], x, x0))
+                if again:
+                    kept = abar[block.start] / abar[block.stop]
+                    x = kept**0.5 * x + noise.draw((1 - kept) ** 0.5)
+    return x.clone()
+
+
+class Inversion:
+    """The deterministic path between images and noise, there and back.
+
+    DDIM's step with eta = 0 (Song 2021, arXiv:2010.02502, eq. 12), without clipping. Backwards it
+    is an implicit equation for the noisier state, solved by iterating it (Pan 2023,
+    arXiv:2309.04907, section 3.2), so that the way back ends where it began.
+
+    Args:
+        denoiser: As for `sample`.
+        scheduler: A diffusers scheduler: its forward process and prediction type are read.
+        steps: Steps of the path, 2 to T.
+        device: Where to compute.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, scheduler: Any, steps: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self._denoiser = denoiser
+        self._times = inference_timesteps(scheduler, steps)
+        abar = scheduler.alphas_cumprod.double()[self._times]
+        kind = scheduler.config.prediction_type
+        self._levels = [(1.0, 0.0)] + [
+            (a**0.5, (1 - a) ** 0.5) for a in reversed(abar.tolist())
+        ]  # from a clean image to noise, like all below
+        self._times.reverse()
+        mixtures = (*image_mixture(kind, abar), *noise_mixture(kind, abar))
+        self._mixtures = torch.stack(mixtures, dim=1).flip(0).tolist()
+        self._device = device
+
+    def to_noise(self, images: Tensor, iterations: int = 5, progress: bool = False) -> Tensor:
+        """The noise `[B, ...]` that `to_images` turns into images `[B, ...]`."""
+        x = images.to(self._device, torch.float32)
+        with torch.inference_mode():
+            for i in tqdm(range(len(self._times)), "Inverting", disable=not progress):
+                (a, s), (a_next, s_next) = self._levels[i], self._levels[i + 1]
+                noisier = x
+                for _ in range(iterations):
+                    _, noise = self._split(i, noisier)
+                    # The step from `noisier` must lead to x: x = a image + s noise.
+                    noisier = a_next / a * (x - s * noise) + s_next * noise
+                x = noisier
+        return x.clone()
+
+    def to_images(self, noise: Tensor, progress: bool = False) -> Tensor:
+        """The images `[B, ...]` at the end of the path that begins with the noise `[B, ...]`."""
+        x = noise.to(self._device, torch.float32)
+        with torch.inference_mode():
+            order = range(len(self._times) - 1, -1, -1)
+            for i in tqdm(order, "Sampling", disable=not progress):
+                a, s = self._levels[i]
+                image, eps = self._split(i, x)
+                x = a * image + s * eps
+        return x.clone()
+
+    def _split(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Image and noise that the denoiser sees in x."""
+        t = torch.full((len(x),), self._times[i], device=x.device)
+        prediction = self._denoiser(x, t).float()
+        from_x, from_prediction, noise_x, noise_prediction = self._mixtures[i]
+        image = from_x * x + from_prediction * prediction
+        return image, noise_x * x + noise_prediction * prediction
+
+
+def slerp(first: Tensor, second: Tensor, shares: Sequence[float]) -> Tensor:
+    """Between two noises along the great circle, where a mixture keeps the norm of noise.
+
+    Shoemake 1985, section 3.3.
+
+    Args:
+        first: `[...]`, at share 0.
+        second: `[...]`, at share 1.
+        shares: Where to, each 0 to 1.
+
+    Returns:
+        `[len(shares), ...]`.
+    """
+    cosine = torch.nn.functional.cosine_similarity(first.flatten(), second.flatten(), dim=0)
+    angle = torch.arccos(cosine.clamp(-1, 1))
+    mixed = []
+    for share in shares:
+        if float(angle) < 1e-4:
+            mixed.append(torch.lerp(first, second, share))
+        else:
+            weights = torch.sin((1 - share) * angle), torch.sin(share * angle)
+            mixed.append((weights[0] * first + weights[1] * second) / torch.sin(angle))
+    return torch.stack(mixed)
