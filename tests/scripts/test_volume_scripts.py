@@ -1,0 +1,92 @@
+"""The scripts on volumes and points, with networks that nobody trained."""
+
+import runpy
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from PIL import Image
+
+from ddpm_unet.config import ClassicConfig, DiffusionConfig, UNetConfig
+from ddpm_unet.data.points import read_points
+from ddpm_unet.inference.pipeline import write_pipeline
+from ddpm_unet.inference.segmentation import Preparation
+from ddpm_unet.models import UNet
+from ddpm_unet.models.classic import ClassicUNet
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run a script in a folder of its own."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
+        runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+
+    monkeypatch.chdir(tmp_path)
+    yield run
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+
+
+def save_classic(folder: Path, channels: int, preparation: Preparation) -> None:
+    torch.manual_seed(0)
+    config = ClassicConfig(in_channels=channels, dims=3, depth=2, base_width=2, padding="same")
+    ClassicUNet(config).save_pretrained(folder)
+    preparation.write(folder)
+
+
+def test_a_folder_of_nifti_is_segmented(run, tmp_path, capsys):
+    save_classic(tmp_path / "model", 1, Preparation(1, value_range="percentiles"))
+    affine = np.diag([2.0, 1, 3, 1])
+    (tmp_path / "in").mkdir()
+    for name in ("a.nii.gz", "b.nii"):
+        volume = np.random.default_rng(0).normal(size=(9, 12, 7)).astype(np.float32)
+        nibabel.Nifti1Image(volume, affine).to_filename(tmp_path / "in" / name)
+    run("segment.py", "--model", "model", "in", "--out", "out", "--tile", 40, "--overlap", 4)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a_mask.nii.gz", "a_overlay.tif", "b_mask.nii.gz", "b_overlay.tif",
+    ]  # fmt: skip
+    mask = nibabel.load(tmp_path / "out" / "b_mask.nii.gz")
+    assert mask.shape == (9, 12, 7)
+    np.testing.assert_array_equal(mask.affine, affine)
+    assert "a.nii.gz: class 0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ending", [".tif", ".nii.gz"])
+def test_volumes_are_sampled(run, tmp_path, ending):
+    torch.manual_seed(0)
+    unet = UNetConfig(
+        in_channels=1, out_channels=1, dims=3, sample_size=8, block_out_channels=(4, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"), layers_per_block=1, norm_num_groups=2,
+        attention_head_dim=4,
+    )  # fmt: skip
+    write_pipeline(tmp_path / "model", UNet(unet), DiffusionConfig())
+    nifti = ["--nifti"] * (ending == ".nii.gz")
+    run("sample.py", "--model", "model", "--steps", 2, "--num_images", 3, "--film", 2, *nifti)
+    names = {path.name for path in (tmp_path / "generated").iterdir()}
+    assert names == {*(f"0000{i}{ending}" for i in range(3)), "grid.png", "film.png"}
+    zoom = round(128 / 8)
+    grid = Image.open(tmp_path / "generated" / "grid.png")
+    assert grid.size == ((8 * 10 + 2) * zoom, (3 * 10 + 2) * zoom)
+
+
+def test_proteins_are_made_and_their_atoms_classified(run, tmp_path):
+    run("make_proteins.py", "--count", 2, "--out", "proteins")
+    points = read_points(tmp_path / "proteins" / "0001.npz")
+    assert 0.03 < points.labels.mean() < 0.3
+    assert points.features.sum(1).tolist() == [1] * len(points.labels)
+    save_classic(tmp_path / "model", 6, Preparation(6, voxel=2.0))
+    run("segment.py", "--model", "model", "proteins", "--out", "out", "--probabilities", "npz")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "0000_points.csv", "0000_points.npz", "0001_points.csv", "0001_points.npz",
+    ]  # fmt: skip
+    with np.load(tmp_path / "out" / "0001_points.npz") as found:
+        np.testing.assert_allclose(found["probabilities"].sum(1), 1, atol=1e-5)
+        assert len(found["classes"]) == len(points.coordinates)
