@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -68,6 +69,8 @@ def check_guidance(
             "--guidance: the model was never told nothing, so it cannot guide itself; train it "
             "with condition_dropout, or give an earlier checkpoint of its run as --guide"
         )
+    if scale is not None and not math.isfinite(scale):
+        raise UserError(f"--guidance {scale}: give a finite number")
     if interval and not interval[0] <= interval[1]:
         raise UserError(f"--guidance_interval {interval[0]:g} {interval[1]:g}: give LO before HI")
 

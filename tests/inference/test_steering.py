@@ -194,6 +194,7 @@ PAINTING = UNetConfig(in_channels=9, out_channels=4)
         ),
         (lambda f: NONE.check(PAINTING, Path("m")), "m: takes 9 channels for images of 4"),
         (guidance(NONE, 2.0, None, None), "--guidance: the model was never told nothing"),
+        (guidance(ALL, float("nan"), None, None), "--guidance nan: give a finite number"),
         (guidance(ALL, None, (0, 1), None), "--guidance_interval: guides nothing without"),
         (guidance(ALL, None, None, Path("g")), "--guide: guides nothing without --guidance"),
         (guidance(ALL, 2.0, (5, 1), None), "--guidance_interval 5 1: give LO before HI"),
