@@ -29,6 +29,8 @@ class TrainConfig:
         gradient_checkpointing: Recompute activations in the backward pass: less memory, slower.
         compile: torch.compile the network.
         channels_last: Memory layout of images and convolutions.
+        winograd: On a CPU in float32, 3x3 convolutions by Winograd's method: about 2.5 times as
+            fast, with relative rounding errors of 1e-6 instead of 2e-7.
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: Newest checkpoints kept.
         validate_every: Steps between validations; 0 for none.
@@ -54,6 +56,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     compile: bool = False
     channels_last: bool = False
+    winograd: bool = True
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     validate_every: int = 1000
