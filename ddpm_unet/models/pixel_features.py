@@ -81,8 +81,11 @@ def pixel_head(config: HeadConfig, unet: UNetConfig) -> PixelHead:
     """The head that fits `activations` of such a U-Net.
 
     Raises:
-        UserError: The settings name layers that there are not, or not one alpha a timestep.
+        UserError: The settings name no timestep, layers that there are not, or not one alpha a
+            timestep.
     """
+    if not config.feature_timesteps:
+        raise UserError("feature_timesteps is empty; give at least one noise level")
     if len(config.feature_alphas) != len(config.feature_timesteps):
         raise UserError(
             f"feature_alphas has {len(config.feature_alphas)} entries and feature_timesteps"

@@ -78,6 +78,13 @@ class Segmenter(nn.Module):
     def __init__(self, unet: UNet, config: HeadConfig) -> None:
         super().__init__()
         check_settings(config)
+        classes = unet.config.num_class_embeds or 0
+        told = None if unet.config.class_embed_type else config.class_label
+        if told is not None and told >= classes:
+            raise UserError(
+                f"class_label {config.class_label}: the U-Net knows {classes} classes; "
+                "set one of them, or null where it knows none"
+            )
         self.unet = unet
         self.config = config
         self.in_channels = 1 if config.repeat_grey else unet.config.in_channels
@@ -258,14 +265,14 @@ class Segmenter(nn.Module):
             if len(set(channels)) > 1:
                 raise ValueError(f"context missing: no one vector has {channels} channels")
             channels = channels[0]
-        return images.new_zeros(len(images), 1, channels)
+        return images.new_zeros(images.shape[0], 1, channels)
 
     def _labels(self, images: Tensor) -> Tensor | None:
         if self.unet.class_embedding is None:
             return None
         if self.config.class_label is None:
             raise UserError("the U-Net is class-conditional; set class_label, the class it is told")
-        return torch.full((len(images),), self.config.class_label, device=images.device)
+        return torch.full(images.shape[:1], self.config.class_label, device=images.device)
 
 
 def load_segmentation_model(

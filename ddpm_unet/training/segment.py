@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ddpm_unet.config import SegmentConfig
+from ddpm_unet.config.limits import check_limits
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.labelled import LabelledSet
 from ddpm_unet.data.masks import IGNORE_INDEX
@@ -56,6 +57,7 @@ class SegmentJob:
     """
 
     def __init__(self, config: SegmentConfig) -> None:
+        check_limits(config)
         self.config = config
         self.report = check_pairs(config.data)
         code = self.report.stop_at_faults()
@@ -119,6 +121,7 @@ class SegmentJob:
                 f"data.size {size}: the network without padding gives no window of that size; "
                 f"the next that fits is {model.valid_size(side) - 2 * model.margin}"
             )
+        tiling(model, self.config.predict)
         return model
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
@@ -270,6 +273,8 @@ class SegmentJob:
                 f"loss.class_weights has {len(weights)} numbers for {len(self.class_names)} "
                 "classes; give one per class, or none"
             )
+        if weights and not sum(weights):
+            raise UserError("loss.class_weights are all 0; give at least one class a weight")
         if weights and loss == "border":
             raise UserError(
                 "loss.class_weights: the maps of loss.name border balance the classes themselves; "

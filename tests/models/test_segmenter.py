@@ -398,6 +398,8 @@ def test_a_pipeline_is_pointed_at_training(tmp_path):
     [
         ({"transfer": "freeze"}, "transfer: 'freeze' is not supported; take one of finetune"),
         ({"num_classes": 0}, "must be between 1"),
+        ({"class_label": 0}, "class_label 0: the U-Net knows 0 classes"),
+        (FEATURES | {"feature_timesteps": (), "feature_alphas": ()}, "feature_timesteps is empty"),
         ({"class_names": ("a",)}, "class_names has 1 entries and num_classes is 3"),
         ({"transfer": "features"}, "feature_alphas has 0 entries and feature_timesteps 3"),
         (FEATURES | {"feature_layers": (4,)}, "0 to 3"),
