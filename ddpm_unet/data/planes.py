@@ -84,6 +84,16 @@ class Planes:
             return with_hole(planes[None, :-1], planes[None, -1:] >= 0)[0]
         return enlarged(planes[None], self.factor)[0]
 
+    def shown(self, planes: Tensor, channels: int) -> Tensor:
+        """Images `[B, channels, *space]` in [-1, 1] of planes, for people."""
+        if self.kind == "classes":
+            planes = planes.argmax(1, keepdim=True) * (2 / (self.channels - 1)) - 1
+        elif self.kind == "hole":
+            planes = planes[:, :-1]
+        if planes.shape[1] != channels:
+            planes = planes[:, :1].expand(-1, channels, *planes.shape[2:])
+        return planes
+
 
 def planes_of(config: ImageDataConfig, images: ImageSet) -> Planes | None:
     """The planes that the settings ask for, of these images; None for none."""

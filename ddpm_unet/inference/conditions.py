@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddpm_unet.config import UNetConfig
+from ddpm_unet.config.typed import from_plain, read_json
 from ddpm_unet.data.folder import natural, visible_files
 from ddpm_unet.data.pictures import EXTENSIONS
 from ddpm_unet.data.planes import Planes, enlarged
@@ -62,14 +61,12 @@ class Conditioning:
         path = root / FILE
         if not path.is_file():
             return cls()
-        try:
-            values: dict[str, Any] = json.loads(path.read_text())
-            if values["planes"] is not None:
-                values["planes"] = Planes(**values["planes"])
-            values["class_names"] = tuple(values["class_names"])
-            return cls(**values)
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}: is not readable ({error}); copy the model again") from error
+        values = read_json(path)
+        planes = values.pop("planes", None)
+        told = from_plain(cls, values, path)
+        if planes is None:
+            return told
+        return replace(told, planes=from_plain(Planes, planes, f"{path}: planes"))
 
     def check(self, config: UNetConfig, folder: Path) -> None:
         """Refuse a network of which it is not known what its input channels are for.

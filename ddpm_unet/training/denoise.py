@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddpm_unet.config import DenoiseConfig
+from ddpm_unet.config.limits import check_limits
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.planes import planes_of
 from ddpm_unet.data.sources import held_out, open_images
@@ -48,6 +49,7 @@ class DenoiseJob:
 
     def __init__(self, config: DenoiseConfig) -> None:
         check_preview(config.preview, config.diffusion.num_train_timesteps)
+        check_limits(config)
         self.config = config
         self.images = open_images(config.data)
         self.held_out = held_out(config.data)
@@ -109,8 +111,9 @@ class DenoiseJob:
         return {"val_loss": float(accelerator.reduce(total, "sum")) / count}
 
     def draw(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
-        """A grid of samples, by a few steps of DDIM."""
+        """A grid of samples, by a few steps of DDIM; beside each the planes that it goes by."""
         network: Any = model
+        conditions = self._of_grid(accelerator.device)
         with accelerator.autocast():
             images = generate_together(
                 beside_the_input(network),
@@ -120,10 +123,14 @@ class DenoiseJob:
                 seed=self.config.seed,
                 steps=self.config.preview.steps,
                 accelerator=accelerator,
-                conditions=self._of_grid(accelerator.device),
+                conditions=conditions,
                 self_conditioning=self.told.self_conditioning,
             )
         if accelerator.is_main_process:
+            if self.told.planes:
+                planes = conditions(range(len(images)))["planes"]
+                beside = self.told.planes.shown(planes, images.shape[1])
+                images = torch.cat([beside.to(images.device), images], dim=-1)
             save_grid(images, path)
 
     def export(self, model: nn.Module, state_dict: dict[str, Tensor], folder: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from safetensors.numpy import save_file
@@ -53,6 +54,18 @@ def test_conditions_are_cut_and_turned_with_the_picture(folder: Path, settings: 
     alone = Stream(open_images(plain), plain, seed=1).__getitems__(range(40))
     assert torch.equal(alone["image"], batch["image"])
     assert alone.keys() == {"image", "position"}
+
+
+def test_volumes_have_conditions_too(tmp_path: Path) -> None:
+    for number in range(3):
+        volume = RNG.integers(0, 256, (10, 12, 14), np.uint8)
+        for name, values in (("images", volume), ("masks", volume // 86)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            tifffile.imwrite(tmp_path / name / f"{number}.tif", values)
+    chosen = config(tmp_path, size=8, dims=3, condition=f"{tmp_path}/masks", condition_classes=3)
+    batch = Stream(open_images(chosen), chosen, seed=1).__getitems__(range(20))
+    assert batch["condition"].shape == (20, 1, 8, 8, 8)
+    assert torch.equal(batch["condition"], (batch["image"] // 86).short())
 
 
 def test_validation_has_its_conditions_too(folder: Path) -> None:

@@ -59,6 +59,16 @@ def test_pictures_are_in_the_range_of_the_model() -> None:
     assert planes.tolist() == [[[[-1.0, 1.0]]]]
 
 
+def test_people_see_planes_as_images() -> None:
+    mask = torch.tensor([[[[0, 2], [1, 2]]]], dtype=torch.int16)
+    shown = Planes("classes", 3).shown(one_hot(mask, 3), 3)
+    assert shown[0].tolist() == [[[-1, 1], [0, 1]]] * 3
+    planes = torch.rand(2, 4, 5, 6)
+    assert torch.equal(Planes("hole", 4).shown(planes, 3), planes[:, :3])
+    assert torch.equal(Planes("lower", 3, 2).shown(planes[:, :3], 3), planes[:, :3])
+    assert Planes("picture", 4).shown(planes, 1).shape == (2, 1, 5, 6)
+
+
 def test_a_file_gives_the_planes_that_training_saw(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
     values[..., 3] = np.where(np.arange(8) < 3, 0, 255)

@@ -144,9 +144,15 @@ def test_what_is_written_is_read(tmp_path):
     ):
         told.write(tmp_path)
         assert Conditioning.read(tmp_path) == Conditioning.read(tmp_path / "unet") == told
-    (tmp_path / "conditions.json").write_text("{}")
-    with pytest.raises(UserError, match=r"conditions\.json: is not readable"):
-        Conditioning.read(tmp_path)
+    for text, message in (
+        ("{", "is not readable"),
+        ('{"withheld": 3}', "withheld is 3; it must be true or false"),
+        ('{"planes": {"kind": "picture"}}', "planes: .* 'channels'; copy the model again"),
+        ('{"planes": {"kind": "x", "channels": 1}}', "planes: kind is 'x'; it must be one of pict"),
+    ):
+        (tmp_path / "conditions.json").write_text(text)
+        with pytest.raises(UserError, match=rf"conditions\.json: {message}"):
+            Conditioning.read(tmp_path)
 
 
 NONE = Conditioning()
