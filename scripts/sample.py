@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from ddpm_unet.command_line import ArgumentParser, user_errors, whole
+from ddpm_unet.command_line import ArgumentParser, user_errors, within
 
 SHIPPED = Path(__file__).parents[1] / "samples" / "histology64" / "model"
 
@@ -24,8 +24,24 @@ def arguments() -> Namespace:
     add("--guidance", type=float, help="scale of guidance: above 1, more like what is told")
     add("--guidance_interval", type=float, nargs=2, metavar=("LO", "HI"), help="timesteps guided")
     add("--guide", type=Path, help="a checkpoint or model that guides, in place of telling nothing")
+    add("--init_image", type=Path, help="picture to noise and go on from, or to fill by --mask")
+    add("--strength", type=float, help="share of the steps taken from --init_image (default 0.5)")
+    add("--mask", type=Path, help="paint --init_image anew where this picture is white")
+    add(
+        "--resamplings",
+        type=within(int, 1, 1000),
+        default=5,
+        help="passes over each step with --mask",
+    )
+    add("--interpolate", type=Path, nargs=2, metavar="PICTURE", help="images from one to another")
+    add(
+        "--tile",
+        type=within(int, 8, 10**6),
+        help="side of the windows of images larger than the training's",
+    )
+    add("--periodic", action="store_true", help="with --tile: images that tile the plane")
     add("--seed", type=int, default=0, help="image i is a function of (seed, i)")
-    add("--film", type=whole(0), default=0, help="also a film strip of so many moments")
+    add("--film", type=within(int, 0, 1000), default=0, help="also a film strip of so many moments")
     add("--nifti", action="store_true", help="write volumes as .nii.gz, not as TIFF stacks")
     add("--out", type=Path, default=Path("generated"), help="folder written to (default generated)")
     return parser.parse_args()
@@ -39,14 +55,17 @@ def main() -> None:
 
     from ddpm_unet.diffusion.samplers import make_scheduler
     from ddpm_unet.diffusion.sampling import FilmStrip
+    from ddpm_unet.diffusion.tiled import tiled
     from ddpm_unet.evaluation.plots import read_pictures, save_film, save_grid, save_images
     from ddpm_unet.inference.conditions import Conditioning, in_turn, read_context, read_planes
+    from ddpm_unet.inference.editing import Edit
     from ddpm_unet.inference.generate import generate
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
     from ddpm_unet.inference.steering import check_guidance, read_guide, steered
     from ddpm_unet.inference.writing import output_folder
     from ddpm_unet.training.run_folder import newest_or_shipped
 
+    edit = Edit(args.init_image, args.strength, args.mask, args.resamplings, args.interpolate)
     cure = "train one with scripts/train_ddpm.py, or give --model"
     folder = args.model or newest_or_shipped(SHIPPED, "model_index.json", cure)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
@@ -70,6 +89,11 @@ def main() -> None:
     scheduler = make_scheduler(args.sampler, diffusion)
     size = args.size if planes is None else planes.shape[2:]
     shape = image_shape(unet.config, size, told.image_channels)
+    pictures = edit.pictures(shape[0], shape[1:] if size else None)
+    shape = shape if pictures is None else tuple(pictures.shape[1:])
+    if args.tile:
+        denoiser = tiled(denoiser, args.tile, args.tile // 2, periodic=args.periodic)
+    options = edit.options(pictures, args.num_images, bool(conditions([0])), told.self_conditioning)
     ending = ".png" if len(shape) == 3 else ".nii.gz" if args.nifti else ".tif"
     with output_folder(args.out):
         accelerator.print(
@@ -87,9 +111,9 @@ def main() -> None:
             batch_size=args.batch_size,
             accelerator=accelerator,
             conditions=conditions,
-            self_conditioning=told.self_conditioning,
             progress=True,
             callback=film,
+            **options,
         ):
             save_images(images, [args.out / f"{index:05d}{ending}" for index in indices])
         accelerator.wait_for_everyone()

@@ -56,6 +56,7 @@ def generate(
     conditions: Conditions = unconditional,
     progress: bool = False,
     callback: Callable[[Moment], None] | None = None,
+    draw: Callable[..., Tensor] = sample,
     **options: Any,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Draw images 0 .. num_images - 1, this process those of its batches.
@@ -75,7 +76,8 @@ def generate(
         conditions: What the denoiser is told of each image.
         progress: Show a progress bar per batch, on the main process.
         callback: Called after every step of this process's first batch.
-        options: Further arguments of `sample`.
+        draw: What draws the images of a batch, with the arguments of `sample`.
+        options: Further arguments of `draw`.
 
     Yields:
         Numbers of the images, and the images `float32 [B, *shape]`.
@@ -88,7 +90,7 @@ def generate(
     starts = range(0, num_images, batch_size)
     for start in starts[accelerator.process_index :: accelerator.num_processes]:
         indices = list(range(start, min(start + batch_size, num_images)))
-        images = sample(
+        images = draw(
             partial(denoiser, **conditions(indices)),
             scheduler,
             shape,
