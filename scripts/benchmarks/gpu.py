@@ -113,8 +113,9 @@ def training(
         job = TimedJob(job_config, device.timer(effort), {})
         ours = job.build_model()
         x, t = pictures(config, batch)
-        work = gflop(ours, x, t, backward=True)
-        for name, network in both(diffusers_twin(ours), device).items():
+        twin = diffusers_twin(ours)
+        work = gflop(twin, x, t, backward=True)
+        for name, network in both(twin, device).items():
             job.peers[name] = diffusers_step(
                 network.train(), x.to(device.name), job_config.train, torch.bfloat16
             )

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 
 from benchmarks.machine import circumstances
-from benchmarks.networks import HISTOLOGY, cifar, gflop, milesial, pictures
+from benchmarks.networks import HISTOLOGY, cifar, diffusers_twin, gflop, milesial, pictures
 from benchmarks.processes import scaling
 from benchmarks.rows import OURS, Results
+from benchmarks.tiles import recomputed
 from benchmarks.timing import Effort, Timer
-from benchmarks.training import TimedJob, job_settings, run_rounds
-from ddpm_unet.config import TrainConfig
+from benchmarks.training import TimedJob, job_settings, optimizer_and_average, run_rounds
+from ddpm_unet.config import TrainConfig, UNetConfig
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.inference.pipeline import read_pipeline
-from ddpm_unet.inference.tiles import predict_tiles
+from ddpm_unet.inference.tiles import Tiling, predict_tiles
 
 
 @dataclass
@@ -31,12 +33,14 @@ class Curve:
         work: 10^9 operations at each size, to which theory says that time is proportional.
         samples: Seconds, a list for each size.
         rates: FLOP/s of matrix products around each sample.
+        note: What explains the curve besides.
     """
 
     sizes: list[float]
     work: list[float]
     samples: list[list[float]]
     rates: list[list[float]]
+    note: str = ""
 
 
 def sampling_images(effort: Effort) -> Curve:
@@ -71,7 +75,13 @@ def _sampling(
 def training_batch(effort: Effort) -> Curve:
     """A training step of a DDPM-CIFAR network of half the width, with larger and larger batches."""
     batches = (1, 2, 4, 8, 16, 32)
-    return _training(effort, [(64, batch) for batch in batches], lambda parameters, batch: batch)
+    curve = _training(effort, [(64, batch) for batch in batches], lambda parameters, batch: batch)
+    update = optimizer_and_average(replace(effort, seconds=2.0), of_width(64))
+    curve.note = (
+        "AdamW and the average alone take "
+        f"{1e3 * median(update.samples[OURS]):.0f} ms of a step, whatever the batch."
+    )
+    return curve
 
 
 def training_parameters(effort: Effort) -> Curve:
@@ -86,18 +96,25 @@ def _training(
     curve = Curve([], [], [], [])
     share = replace(effort, seconds=effort.seconds / len(jobs))
     for width, batch in jobs:
-        widths = tuple(width * c // 128 for c in cifar().block_out_channels)
-        model = replace(cifar(), block_out_channels=widths)
+        model = of_width(width)
         with job_settings(model, TrainConfig(batch_size=batch)) as config:
             job = TimedJob(config, Timer(share), {})
             network = job.build_model()
             timer = run_rounds(job)
         parameters = sum(p.numel() for p in network.parameters())
         curve.sizes.append(size(parameters, batch))
-        curve.work.append(batch * gflop(network, *pictures(model, 1), backward=True))
+        curve.work.append(
+            batch * gflop(diffusers_twin(network), *pictures(model, 1), backward=True)
+        )
         curve.samples.append(timer.samples[OURS])
         curve.rates.append(timer.rates[OURS])
     return curve
+
+
+def of_width(width: int) -> UNetConfig:
+    """The DDPM-CIFAR network with `width` channels at the finest level instead of 128."""
+    widths = tuple(width * c // 128 for c in cifar().block_out_channels)
+    return replace(cifar(), block_out_channels=widths)
 
 
 def tiles_area(effort: Effort) -> Curve:
@@ -114,6 +131,8 @@ def tiles_area(effort: Effort) -> Curve:
         [pixel * size**2 for size in sizes],
         [timer.samples[name] for name in images],
         [timer.rates[name] for name in images],
+        "Pixels computed for each pixel of the picture: "
+        f"{', '.join(f'{recomputed(size, Tiling()):.2f}' for size in sizes)}.",
     )
 
 

@@ -29,8 +29,8 @@ class Look:
     above: str
 
 
-FIXED = "what an operation costs however small it is"
-CACHE = "activations that have outgrown the caches: more waiting for memory by operation"
+FIXED = "costs that do not depend on the size: calling the operations, reading the weights"
+CACHE = "probably activations that have outgrown the caches"
 LOOKS = {
     "sampling_images": Look(
         "Sampling, a step of the histology model", "pictures of 64 x 64", FIXED, CACHE
@@ -41,14 +41,15 @@ LOOKS = {
     "training_batch": Look(
         "Training step, DDPM-CIFAR network of half the width",
         "pictures of 32 x 32",
-        "clipping, AdamW and the average, which every weight costs whatever the batch",
+        FIXED + " and updating them",
         CACHE,
     ),
     "training_parameters": Look(
         "Training step, batch 4, DDPM-CIFAR networks of growing width",
         "parameters",
-        "narrow layers: fewer products for each number read",
-        "weights that no longer stay in the caches: with few pictures, each is read for little",
+        "reading and writing activations, which grows as the width, weighs against products, "
+        "which grow as its square",
+        "probably weights that have outgrown the caches, each read for few pictures",
     ),
     "tiles_area": Look(
         "Overlap-tile, 2015 network of a quarter of the width",
@@ -65,6 +66,7 @@ def plot_growth(growth: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter, LogLocator
 
     for name, look in LOOKS.items():
         if name not in growth:
@@ -77,7 +79,14 @@ def plot_growth(growth: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
         axis.set_xlabel(look.axis)
         axis.set_ylabel("seconds")
         axis.set_title(look.title, fontsize=10)
-        axis.grid(alpha=0.3, which="both")
+        axis.set_xticks(
+            curve["sizes"], [EngFormatter(sep="")(float(f"{n:.2g}")) for n in curve["sizes"]]
+        )
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
         figure.savefig(folder / f"growth_{name}.png", dpi=110)
         plt.close(figure)
@@ -148,6 +157,7 @@ def told(look: Look, curve: Mapping[str, Any]) -> str:
         said += [f"Above the line again from {sizes[large[0]]:,.0f}: {look.above}."]
     if not small and not large:
         said += ["Straight over the whole range."]
+    said += [curve["note"]] if curve["note"] else []
     return " ".join(said) + "\n"
 
 

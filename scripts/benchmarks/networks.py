@@ -121,7 +121,8 @@ def gflop(network: nn.Module, *inputs: Tensor, backward: bool = False) -> float:
     whatever computes them faster here.
 
     Args:
-        network: Any.
+        network: Any; with `backward` a plain one, as diffusers' are: ours computes some of its
+            activations twice.
         inputs: Of a batch of any size, of which the first picture is counted.
         backward: With the gradients of all weights.
     """

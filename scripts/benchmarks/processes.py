@@ -17,7 +17,7 @@ from statistics import median
 from benchmarks.rows import OURS
 from benchmarks.timing import Effort
 
-BATCH = 16
+BATCH = 8
 CASES = {
     "1 process, 1 thread": (1, 1),
     "1 process, 2 threads": (1, 2),
@@ -30,8 +30,8 @@ class Scaling:
     """Images per second of each case, one number a round.
 
     Args:
-        training: Of the histology network, batch 16 in all.
-        sampling: Steps of 16 pictures in all, pictures times steps a second.
+        training: Of the histology network, batch 8 in all.
+        sampling: Steps of 8 pictures in all, pictures times steps a second.
     """
 
     training: dict[str, list[float]]
@@ -82,7 +82,7 @@ def main() -> None:
         timer = run_rounds(TimedJob(config, Timer(rounds), {}))
     training = BATCH / median(timer.samples[OURS])
 
-    scheduler, steps = make_scheduler("ddpm", diffusion), 8
+    scheduler, steps = make_scheduler("ddpm", diffusion), 4
 
     def draw() -> float:
         accelerator.wait_for_everyone()

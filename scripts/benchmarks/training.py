@@ -121,7 +121,7 @@ def step(effort: Effort, batch: int) -> Measured:
         theirs = diffusers_twin(ours).train()
         apart = compare_gradients(job, ours, theirs)
         x, t = pictures(ours.config, batch)
-        work = gflop(ours, x, t, backward=True)
+        work = gflop(theirs, x, t, backward=True)
         works = {OURS: work, DIFFUSERS: work}
         notes = [
             f"batch {batch}; ours is the loop of scripts/train_ddpm.py with its data and its log, "
@@ -224,12 +224,12 @@ def lucidrains_step(network: Any, images: Tensor) -> Step:
     return step
 
 
-def optimizer_and_average(effort: Effort) -> Measured:
-    """What follows the gradient: AdamW and the average of 35.7M weights."""
+def optimizer_and_average(effort: Effort, model: UNetConfig | None = None) -> Measured:
+    """What follows the gradient: AdamW and the average of the weights, by default 35.7M."""
     from diffusers.training_utils import EMAModel
 
     config = TrainConfig(weight_decay=0.01)
-    network = randomised(UNet(cifar()))
+    network = randomised(UNet(model or cifar()))
     ours = list(network.parameters())
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
     for a, b in zip(ours, theirs, strict=True):

@@ -12,8 +12,10 @@ from benchmarks import gpu, growth_plots, inputs, memory, networks, sampling, ti
 from benchmarks.page import page
 from benchmarks.rows import DIFFUSERS, MONAI, OURS, Goal, Measured, Results, Row
 from benchmarks.timing import Effort, Timer, quotients, spread
+from diffusers import UNet2DModel
 
 from ddpm_unet.config import UNetConfig
+from ddpm_unet.models.pretrained import write_config
 
 ONCE = Effort(quick=True, seconds=0, least=1, most=1, warm_up=0)
 TINY = UNetConfig(
@@ -183,12 +185,15 @@ def test_goals_are_of_peers_that_the_rows_measure():
         assert r.peers or r.within
 
 
-def test_work_of_the_cifar_network():
+def test_work_of_the_cifar_network(tmp_path):
+    write_config(networks.cifar(), tmp_path)
     with torch.device("meta"):
         unet = networks.UNet(networks.cifar())
+        twin = UNet2DModel.from_config(UNet2DModel.load_config(tmp_path))
     inputs = networks.pictures(unet.config, 3)
     assert networks.gflop(unet, *inputs) == pytest.approx(12.44, rel=0.01)
-    assert networks.gflop(unet, *inputs, backward=True) == pytest.approx(37.4, rel=0.01)
+    assert networks.gflop(twin, *inputs) == networks.gflop(unet, *inputs)
+    assert networks.gflop(twin, *inputs, backward=True) == pytest.approx(37.4, rel=0.01)
     assert sum(p.numel() for p in unet.parameters()) == 35_746_307
     assert sum(p.numel() for p in networks.UNet(networks.SMALL).parameters()) == 164_563
 
@@ -271,6 +276,7 @@ def curve(seconds, rates=None):
         "work": sizes,
         "samples": [[s / r] for s, r in zip(seconds, rates, strict=True)],
         "rates": [[r] for r in rates],
+        "note": "What is more.",
         "circumstances": AT,
     }
 
@@ -281,6 +287,7 @@ def test_growth_tells_where_a_line_bends(tmp_path):
     assert "1: 3 s (2.00 times), 2: 4 s (1.33 times), 4: 6 s (1.00 times), 8: 20 s (1.67" in text
     assert "Above the line up to 2 (at 1 by 1.5e+03 ms)" in text
     assert "again from 8" in text
+    assert text.endswith("What is more.\n")
     assert "Straight over the whole range" in growth_plots.told(look, curve([1.1, 2, 4, 8.5]))
 
 
