@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -24,6 +24,7 @@ from ddpm_unet.config.yaml_file import read_yaml
 from ddpm_unet.errors import UserError
 
 Settings = TypeVar("Settings")
+Number = TypeVar("Number", int, float)
 MISMATCH = "operator torchvision::nms does not exist"
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 SECONDS_FOR_THE_MAIN_PROCESS = 2.0
@@ -91,11 +92,18 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def whole(least: int, most: int = 10**9) -> Callable[[str], int]:
     """An argparse type: a whole number within limits."""
+    return within(int, least, most)
 
-    def convert(text: str) -> int:
-        if re.fullmatch(r"[+-]?\d{1,18}", text) and least <= int(text) <= most:
-            return int(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number between {least} and {most}")
+
+def within(kind: type[Number], least: Number, most: Number) -> Callable[[str], Number]:
+    """An argparse type: an int or float within limits."""
+
+    def convert(text: str) -> Number:
+        with suppress(ValueError):
+            if least <= kind(text) <= most:
+                return kind(text)
+        word = "whole number" if kind is int else "number"
+        raise argparse.ArgumentTypeError(f"{text!r} is no {word} between {least:g} and {most:g}")
 
     return convert
 

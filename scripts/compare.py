@@ -37,8 +37,8 @@ def main() -> None:
     data = read_settings(DenoiseConfig, args.config, [])[0].data
     real = Stream(open_images(data), data, seed=0).__getitems__(range(args.num_images))
     columns.append(("real", to_model_range(real["image"])))
-    if args.out.is_dir():
-        raise UserError(f"{args.out}: is a folder; give the name of a PNG with --out")
+    if args.out.is_dir() or args.out.suffix.lower() != ".png":
+        raise UserError(f"{args.out}: is no name of a PNG; give one with --out")
     with output_folder(args.out.parent):
         save_side_by_side(columns, args.out)
     print(f"written: {args.out}")

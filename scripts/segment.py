@@ -4,10 +4,11 @@ from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
-from ddpm_unet.command_line import ArgumentParser, user_errors, whole
+from ddpm_unet.command_line import ArgumentParser, user_errors, whole, within
 from ddpm_unet.config import PredictConfig
 from ddpm_unet.errors import UserError
 
+PIXELS = within(float, 1e-6, 1e9)
 SHIPPED = Path(__file__).parents[1] / "samples" / "histology_nuclei" / "model"
 
 
@@ -23,7 +24,7 @@ def arguments() -> Namespace:
     add("--levels", type=int, help="use so many of a U-Net++'s levels only: faster, less exact")
     add("--turns", action="store_true", help="average over flips and quarter turns, 8 x the work")
     add("--probabilities", choices=["tiff", "npz"], help="write probabilities too, float32")
-    add("--max_pixels", type=float, default=200.0, help="largest picture, million pixels")
+    add("--max_pixels", type=PIXELS, default=200.0, help="largest picture, million pixels")
     return parser.parse_args()
 
 
@@ -79,6 +80,8 @@ def main() -> None:
             inside = list_points(path) if preparation.voxel else list_pictures(path, dims)[0]
         paths += [path / p for p in inside]
     names = output_names(paths, args.out)
+    for path in paths:
+        segmenter.look(path)
     with output_folder(args.out):
         print(f"{len(paths)} picture(s) with {folder}")
         for path, name in zip(tqdm(paths, "Segmenting", disable=None), names, strict=True):

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from ddpm_unet.data.nifti import Space
-from ddpm_unet.data.volumes import is_nifti, read_volume, volume_space
+from ddpm_unet.data.pictures import picture_info
+from ddpm_unet.data.volumes import is_nifti, read_volume, volume_info, volume_space
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.overlay import displayable
 from ddpm_unet.inference.resampling import predict_scaled
@@ -69,6 +70,16 @@ class FileSegmenter:
     max_pixels: float = 200.0
     stream_above: float = 16.0
 
+    def look(self, path: Path) -> None:
+        """Decode nothing, write nothing; errors as `write`, those that a file's header shows."""
+        if self.dims == 3:
+            self._check_volume(path)
+            volume_info(path, self.max_pixels)
+        elif is_tiff(path):
+            volume_info(path, math.inf)
+        else:
+            picture_info(path, self.max_pixels)
+
     def write(self, path: Path, out: Path, name: str) -> np.ndarray:
         """Segment one file.
 
@@ -90,8 +101,7 @@ class FileSegmenter:
         """
         tiff = is_tiff(path)
         if self.dims == 3:
-            if not tiff and not is_nifti(path):
-                raise UserError(f"{path}: is no volume; give NIfTI, or a TIFF of a page per plane")
+            self._check_volume(path)
             volume, space = read_volume(path, self.max_pixels), volume_space(path)
             volume = self.whole(volume) if self.whole else volume
             parts = self._volume(volume, path.name)
@@ -102,6 +112,10 @@ class FileSegmenter:
                 planes = [self.whole(np.asarray(plane)) for plane in planes]
             shape = (len(planes), *planes[0].shape)
             return self._write(self._planes(planes, path.name), shape, tiff, out / name)
+
+    def _check_volume(self, path: Path) -> None:
+        if not is_tiff(path) and not is_nifti(path):
+            raise UserError(f"{path}: is no volume; give NIfTI, or a TIFF of a page per plane")
 
     def _planes(self, planes: Sequence[Rows], name: str) -> Iterator[Part]:
         for number, plane in enumerate(planes):

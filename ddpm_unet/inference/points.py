@@ -26,6 +26,10 @@ class PointSegmenter(FileSegmenter):
     voxel: float = 1.0
 
     @override
+    def look(self, path: Path) -> None:
+        read_points(path)
+
+    @override
     def write(self, path: Path, out: Path, name: str) -> np.ndarray:
         """Classify the points of one file.
 

@@ -171,7 +171,7 @@ def _pages(file: tifffile.TiffFile, limit: float) -> int:
         and page.photometric in (_BLACK_IS_ZERO, _RGB)
         and (orientation is None or orientation.value == 1)
     )
-    pages = series.size // page.size if plain else 0
+    pages = series.size // page.size if plain and page.size else 0
     if pages * page.imagelength * page.imagewidth <= limit:
         return 0
     if series.dataoffset:
