@@ -178,9 +178,11 @@ def read_context(
         return None
     if prompts and told.text_encoder is None:
         raise UserError("the model has no text encoder; give --context FILES instead of --prompt")
-    if bool(files) == bool(prompts):
+    if files and prompts:
+        raise UserError("the model attends to one context; give --context or --prompt, not both")
+    if not files and not prompts:
         flag = "--prompt TEXT" if told.text_encoder else "--context FILES"
-        raise UserError(f"the model attends to a context; give {flag}, and nothing else")
+        raise UserError(f"the model attends to a context; give {flag}")
     if prompts:
         names = [f"--prompt {text!r}" for text in prompts]
         found = Sequences(encode_texts(str(told.text_encoder), prompts, names), names)

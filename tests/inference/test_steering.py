@@ -184,7 +184,7 @@ PAINTING = UNetConfig(in_channels=9, out_channels=4)
         (planes(MASKED, "x.png"), "x.png: no such file"),
         (context(NONE, CONTEXT, [], None), "attends to a context; give --context"),
         (context(TEXT, CONTEXT, [], None), "attends to a context; give --prompt"),
-        (context(TEXT, CONTEXT, ["a"], ["a"]), "give --prompt TEXT, and nothing else"),
+        (context(TEXT, CONTEXT, ["a"], ["a"]), "one context; give --context or --prompt, not both"),
         (context(NONE, CONTEXT, [], ["a"]), "has no text encoder; give --context"),
         (context(NONE, UNetConfig(), ["a"], None), "attends to no context; leave --context and"),
         (context(NONE, UNetConfig(), [], ["a"]), "attends to no context; leave --context and"),

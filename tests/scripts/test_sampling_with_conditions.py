@@ -83,7 +83,7 @@ def test_it_goes_by_what_it_is_told_and_is_guided(home, monkeypatch):
     ("flags", "message"),
     [
         (TOLD[:2], "goes by a mask of 2 classes; give --condition FILES, or a folder"),
-        (TOLD[4:], "the model attends to a context; give --context FILES, and nothing else"),
+        (TOLD[4:], "the model attends to a context; give --context FILES"),
         ([*TOLD, "--class", "c"], "class c: the model has classes 0 to 1 (a, b)"),
         ([*TOLD, "--guide", "early"], "--guide: guides nothing without --guidance"),
         ([*TOLD, "--guidance", "2", "--guide", "nowhere"], "nowhere does not exist"),
