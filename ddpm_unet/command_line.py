@@ -133,6 +133,8 @@ def read_settings(
     names = dict(setting_names(kind))
     flags = [a[2:].split("=")[0] for a in arguments if a.startswith("--")]
     _refuse_unknown(flags, {*names, "config", "help"}, "--")
+    for group in (flag for flag in flags if is_dataclass(names.get(flag))):
+        raise UserError(f"--{group}: is a group of settings; give one as --{group}.NAME")
     file = _taken_out("--config", arguments) or default_config
     # What the file says comes first, as flags, so that those of the command line win.
     given = {} if file is None else dict(_leaves(read_yaml(Path(file)), names, f"{file}: "))

@@ -114,7 +114,8 @@ def check_limits(settings: Any, prefix: str = "") -> None:
         least, most = limits.get(field.name, UNLISTED)
         for number in _numbers(value):
             if not least <= number <= most:  # NaN is neither
-                raise UserError(f"{name} {number:g}: must be {_within(least, most)}")
+                shown = number if isinstance(number, int) else f"{number:g}"
+                raise UserError(f"{name} {shown}: must be {_within(least, most)}")
 
 
 def _numbers(value: Any) -> Iterator[float]:

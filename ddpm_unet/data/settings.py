@@ -23,6 +23,6 @@ def check_data_settings(config: ImageDataConfig | PairDataConfig) -> None:
     pixels = config.size**config.dims / 1e6
     if pixels > config.max_pixels:
         raise UserError(
-            f"data.size {config.size}: is {pixels:,.0f} million pixels a window, over "
+            f"data.size {config.size}: is {pixels:.3g} million pixels a window, over "
             f"data.max_pixels {config.max_pixels:g}; lower the one or raise the other"
         )

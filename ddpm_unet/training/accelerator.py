@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,6 +20,11 @@ def open_accelerator(run: RunFolder, settings: Any) -> Accelerator:
         UserError: This machine has not what the settings ask for.
     """
     config: TrainConfig = settings.train
+    if settings.tracker != "none" and find_spec(settings.tracker) is None:
+        raise UserError(
+            f"tracker {settings.tracker}: is not installed; pip install {settings.tracker}, or "
+            "set tracker none"
+        )
     try:
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),
@@ -32,11 +38,6 @@ def open_accelerator(run: RunFolder, settings: Any) -> Accelerator:
         ) from error
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("train.mixed_precision fp16: needs a GPU; on the CPU set no or bf16")
-    if settings.tracker != "none" and not accelerator.log_with:
-        raise UserError(
-            f"tracker {settings.tracker}: is not installed; pip install {settings.tracker}, or "
-            "set tracker none"
-        )
     if config.batch_size < accelerator.num_processes:
         raise UserError(
             f"train.batch_size = {config.batch_size} is less than the number of processes, "

@@ -48,8 +48,13 @@ class DenoiseJob:
     criterion: str | None = None
 
     def __init__(self, config: DenoiseConfig) -> None:
-        check_preview(config.preview, config.diffusion.num_train_timesteps)
         check_limits(config)
+        if config.train.patience:
+            raise UserError(
+                f"train.patience {config.train.patience}: is for segmentation, a denoiser has no "
+                "score to wait for; set it to 0"
+            )
+        check_preview(config.preview, config.diffusion.num_train_timesteps)
         self.config = config
         self.images = open_images(config.data)
         self.held_out = held_out(config.data)
@@ -218,6 +223,11 @@ def check_network(config: DenoiseConfig, told: Conditioning, images: ImageSet) -
             f"model.in_channels = {model.in_channels}, but the network is given {parts}; set "
             f"model.in_channels to {needed}"
         )
+    if model.out_channels != channels:
+        raise UserError(
+            f"model.out_channels = {model.out_channels}, but the images have {channels} channels; "
+            "set it to that"
+        )
     if model.dims != config.data.dims:
         raise UserError(
             f"model.dims = {model.dims}, but data.dims = {config.data.dims}; set both to "
@@ -230,6 +240,11 @@ def check_network(config: DenoiseConfig, told: Conditioning, images: ImageSet) -
         raise UserError(
             f"model.num_class_embeds = {model.num_class_embeds}, but the images come with "
             f"{len(told.class_names) or 'no'} classes{none}; {cure}"
+        )
+    if model.class_embed_type and not told.class_names:
+        raise UserError(
+            f"model.class_embed_type {model.class_embed_type}: the images come without classes; "
+            "set it to null, or data.class_labels true"
         )
     context = images.context.channels if images.context else None
     if context is None and model.conditional:
