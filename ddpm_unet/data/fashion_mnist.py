@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ddpm_unet.data.downloads import one_at_a_time
 from ddpm_unet.errors import UserError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -94,7 +95,8 @@ def _download(cache: Path, folders: list[Path], names: list[str]) -> list[Path]:
     from torchvision.datasets import FashionMNIST
 
     try:
-        FashionMNIST(str(cache), download=True)
+        with one_at_a_time(cache):
+            FashionMNIST(str(cache), download=True)  # looks first whether it is there
     except Exception as error:  # urllib, ssl and torchvision each have their own
         cause = " ".join(str(error).split())[:120]
         raise UserError(

@@ -13,6 +13,7 @@ import numpy as np
 from typing_extensions import override
 
 from ddpm_unet.data.collection import Collection
+from ddpm_unet.data.downloads import one_at_a_time
 from ddpm_unet.data.pictures import picture_array
 from ddpm_unet.errors import UserError
 
@@ -67,7 +68,8 @@ def torchvision_set(
     known = inspect.signature(make).parameters
     arguments: dict[str, Any] = {"root": str(root), "download": True}
     arguments = {key: value for key, value in arguments.items() if key in known}
-    with _named(title, f"put its files into {root} or give their folder as data.root"):
+    cure = f"put its files into {root} or give their folder as data.root"
+    with _named(title, cure), one_at_a_time(root):
         if "train" in known:
             items = make(train=not held_out, **arguments)
         elif "split" in known:
