@@ -145,16 +145,20 @@ def read_config(folder: str | PathLike[str]) -> UNetConfig:
 
 
 def write_config(config: UNetConfig, folder: str | PathLike[str]) -> None:
-    """Write `config.json` into `folder`, which is made if missing.
+    """Write `config.json` into `folder`, which is made if missing."""
+    replace_json(Path(folder) / CONFIG, settings_of(config))
 
-    `dims` is written for volumes only; diffusers knows no such key.
+
+def settings_of(config: UNetConfig) -> dict[str, Any]:
+    """What `config.json` says: all keys of diffusers' class that can differ.
+
+    `dims` is said of volumes only; diffusers knows no such key.
     """
     kind = CONDITIONAL if config.conditional else DDPM
     settings = {key: value for key, value in asdict(config).items() if key in _keys(kind)}
     if config.dims == 2:
         del settings["dims"]
-    settings = {"_class_name": kind, "_diffusers_version": version("diffusers"), **settings}
-    replace_json(Path(folder) / CONFIG, settings)
+    return {"_class_name": kind, "_diffusers_version": version("diffusers"), **settings}
 
 
 def read_weights(folder: str | PathLike[str]) -> dict[str, Tensor]:

@@ -1,0 +1,76 @@
+"""A U-Net of this package in a pipeline of diffusers.
+
+    StableDiffusionPipeline.from_pretrained(folder, unet=AsDiffusers(unet))
+
+It takes part as it is, with its speed. To save a pipeline that diffusers reads by itself, write
+`unet.save_pretrained(folder + "/unet")` into the pipeline's folder instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers.configuration_utils import FrozenDict
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from ddpm_unet.models.pretrained import FIXED, settings_of
+from ddpm_unet.models.unet import UNet
+
+
+@dataclass
+class Prediction(BaseOutput):
+    """What diffusers' U-Nets return: the prediction as attribute `sample`, or first element."""
+
+    sample: Tensor
+
+
+class AsDiffusers(ModelMixin):
+    """Called as diffusers calls its UNet2DModel and UNet2DConditionModel.
+
+    Attributes:
+        config: The settings by diffusers' names, as attributes.
+
+    Args:
+        unet: The network that does the work.
+    """
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet = unet
+        settings = settings_of(unet.config)
+        self.config = FrozenDict(FIXED[settings["_class_name"]] | settings)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        return_dict: bool = True,
+        **others: Any,
+    ) -> Prediction | tuple[Tensor]:
+        """The prediction.
+
+        Args:
+            sample: `x` of `UNet.forward`.
+            timestep: Its `t`.
+            encoder_hidden_states: Its `context`.
+            class_labels: As there.
+            encoder_attention_mask: Its `context_mask`.
+            return_dict: A `Prediction`, not a tuple.
+            others: What other networks of diffusers are told, such as the outputs of a ControlNet.
+
+        Raises:
+            ValueError: One of `others` is not None.
+        """
+        for name, value in others.items():
+            if value is not None:
+                raise ValueError(f"{name} given to a UNet of ddpm_unet, which has no place for it")
+        output = self.unet(
+            sample, timestep, encoder_hidden_states, class_labels, encoder_attention_mask
+        )
+        return Prediction(sample=output) if return_dict else (output,)
