@@ -60,13 +60,15 @@ class Block(nn.Module):
         )
         self.gradient_checkpointing = False
 
-    def layer(self, i: int, x: Tensor, given: Conditions) -> Tensor:
-        """The i-th residual block and its attention."""
+    def layer(self, i: int, x: Tensor, given: Conditions, skip: Tensor | None = None) -> Tensor:
+        """The i-th residual block and its attention, of x joined to a `skip` if there is one."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._layer, i, x, given, use_reentrant=False)
-        return self._layer(i, x, given)
+            return checkpoint(self._layer, i, x, given, skip, use_reentrant=False)
+        return self._layer(i, x, given, skip)
 
-    def _layer(self, i: int, x: Tensor, given: Conditions) -> Tensor:
+    def _layer(self, i: int, x: Tensor, given: Conditions, skip: Tensor | None) -> Tensor:
+        if skip is not None:
+            x = torch.cat((x, skip), dim=1)
         x = self.resnets[i](x, given.emb)
         if i < len(self.attentions):
             x = self.attentions[i](x, given.context, given.bias)
@@ -171,7 +173,7 @@ class UpBlock(Block):
             `[B, C, *size]`.
         """
         for i, skip in enumerate(skips):
-            x = self.layer(i, torch.cat((x, skip), dim=1), given)
+            x = self.layer(i, x, given, skip)
             if seen is not None:
                 seen.append(x)
         for upsample in self.upsamplers:

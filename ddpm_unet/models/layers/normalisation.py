@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm_unet.models.layers.forgetting import forgetful
+
 
 def gelu(x: Tensor, inplace: bool = False) -> Tensor:
     """GELU with the signature of the other activations; torch has none in place."""
@@ -47,7 +49,17 @@ class NormAct(nn.GroupNorm):
             scale: `[B or 1, C, *ones]`, or None for no modulation.
             shift: Like `scale`.
         """
-        x = super().forward(x)
+        return forgetful(self._compute, x, self.weight, self.bias, scale, shift)
+
+    def _compute(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        scale: Tensor | None,
+        shift: Tensor | None,
+    ) -> Tensor:
+        x = F.group_norm(x, self.num_groups, weight, bias, self.eps)
         if scale is not None and shift is not None:
             x = torch.addcmul(shift, x, 1 + scale)
         return self.act(x, inplace=not x.requires_grad)

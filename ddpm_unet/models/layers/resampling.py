@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_unet.models.layers.convolution import convolution
+from ddpm_unet.models.layers.forgetting import forgetful, without_keeping
 
 
 def halve(x: Tensor) -> Tensor:
@@ -18,6 +21,15 @@ def halve(x: Tensor) -> Tensor:
 
 def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
     """Nearest-neighbour interpolation to the spatial `size`, about twice the present one."""
+    if (
+        x.device.type == "cpu"
+        and x.is_contiguous()
+        and not torch.compiler.is_compiling()
+        and list(size) == [2 * n for n in x.shape[2:]]
+    ):
+        for dim in reversed(range(2, x.ndim)):  # the same, several times faster there
+            x = x.repeat_interleave(2, dim)
+        return x
     return F.interpolate(x, size=tuple(size), mode="nearest")
 
 
@@ -62,4 +74,4 @@ class Upsample(nn.Module):
 
         Called like a residual block, but blind to the time embedding.
         """
-        return self.conv(enlarge(x, size))
+        return without_keeping(self.conv, forgetful(partial(enlarge, size=size), x))

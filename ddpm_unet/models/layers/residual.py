@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ddpm_unet.models.layers.convolution import convolution, zeroed
+from ddpm_unet.models.layers.forgetting import without_keeping
 from ddpm_unet.models.layers.normalisation import NormAct
 from ddpm_unet.models.layers.resampling import enlarge, halve
 
@@ -50,7 +51,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = convolution(dims, in_channels, out_channels)
         self.time_emb_proj = nn.Linear(emb_channels, out_channels * (2 if scale_shift else 1))
         self.norm2 = NormAct(groups, out_channels, eps, act)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.conv2 = zeroed(convolution(dims, out_channels, out_channels))
         self.conv_shortcut = (
             convolution(dims, in_channels, out_channels, kernel=1, padding=0)
@@ -77,14 +78,14 @@ class ResidualBlock(nn.Module):
             x, h = halve(x), halve(h)
         elif size is not None:
             x, h = enlarge(x, size), enlarge(h, size)
-        h = self.conv1(h)
+        h = without_keeping(self.conv1, h)
         modulation = self.time_emb_proj(emb)
         modulation = modulation.reshape(*modulation.shape, *[1] * (x.ndim - 2))
         if self.scale_shift:
             h = self.norm2(h, *modulation.chunk(2, dim=1))
         else:
             h = self.norm2(h.add_(modulation))
-        h = self.conv2(self.dropout(h))
+        h = without_keeping(self.conv2, self.dropout(h))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
         h = h.add_(x)
