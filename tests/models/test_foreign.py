@@ -14,15 +14,17 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-from diffusers_twins import randomise
+from diffusers_twins import STABLE_DIFFUSION, randomise
 from openai_layout import OpenAIUNet, Settings
 from safetensors.torch import load_file, save_file
 
+from ddpm_unet.config import UNetConfig
 from ddpm_unet.config.foreign import ForeignConfig
 from ddpm_unet.errors import UserError
 from ddpm_unet.models import UNet, foreign
+from ddpm_unet.models.foreign.checkpoint import Checkpoint
 from ddpm_unet.models.layers.attention import Transformer
-from ddpm_unet.models.pretrained import write_config
+from ddpm_unet.models.pretrained import check_weights, write_config
 
 SD = "model.diffusion_model."
 
@@ -122,6 +124,53 @@ def test_stable_diffusion_with_head_dim_and_linear_projections(file: Path) -> No
     assert config.attention_head_dim == (2, 4)
     assert config.use_linear_projection
     assert config.transformer_layers_per_block == 1
+
+
+def test_published_sizes() -> None:
+    """Stable Diffusion 1.x, and guided-diffusion's network of 256 x 256 pixels: names, shapes and
+    architecture, without numbers.
+    """
+    with torch.device("meta"):
+        sd = OpenAIUNet(
+            Settings(
+                in_channels=4,
+                out_channels=4,
+                model_channels=320,
+                channel_mult=(1, 2, 4, 4),
+                num_res_blocks=2,
+                attention_levels=(0, 1, 2),
+            ),
+            lambda channels: Transformer(2, channels, 8, 1, 768, groups=32),
+        )
+        guided = OpenAIUNet(
+            Settings(
+                out_channels=6,
+                model_channels=256,
+                channel_mult=(1, 1, 2, 2, 4, 4),
+                num_res_blocks=2,
+                attention_levels=(3, 4, 5),
+                scale_shift=True,
+                resblock_updown=True,
+            )
+        )
+    for peer, network, told, parameters in (
+        (foreign.compvis, sd, ForeignConfig(heads=8), 859_520_964),
+        (
+            foreign.guided_diffusion,
+            guided,
+            ForeignConfig(head_dim=64, qkv_order="heads_first"),
+            552_814_086,
+        ),
+    ):
+        given = Checkpoint(Path("x"), peer.NAME, network.state_dict(), told)
+        config, weights = peer.config(given), peer.rename(given)
+        with torch.device("meta"):
+            ours = UNet(config)
+        check_weights("x", ours.state_dict(), weights)
+        assert sum(p.numel() for p in ours.parameters()) == parameters
+        if peer is foreign.compvis:
+            middle = {"mid_block_type": "UNetMidBlock2DCrossAttn", "sample_size": None}
+            assert config == UNetConfig(**STABLE_DIFFUSION | middle)
 
 
 def test_an_average_beside_the_weights_must_be_chosen(file: Path) -> None:
