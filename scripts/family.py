@@ -323,6 +323,8 @@ def draw_networks(path: Path) -> None:
             images = torch.empty(1, model.in_channels, side, side)
             blocks = trace(model, images)
         draw(figure.add_subplot(3, 2, number), blocks, side, member.title)
+    legend = "numbers: channels\nred: to a coarser size\ngreen: to a finer one\ngrey: to the same"
+    figure.text(0.6, 0.2, legend, fontsize=10)
     figure.savefig(path, dpi=110)
 
 
