@@ -149,6 +149,7 @@ CURVES: dict[str, Callable[[Effort], Any]] = {
 def measure_growth(names: list[str], effort: Effort, results: Results) -> None:
     """Measure curves; each is in the file when it is done."""
     at = circumstances(effort)
+    effort = replace(effort, least=min(effort.least, 3))
     for name in names:
         print(f"{name} ...", flush=True)
         results.add_growth(name, vars(CURVES[name](effort)), at)

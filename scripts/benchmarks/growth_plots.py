@@ -151,7 +151,7 @@ def told(look: Look, curve: Mapping[str, Any]) -> str:
         excess = 1e3 * (seconds[small[0]] - line[small[0]])
         said += [
             f"Above the line up to {sizes[small[-1]]:,.0f} (at {sizes[small[0]]:,.0f} by "
-            f"{excess:.2g} ms): {look.below}."
+            f"{excess:,.0f} ms): {look.below}."
         ]
     if large:
         said += [f"Above the line again from {sizes[large[0]]:,.0f}: {look.above}."]
@@ -177,11 +177,11 @@ def processes(found: Mapping[str, Any]) -> str:
         f"{rate:.0f} GFLOP/s on {threads} thread{'s' * (threads != '1')}"
         for threads, rate in rates.items()
     )
-    one, most = rates["1"], list(rates.values())[-1]
-    text = f"\nMatrix products of this machine: {measured}, {most / one:.2f} times"
-    if len(rates) > 1 and most / one < 1.5:
+    gain = rates.get("2", rates["1"]) / rates["1"]
+    text = f"\nMatrix products of this machine: {measured}; two threads are {gain:.2f} times one"
+    if gain < 1.5:
         text += (
-            ": its two processors share one core's arithmetic, so that two processes cannot be "
-            "twice as fast"
+            ": they share the arithmetic of one core, or others use it, so that two processes "
+            "cannot be twice as fast"
         )
     return "\n".join(lines) + f"\n{text}.\n"

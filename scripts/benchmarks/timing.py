@@ -6,6 +6,7 @@ at that moment. Ratios are taken round by round, and medians over the rounds.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -118,11 +119,11 @@ def matrix_rate(size: int = 896) -> float:
 
 
 def thread_rates(seconds: float = 0.5) -> dict[int, float]:
-    """Median FLOP/s of matrix products on one thread, and on all that torch uses here."""
+    """Median FLOP/s of matrix products on one thread, on two, and on all that torch uses here."""
     everyone = torch.get_num_threads()
     rates: dict[int, float] = {}
     try:
-        for threads in sorted({1, everyone}):
+        for threads in sorted({1, min(2, os.cpu_count() or 1), everyone}):
             torch.set_num_threads(threads)
             matrix_rate()
             end = time.perf_counter() + seconds

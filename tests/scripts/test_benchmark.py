@@ -285,7 +285,7 @@ def test_growth_tells_where_a_line_bends(tmp_path):
     look = growth_plots.LOOKS["sampling_images"]
     text = growth_plots.told(look, curve([3, 4, 6, 20]))
     assert "1: 3 s (2.00 times), 2: 4 s (1.33 times), 4: 6 s (1.00 times), 8: 20 s (1.67" in text
-    assert "Above the line up to 2 (at 1 by 1.5e+03 ms)" in text
+    assert "Above the line up to 2 (at 1 by 1,500 ms)" in text
     assert "again from 8" in text
     assert text.endswith("What is more.\n")
     assert "Straight over the whole range" in growth_plots.told(look, curve([1.1, 2, 4, 8.5]))
@@ -306,4 +306,7 @@ def test_growth_plots_and_page(tmp_path, results):
     text = page(results, {})
     assert "![Overlap-tile" in text
     assert "| 2 processes, 1 thread each | 13.2 (1.20x) | 13.2 (1.20x) |" in text
-    assert "100 GFLOP/s on 1 thread, 110 GFLOP/s on 2 threads, 1.10 times: its two" in text
+    assert (
+        "100 GFLOP/s on 1 thread, 110 GFLOP/s on 2 threads; two threads are 1.10 times one: they"
+        in text
+    )
