@@ -59,6 +59,7 @@ def error(result, expected):
         (1, 16, 16, 8, 8),
         (2, 48, 80, 9, 17),
         (1, 256, 32, 10, 8),
+        (5, 16, 48, 3, 4),
         (9, 16, 112, 23, 19),  # several rounds of tiles
         (1, 32, 16, 8, 803),  # a row of tiles that is a round
     ],
@@ -134,7 +135,8 @@ def test_only_3x3_convolutions_of_pictures_are_made_so():
     [
         ((1, 16, 16, 8, 8), torch.float64),
         ((1, 16, 16, 8, 8), torch.bfloat16),
-        ((1, 16, 16, 7, 80), torch.float32),
+        ((3, 16, 16, 4, 4), torch.float32),
+        ((8, 16, 16, 5, 5), torch.float32),
         ((1, 3, 16, 8, 8), torch.float32),
         ((1, 16, 24, 8, 8), torch.float32),
         ((0, 16, 16, 8, 8), torch.float32),

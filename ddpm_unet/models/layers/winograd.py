@@ -52,10 +52,10 @@ def disabled() -> Iterator[None]:
 def applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether `conv2d` takes these, and is faster than torch.
 
-    It takes plain float32 tensors on the CPU with channels in multiples of 16; it is faster from
-    8 x 8 pixels on. It is not for autocast, nor where torch wants to see the operation: in
-    torch.compile, torch.export, functional transforms, and under modes such as a FLOP counter's.
-    The answer does not depend on the number of images, so neither does any image's result.
+    It takes plain float32 tensors on the CPU with channels in multiples of 16, and is faster from
+    4 tiles on, in all images together, if they are half full. It is not for autocast, nor where
+    torch wants to see the operation: in torch.compile, torch.export, functional transforms, and
+    under modes such as a FLOP counter's.
     """
     return (
         _enabled
@@ -65,8 +65,7 @@ def applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and x.ndim == 4
         and x.shape[1] == weight.shape[1]
         and not (weight.shape[0] % 16 or weight.shape[1] % 16)
-        and min(x.shape[2:]) >= 8
-        and len(x) > 0
+        and _pays(*x.shape)
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._are_functorch_transforms_active()
@@ -167,6 +166,11 @@ def _plain(x: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.layout == torch.strided
     )
+
+
+def _pays(batch: int, channels: int, height: int, width: int) -> bool:
+    tiles = -(-height // 4) * -(-width // 4)
+    return batch * tiles >= 4 and height * width >= 8 * tiles
 
 
 def _layout(*tensors: Tensor) -> torch.memory_format:
