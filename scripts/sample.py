@@ -54,7 +54,7 @@ def main() -> None:
     from accelerate import Accelerator
 
     from ddpm_unet.diffusion.samplers import make_scheduler
-    from ddpm_unet.diffusion.sampling import FilmStrip
+    from ddpm_unet.diffusion.sampling import FilmStrip, timesteps
     from ddpm_unet.diffusion.tiled import tiled
     from ddpm_unet.evaluation.plots import read_pictures, save_film, save_grid, save_images
     from ddpm_unet.inference.conditions import Conditioning, in_turn, read_context, read_planes
@@ -63,6 +63,7 @@ def main() -> None:
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
     from ddpm_unet.inference.steering import check_guidance, read_guide, steered
     from ddpm_unet.inference.writing import output_folder
+    from ddpm_unet.models.timetable import timetabled
     from ddpm_unet.training.run_folder import newest_or_shipped
 
     edit = Edit(args.init_image, args.strength, args.mask, args.resamplings, args.interpolate)
@@ -83,10 +84,11 @@ def main() -> None:
         accelerator.device,
     )
     guide = args.guide and read_guide(args.guide, unet, diffusion, told).to(accelerator.device)
-    denoiser = steered(
-        unet, told.null_class(unet.config), args.guidance, args.guidance_interval, guide
-    )
     scheduler = make_scheduler(args.sampler, diffusion)
+    network = timetabled(unet, timesteps(scheduler, args.steps))
+    denoiser = steered(
+        network, told.null_class(unet.config), args.guidance, args.guidance_interval, guide
+    )
     size = args.size if planes is None else planes.shape[2:]
     shape = image_shape(unet.config, size, told.image_channels)
     pictures = edit.pictures(shape[0], shape[1:] if size else None)

@@ -98,6 +98,15 @@ class Steps(Protocol):
         """The next x, and the predicted image."""
 
 
+def timesteps(scheduler: Any, steps: int) -> Tensor:
+    """The timesteps that `sample` tells the denoiser in so many steps, one after the other.
+
+    Raises:
+        UserError: A number of steps outside 1 .. T.
+    """
+    return _plan(scheduler, steps, 0.0, "cpu", []).timesteps
+
+
 def sample(
     denoiser: Denoiser,
     scheduler: Any,
@@ -144,16 +153,9 @@ def sample(
     """
     if not 0 < strength <= 1:
         raise UserError(f"strength {strength:g}: give a share of the steps, above 0 and up to 1")
-    total = scheduler.config.num_train_timesteps
-    if not 1 <= steps <= total:
-        raise UserError(f"{steps} sampling steps: give 1 to {total}")
     with torch.inference_mode():
         noise = Noise(seed, indices, shape, device)
-        plan: Steps
-        if LinearSteps.supports(scheduler):
-            plan = LinearSteps(scheduler, steps, eta, device)
-        else:
-            plan = SchedulerSteps(scheduler, steps, eta, device, noise.generators)
+        plan = _plan(scheduler, steps, eta, device, noise.generators)
         times = plan.timesteps.tolist()
         first = 0
         if start is None:
@@ -172,3 +174,18 @@ def sample(
             if callback is not None:
                 callback(Moment(i, len(times), times[i], x, x0))
     return x.clone()  # outside inference mode: a tensor that autograd accepts
+
+
+def _plan(
+    scheduler: Any,
+    steps: int,
+    eta: float,
+    device: torch.device | str,
+    generators: list[torch.Generator],
+) -> Steps:
+    total = scheduler.config.num_train_timesteps
+    if not 1 <= steps <= total:
+        raise UserError(f"{steps} sampling steps: give 1 to {total}")
+    if LinearSteps.supports(scheduler):
+        return LinearSteps(scheduler, steps, eta, device)
+    return SchedulerSteps(scheduler, steps, eta, device, generators)

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.diffusion.samplers import SAMPLERS, make_scheduler
-from ddpm_unet.diffusion.sampling import FilmStrip, sample
+from ddpm_unet.diffusion.sampling import FilmStrip, sample, timesteps
 from ddpm_unet.errors import UserError
 
 SHAPE = (3, 8, 8)
@@ -79,10 +79,10 @@ def test_any_number_of_steps(name, steps):
         seen.append(t[0].item())
         return denoiser(x, t)
 
-    images = sample(
-        watched, make_scheduler(name, DiffusionConfig()), SHAPE, seed=0, indices=[0, 1], steps=steps
-    )
+    scheduler = make_scheduler(name, DiffusionConfig())
+    images = sample(watched, scheduler, SHAPE, seed=0, indices=[0, 1], steps=steps)
     assert images.isfinite().all()
+    assert seen == timesteps(scheduler, steps).tolist()
     assert len(seen) == (2 * steps - 1 if name == "heun" else steps)
     assert seen[0] == 999
     assert all(a >= b >= 0 for a, b in pairwise(seen))
