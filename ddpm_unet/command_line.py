@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
+from functools import cache
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
@@ -103,7 +104,9 @@ def within(kind: type[Number], least: Number, most: Number) -> Callable[[str], N
             if least <= kind(text) <= most:
                 return kind(text)
         word = "whole number" if kind is int else "number"
-        raise argparse.ArgumentTypeError(f"{text!r} is no {word} between {least:g} and {most:g}")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no {word} between {least:.12g} and {most:.12g}"
+        )
 
     return convert
 
@@ -127,8 +130,6 @@ def read_settings(
     """
     from argparse import ArgumentError
 
-    from jsonargparse import ArgumentParser
-
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     names = dict(setting_names(kind))
     flags = [a[2:].split("=")[0] for a in arguments if a.startswith("--")]
@@ -138,13 +139,8 @@ def read_settings(
     file = _taken_out("--config", arguments) or default_config
     # What the file says comes first, as flags, so that those of the command line win.
     given = {} if file is None else dict(_leaves(read_yaml(Path(file)), names, f"{file}: "))
-    parser = ArgumentParser(
-        exit_on_error=False,
-        description=f"{inspect.getdoc(kind)}".splitlines()[0],
-    )
     default = default_config.name if default_config else "none"
-    parser.add_argument("--config", help=f"YAML file of the settings below (default {default}).")
-    parser.add_class_arguments(kind, nested_key=None)
+    parser: Any = _parser(kind, default)  # type: ignore[arg-type]
     try:
         chosen = parser.instantiate(
             parser.parse_args([*(f"--{n}={text}" for n, text in given.items()), *arguments])
@@ -155,11 +151,24 @@ def read_settings(
             text = " ".join(str(error).split())
             raise UserError(f"{text[:300]}; --help lists all settings") from error
         name, value = found[1], _flag_value(found[1], arguments)
-        where, value = (f"{file}: {name}", given[name]) if value is None else (f"--{name}", value)
+        where, value = (
+            (f"{file}: {name}", given.get(name, "")) if value is None else (f"--{name}", value)
+        )
         raise UserError(wrong_type(where, value, names[name])) from error
     settings = kind(**{f.name: chosen[f.name] for f in fields(kind)})  # type: ignore[arg-type]
     check_limits(settings)
     return settings, "" if file is None else Path(file).stem
+
+
+@cache
+def _parser(kind: type, default: str) -> Any:
+    from jsonargparse import ArgumentParser
+
+    description = f"{inspect.getdoc(kind)}".splitlines()[0]
+    parser = ArgumentParser(exit_on_error=False, description=description)
+    parser.add_argument("--config", help=f"YAML file of the settings below (default {default}).")
+    parser.add_class_arguments(kind, nested_key=None)
+    return parser
 
 
 def setting_names(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -53,5 +53,6 @@ def check_pixels(path: str | Path, shape: tuple[int, ...], max_pixels: float) ->
     if pixels > max_pixels * 1e6 or pixels * shape[-1] > 4e6 * max_pixels:
         raise UserError(
             f"{path}: {' x '.join(map(str, shape))} is {pixels / 1e6:,.0f} million pixels, over "
-            f"the limit of {max_pixels:g}; if the file can be trusted, raise data.max_pixels"
+            f"the limit of {max_pixels:g}; if the file can be trusted, raise data.max_pixels or "
+            "--max_pixels"
         )

@@ -224,7 +224,7 @@ def _check_alike(info: PictureInfo, first: PictureInfo, collection: Collection, 
     if info.channels != first.channels:
         raise UserError(
             f"{name}: channels are {info.channels}, those of {other} {first.channels}; "
-            "set data.channels to 1, 3 or 4"
+            "convert it, or set data.channels to 1, 3 or 4"
         )
     if info.dtype != first.dtype:
         raise UserError(

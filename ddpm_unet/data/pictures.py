@@ -100,11 +100,13 @@ def read_stack(path: str | Path, max_pixels: float = 200.0) -> np.ndarray:
 def picture_info(path: str | Path, max_pixels: float = 200.0) -> PictureInfo:
     """Shape and type of a picture from its header alone, with the errors it can show."""
     with faults_named(path), open(path, "rb", opener=_without_waiting) as file:
-        plain = png_header.plain_info(file.read(png_header.ENOUGH))
+        start = file.read(png_header.ENOUGH)
+        plain = png_header.plain_info(start)
         if plain:
             check_pixels(path, (plain.height, plain.width, 1), max_pixels)
             return plain
-        file.seek(0)
+        if start:
+            file.seek(0)
         if _is_tiff(file, path):
             return tiff.info(path, max_pixels)
         with _opened(file, path, max_pixels) as image:
@@ -125,9 +127,9 @@ def _without_waiting(path: str, flags: int) -> int:
 
 def _is_tiff(file: BinaryIO, path: str | Path) -> bool:
     head = file.read(4)
-    file.seek(0)
     if not head:
         raise UserError(f"{path}: is empty (0 bytes); replace or remove the file")
+    file.seek(0)
     return head in TIFF_MAGIC
 
 
@@ -139,7 +141,7 @@ def faults_named(path: str | Path) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file; mend the link or the name") from None
     except PermissionError:
         raise UserError(f"{path}: may not be read; check its permissions") from None
     except IsADirectoryError:

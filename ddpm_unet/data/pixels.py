@@ -32,7 +32,8 @@ def convert_channels(picture: np.ndarray, channels: int | None, name: str) -> np
         return picture
     if have > 4 or channels not in (1, 3, 4):
         raise UserError(
-            f"{name}: has {have} channels, which cannot become {channels}; set data.channels null"
+            f"{name}: has {have} channels, which cannot become {channels}; convert it, or set "
+            "data.channels null"
         )
     colour = picture[..., : 1 if have <= 2 else 3]
     if channels == 1 and colour.shape[-1] == 3:

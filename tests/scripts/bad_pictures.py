@@ -1,0 +1,226 @@
+"""Pictures that are refused, in training and when they are segmented."""
+
+import numpy as np
+from bad_case import Case
+from faulty_files import (
+    animation,
+    cut,
+    flip,
+    folder,
+    forbid,
+    link,
+    noise,
+    picture,
+    pipe,
+    png_header,
+    remove,
+    several,
+    tiff,
+    tiff_header,
+    write,
+)
+
+PICTURE, TIFF = "pictures/1.png", "pictures/1.tif"
+FLOATS = np.ones((24, 24, 3), np.float32)
+FIVE = {"photometric": "minisblack", "planarconfig": "contig"}
+
+TRAINING = [
+    Case("no such folder", "train_ddpm", "--data.source nowhere",
+         "nowhere: no such folder; give a folder of images"),
+    Case("a file where a folder is meant", "train_ddpm", "--data.source denoise.yaml",
+         "denoise.yaml: is a file, not a folder of images; give a folder of images"),
+    Case("no source at all", "train_ddpm", "--data.source=",
+         "data.source: is empty; give a built-in set, a folder or a data set's name"),
+    Case("an empty folder", "train_ddpm", "--data.source empty",
+         "empty: holds nothing, no image (.bmp .gif .jpeg .jpg .png .tif .tiff .webp); give a "
+         "folder of images", folder("empty")),
+    Case("a folder without pictures", "train_ddpm", "--data.source texts",
+         "texts: holds only 1 other files, no image (.bmp .gif .jpeg .jpg .png .tif .tiff "
+         ".webp); give a folder of images", write("texts/a.txt", "text")),
+    Case("a folder that may not be listed", "train_ddpm", "",
+         "pictures: may not be listed; check its permissions", forbid("pictures"), only="not root"),
+    Case("an unknown built-in set", "train_ddpm", "--data.source builtin:cats",
+         "data.source builtin:cats: the built-in sets are builtin:histology and "
+         "builtin:fashion-mnist"),
+    Case("an unknown torchvision set", "train_ddpm", "--data.source torchvision:CIFAR11",
+         "data.source torchvision:CIFAR11: torchvision has no such data set; try CIFAR10"),
+    Case("a Hugging Face set without the package", "train_ddpm",
+         "--data.source huggingface:nobody/nothing",
+         "data.source huggingface:nobody/nothing: needs `pip install datasets`",
+         only="no datasets"),
+    Case("an empty file", "train_ddpm", "",
+         "pictures/1.png: is empty (0 bytes); replace or remove the file", write(PICTURE)),
+    Case("text named .png", "train_ddpm", "",
+         "pictures/1.png: is not an image in a known format (PNG, JPEG, WebP, TIFF, GIF, "
+         "BMP), or its header is damaged; replace or remove the file", write(PICTURE, "text")),
+    Case("a PNG cut in its header", "train_ddpm", "",
+         "pictures/1.png: is damaged or truncated (...); replace or remove the file",
+         cut(PICTURE, 0.01)),
+    Case("a PNG cut in its pixels", "train_ddpm", "",
+         "pictures/1.png: is damaged or truncated (...); replace or remove the file", cut(PICTURE)),
+    Case("a PNG with one bit flipped", "train_ddpm", "",
+         "pictures/1.png: is damaged or truncated (...); replace or remove the file",
+         flip(PICTURE)),
+    Case("a JPEG cut in its pixels", "train_ddpm", "",
+         "pictures/1.jpg: is damaged or truncated (...); replace or remove the file",
+         several(remove(PICTURE), picture("pictures/1.jpg"), cut("pictures/1.jpg"))),
+    Case("a TIFF cut in its pixels", "train_ddpm", "",
+         "pictures/1.tif: is damaged or truncated (...); replace or remove the file",
+         several(remove(PICTURE), tiff(TIFF, noise(24, 24, 3)), cut(TIFF))),
+    Case("a TIFF of 8 bytes", "train_ddpm", "",
+         "pictures/1.tif: holds no picture; replace or remove the file",
+         several(remove(PICTURE), write(TIFF, b"II*\0\x08\0\0\0"))),
+    Case("a PNG of 0 x 0 pixels", "train_ddpm", "",
+         "pictures/1.png: is not an image in a known format (PNG, JPEG, WebP, TIFF, GIF, "
+         "BMP), or its header is damaged; replace or remove the file", png_header(PICTURE, 0, 0)),
+    Case("a TIFF of 0 x 0 pixels", "train_ddpm", "",
+         "pictures/1.tif: has no pixels; replace or remove the file",
+         several(remove(PICTURE), tiff_header(TIFF, 0, 0))),
+    Case("a picture of 1 pixel", "train_ddpm", "",
+         "pictures/1.png: 1 x 1 pixels hold no window of 16 x 16; lower data.size or set "
+         "data.fit resize", picture(PICTURE, noise(1, 1, 3))),
+    Case("windows larger than the pictures", "train_ddpm", "--data.size 25",
+         "pictures/0.png: 24 x 24 pixels hold no window of 25 x 25; lower data.size or set "
+         "data.fit resize"),
+    Case("pictures that grow beyond the limit", "train_ddpm", "--data.scale 1000",
+         "pictures/0.png: 24000 x 24000 x 3 is 576 million pixels, over the limit of 200; if "
+         "the file can be trusted, raise data.max_pixels or --max_pixels"),
+    Case("a bomb: a PNG that claims 100,000 x 100,000", "train_ddpm", "",
+         "pictures/1.png: 100000 x 100000 x 1 is 10,000 million pixels, over the limit of "
+         "200; if the file can be trusted, raise data.max_pixels or --max_pixels",
+         png_header(PICTURE, 100_000, 100_000)),
+    Case("a bomb: a TIFF that claims 100,000 x 100,000", "train_ddpm", "",
+         "pictures/1.tif: 100000 x 100000 x 1 is 10,000 million pixels, over the limit of "
+         "200; if the file can be trusted, raise data.max_pixels or --max_pixels",
+         several(remove(PICTURE), tiff_header(TIFF, 100_000, 100_000))),
+    Case("a PNG that claims more than it holds", "train_ddpm", "",
+         "pictures/1.png: is damaged or truncated (...); replace or remove the file",
+         png_header(PICTURE, 1000, 1000)),
+    Case("a TIFF that claims more than it holds", "train_ddpm", "--data.channels 3",
+         "pictures/1.tif: is damaged or truncated (...); replace or remove the file",
+         several(remove(PICTURE), tiff_header(TIFF, 1000, 1000))),
+    Case("a CMYK JPEG", "train_ddpm", "",
+         "pictures/1.jpg: its colour mode CMYK has no single conversion to RGB; convert the "
+         "file to grey, RGB or RGBA first",
+         several(remove(PICTURE), picture("pictures/1.jpg", mode="CMYK"))),
+    Case("a CMYK TIFF", "train_ddpm", "",
+         "pictures/1.tif: its colour space SEPARATED has no single conversion to RGB; convert "
+         "the file to grey, RGB or RGBA first",
+         several(remove(PICTURE), tiff(TIFF, noise(24, 24, 4), photometric="separated"))),
+    Case("a Lab TIFF", "train_ddpm", "",
+         "pictures/1.tif: its colour space CIELAB has no single conversion to RGB; convert "
+         "the file to grey, RGB or RGBA first",
+         several(remove(PICTURE), picture(TIFF, mode="LAB"))),
+    Case("an animated GIF", "train_ddpm", "",
+         "pictures/1.gif: is animated (2 frames); save the wanted frames as pictures",
+         several(remove(PICTURE), animation("pictures/1.gif"))),
+    Case("an animated PNG", "train_ddpm", "",
+         "pictures/1.png: is animated (2 frames); save the wanted frames as pictures",
+         animation(PICTURE)),
+    Case("an animated WebP", "train_ddpm", "",
+         "pictures/1.webp: is animated (2 frames); save the wanted frames as pictures",
+         several(remove(PICTURE), animation("pictures/1.webp"))),
+    Case("a TIFF of two pages", "train_ddpm", "",
+         "pictures/1.tif: has 2 pages; save each as a picture of its own, or store channels "
+         "as samples of one page", several(remove(PICTURE), tiff(TIFF, noise(2, 24, 24)))),
+    Case("a TIFF of pages of different sizes", "train_ddpm", "",
+         "pictures/1.tif: holds 2 pictures of different shapes; save each as a file of its own",
+         several(remove(PICTURE), tiff(TIFF, noise(24, 24), noise(20, 20)))),
+    Case("NaN in a float TIFF", "train_ddpm", "--data.source deep",
+         "deep/1.tif: 1728 values are NaN or infinite, the first at row 0, column 0; mend or "
+         "remove the file", several(folder("deep"), tiff("deep/1.tif", FLOATS * np.nan))),
+    Case("infinity in a float TIFF", "train_ddpm", "--data.source deep",
+         "deep/1.tif: 1728 values are NaN or infinite, the first at row 0, column 0; mend or "
+         "remove the file", several(folder("deep"), tiff("deep/1.tif", FLOATS * np.inf))),
+    Case("floats beyond 0 to 1", "train_ddpm", "--data.source deep",
+         "deep/1.tif: float values from 7 to 7, not within 0 to 1; say what is black and "
+         "white with data.value_range, for instance [0, 7]",
+         several(folder("deep"), tiff("deep/1.tif", FLOATS * 7))),
+    Case("complex numbers", "train_ddpm", "",
+         "pictures/1.tif: holds complex64 values; save it as uint8, uint16 or float32",
+         several(remove(PICTURE), tiff(TIFF, noise(24, 24, 3, kind=np.complex64)))),
+    Case("integers that floats cannot hold", "train_ddpm", "--data.source deep",
+         "deep/1.tif: holds int32 values up to 33554432, more than float32 can keep exactly; "
+         "save it as uint16 or float32",
+         several(folder("deep"), tiff("deep/1.tif", np.full((24, 24), 2**25, np.int32)))),
+    Case("a 16-bit picture among 8-bit ones", "train_ddpm", "",
+         "pictures/1.tif: depth is uint16, that of pictures/0.png uint8; convert the files to "
+         "one depth or keep them in separate folders",
+         several(remove(PICTURE), tiff(TIFF, noise(24, 24, 3, kind=np.uint16)))),
+    Case("an interlaced 16-bit colour PNG", "train_ddpm", "--data.source deep",
+         "deep/1.png: is damaged or truncated (...); replace or remove the file",
+         several(folder("deep"), png_header("deep/1.png", 24, 24, depth=16, interlaced=1))),
+    Case("a grey picture among colour ones", "train_ddpm", "",
+         "pictures/1.png: channels are 1, those of pictures/0.png 3; convert it, or set "
+         "data.channels to 1, 3 or 4", picture(PICTURE, mode="L")),
+    Case("five channels that should become three", "train_ddpm", "--data.channels 3",
+         "pictures/1.tif: has 5 channels, which cannot become 3; convert it, or set "
+         "data.channels null", several(remove(PICTURE), tiff(TIFF, noise(24, 24, 5), **FIVE))),
+    Case("a link to nothing", "train_ddpm", "",
+         "pictures/9.png: no such file; mend the link or the name",
+         link("pictures/9.png", "nowhere")),
+    Case("a link to itself", "train_ddpm", "",
+         "pictures/9.png: is damaged or truncated (...); replace or remove the file",
+         link("pictures/9.png", "9.png")),
+    Case("a named pipe", "train_ddpm", "",
+         "pictures/9.png: is empty (0 bytes); replace or remove the file", pipe("pictures/9.png")),
+    Case("a file that may not be read", "train_ddpm", "",
+         "pictures/1.png: may not be read; check its permissions", forbid(PICTURE),
+         only="not root"),
+    Case("a picture outside the class folders", "train_ddpm", "--data.class_labels true",
+         "pictures/0.png: is in no class folder; move it into a sub-folder of pictures named "
+         "after its class, or set data.class_labels false"),
+]  # fmt: skip
+
+SEGMENTING = [
+    Case("no such picture", "segment", "nowhere.png", "nowhere.png: no such file or folder"),
+    Case("a file that is no picture, after good ones", "segment", "pictures denoise.yaml",
+         "denoise.yaml: is not an image in a known format (PNG, JPEG, WebP, TIFF, GIF, BMP), "
+         "or its header is damaged; replace or remove the file"),
+    Case("a folder without pictures", "segment", "empty",
+         "empty: holds nothing, no image (.bmp .gif .jpeg .jpg .png .tif .tiff .webp); give a "
+         "folder of images", folder("empty")),
+    Case("an empty file", "segment", "bad.png",
+         "bad.png: is empty (0 bytes); replace or remove the file", write("bad.png")),
+    Case("a cut picture", "segment", "bad.png",
+         "bad.png: is damaged or truncated (...); replace or remove the file",
+         several(picture("bad.png"), cut("bad.png"))),
+    Case("an empty file, after good ones", "segment", "pictures bad.png",
+         "bad.png: is empty (0 bytes); replace or remove the file", write("bad.png")),
+    Case("a CMYK picture, after good ones", "segment", "pictures bad.jpg",
+         "bad.jpg: its colour mode CMYK has no single conversion to RGB; convert the file to "
+         "grey, RGB or RGBA first", picture("bad.jpg", mode="CMYK")),
+    Case("an animation, after good ones", "segment", "pictures bad.gif",
+         "bad.gif: is animated (2 frames); save the wanted frames as pictures",
+         animation("bad.gif")),
+    Case("a bomb: a PNG that claims 100,000 x 100,000", "segment", "bad.png",
+         "bad.png: 100000 x 100000 x 1 is 10,000 million pixels, over the limit of 200; if "
+         "the file can be trusted, raise data.max_pixels or --max_pixels",
+         png_header("bad.png", 100_000, 100_000)),
+    Case("a bomb: a TIFF that claims 100,000 x 100,000", "segment", "bad.tif",
+         "bad.tif: 1 x 100000 x 100000 x 1 is 10,000 million pixels, over the limit of 200; "
+         "if the file can be trusted, raise data.max_pixels or --max_pixels",
+         tiff_header("bad.tif", 100_000, 100_000)),
+    Case("a TIFF of 0 x 0 pixels", "segment", "bad.tif",
+         "bad.tif: has no pixels; replace or remove the file", tiff_header("bad.tif", 0, 0)),
+    Case("NaN in a float TIFF", "segment", "bad.tif",
+         "bad.tif: 1728 values are NaN or infinite, the first at row 0, column 0; mend or "
+         "remove the file", tiff("bad.tif", FLOATS * np.nan)),
+    Case("five channels for a network of three", "segment", "bad.tif",
+         "bad.tif: has 5 channels, which cannot become 3; convert it, or set data.channels null",
+         tiff("bad.tif", noise(24, 24, 5), **FIVE)),
+    Case("pages of different sizes", "segment", "bad.tif",
+         "bad.tif: holds 2 pictures of different shapes; save each as a file of its own",
+         tiff("bad.tif", noise(24, 24), noise(20, 20))),
+    Case("two pictures whose masks would have one name", "segment", "a b",
+         "b/x.png and a/x.png: would be written under one name; segment them into different "
+         "folders with --out", several(picture("a/x.png"), picture("b/x.png"))),
+    Case("one picture twice", "segment", "pictures/0.png pictures/0.png",
+         "pictures/0.png and pictures/0.png: would be written under one name; segment them "
+         "into different folders with --out"),
+    Case("a folder and a picture in it", "segment", "pictures pictures/0.png",
+         "pictures/0.png and pictures/0.png: would be written under one name; segment them "
+         "into different folders with --out"),
+    Case("pictures in the output folder", "segment", "pictures --out pictures",
+         "pictures/0.png: lies in the output folder pictures; choose another with --out"),
+]  # fmt: skip
