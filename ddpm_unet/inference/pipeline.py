@@ -20,7 +20,7 @@ from ddpm_unet.config.typed import from_plain, read_json
 from ddpm_unet.diffusion.schedule import betas
 from ddpm_unet.errors import UserError
 from ddpm_unet.models import UNet
-from ddpm_unet.models.pretrained import CONDITIONAL, DDPM
+from ddpm_unet.models.pretrained import settings_of
 from ddpm_unet.replace import replace_json
 
 
@@ -46,7 +46,7 @@ def write_pipeline(
     index = {
         "_class_name": "DDPMPipeline",
         "scheduler": ["diffusers", "DDPMScheduler"],
-        "unet": ["diffusers", CONDITIONAL if unet.config.conditional else DDPM],
+        "unet": ["diffusers", settings_of(unet.config)["_class_name"]],
     }
     replace_json(folder / "model_index.json", index)
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ddpm_unet.config import UNetConfig
+from ddpm_unet.config.foreign import LucidrainsConfig
 from ddpm_unet.config.typed import from_plain, read_json
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.checks import CONDITIONAL_ONLY, DDPM_ONLY, check
@@ -27,6 +28,7 @@ from ddpm_unet.replace import replace_json
 
 DDPM = "UNet2DModel"
 CONDITIONAL = "UNet2DConditionModel"
+LUCIDRAINS = "LucidrainsUNet"
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -47,6 +49,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "block_out_channels": (320, 640, 1280, 1280),
         "cross_attention_dim": 1280,
     },
+    LUCIDRAINS: {},
 }
 
 # Keys of diffusers with the one value that this network has.
@@ -80,7 +83,18 @@ FIXED: dict[str, dict[str, Any]] = {
         "conv_in_kernel": 3,
         "conv_out_kernel": 3,
     },
+    LUCIDRAINS: {},
 }
+
+# What a LucidrainsUNet has of the settings of a UNet.
+LUCIDRAINS_TOO = (
+    "in_channels",
+    "out_channels",
+    "sample_size",
+    "block_out_channels",
+    "dropout",
+    "norm_num_groups",
+)
 
 # The attention layers of google/ddpm-* (diffusers 0.0.4) had other names.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -131,6 +145,8 @@ def read_config(folder: str | PathLike[str]) -> UNetConfig:
             raise UserError(
                 f"{path}: unknown key {key!r} of a {kind}; remove it if it means nothing"
             )
+    if kind == LUCIDRAINS:
+        return from_plain(LucidrainsConfig, settings, path)
     config = from_plain(UNetConfig, settings, path)
     downs, ups = (
         tuple(block.removeprefix("UNetRes") for block in blocks)
@@ -155,9 +171,11 @@ def settings_of(config: UNetConfig) -> dict[str, Any]:
     `dims` is said of volumes only; diffusers knows no such key.
     """
     kind = CONDITIONAL if config.conditional else DDPM
+    if isinstance(config, LucidrainsConfig):
+        kind = LUCIDRAINS
     settings = {key: value for key, value in asdict(config).items() if key in _keys(kind)}
     if config.dims == 2:
-        del settings["dims"]
+        settings.pop("dims", None)
     return {"_class_name": kind, "_diffusers_version": version("diffusers"), **settings}
 
 
@@ -188,11 +206,19 @@ def read_weights(folder: str | PathLike[str]) -> dict[str, Tensor]:
     weights = {}
     for file in files:
         for name, tensor in read_file(file).items():
-            if not torch.isfinite(tensor).all():
-                raise UserError(f"{file}: {name} is not finite; take weights of an earlier step")
-            # A copy, as the file is mapped into memory and may be overwritten in place.
-            weights[_new_name(name)] = tensor.to(torch.float32, copy=True)
+            weights[_new_name(name)] = single(tensor, f"{file}: {name}")
     return weights
+
+
+def single(tensor: Tensor, name: str) -> Tensor:
+    """A copy in float32, as the file is mapped into memory and may be overwritten in place.
+
+    Raises:
+        UserError: NaN or infinite numbers in the tensor of this name.
+    """
+    if not torch.isfinite(tensor).all():
+        raise UserError(f"{name} is not finite; take weights of an earlier step")
+    return tensor.to(torch.float32, copy=True).contiguous()
 
 
 def read_file(file: Path) -> dict[str, Tensor]:
@@ -240,6 +266,9 @@ def check_weights(
 
 
 def _keys(kind: str) -> set[str]:
+    if kind == LUCIDRAINS:
+        general = {field.name for field in fields(UNetConfig)} - set(LUCIDRAINS_TOO)
+        return {field.name for field in fields(LucidrainsConfig)} - general
     foreign = DDPM_ONLY if kind == CONDITIONAL else CONDITIONAL_ONLY
     return {field.name for field in fields(UNetConfig)} - set(foreign)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.config.foreign import ForeignConfig
+from ddpm_unet.config.foreign import ForeignConfig, LucidrainsConfig
 from ddpm_unet.models import foreign, pretrained
 from ddpm_unet.models.architecture import down_levels, mid_level, up_levels
 from ddpm_unet.models.blocks import Block, Conditions, DownBlock, MidBlock, UpBlock
@@ -184,8 +184,13 @@ class UNet(nn.Module):
             source = pretrained.model_folder(source)
             config, weights = pretrained.read_config(source), pretrained.read_weights(source)
             cure = "take the weights that belong to this configuration"
+        kind: type[UNet] = cls
+        if isinstance(config, LucidrainsConfig):
+            from ddpm_unet.models.lucidrains import LucidrainsUNet  # which is a UNet
+
+            kind = LucidrainsUNet
         with torch.device("meta"):
-            unet = cls(config)
+            unet = kind(config)
         pretrained.check_weights(source, unet.state_dict(), weights, cure)
         unet.load_state_dict(weights, assign=True)
         return unet.eval()

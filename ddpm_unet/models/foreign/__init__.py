@@ -11,15 +11,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.config.foreign import ForeignConfig
 from ddpm_unet.errors import UserError
-from ddpm_unet.models.foreign import compvis, guided_diffusion, monai
+from ddpm_unet.models.foreign import compvis, guided_diffusion, lucidrains, monai
 from ddpm_unet.models.foreign.checkpoint import Checkpoint, PeerNetwork
-from ddpm_unet.models.pretrained import read_file
+from ddpm_unet.models.pretrained import read_file, single
 
 
 class Peer(Protocol):
@@ -39,7 +38,7 @@ class Peer(Protocol):
         """The toolkit's own network with these weights."""
 
 
-PEERS: tuple[Peer, ...] = (guided_diffusion, compvis, monai)
+PEERS: tuple[Peer, ...] = (guided_diffusion, compvis, lucidrains, monai)
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
 
@@ -60,8 +59,7 @@ def read(file: str | PathLike[str], told: ForeignConfig) -> tuple[UNetConfig, di
     peer, given = recognise(file, told)
     config = peer.config(given)
     weights = peer.rename(given)
-    # A copy, as the file is mapped into memory and may be overwritten in place.
-    return config, {n: t.to(torch.float32, copy=True).contiguous() for n, t in weights.items()}
+    return config, {name: single(t, f"{file}: {name}") for name, t in weights.items()}
 
 
 def recognise(file: str | PathLike[str], told: ForeignConfig) -> tuple[Peer, Checkpoint]:
