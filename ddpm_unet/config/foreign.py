@@ -43,7 +43,8 @@ class ForeignProcessConfig:
         prediction_type: What it predicts: "epsilon" (the noise), "sample" (x0) or "v_prediction".
         num_train_timesteps: Length of the chain; not needed where the file has `betas`, nor are
             the following.
-        beta_schedule: "linear", "scaled_linear" (latent diffusion) or "squaredcos_cap_v2" (cosine).
+        beta_schedule: "linear", "scaled_linear" (latent diffusion), "squaredcos_cap_v2" (cosine) or
+            "logistic" (sigmoid of denoising-diffusion-pytorch).
         beta_start: First beta (linear, scaled_linear).
         beta_end: Last beta (linear, scaled_linear).
     """

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
-BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "logistic"]
 
 
 @dataclass
@@ -15,8 +15,9 @@ class DiffusionConfig:
 
     Args:
         num_train_timesteps: Length T of the chain.
-        beta_schedule: "linear" (Ho 2020), "scaled_linear" (latent diffusion) or
-            "squaredcos_cap_v2" (cosine, Nichol 2021).
+        beta_schedule: "linear" (Ho 2020), "scaled_linear" (latent diffusion),
+            "squaredcos_cap_v2" (cosine, Nichol 2021) or "logistic" (sigmoid, Jabri 2022, the
+            usual one of denoising-diffusion-pytorch).
         beta_start: First beta (linear, scaled_linear).
         beta_end: Last beta (linear, scaled_linear).
         prediction_type: "epsilon" (the noise), "sample" (x0) or "v_prediction" (Salimans 2022).

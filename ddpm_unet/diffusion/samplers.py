@@ -33,6 +33,15 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 SAMPLERS = tuple(_SCHEDULERS)
 
 
+def trained_betas(config: DiffusionConfig) -> dict[str, list[float]]:
+    """What a diffusers scheduler must be told besides, of a schedule that it does not know."""
+    if config.beta_schedule != "logistic":
+        return {}
+    from ddpm_unet.diffusion.schedule import betas  # torch takes seconds
+
+    return {"trained_betas": [float(f"{beta:.7g}") for beta in betas(config).tolist()]}
+
+
 def make_scheduler(name: str, config: DiffusionConfig | Mapping[str, Any]) -> Any:
     """A diffusers scheduler for a model's forward process and prediction type.
 
@@ -55,6 +64,7 @@ def make_scheduler(name: str, config: DiffusionConfig | Mapping[str, Any]) -> An
     if isinstance(config, DiffusionConfig):
         settings = asdict(config)
         del settings["min_snr_gamma"]
+        settings |= trained_betas(config)
     else:  # names beginning with _ tell diffusers which settings to forget
         settings = {key: value for key, value in config.items() if not key.startswith("_")}
     import diffusers  # takes seconds

@@ -14,7 +14,7 @@ from torch import Tensor
 from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.errors import UserError
 
-MAX_COSINE_BETA = 0.999
+MAX_BETA = 0.999
 
 
 def betas(config: DiffusionConfig) -> Tensor:
@@ -31,6 +31,8 @@ def betas(config: DiffusionConfig) -> Tensor:
         raise UserError(f"num_train_timesteps is {steps}: give at least 1")
     if config.beta_schedule == "squaredcos_cap_v2":
         return _cosine_betas(steps)
+    if config.beta_schedule == "logistic":
+        return _logistic_betas(steps)
     start, end = config.beta_start, config.beta_end
     if not 0 < start <= end < 1:
         raise UserError(f"beta_start {start}, beta_end {end}: need 0 < beta_start <= beta_end < 1")
@@ -45,7 +47,14 @@ def _cosine_betas(steps: int) -> Tensor:
     """Nichol 2021 (arXiv:2102.09672), equation 17, with betas of at most 0.999."""
     time = torch.arange(steps + 1, dtype=torch.float64) / steps
     abar = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
-    return (1 - abar[1:] / abar[:-1]).clamp(max=MAX_COSINE_BETA)
+    return (1 - abar[1:] / abar[:-1]).clamp(max=MAX_BETA)
+
+
+def _logistic_betas(steps: int) -> Tensor:
+    """Jabri 2022 (arXiv:2212.11972), figure 8, from -3 to 3, with betas of at most 0.999."""
+    curve = torch.sigmoid(torch.linspace(3, -3, steps + 1, dtype=torch.float64))
+    abar = curve - curve[-1]
+    return (1 - abar[1:] / abar[:-1]).clamp(max=MAX_BETA)
 
 
 def alphas_cumprod(config: DiffusionConfig) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from ddpm_unet.command_line import user_errors
 from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig
-from ddpm_unet.diffusion.schedule import betas
+from ddpm_unet.diffusion.schedule import alphas_cumprod
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet, foreign
@@ -61,7 +61,8 @@ def forward_process(file: Path, process: ForeignProcessConfig) -> DiffusionConfi
     needed = ["size", "prediction_type"]
     if read is None:
         needed += ["num_train_timesteps", "beta_schedule"]
-        needed += ["beta_start", "beta_end"] * (process.beta_schedule != "squaredcos_cap_v2")
+        ends = process.beta_schedule not in ("squaredcos_cap_v2", "logistic")
+        needed += ["beta_start", "beta_end"] * ends
     missing = [f"--{name}" for name in needed if name not in known]
     if missing:
         raise UserError(
@@ -90,9 +91,11 @@ def read_schedule(file: Path) -> dict[str, Any] | None:
         {"beta_schedule": "linear", "beta_start": start, "beta_end": end},
         {"beta_schedule": "scaled_linear", "beta_start": start, "beta_end": end},
         {"beta_schedule": "squaredcos_cap_v2"},
+        {"beta_schedule": "logistic"},
     ):
         settings: dict[str, Any] = {"num_train_timesteps": steps, **schedule}
-        if torch.allclose(betas(DiffusionConfig(**settings)), held, rtol=1e-4, atol=0):
+        abar = alphas_cumprod(DiffusionConfig(**settings))
+        if torch.allclose(abar, (1 - held).cumprod(0), rtol=0, atol=1e-4):
             return settings
     raise UserError(f"{file}: its betas are of no known schedule; convert the network alone")
 

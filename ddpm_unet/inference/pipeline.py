@@ -17,6 +17,7 @@ from torch import Tensor
 from ddpm_unet.config import DiffusionConfig, UNetConfig
 from ddpm_unet.config.limits import check_limits
 from ddpm_unet.config.typed import from_plain, read_json
+from ddpm_unet.diffusion.samplers import trained_betas
 from ddpm_unet.diffusion.schedule import betas
 from ddpm_unet.errors import UserError
 from ddpm_unet.models import UNet
@@ -74,8 +75,6 @@ def read_diffusion(folder: Path) -> DiffusionConfig:
             "or a folder that a diffusers pipeline wrote"
         )
     settings = read_json(path)
-    if settings.get("trained_betas") is not None:
-        raise UserError(f"{path}: lists its betas (trained_betas), which is not supported")
     known = DiffusionConfig.__dataclass_fields__.keys() & settings.keys()
     config = from_plain(DiffusionConfig, {key: settings[key] for key in known}, path)
     try:
@@ -83,6 +82,9 @@ def read_diffusion(folder: Path) -> DiffusionConfig:
         betas(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    listed, own = settings.get("trained_betas"), trained_betas(config).get("trained_betas")
+    if listed is not None and listed != own:
+        raise UserError(f"{path}: lists betas of its own (trained_betas), which is not supported")
     return config
 
 
@@ -122,4 +124,5 @@ def scheduler_config(diffusion: DiffusionConfig) -> dict[str, Any]:
         "prediction_type": diffusion.prediction_type,
         "variance_type": "fixed_small",
         "clip_sample": True,
+        **trained_betas(diffusion),
     }

@@ -1,9 +1,12 @@
+import math
+
 import diffusers
 import pytest
 import torch
 
 from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.diffusion import schedule
+from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.errors import UserError
 
 SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2"]
@@ -32,6 +35,18 @@ def test_end_points():
     assert cosine.diff().max() < 0
     assert cosine[499].item() == pytest.approx(0.4938, abs=1e-4)  # cos^2 of nearly 45 degrees
     assert 0 < cosine[-1] < 1e-8
+
+
+def test_logistic_schedule():
+    """Jabri 2022, algorithm 1: symmetric about the middle; diffusers is told the betas."""
+    config = DiffusionConfig(beta_schedule="logistic", num_train_timesteps=501)
+    abar = schedule.alphas_cumprod(config)
+    time = torch.arange(1, 501, dtype=torch.float64) / 501
+    curve = (torch.sigmoid(3 - 6 * time) - 1 / (1 + math.exp(3))) / math.tanh(1.5)
+    torch.testing.assert_close(abar[:-1], curve, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(abar[:-1] + abar[:-1].flip(0), torch.ones_like(curve))
+    scheduler = make_scheduler("dpm++", config)
+    torch.testing.assert_close(scheduler.alphas_cumprod.double(), abar, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

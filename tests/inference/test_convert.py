@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig
@@ -122,9 +123,32 @@ def test_betas_in_the_file_say_the_schedule(schedule: str, tmp_path: Path) -> No
         convert.forward_process(file, contrary)
 
 
+def test_the_sigmoid_schedule_of_denoising_diffusion_pytorch(file: Path, tmp_path: Path) -> None:
+    """Its formula, in its precision; the pipeline's folder tells diffusers the betas."""
+    time = torch.linspace(0, 200, 201, dtype=torch.float64) / 200
+    first, last = torch.tensor(-3.0).sigmoid(), torch.tensor(3.0).sigmoid()
+    abar = (last - (6 * time - 3).sigmoid()) / (last - first)
+    theirs = (1 - abar[1:] / abar[:-1]).clip(0, 0.999).float()
+    weights = {f"model.{name}": tensor for name, tensor in load_file(file).items()}
+    save_file(weights | {"betas": theirs}, tmp_path / "both.safetensors")
+    told = ForeignProcessConfig(size=8, prediction_type="v_prediction")
+    convert.convert(tmp_path / "both.safetensors", tmp_path / "out", TOLD, told)
+    _, diffusion = read_pipeline(tmp_path / "out")
+    assert (diffusion.beta_schedule, diffusion.num_train_timesteps) == ("logistic", 200)
+    scheduler = DDPMPipeline.from_pretrained(tmp_path / "out").scheduler
+    kept = scheduler.alphas_cumprod
+    torch.testing.assert_close(kept, (1 - theirs).cumprod(0), rtol=0, atol=1e-5)
+    path = tmp_path / "out" / "scheduler" / "scheduler_config.json"
+    settings = json.loads(path.read_text())
+    settings["trained_betas"][3] *= 1.1
+    path.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match="lists betas of its own"):
+        read_pipeline(tmp_path / "out")
+
+
 def test_betas_of_another_schedule_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "betas.safetensors"
-    save_file({"betas": torch.sigmoid(torch.linspace(-6, 0, 50))}, file)
+    save_file({"betas": torch.linspace(0.01, 0.1, 50) ** 3 * 100}, file)
     with pytest.raises(UserError, match="of no known schedule"):
         convert.forward_process(file, ForeignProcessConfig(size=8))
 
