@@ -91,8 +91,8 @@ def make_loader(
         fault = UserError(str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip())
     except (RuntimeError, OSError, EOFError) as error:
         met: Exception = error
-        try:  # a dying worker's connection breaks before torch's signal handler can raise
-            time.sleep(0 if workers == 0 or isinstance(error, RuntimeError) else 1)
+        try:  # a dying worker's connection breaks before torch's signal handler raises, here
+            time.sleep(0 if workers == 0 or isinstance(error, RuntimeError) else 10)
         except RuntimeError as named:
             met = named
         lost = worker_fault(met) if workers else None

@@ -112,6 +112,7 @@ def test_killed_while_a_checkpoint_is_written(settings, tmp_path):
 
 
 def test_a_signal_that_a_launcher_repeats_does_not_end_the_writing():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
     with StopRequest() as request:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -291,6 +292,7 @@ class Bright(nn.Module):
     margin = 0
     step = 1
     in_channels = 3
+    unet = SimpleNamespace(config=UNetConfig())
 
     def forward(self, images):
         return torch.cat([-images[:, :1], images[:, :1]], dim=1)
