@@ -524,10 +524,9 @@ def test_the_published_windows(settings):
     assert job.losses(model, batch).shape == (1,)
 
 
-def test_volumes_are_refused(settings):
+def test_a_network_from_scratch_has_the_dimensions_of_the_data(settings):
     settings.init, settings.model = "scratch", replace(UNET, dims=3)
-    with pytest.raises(UserError, match="dims 2"):
-        SegmentJob(settings).build_model()
+    assert SegmentJob(settings).build_model().unet.config.dims == settings.data.dims == 2
 
 
 def test_under_deep_supervision_every_output_is_taught(settings):
