@@ -47,6 +47,7 @@ class ForeignProcessConfig:
             "logistic" (sigmoid of denoising-diffusion-pytorch).
         beta_start: First beta (linear, scaled_linear).
         beta_end: Last beta (linear, scaled_linear).
+        drop_variance: Of a network that predicts variances too (`learn_sigma`), keep the rest.
     """
 
     size: int | None = None
@@ -55,6 +56,7 @@ class ForeignProcessConfig:
     beta_schedule: BetaSchedule | None = None
     beta_start: float | None = None
     beta_end: float | None = None
+    drop_variance: bool = False
 
 
 @dataclass

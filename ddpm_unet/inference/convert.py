@@ -1,7 +1,7 @@
 """From a checkpoint of another toolkit to a folder of this one, which diffusers reads too.
 
     python -m ddpm_unet.inference.convert FILE OUT --heads 4 --qkv_order heads_first
-    python -m ddpm_unet.inference.convert FILE OUT --heads 1 --size 64 --prediction_type epsilon ...
+    python -m ddpm_unet.inference.convert FILE OUT --heads 1 --size 64 --prediction_type epsilon
 
 The first writes the network alone, for `train_seg.py --init OUT`; the second, told of the noise
 too, a pipeline for `sample.py --model OUT`. What is missing is asked for.
@@ -10,7 +10,7 @@ too, a pipeline for `sample.py --model OUT`. What is missing is asked for.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,34 @@ def convert(
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: has files in it; name a new folder")
     unet = UNet.from_pretrained(file, told)
+    variances = unet.config.out_channels == 2 * unet.config.in_channels
+    if process.drop_variance:
+        if not variances:
+            raise UserError(f"{file}: predicts no variances; leave --drop_variance out")
+        unet = without_variance(unet)
     unet.config.sample_size = process.size
-    if process == ForeignProcessConfig():
+    if replace(process, drop_variance=False) == ForeignProcessConfig():
         unet.save_pretrained(out)
         return unet, None
+    if variances and not process.drop_variance:
+        raise UserError(
+            f"{file}: predicts {unet.config.in_channels} variances too, which are not sampled"
+            " with; give --drop_variance true, or convert the network alone"
+        )
     diffusion = forward_process(file, process)
     write_pipeline(out, unet, diffusion)
     return unet, diffusion
+
+
+def without_variance(unet: UNet) -> UNet:
+    """The network without the second half of its outputs, the variances (Nichol 2021)."""
+    channels = unet.config.out_channels // 2
+    weights = unet.state_dict()
+    for name in ("conv_out.weight", "conv_out.bias"):
+        weights[name] = weights[name][:channels].clone()
+    half = type(unet)(replace(unet.config, out_channels=channels))
+    half.load_state_dict(weights)
+    return half.eval()
 
 
 def forward_process(file: Path, process: ForeignProcessConfig) -> DiffusionConfig:
@@ -72,7 +93,8 @@ def forward_process(file: Path, process: ForeignProcessConfig) -> DiffusionConfi
     for name, value in (read or {}).items():
         if known.setdefault(name, value) != value:
             raise UserError(f"{file}: its betas have {name} {value}, not {known[name]}")
-    del known["size"]
+    for name in ("size", "drop_variance"):
+        del known[name]
     return DiffusionConfig(**known)
 
 
@@ -105,7 +127,7 @@ def largest_difference(unet: UNet, peer: PeerNetwork) -> tuple[float, float]:
     """The largest difference of two networks on noise, and the largest output.
 
     Args:
-        unet: Ours.
+        unet: Ours, perhaps without variances.
         peer: The other toolkit's.
     """
     config = unet.config
@@ -118,7 +140,8 @@ def largest_difference(unet: UNet, peer: PeerNetwork) -> tuple[float, float]:
         context = torch.randn(2, 3, config.cross_attention_dim, generator=generator)
     if config.num_class_embeds:
         labels = torch.tensor([0, config.num_class_embeds - 1])
-    ours, theirs = unet(x, t, context, labels), peer(x, t, context, labels)
+    ours = unet(x, t, context, labels)
+    theirs = peer(x, t, context, labels)[:, : config.out_channels]
     return (ours - theirs).abs().max().item(), theirs.abs().max().item()
 
 

@@ -173,6 +173,32 @@ def test_the_command_says_what_it_did(
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_a_network_that_predicts_variances(file: Path, tmp_path: Path) -> None:
+    """Without them, it predicts the rest as before."""
+    weights = load_file(file)
+    for name in ("out.2.conv.weight", "out.2.conv.bias"):
+        weights[name] = torch.cat([weights[name], torch.randn_like(weights[name])])
+    save_file(weights, tmp_path / "both.safetensors")
+    with pytest.raises(UserError, match=r"predicts 3 variances too.*--drop_variance true"):
+        convert.convert(
+            tmp_path / "both.safetensors", tmp_path / "out", TOLD, ForeignProcessConfig(**LINEAR)
+        )
+    told = ForeignProcessConfig(**LINEAR, drop_variance=True)
+    convert.convert(tmp_path / "both.safetensors", tmp_path / "out", TOLD, told)
+    unet, _ = read_pipeline(tmp_path / "out")
+    x = torch.randn(1, 3, 8, 8)
+    assert torch.equal(unet(x, 5), UNet.from_pretrained(file, TOLD)(x, 5))
+    alone = ForeignProcessConfig(drop_variance=True)
+    with pytest.raises(UserError, match="predicts no variances"):
+        convert.convert(file, tmp_path / "none", TOLD, alone)
+    unet, process = convert.convert(tmp_path / "both.safetensors", tmp_path / "alone", TOLD, alone)
+    assert (unet.config.out_channels, process) == (3, None)
+    difference, _ = convert.largest_difference(
+        unet, lambda x, t, *_: torch.cat([unet(x, t), torch.ones_like(x)], dim=1)
+    )
+    assert difference == 0
+
+
 def test_the_largest_difference(file: Path) -> None:
     unet = UNet.from_pretrained(file, TOLD)
 
