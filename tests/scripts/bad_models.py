@@ -112,7 +112,7 @@ MODELS = [
          write(SCHEDULER)),
     Case("an unknown schedule", "sample", "",
          "denoiser/scheduler/scheduler_config.json: beta_schedule is 'sigmoid'; it must be "
-         "one of linear, scaled_linear, squaredcos_cap_v2",
+         "one of linear, scaled_linear, squaredcos_cap_v2, logistic",
          edit(SCHEDULER, beta_schedule="sigmoid")),
     Case("a schedule beyond all noise", "sample", "",
          "denoiser/scheduler/scheduler_config.json: beta_start 0.0001, beta_end 2: need 0 < "
