@@ -12,6 +12,7 @@ from ddpm_unet.config.data import (
     SplitConfig,
     ValueRange,
 )
+from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig, LucidrainsConfig
 from ddpm_unet.config.jobs import CheckConfig, DenoiseConfig, SegmentConfig
 from ddpm_unet.config.network import ClassicConfig, HeadConfig, UNetConfig
 from ddpm_unet.config.process import BetaSchedule, DiffusionConfig, PredictionType
@@ -30,9 +31,12 @@ __all__ = [
     "ClassicConfig",
     "DenoiseConfig",
     "DiffusionConfig",
+    "ForeignConfig",
+    "ForeignProcessConfig",
     "HeadConfig",
     "ImageDataConfig",
     "LossName",
+    "LucidrainsConfig",
     "MaskKind",
     "PairDataConfig",
     "PredictConfig",
