@@ -6,7 +6,6 @@ import argparse
 import difflib
 import errno
 import inspect
-import json
 import os
 import re
 import sys
@@ -21,7 +20,7 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from ddpm_unet.config.limits import check_limits
 from ddpm_unet.config.typed import wrong_type
-from ddpm_unet.config.yaml_file import read_yaml
+from ddpm_unet.config.yaml_file import in_one_line, read_yaml
 from ddpm_unet.errors import UserError
 
 Settings = TypeVar("Settings")
@@ -219,7 +218,7 @@ def _leaves(
         ):
             raise UserError(wrong_type(f"{where}{name}", value, names[name]))
         else:
-            yield name, value if isinstance(value, str) else json.dumps(value, default=str)
+            yield name, value if isinstance(value, str) else in_one_line(value)
 
 
 def _refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(None, None, f"repeats {name}", key.start_mark)
             seen.add(name)
         return super().construct_mapping(node, deep)
+
+
+def in_one_line(value: Any) -> str:
+    """A value as YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
