@@ -158,7 +158,7 @@ def report(
         f" {', '.join(map(str, config.block_out_channels))}, {size:,} parameters"
     )
     try:
-        difference, scale = largest_difference(unet, kind.peer(given, config))
+        difference, scale = largest_difference(unet, kind.peer(given, kind.config(given)))
         yield f"largest difference to {kind.PEER}: {difference:.1e}, of outputs up to {scale:.2g}"
     except ImportError as error:
         yield f"not compared with {kind.PEER}: {error}"
