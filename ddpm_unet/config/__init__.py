@@ -7,6 +7,7 @@ content of a run folder's `config.yaml`. Nothing here imports torch, so `--help`
 from ddpm_unet.config.data import (
     AugmentConfig,
     ImageDataConfig,
+    LatentConfig,
     MaskKind,
     PairDataConfig,
     SplitConfig,
@@ -15,11 +16,18 @@ from ddpm_unet.config.data import (
 from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig, LucidrainsConfig
 from ddpm_unet.config.jobs import CheckConfig, DenoiseConfig, SegmentConfig
 from ddpm_unet.config.network import ClassicConfig, HeadConfig, UNetConfig
-from ddpm_unet.config.process import BetaSchedule, DiffusionConfig, PredictionType
+from ddpm_unet.config.process import (
+    BetaSchedule,
+    DiffusionConfig,
+    PredictionType,
+    VarianceType,
+)
 from ddpm_unet.config.training import (
     LossName,
+    PictureLoss,
     PredictConfig,
     PreviewConfig,
+    RegressionConfig,
     SegmentLossConfig,
     TrainConfig,
 )
@@ -35,17 +43,21 @@ __all__ = [
     "ForeignProcessConfig",
     "HeadConfig",
     "ImageDataConfig",
+    "LatentConfig",
     "LossName",
     "LucidrainsConfig",
     "MaskKind",
     "PairDataConfig",
+    "PictureLoss",
     "PredictConfig",
     "PredictionType",
     "PreviewConfig",
+    "RegressionConfig",
     "SegmentConfig",
     "SegmentLossConfig",
     "SplitConfig",
     "TrainConfig",
     "UNetConfig",
     "ValueRange",
+    "VarianceType",
 ]

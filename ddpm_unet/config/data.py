@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-MaskKind = Literal["auto", "classes", "values", "threshold", "colors", "instances", "boundaries"]
+MaskKind = Literal[
+    "auto", "classes", "values", "threshold", "colors", "instances", "boundaries", "pictures"
+]
 ValueRange = tuple[float, float] | Literal["percentiles"] | None
 
 
@@ -66,6 +68,26 @@ class ImageDataConfig:
 
 
 @dataclass
+class LatentConfig:
+    """Denoising in the latent space of an autoencoder (Rombach 2022, arXiv:2112.10752).
+
+    Args:
+        autoencoder: Folder of a diffusers AutoencoderKL, or of a pipeline that has one; null to
+            denoise pixels. Its own config.json has the scale of the latents.
+        epochs: Passes over the pictures whose windows are encoded, once, each pass with its own
+            places, flips and turns; training goes through these windows over and over.
+        sample: Draw each latent anew from what the autoencoder says; false takes its mode.
+        cache: Folder where encoded windows are kept; null for ~/.cache/ddpm_unet/latents. Runs
+            on several hosts share it.
+    """
+
+    autoencoder: str | None = None
+    epochs: int = 4
+    sample: bool = True
+    cache: str | None = None
+
+
+@dataclass
 class SplitConfig:
     """Which labelled pictures train, which choose the best checkpoint and which are kept to test.
 
@@ -107,6 +129,8 @@ class AugmentConfig:
         contrast: Largest relative change of the distance to the mean.
         gamma: Largest natural logarithm of the exponent of the grey curve.
         noise: Largest standard deviation of white noise, as a share of the grey range.
+        intensity: Whether the last four change the image; null: for masks they do, for pictures
+            to predict, which stay as they are, they do not.
     """
 
     flips: bool = True
@@ -117,17 +141,19 @@ class AugmentConfig:
     contrast: float = 0.2
     gamma: float = 0.2
     noise: float = 0.03
+    intensity: bool | None = None
 
 
 @dataclass
 class PairDataConfig:
-    """Images with masks, for the segmenter.
+    """Images with masks for the segmenter, or with pictures for regression.
 
     Args:
         images: "builtin:histology" (or "builtin:histology/held-out", the part kept for scoring),
             a folder of images, or a stack (multi-page TIFF).
         masks: "builtin:nucleus" or "builtin:nucleus-type" (built-in images), the folder or stack
-            of masks, or "points": images are point sets (.npz) that have their labels in them.
+            of masks, or "points": images are point sets (.npz) that have their labels in them. Of
+            task "regress", the folder or stack of the pictures to predict.
         dims: 2 for pictures, also the pages of stacks; 3 for volumes, NIfTI files or TIFF stacks.
         voxel: Masks "points": side of the grid's cells, in units of the coordinates.
         image_name: Image files' names, without ending; {} is what an image and its mask share.
@@ -136,7 +162,8 @@ class PairDataConfig:
         mask_kind: What the masks' values mean. "classes": class indices; "values": those of
             mask_values; "threshold": class 1 above half of the depth; "colors": those of
             class_colors; "instances": numbered objects, to background and foreground;
-            "boundaries": numbered objects, to background, inside and outline. "auto" takes what
+            "boundaries": numbered objects, to background, inside and outline; "pictures": they
+            are no masks but pictures to predict (task "regress" sets this). "auto" takes what
             leaves no doubt, such as 0/255, and asks about the rest.
         mask_values: "values": the value of each class, in order.
         ignore_value: Value (for "colors": red, green, blue) of pixels that are not labelled.
@@ -148,6 +175,7 @@ class PairDataConfig:
         value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
             is the full range of the type: 0 to 255, 0 to 65535, or 0.0 to 1.0; "percentiles" are
             the 0.5 and 99.5 percentiles of each image's channels (for MRI).
+        target_range: Task "regress": likewise of the pictures to predict; null or two numbers.
         scale: Factor applied to images and masks before anything is cut (0.5 halves them).
         size: Height and width (and depth) of the training windows, pixels.
         augment: Random changes in training.
@@ -178,6 +206,7 @@ class PairDataConfig:
     class_colors: tuple[tuple[int, int, int], ...] = ()
     channels: int | None = None
     value_range: ValueRange = None
+    target_range: tuple[float, float] | None = None
     scale: float = 1.0
     size: int = 128
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ddpm_unet.config.data import ImageDataConfig, PairDataConfig
+from ddpm_unet.config.data import ImageDataConfig, LatentConfig, PairDataConfig
 from ddpm_unet.config.network import ClassicConfig, HeadConfig, UNetConfig
 from ddpm_unet.config.process import DiffusionConfig
-from ddpm_unet.config.training import PredictConfig, PreviewConfig, SegmentLossConfig, TrainConfig
+from ddpm_unet.config.training import (
+    PredictConfig,
+    PreviewConfig,
+    RegressionConfig,
+    SegmentLossConfig,
+    TrainConfig,
+)
 
 
 @dataclass
@@ -27,6 +33,7 @@ class DenoiseConfig:
         self_conditioning: Tell the network, for half of the images in training and all in
             sampling, its own estimate of the clean image, in further input channels (Chen 2022).
         data: The images.
+        latent: The space that is denoised in, if not that of pixels.
         model: The network.
         diffusion: The forward process.
         train: The loop.
@@ -40,6 +47,7 @@ class DenoiseConfig:
     condition_dropout: float = 0.0
     self_conditioning: bool = False
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    latent: LatentConfig = field(default_factory=LatentConfig)
     model: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -56,6 +64,8 @@ class SegmentConfig:
             run folder.
         seed: The order of the data, augmentation, noise and initial weights depend on it alone.
         tracker: Besides metrics.jsonl, log to tensorboard or wandb through accelerate.
+        task: "segment" labels pixels; "regress" gives them numbers, those of the pictures in
+            data.masks, of any number of channels (the validation score is then PSNR).
         init: Folder of the denoiser to start from; null takes that of the newest run, else the
             one that ships; "scratch" starts from random weights. Architecture "classic" with an
             encoder of torchvision: "imagenet", or a safetensors file of its weights.
@@ -70,6 +80,7 @@ class SegmentConfig:
         diffusion: Transfer "joint": the forward process when init is "scratch"; a denoiser's
             folder has its own, of which only the loss weighting min_snr_gamma is set here.
         loss: What is minimised.
+        regression: Task "regress": what is minimised instead.
         layer_decay: Learning rate of each block as a share of the next block's, output to input.
         predict: Whole pictures, in validation.
         criterion: Validation score by which the best model is kept.
@@ -80,6 +91,7 @@ class SegmentConfig:
     resume: Literal["auto", "never"] = "auto"
     seed: int = 0
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    task: Literal["segment", "regress"] = "segment"
     init: str | None = None
     architecture: Literal["unet", "classic"] = "unet"
     data: PairDataConfig = field(default_factory=PairDataConfig)
@@ -89,6 +101,7 @@ class SegmentConfig:
     classic: ClassicConfig = field(default_factory=ClassicConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     loss: SegmentLossConfig = field(default_factory=SegmentLossConfig)
+    regression: RegressionConfig = field(default_factory=RegressionConfig)
     layer_decay: float = 1.0
     predict: PredictConfig = field(default_factory=PredictConfig)
     criterion: Literal["mean_dice", "mean_iou"] = "mean_dice"

@@ -6,11 +6,23 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from ddpm_unet.config.data import AugmentConfig, ImageDataConfig, PairDataConfig, SplitConfig
+from ddpm_unet.config.data import (
+    AugmentConfig,
+    ImageDataConfig,
+    LatentConfig,
+    PairDataConfig,
+    SplitConfig,
+)
 from ddpm_unet.config.jobs import DenoiseConfig, SegmentConfig
 from ddpm_unet.config.network import ClassicConfig, HeadConfig, UNetConfig
 from ddpm_unet.config.process import DiffusionConfig
-from ddpm_unet.config.training import PredictConfig, PreviewConfig, SegmentLossConfig, TrainConfig
+from ddpm_unet.config.training import (
+    PredictConfig,
+    PreviewConfig,
+    RegressionConfig,
+    SegmentLossConfig,
+    TrainConfig,
+)
 from ddpm_unet.errors import UserError
 
 Limits = tuple[float, float]
@@ -36,12 +48,14 @@ LIMITS: dict[type, dict[str, Limits]] = {
         **_DATA,
         "num_classes": (2, 256),
         "mask_values": FINITE,
+        "target_range": FINITE,
         "voxel": (1e-6, 1e6),
         "ignore_value": FINITE,
         "class_colors": (0, 255),
         "boundary_width": (1, 1000),
         "border_sigma": (1e-3, 1e6),
     },
+    LatentConfig: {"epochs": (1, 10_000)},
     SplitConfig: {"limit": POSITIVE},
     AugmentConfig: {
         "elastic_sigma": (0, 1000),
@@ -89,6 +103,7 @@ LIMITS: dict[type, dict[str, Limits]] = {
     },
     PreviewConfig: {"num_images": (1, 4096), "steps": POSITIVE, "validation_images": POSITIVE},
     SegmentLossConfig: {"class_weights": (0, 1e6)},
+    RegressionConfig: {"huber_delta": (1e-6, 2)},
     PredictConfig: {"tile": (1, 65_536)},
     DenoiseConfig: {"seed": SEED, "condition_dropout": SHARE},
     SegmentConfig: {"seed": SEED, "layer_decay": (1e-6, 1)},

@@ -7,6 +7,7 @@ from typing import Literal
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "logistic"]
+VarianceType = Literal["fixed_small", "fixed_large", "learned_range"]
 
 
 @dataclass
@@ -22,6 +23,13 @@ class DiffusionConfig:
         beta_end: Last beta (linear, scaled_linear).
         prediction_type: "epsilon" (the noise), "sample" (x0) or "v_prediction" (Salimans 2022).
         min_snr_gamma: Min-SNR loss weighting (Hang 2023, gamma = 5); null for the plain loss.
+        variance_type: Variance of a reverse step: "fixed_small" (that of the posterior, Ho 2020),
+            "fixed_large" (beta), or "learned_range": the network predicts one between the two, in
+            as many channels again (Nichol 2021).
+        vlb_weight: "learned_range": weight of the variational bound, in bits per dimension, in
+            the hybrid loss (Nichol 2021, eq. 16).
+        clip_sample: Images that are predicted on the way are kept within [-1, 1]. Latents never
+            are.
     """
 
     num_train_timesteps: int = 1000
@@ -30,3 +38,10 @@ class DiffusionConfig:
     beta_end: float = 0.02
     prediction_type: PredictionType = "epsilon"
     min_snr_gamma: float | None = None
+    variance_type: VarianceType = "fixed_small"
+    vlb_weight: float = 0.001
+    clip_sample: bool = True
+
+    def output_channels(self, image_channels: int) -> int:
+        """Channels of a prediction for images of so many."""
+        return image_channels * (2 if self.variance_type == "learned_range" else 1)

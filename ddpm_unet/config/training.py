@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 LossName = Literal["cross_entropy", "dice", "cross_entropy+dice", "focal", "border"]
+PictureLoss = Literal["l1", "l2", "huber", "ssim"]
 
 
 @dataclass
@@ -96,6 +97,23 @@ class SegmentLossConfig:
     class_weights: tuple[float, ...] = ()
     focal_gamma: float = 2.0
     denoise_weight: float = 1.0
+
+
+@dataclass
+class RegressionConfig:
+    """Task "regress": what is minimised, between pictures whose range is -1 to 1.
+
+    Args:
+        loss: "l1" (mean absolute error), "l2" (mean squared error), "huber", or "ssim" (one minus
+            the structural similarity of Wang 2004).
+        huber_delta: Loss "huber": error from which on it grows in proportion and not as a square.
+        residual: The network learns what is to be added to the image, of whose first channels the
+            targets are a better version (He 2016; for pan-sharpening, denoising and the like).
+    """
+
+    loss: PictureLoss = "l1"
+    huber_delta: float = 0.1
+    residual: bool = False
 
 
 @dataclass
