@@ -1,10 +1,10 @@
 """Random changes of an image together with its mask, by torchvision's transforms and tv_tensors.
 
 A sample is a dict of tv_tensors: "image" (`Image`, float32 in [-1, 1], `[C, H, W]`), "mask"
-(`Mask` of integers, `[H, W]`) and perhaps "weight" (`Mask` of floats, `[H, W]`); those of a
-volume have a depth before their height. Classes are never interpolated, weights are, and only
-images change in intensity. Every draw comes from torch's global generator, to be set by
-`randomness.seeded`.
+(`Mask` of integers, `[H, W]`) and perhaps "weight" (`Mask` of floats, `[H, W]`); or "target"
+(`Mask` of floats, `[K, H, W]`), a picture. Those of a volume have a depth before their height.
+Classes are never interpolated, weights and targets are, and only images change in intensity.
+Every draw comes from torch's global generator, to be set by `randomness.seeded`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def augmentation(config: AugmentConfig, size: int, dims: int = 2) -> v2.Transfor
         changes += [RandomDepthFlip()] * (dims - 2)
     if config.turns:
         changes.append(QuarterTurns())
-    if config.brightness or config.contrast or config.gamma or config.noise:
+    changing = config.brightness or config.contrast or config.gamma or config.noise
+    if changing and config.intensity is not False:
         changes.append(Intensity(config.brightness, config.contrast, config.gamma, config.noise))
     return v2.Compose(changes)
 

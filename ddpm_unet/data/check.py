@@ -29,6 +29,7 @@ from ddpm_unet.data.masks import (
 from ddpm_unet.data.pairs import Pair, complete_settings, find_pairs
 from ddpm_unet.data.pixels import convert_channels, to_unit
 from ddpm_unet.data.settings import check_data_settings
+from ddpm_unet.data.targets import Targets
 from ddpm_unet.errors import UserError
 
 RARE = 1e-4
@@ -45,7 +46,8 @@ class Report:
         sizes: (Depth,) height and width of each, pixels.
         channels: Channels of the images, after `data.channels`.
         bytes_per_pixel: Of the images.
-        code: How mask values become classes; None after a fault in them.
+        code: How mask values become classes; None after a fault in them, and for pictures.
+        targets: What the pictures to predict are; None for masks.
         class_pixels: Pixels of each class in each mask, `int64 [N, K]`.
         lines: The table.
         warnings: What is suspicious, one line each.
@@ -58,6 +60,7 @@ class Report:
     channels: int = 0
     bytes_per_pixel: int = 1
     code: MaskCode | None = None
+    targets: Targets | None = None
     class_pixels: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     lines: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -71,18 +74,36 @@ class Report:
     def __str__(self) -> str:
         return "\n".join([*self.lines, *(f"warning: {line}" for line in self.warnings)])
 
-    def stop_at_faults(self) -> MaskCode:
-        """The mask code of a set without faults.
+    def stop_at_faults(self) -> None:
+        """Go on with a set without faults only.
 
         Raises:
             UserError: The faults, a line each.
         """
-        if self.faults or self.code is None:
+        if self.faults:
             rest = len(self.faults) - MOST_FAULTS
             count = [f"{len(self.faults)} faults in the labelled set"] * (len(self.faults) > 1)
             more = [f"... and {rest} more"] * (rest > 0)
             raise UserError("\n".join(count + self.faults[:MOST_FAULTS] + more))
+
+    def mask_code(self) -> MaskCode:
+        """The code of masks without faults; errors as `stop_at_faults`."""
+        self.stop_at_faults()
+        if self.code is None:
+            raise UserError(
+                'data.mask_kind pictures: pictures are for task "regress"; set task to that'
+            )
         return self.code
+
+    def target_pictures(self) -> Targets:
+        """What the pictures without faults are; errors as `stop_at_faults`."""
+        self.stop_at_faults()
+        if self.targets is None:
+            raise UserError(
+                f'data.mask_kind {self.config.mask_kind}: is for task "segment"; for task '
+                '"regress" set pictures'
+            )
+        return self.targets
 
 
 @dataclass(frozen=True)
@@ -98,6 +119,7 @@ class _Look:
     digest: bytes
     values: np.ndarray
     top: float
+    target: Targets | None
 
 
 def check_pairs(config: PairDataConfig) -> Report:
@@ -117,7 +139,10 @@ def check_pairs(config: PairDataConfig) -> Report:
         report.pairs = [look.pair for look in looks]
         report.sizes = [look.size for look in looks]
         _judge_images(looks, report)
-        _judge_masks(looks, report)
+        if report.config.mask_kind == "pictures":
+            _judge_targets(looks, report)
+        else:
+            _judge_masks(looks, report)
     elif not report.faults:
         report.faults.append(f"{config.masks}: no mask belongs to an image of {config.images}")
     return report
@@ -125,20 +150,25 @@ def check_pairs(config: PairDataConfig) -> Report:
 
 def _look_at(pair: Pair, report: Report) -> _Look | None:
     """Read a pair; None, and a fault noted, where it cannot be used."""
-    config = report.config
+    config, target, what = report.config, None, "mask"
     try:
         original, mask = pair.read_image(), pair.read_mask()
         image = convert_channels(original, config.channels, pair.image_file)
         if image.dtype.kind == "f":
             to_unit(image, config.value_range, pair.image_file)
-        values = mask_values(mask, config.mask_kind == "colors", pair.mask_file)
+        if config.mask_kind == "pictures":
+            target, what = Targets.of(mask, config.target_range, pair.mask_file), "picture"
+            values = np.array([mask.min(), mask.max()])
+        else:
+            values = mask_values(mask, config.mask_kind == "colors", pair.mask_file)
     except UserError as error:
         report.faults.append(str(error))
         return None
     size, mask_size = image.shape[:-1], mask.shape[:-1]
     if size != mask_size:
         sizes = " but its image is ".join(_shown(n) for n in (mask_size, size))
-        cure = "save the mask at the size of the image, without smoothing"
+        cure = f"save the {what} at the size of the image"
+        cure += ", without smoothing" * (what == "mask")
         if sorted(size) == sorted(mask_size):
             cure = "turn one of the two by 90 degrees"
         report.faults.append(f"{pair.mask_file}: is {sizes} ({pair.image_file}); {cure}")
@@ -158,6 +188,7 @@ def _look_at(pair: Pair, report: Report) -> _Look | None:
         hashlib.blake2b(f"{image.shape}".encode() + image.tobytes()).digest(),
         np.unique(values),
         1 if mask.dtype.kind == "f" else np.iinfo(mask.dtype).max,
+        target,
     )
 
 
@@ -190,6 +221,22 @@ def _judge_images(looks: Sequence[_Look], report: Report) -> None:
         alike[look.digest].append(look.pair.image_file)
     for files in alike.values():
         _warn(report, files[1:], f"the same as {files[0]}")
+
+
+def _judge_targets(looks: Sequence[_Look], report: Report) -> None:
+    """Channels and depth of pictures to predict, and those that look wrong."""
+    first = looks[0]
+    report.faults += [
+        f"{look.pair.mask_file}: has {look.target}, but {first.pair.mask_file} {first.target}; "
+        "convert one"
+        for look in looks
+        if look.target != first.target
+    ]
+    report.targets = first.target
+    low, high = np.array([look.values for look in looks]).T
+    report.lines.append(f"targets: {first.target}, values {low.min():g} to {high.max():g}")
+    blank = [look.pair.mask_file for look in looks if look.values[0] == look.values[1]]
+    _warn(report, blank, "a single value everywhere")
 
 
 def _judge_masks(looks: Sequence[_Look], report: Report) -> None:

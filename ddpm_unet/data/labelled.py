@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from typing_extensions import override
 
 from ddpm_unet.data.border import balanced_weights, border_weights
 from ddpm_unet.data.check import Report
@@ -34,9 +37,30 @@ class LabelledPicture:
     cells: np.ndarray | None = None
     weight: np.ndarray | None = None
 
+    @property
+    def beside(self) -> dict[str, np.ndarray]:
+        """What is cut, turned and deformed with the image, by name."""
+        weight = {} if self.weight is None else {"weight": self.weight}
+        return {"mask": self.mask, **weight}
 
-class LabelledSet(Dataset[dict[str, Tensor]]):
-    """A map-style data set of whole pictures with their masks, for validation and to cut from.
+
+class Picture(Protocol):
+    """An image and what lies beside it."""
+
+    @property
+    def image(self) -> np.ndarray:
+        """`[C, (D,) H, W]`, as in its file."""
+
+    @property
+    def beside(self) -> dict[str, np.ndarray]:
+        """Planes `[..., (D,) H, W]` by name; int16 are classes, floats may be interpolated."""
+
+
+P = TypeVar("P", bound=Picture)
+
+
+class PairSet(Dataset[dict[str, Tensor]], ABC, Generic[P]):
+    """A map-style data set of whole pictures and what lies beside them, to cut from.
 
     It is kept in memory if it fits in `data.memory_limit`, and read as needed otherwise.
 
@@ -45,25 +69,23 @@ class LabelledSet(Dataset[dict[str, Tensor]]):
         parts: What the pictures are.
         sizes: (Depth,) height and width of each at `data.scale`, `int64 [N, dims]`.
         channels: Channels of the images.
-        class_names: Name of each class.
     """
 
     def __init__(
-        self, report: Report, parts: Sequence[Part] | None = None, border: bool = False
+        self, report: Report, parts: Sequence[Part] | None = None, bytes_beside: int = 0
     ) -> None:
         """Take the pictures of a set that passed its check.
 
         Args:
             report: From `check_pairs`.
             parts: Those of a split; None for all pictures.
-            border: Make border weights, balanced over these parts (Ronneberger 2015, eq. 2).
+            bytes_beside: Of a pixel of what lies beside the images.
 
         Raises:
             UserError: The report has faults, or knows no such part.
         """
-        self._code = report.stop_at_faults()
+        report.stop_at_faults()
         self.config, self.channels = report.config, report.channels
-        self.class_names, self.border = self._code.class_names, border
         whole: list[Part] = [{"name": name} for name in report.names]
         self.parts = whole if parts is None else list(parts)
         place = {name: index for index, name in enumerate(report.names)}
@@ -75,11 +97,14 @@ class LabelledSet(Dataset[dict[str, Tensor]]):
             places = zip(report.sizes[index], _cuts(part, dims), strict=True)
             kept = [len(range(length)[cut]) for length, cut in places]
             size[:] = [max(1, round(length * self.config.scale)) for length in kept]
-        nbytes = self.sizes.prod(1).sum() * (report.bytes_per_pixel + 2 + 8 * border)
-        self._kept: list[LabelledPicture] | None = None
+        nbytes = self.sizes.prod(1).sum() * (report.bytes_per_pixel + bytes_beside)
+        self._kept: list[P] | None = None
         if nbytes <= self.config.memory_limit * 1e6:
             self._kept = [self._decode(index) for index in range(len(self))]
-            self._kept = [self._with_weight(picture) for picture in self._kept]
+
+    @abstractmethod
+    def _decode(self, index: int) -> P:
+        """Read one picture."""
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -88,53 +113,98 @@ class LabelledSet(Dataset[dict[str, Tensor]]):
         """What messages call a picture."""
         return self._pairs[index].image_file
 
-    def picture(self, index: int) -> LabelledPicture:
+    def picture(self, index: int) -> P:
         """One picture, as its file has it."""
-        if self._kept is not None:
-            return self._kept[index]
-        return self._with_weight(self._decode(index))
+        return self._decode(index) if self._kept is None else self._kept[index]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One whole picture.
 
         Returns:
-            "image" float32 `[C, (D,) H, W]` in [-1, 1], "mask" int64 `[(D,) H, W]`, and "weight"
-            float32 `[H, W]` if there are border weights.
+            "image" float32 `[C, (D,) H, W]` in [-1, 1] and what lies beside it, classes as int64.
         """
         picture = self.picture(index)
-        item = {
-            "image": torch.from_numpy(to_unit(picture.image, self.config.value_range)),
-            "mask": torch.from_numpy(picture.mask.astype(np.int64)),
-        }
-        return item if picture.weight is None else item | {"weight": torch.tensor(picture.weight)}
+        image = torch.from_numpy(to_unit(picture.image, self.config.value_range))
+        beside = {name: torch.tensor(planes) for name, planes in picture.beside.items()}
+        return {"image": image, **{name: whole_classes(p) for name, p in beside.items()}}
+
+    def describe(self) -> str:
+        """One line for the log."""
+        pixels = self.sizes.prod(1).sum()
+        what = "pictures" if self.config.dims == 2 else "volumes"
+        return f"{len(self)} labelled {what} or parts, {pixels:,} pixels"
+
+    def _planes(self, index: int) -> np.ndarray:
+        """The image at `data.scale`."""
+        pair, config = self._pairs[index], self.config
+        image = convert_channels(pair.read_image(), config.channels, pair.image_file)
+        return self._scaled(image, index)
+
+    def _scaled(self, picture: np.ndarray, index: int) -> np.ndarray:
+        """The part of a picture `[..., C]` that belongs to the set, `[C, ...]` at `data.scale`."""
+        part = _cuts(self.parts[index], self.config.dims)
+        planes = np.ascontiguousarray(np.moveaxis(picture[part], -1, 0))
+        return resize(planes, *self.sizes[index].tolist())
+
+
+class LabelledSet(PairSet[LabelledPicture]):
+    """Whole pictures with their masks, for validation and to cut from.
+
+    An item has "mask", int64 `[(D,) H, W]`, and "weight", float32 `[H, W]`, if there are border
+    weights.
+
+    Attributes:
+        class_names: Name of each class.
+    """
+
+    def __init__(
+        self, report: Report, parts: Sequence[Part] | None = None, border: bool = False
+    ) -> None:
+        """As `PairSet`.
+
+        Args:
+            report: From `check_pairs`.
+            parts: Those of a split; None for all pictures.
+            border: Make border weights, balanced over these parts (Ronneberger 2015, eq. 2).
+
+        Raises:
+            UserError: The report has faults, or knows no such part.
+        """
+        self._code = report.mask_code()
+        self.class_names, self.border = self._code.class_names, border
+        super().__init__(report, parts, 2 + 8 * border)
+        if self._kept is not None:
+            self._kept = [self._with_weight(picture) for picture in self._kept]
+
+    @override
+    def picture(self, index: int) -> LabelledPicture:
+        return self._with_weight(super().picture(index))
 
     @cached_property
     def class_pixels(self) -> np.ndarray:
         """Pixels of each class, `int64 [K]`."""
         counts = np.zeros(len(self.class_names), np.int64)
         for index in range(len(self)):
-            mask = (self._kept[index] if self._kept else self._decode(index)).mask
+            mask = super().picture(index).mask
             counts += np.bincount(mask[mask >= 0], minlength=len(counts))
         return counts
 
+    @override
     def describe(self) -> str:
-        """One line for the log."""
         shares = self.class_pixels / max(1, self.class_pixels.sum())
         classes = ", ".join(f"{n} {s:.1%}" for n, s in zip(self.class_names, shares, strict=True))
-        pixels = self.sizes.prod(1).sum()
-        what = "pictures" if self.config.dims == 2 else "volumes"
-        return f"{len(self)} labelled {what} or parts, {pixels:,} pixels: {classes}"
+        return f"{super().describe()}: {classes}"
 
+    @override
     def _decode(self, index: int) -> LabelledPicture:
-        pair, config = self._pairs[index], self.config
-        part, size = _cuts(self.parts[index], config.dims), self.sizes[index].tolist()
-        image = convert_channels(pair.read_image(), config.channels, pair.image_file)
-        planes = np.ascontiguousarray(np.moveaxis(image[part], -1, 0))
+        pair, size = self._pairs[index], self.sizes[index].tolist()
+        part = _cuts(self.parts[index], self.config.dims)
         values = self._code.read(pair.read_mask(), pair.mask_file)
         mask = self._code.classes(values, pair.mask_file)
-        cells = self._code.cells(values, mask, config.border_classes) if self.border else None
+        border = self.config.border_classes
+        cells = self._code.cells(values, mask, border) if self.border else None
         return LabelledPicture(
-            resize(planes, *size),
+            self._planes(index),
             nearest(mask[part], size),
             None if cells is None else nearest(cells[part], size),
         )
@@ -155,3 +225,8 @@ class LabelledSet(Dataset[dict[str, Tensor]]):
 def _cuts(part: Part, dims: int) -> tuple[slice, ...]:
     """(Planes,) rows and columns of a part."""
     return tuple(slice(*part.get(axis, [None])) for axis in AXES[-dims:])
+
+
+def whole_classes(planes: Tensor) -> Tensor:
+    """int16 classes as int64, which losses want; other planes as they are."""
+    return planes.long() if planes.dtype == torch.int16 else planes

@@ -6,6 +6,7 @@ As `Stream` does for images: what stands at a position is a function of (seed, p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from ddpm_unet.data.augment import augmentation, cut_window, window_margin
-from ddpm_unet.data.labelled import LabelledSet
+from ddpm_unet.data.labelled import PairSet, whole_classes
 from ddpm_unet.data.pixels import to_unit
 from ddpm_unet.data.windows import CORNER, order, window_counts
 from ddpm_unet.randomness import integers, seeded
@@ -29,7 +30,7 @@ class PairStream(Dataset[Batch]):
     place. Pictures smaller than a window are mirrored at their borders.
     """
 
-    def __init__(self, pictures: LabelledSet, seed: int, context: int = 0) -> None:
+    def __init__(self, pictures: PairSet[Any], seed: int, context: int = 0) -> None:
         """Read nothing yet.
 
         Args:
@@ -56,8 +57,9 @@ class PairStream(Dataset[Batch]):
         Returns:
             "image" float32 `[B, C, side, side]` in [-1, 1], with side = size + 2 context; "mask"
             int64 `[B, size, size]`, IGNORE_INDEX where unlabelled; "position" int64 `[B]`; and
-            "weight" float32 `[B, size, size]` if the set has border weights. Volumes have one
-            more axis of these lengths.
+            "weight" float32 `[B, size, size]` if the set has border weights. Instead of a mask,
+            a set of targets has "target" float32 `[B, K, size, size]`. Volumes have one more axis
+            of these lengths.
         """
         positions = np.asarray(positions, dtype=np.int64)
         corners = zip(*(self._corners(side, positions) for side in range(self.dims)), strict=True)
@@ -67,7 +69,8 @@ class PairStream(Dataset[Batch]):
             for place in zip(positions.tolist(), pictures, corners, strict=True)
         ]
         batch = {key: torch.stack([window[key] for window in windows]) for key in windows[0]}
-        return batch | {"mask": batch["mask"].long(), "position": torch.from_numpy(positions)}
+        batch = {key: whole_classes(planes) for key, planes in batch.items()}
+        return batch | {"position": torch.from_numpy(positions)}
 
     def __getitem__(self, position: int) -> Batch:
         return {key: values[0] for key, values in self.__getitems__([position]).items()}
@@ -91,15 +94,12 @@ class PairStream(Dataset[Batch]):
         picture = self.pictures.picture(index)
         place = [start - self.margin for start in corner], self.size + 2 * self.margin
         image = to_unit(cut_window(picture.image, *place), self.pictures.config.value_range)
-        sample = {
-            "image": tv_tensors.Image(image),
-            "mask": tv_tensors.Mask(cut_window(picture.mask, *place).copy()),
-        }
-        if picture.weight is not None:
-            sample["weight"] = tv_tensors.Mask(cut_window(picture.weight, *place).copy())
+        sample: dict[str, Any] = {"image": tv_tensors.Image(image)}
+        for key, planes in picture.beside.items():
+            sample[key] = tv_tensors.Mask(cut_window(planes, *place).copy())
         with seeded(self.seed, "data/augment", position):
             window = self.augment(sample)
-        inner = (slice(self.context, self.context + self.size),) * self.dims
+        inner = (..., *[slice(self.context, self.context + self.size)] * self.dims)
         return {
             key: value.as_subclass(Tensor) if key == "image" else value.as_subclass(Tensor)[inner]
             for key, value in window.items()

@@ -25,6 +25,7 @@ BUILTIN_HELD_OUT = "builtin:histology/held-out"
 BUILTIN_MASKS = ("builtin:nucleus", "builtin:nucleus-type")
 POINTS = "points"
 TIFF_ENDINGS = (".tif", ".tiff")
+COLOURED = ("colors", "pictures")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ def complete_settings(config: PairDataConfig) -> PairDataConfig:
     Raises:
         UserError: Built-in images with other masks or the reverse; points that are no volumes.
     """
+    if config.mask_kind == "pictures" and config.masks in (*BUILTIN_MASKS, POINTS):
+        raise UserError(
+            f"data.masks {config.masks}: are masks, not pictures to predict; set data.images and "
+            "data.masks to folders of pictures"
+        )
     if config.masks == POINTS:
         if config.dims != 3 or config.scale != 1:
             raise UserError(
@@ -127,6 +133,7 @@ def _find(config: PairDataConfig) -> Pairing:
             f"{config.masks}: is the folder of the images too; set data.mask_name, such as "
             "'{}_mask', to tell the masks from them"
         )
+    what = "target" if config.mask_kind == "pictures" else "mask"
     here = Place(config.images, config.image_name, config.dims)
     there = Place(config.masks, config.mask_name, config.dims)
     images, notes, faults = here.files("image", other=there)
@@ -135,15 +142,15 @@ def _find(config: PairDataConfig) -> Pairing:
     both = {name: (images[name], masks[name]) for name in images if name in masks}
     if images and masks and not both:
         (image, *_), (mask, *_) = images.values(), masks.values()
-        cure = naming_hint(images, masks) or "give each mask the name of its image"
-        faults.append(f"{mask}: no mask is named as an image, such as {image}; {cure}")
+        cure = naming_hint(images, masks) or f"give each {what} the name of its image"
+        faults.append(f"{mask}: no {what} is named as an image, such as {image}; {cure}")
         return Pairing([], notes, faults)
     lonely = [images[name] for name in images if name not in masks]
     if config.skip_unlabelled:
-        notes += [f"{len(lonely)} images without a mask are left out"] * bool(lonely)
+        notes += [f"{len(lonely)} images without a {what} are left out"] * bool(lonely)
     else:
-        cure = "add its mask, move it away, or set data.skip_unlabelled true"
-        faults += [f"{path}: has no mask in {config.masks}; {cure}" for path in lonely]
+        cure = f"add its {what}, move it away, or set data.skip_unlabelled true"
+        faults += [f"{path}: has no {what} in {config.masks}; {cure}" for path in lonely]
     lonely = [masks[name] for name in masks if name not in images]
     cure = "add its image or move it away"
     faults += [f"{path}: has no image in {config.images}; {cure}" for path in lonely]
@@ -155,7 +162,7 @@ def _expand_stacks(
 ) -> Pairing:
     """A pair of each page of each pair of files."""
     pairs: list[Pair] = []
-    indices = config.mask_kind != "colors"
+    indices = config.mask_kind not in COLOURED
     for name in sorted(files, key=natural):
         image, mask = files[name]
         try:
@@ -185,7 +192,7 @@ def _volumes(
 ) -> Pairing:
     """A pair of each two files; in NIfTI, whose voxels lie at the same places."""
     pairs, spacings = [], set()
-    indices = config.mask_kind != "colors"
+    indices = config.mask_kind not in COLOURED
     for name in sorted(files, key=natural):
         image, mask = files[name]
         try:

@@ -75,7 +75,10 @@ def normalised(picture: np.ndarray, value_range: ValueRange) -> np.ndarray:
 
 
 def to_unit(
-    array: np.ndarray, value_range: ValueRange = None, name: str = "the image"
+    array: np.ndarray,
+    value_range: ValueRange = None,
+    name: str = "the image",
+    setting: str = "data.value_range",
 ) -> np.ndarray:
     """Map pixel values linearly to the training range, float32 in [-1, 1].
 
@@ -85,6 +88,7 @@ def to_unit(
             the full range of the type: 0 to 255, 0 to 65535, and for floats 0 to 1, where
             values outside are an error. "percentiles" is None of a `normalised` picture.
         name: For the message.
+        setting: Which one holds the range, for the message.
 
     Raises:
         UserError: Floats outside 0 to 1 and no value_range.
@@ -98,7 +102,7 @@ def to_unit(
     if array.size and (array.min() < 0 or array.max() > 1):
         raise UserError(
             f"{name}: float values from {array.min():g} to {array.max():g}, not within 0 to 1; "
-            "say what is black and white with data.value_range, for instance "
+            f"say what is black and white with {setting}, for instance "
             f"[{min(array.min(), 0):g}, {array.max():g}]"
         )
     return array.astype(np.float32) * 2 - 1

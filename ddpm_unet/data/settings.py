@@ -14,11 +14,14 @@ def check_data_settings(config: ImageDataConfig | PairDataConfig) -> None:
         UserError: Names the setting.
     """
     check_limits(config, "data.")
-    if config.value_range is not None and config.value_range != "percentiles":
-        low, high = config.value_range
+    target_range = config.target_range if isinstance(config, PairDataConfig) else None
+    for name, found in (("value_range", config.value_range), ("target_range", target_range)):
+        if found is None or found == "percentiles":
+            continue
+        low, high = found
         if not low < high:
             raise UserError(
-                f"data.value_range [{low:g}, {high:g}]: must be two numbers, black below white"
+                f"data.{name} [{low:g}, {high:g}]: must be two numbers, black below white"
             )
     pixels = config.size**config.dims / 1e6
     if pixels > config.max_pixels:

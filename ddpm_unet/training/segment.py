@@ -60,7 +60,7 @@ class SegmentJob:
         check_limits(config)
         self.config = config
         self.report = check_pairs(config.data)
-        code = self.report.stop_at_faults()
+        code = self.report.mask_code()
         self.class_names = tuple(code.class_names)
         self._check_settings()
         self.split = split_pictures(self.report.names, self.report.sizes, self.report.config.split)
@@ -262,7 +262,8 @@ class SegmentJob:
         head = replace(config.head, **classes)
         if config.init == SCRATCH:
             data = config.data
-            unet = replace(config.model, in_channels=channels, out_channels=channels)
+            outputs = config.diffusion.output_channels(channels)
+            unet = replace(config.model, in_channels=channels, out_channels=outputs)
             return Segmenter(UNet(replace(unet, sample_size=data.size, dims=data.dims)), head)
         return Segmenter.from_denoiser(str(config.init), head, channels)
 

@@ -61,7 +61,7 @@ def test_the_table_of_a_good_set(folders):
     assert report.names == ["1", "2", "3"]
     assert report.sizes == [(40, 50)] * 3
     np.testing.assert_array_equal(report.class_pixels, [[400, 1600]] * 3)
-    assert report.stop_at_faults() == report.code
+    assert report.mask_code() == report.code
 
 
 def test_unlabelled_pixels_are_counted_apart(folders):
