@@ -131,14 +131,14 @@ def written_out(network: ClassicUNet, x: Tensor, same: bool, bilinear: bool) -> 
 )
 def test_equals_the_published_network_written_out(same, upsample):
     settings = MILESIAL if same else {"in_channels": 3}
-    network = small(**settings, upsample=upsample, base_width=4)
+    network = small(**settings, upsample=upsample, base_width=4).double()
     with torch.no_grad():
         for name, buffer in network.named_buffers():
             if name.endswith("running_mean"):
                 buffer.normal_(0, 0.1)
             elif name.endswith("running_var"):
                 buffer.uniform_(0.2, 0.5)
-        x = torch.randn(2, 3, *((192, 208) if same else (188, 220)))
+        x = torch.randn(2, 3, *((192, 208) if same else (188, 220)), dtype=torch.double)
         torch.testing.assert_close(
             network(x), written_out(network, x, same, upsample == "bilinear")
         )

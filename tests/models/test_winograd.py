@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.config import ClassicConfig, DiffusionConfig
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.models import UNet
+from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.layers import winograd
 from ddpm_unet.models.layers.convolution import Conv3x3, convolution
 
@@ -84,6 +85,45 @@ def test_without_bias():
 
 
 @compiled
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_without_padding(layout):
+    x, weight, bias, dy = case(2, 16, 32, 14, 9)
+    layer = convolution(2, 16, 32, padding=0)
+    layer.weight.data, layer.bias.data = weight, bias
+    leaf = x.contiguous(memory_format=layout).requires_grad_()
+    y = layer(leaf)
+    assert y.is_contiguous(memory_format=layout)
+    exact = [tensor.double().requires_grad_() for tensor in (x.detach(), weight, bias)]
+    expected = F.conv2d(*exact)
+    assert 0 < error(y, expected) < 2e-6
+    dy = dy[..., 1:-1, 1:-1]
+    got = torch.autograd.grad(y, (leaf, layer.weight, layer.bias), dy)
+    for result, wanted in zip(got, torch.autograd.grad(expected, exact, dy.double()), strict=True):
+        assert error(result, wanted) < 2e-6
+
+
+@compiled
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_classic_networks(padding):
+    """Forward and gradients as far from float64 as with torch's convolutions, within rounding."""
+    torch.manual_seed(0)
+    config = ClassicConfig(padding=padding, depth=3, base_width=16, dropout=0)
+    network, x = ClassicUNet(config), noise(1, 1, 92, 92)
+
+    def results(network, x):
+        y = network(x)
+        return [y, *torch.autograd.grad(y.square().mean(), network.parameters())]
+
+    fast, exact = results(network, x), results(deepcopy(network).double(), x.double())
+    with winograd.disabled():
+        plain = results(network, x)
+    assert not torch.equal(fast[0], plain[0])
+    assert error(fast[0], exact[0]) < 1e-5
+    for result, ordinary, wanted in zip(fast, plain, exact, strict=True):
+        assert error(result, wanted) < 100 * error(ordinary, wanted) + 1e-5
+
+
+@compiled
 def test_the_layout_is_the_one_torch_gives():
     x, weight, bias, _ = case(2, 16, 16, 8, 9)
     last = torch.channels_last
@@ -124,7 +164,8 @@ def test_new_weights_are_noticed():
 
 def test_only_3x3_convolutions_of_pictures_are_made_so():
     assert type(convolution(2, 16, 16)) is Conv3x3
-    for options in ({"stride": 2}, {"padding": 0}, {"kernel": 1, "padding": 0}):
+    assert type(convolution(2, 16, 16, padding=0)) is Conv3x3
+    for options in ({"stride": 2}, {"padding": 2}, {"kernel": 1, "padding": 0}):
         assert type(convolution(2, 16, 16, **options)) is torch.nn.Conv2d
     assert type(convolution(3, 16, 16)) is torch.nn.Conv3d
     assert list(convolution(2, 16, 16).state_dict()) == ["weight", "bias"]

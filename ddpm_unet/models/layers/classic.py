@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_unet.config import ClassicConfig
+from ddpm_unet.models.layers.convolution import convolution
 
 
 class ConvBlock(nn.Sequential):
@@ -26,7 +27,7 @@ class ConvBlock(nn.Sequential):
         normed = config.norm == "batch"
         padding = 1 if config.padding == "same" else 0
         for i, o in pairwise(channels):
-            layers.append(layer(config, "Conv")(i, o, 3, padding=padding, bias=not normed))
+            layers.append(convolution(config.dims, i, o, padding=padding, bias=not normed))
             if normed:
                 layers.append(layer(config, "BatchNorm")(o))
             layers.append(nn.ReLU(inplace=True))

@@ -18,21 +18,23 @@ def convolution(
     kernel: int = 3,
     stride: int = 1,
     padding: int = 1,
+    bias: bool = True,
 ) -> nn.Conv2d | nn.Conv3d:
     """A convolution over images (`dims` 2) or volumes (`dims` 3)."""
     layer = nn.Conv2d if dims == 2 else nn.Conv3d
-    if (dims, kernel, stride, padding) == (2, 3, 1, 1):
+    if (dims, kernel, stride) == (2, 3, 1) and padding in (0, 1):
         layer = Conv3x3
-    return layer(in_channels, out_channels, kernel, stride=stride, padding=padding)
+    return layer(in_channels, out_channels, kernel, stride=stride, padding=padding, bias=bias)
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3 x 3 convolution that keeps the size, on a CPU by Winograd's method."""
+    """A 3 x 3 convolution of stride 1, padded by 1 or not, on a CPU by Winograd's method."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, in_channels, H, W]` to `[B, out_channels, H, W]`."""
+        """`[B, in_channels, H, W]` to `[B, out_channels, H, W]`, or 2 less without padding."""
         if winograd.applies(x, self.weight, self.bias):
-            return winograd.conv2d(x, self.weight, self.bias)
+            y = winograd.conv2d(x, self.weight, self.bias)
+            return y if self.padding == (1, 1) else y[..., 1:-1, 1:-1].clone()
         return super().forward(x)
 
 
