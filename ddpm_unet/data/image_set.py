@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -89,6 +91,12 @@ class ImageSet(Dataset[Tensor], ABC):
             size: Of every side.
         """
 
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A digest of the pictures: of their pixels, or if they are read as needed of their names
+        and of the sizes and times of their files.
+        """
+
     def describe(self) -> str:
         """One line for the log."""
         layout = self.layout
@@ -147,6 +155,14 @@ class PackedImages(ImageSet):
         return torch.from_numpy(planes.numpy().view(layout.dtype).reshape(shape))
 
     @override
+    def fingerprint(self) -> str:
+        layout = self.layout
+        said = f"{layout.dtype} {layout.channels} {layout.sizes.tolist()}"
+        digest = hashlib.blake2b(said.encode(), digest_size=16)
+        digest.update(self.flat.numpy())
+        return digest.hexdigest()
+
+    @override
     def cut(self, index: np.ndarray, corner: np.ndarray, size: int) -> np.ndarray:
         sizes = self.layout.sizes[index]
         axes = sizes.shape[1]
@@ -179,6 +195,17 @@ class StreamedImages(ImageSet):
     @override
     def __getitem__(self, index: int) -> Tensor:
         return torch.from_numpy(_fitted(self.collection, self.config, self.layout, index))
+
+    @override
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        for index in range(len(self)):
+            name = self.name(index)
+            with suppress(OSError):  # not all sets have files
+                found = os.stat(name)
+                name += f" {found.st_size} {found.st_mtime_ns}"
+            digest.update(f"{name}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
 
     @override
     def cut(self, index: np.ndarray, corner: np.ndarray, size: int) -> np.ndarray:

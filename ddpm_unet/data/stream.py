@@ -91,17 +91,24 @@ class Grid(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self._windows.picture)
 
-    def __getitems__(self, positions: Sequence[int] | np.ndarray) -> Batch:
-        """The batch of these windows, as `Stream` gives it; positions are below `len(self)`."""
+    def windows(self, positions: Sequence[int] | np.ndarray) -> Windows:
+        """The windows at these positions, which are below `len(self)`."""
         positions = np.asarray(positions, dtype=np.int64)
         if len(positions) and not 0 <= positions.min() <= positions.max() < len(self):
             raise IndexError(f"the grid has {len(self)} windows")
         items = order(0, positions, len(self))
-        chosen = Windows(*(getattr(self._windows, f.name)[items] for f in fields(Windows)))
-        return _cut(self.images, chosen, self.config, positions)
+        return Windows(*(getattr(self._windows, f.name)[items] for f in fields(Windows)))
+
+    def __getitems__(self, positions: Sequence[int] | np.ndarray) -> Batch:
+        """The batch of these windows, as `Stream` gives it; positions are below `len(self)`."""
+        return _cut(self.images, self.windows(positions), self.config, positions)
 
     def __getitem__(self, position: int) -> Batch:
         return {key: values[0] for key, values in self.__getitems__([position]).items()}
+
+    def name(self, position: int) -> str:
+        """The picture from which a window is cut, for messages."""
+        return self.images.name(int(self.windows([position]).picture[0]))
 
 
 def to_model_range(image: Tensor) -> Tensor:
@@ -118,11 +125,18 @@ def _cut(
     batch = {
         "image": _turned(images, windows, config.size, config.value_range),
         "position": torch.as_tensor(np.asarray(positions, dtype=np.int64)),
+        **of_pictures(images, windows),
     }
-    if images.labels is not None:
-        batch["label"] = torch.from_numpy(images.labels[windows.picture])
     if images.condition is not None:
         batch["condition"] = _turned(images.condition, windows, config.size, None)
+    return batch
+
+
+def of_pictures(images: ImageSet, windows: Windows) -> Batch:
+    """What windows have of their pictures as a whole: "label", "context" and "context_mask"."""
+    batch = {}
+    if images.labels is not None:
+        batch["label"] = torch.from_numpy(images.labels[windows.picture])
     if images.context is not None:
         batch["context"], batch["context_mask"] = images.context.take(windows.picture)
     return batch
