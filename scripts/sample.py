@@ -60,6 +60,7 @@ def main() -> None:
     from ddpm_unet.inference.conditions import Conditioning, in_turn, read_context, read_planes
     from ddpm_unet.inference.editing import Edit
     from ddpm_unet.inference.generate import generate
+    from ddpm_unet.inference.picture_space import PictureSpace
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
     from ddpm_unet.inference.steering import check_guidance, read_guide, steered
     from ddpm_unet.inference.writing import output_folder
@@ -74,6 +75,7 @@ def main() -> None:
     unet.to(accelerator.device)
     told = Conditioning.read(folder)
     told.check(unet.config, folder)
+    space = PictureSpace(folder, accelerator.device)
     check_guidance(told, args.guidance, args.guidance_interval, args.guide)
     planes = read_planes(told, args.condition, unet.config.dims, args.size)
     conditions = in_turn(
@@ -89,17 +91,17 @@ def main() -> None:
     denoiser = steered(
         network, told.null_class(unet.config), args.guidance, args.guidance_interval, guide
     )
-    size = args.size if planes is None else planes.shape[2:]
+    size = space.sides(args.size if planes is None else planes.shape[2:], "--size")
     shape = image_shape(unet.config, size, told.image_channels)
-    pictures = edit.pictures(shape[0], shape[1:] if size else None)
+    pictures = space.beginning(edit, shape, sized=bool(size))
     shape = shape if pictures is None else tuple(pictures.shape[1:])
-    if args.tile:
-        denoiser = tiled(denoiser, args.tile, args.tile // 2, periodic=args.periodic)
+    for tile in space.sides([args.tile] if args.tile else [], "--tile") or ():
+        denoiser = tiled(denoiser, tile, tile // 2, periodic=args.periodic)
     options = edit.options(pictures, args.num_images, bool(conditions([0])), told.self_conditioning)
     ending = ".png" if len(shape) == 3 else ".nii.gz" if args.nifti else ".tif"
     with output_folder(args.out):
         accelerator.print(
-            f"{args.num_images} images of {'x'.join(map(str, shape))} from {folder}, "
+            f"{args.num_images} images of {'x'.join(map(str, space.shape(shape)))} from {folder}, "
             f"{args.steps} {args.sampler} steps, {accelerator.num_processes} process(es)"
         )
         film = FilmStrip(args.film) if args.film > 0 else None
@@ -117,14 +119,15 @@ def main() -> None:
             callback=film,
             **options,
         ):
-            save_images(images, [args.out / f"{index:05d}{ending}" for index in indices])
+            files = [args.out / f"{index:05d}{ending}" for index in indices]
+            save_images(space.pictures(images), files)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             save_grid(
                 read_pictures(args.out, args.num_images, ending=ending), args.out / "grid.png"
             )
             if film:
-                save_film(film.frames, args.out / "film.png")
+                save_film([space.pictures(x) for x in film.frames], args.out / "film.png")
     accelerator.print(f"written: {args.out / 'grid.png'} and one file per image")
     accelerator.end_training()
 

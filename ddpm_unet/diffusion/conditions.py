@@ -75,7 +75,8 @@ def withheld(seed: int, positions: randomness.Positions, share: float) -> Tensor
 class SelfConditioning:
     """Half of the images in training are told what the denoiser itself makes of them (Chen 2022).
 
-    Bit diffusion, arXiv:2208.04202, section 3.2; the estimate is clipped to [-1, 1].
+    Bit diffusion, arXiv:2208.04202, section 3.2; the estimate is clipped to [-1, 1]
+    where samples are (`clip_sample`).
 
     Args:
         config: The forward process and the prediction type.
@@ -84,6 +85,7 @@ class SelfConditioning:
     def __init__(self, config: DiffusionConfig) -> None:
         rows = image_mixture(config.prediction_type, alphas_cumprod(config))
         self._table = torch.stack(rows, dim=1).float()
+        self._clip = config.clip_sample
 
     def estimate(
         self,
@@ -115,6 +117,8 @@ class SelfConditioning:
             column.reshape(-1, *[1] * (noisy.ndim - 1))
             for column in self._table.to(noisy.device)[timesteps].unbind(1)
         )
-        image = (of_noisy * noisy + of_prediction * prediction).clamp(-1, 1)
+        image = of_noisy * noisy + of_prediction * prediction
+        if self._clip:
+            image = image.clamp(-1, 1)
         chosen = torch.from_numpy(told).to(noisy.device, torch.bool)
         return image.where(chosen.reshape(of_noisy.shape), zeros)

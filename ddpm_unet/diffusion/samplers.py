@@ -63,8 +63,8 @@ def make_scheduler(name: str, config: DiffusionConfig | Mapping[str, Any]) -> An
         )
     if isinstance(config, DiffusionConfig):
         settings = asdict(config)
-        del settings["min_snr_gamma"]
-        settings |= trained_betas(config)
+        del settings["min_snr_gamma"], settings["vlb_weight"]
+        settings |= {"_class_name": "DDPMScheduler", **trained_betas(config)}
     else:  # names beginning with _ tell diffusers which settings to forget
         settings = {key: value for key, value in config.items() if not key.startswith("_")}
     import diffusers  # takes seconds

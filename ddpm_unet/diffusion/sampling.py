@@ -137,7 +137,8 @@ def sample(
             draws other images.
         eta: Noise of DDIM: 0 for none, 1 for that of DDPM.
         self_conditioning: Tell the denoiser, as `estimate`, the image predicted in the step
-            before, clipped to [-1, 1], and zeros at first (Chen 2022).
+            before, clipped to [-1, 1] unless the scheduler's `clip_sample` is false, and zeros at
+            first (Chen 2022).
         start: Images `[B or 1, *shape]` to noise and go on from, instead of noise alone (Meng
             2022, arXiv:2108.01073, algorithm 1).
         strength: Share of the steps that are taken with `start`, above 0, up to 1.
@@ -170,7 +171,8 @@ def sample(
             prediction = denoiser(plan.model_input(i, x), batches[i], **told).float()
             x, x0 = plan.step(i, x, prediction, noise.draw)
             if self_conditioning:
-                told = {"estimate": x0.clamp(-1, 1)}
+                clip = scheduler.config.get("clip_sample", True)
+                told = {"estimate": x0.clamp(-1, 1) if clip else x0}
             if callback is not None:
                 callback(Moment(i, len(times), times[i], x, x0))
     return x.clone()  # outside inference mode: a tensor that autograd accepts

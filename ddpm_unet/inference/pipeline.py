@@ -3,6 +3,7 @@
 model_index.json
 unet/config.json, unet/diffusion_pytorch_model.safetensors
 scheduler/scheduler_config.json
+vae/ or vqvae/, the autoencoder of one that denoises latents
 conditions.json, ours alone, where the denoiser is told more (see `conditions`)
 """
 
@@ -21,8 +22,23 @@ from ddpm_unet.diffusion.samplers import trained_betas
 from ddpm_unet.diffusion.schedule import betas
 from ddpm_unet.errors import UserError
 from ddpm_unet.models import UNet
+from ddpm_unet.models.autoencoder import Autoencoder
 from ddpm_unet.models.pretrained import settings_of
 from ddpm_unet.replace import replace_json
+
+PROCESS = DiffusionConfig.__dataclass_fields__.keys() - {"min_snr_gamma", "vlb_weight"}
+"""Settings of the forward process that a scheduler has too."""
+
+
+_NOT_THERE = {
+    "text_encoder": [None, None],
+    "tokenizer": [None, None],
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+}
+"""What a StableDiffusionPipeline asks for and may lack."""
 
 
 def write_pipeline(
@@ -30,25 +46,36 @@ def write_pipeline(
     unet: UNet,
     diffusion: DiffusionConfig,
     state_dict: dict[str, Tensor] | None = None,
+    autoencoder: Autoencoder | None = None,
 ) -> None:
-    """Write a folder that `DDPMPipeline.from_pretrained(folder)` samples from.
+    """Write a folder that diffusers samples from.
 
-    Every file is replaced as a whole, so a reader never meets half a one.
+    It is a DDPMPipeline; of latents an LDMPipeline, whose autoencoder it calls vqvae (and which
+    knows a scaling_factor but no shift_factor), or, of a network that attends to a context, a
+    StableDiffusionPipeline without text encoder, to be given `prompt_embeds`. Every file is
+    replaced as a whole, so a reader never meets half a one.
 
     Args:
         folder: Made when missing.
         unet: Gives the architecture and, without `state_dict`, the weights.
         diffusion: Gives the scheduler.
         state_dict: Other weights, such as an average.
+        autoencoder: Between images and the latents that it denoises.
     """
     folder.mkdir(parents=True, exist_ok=True)
     unet.save_pretrained(folder / "unet", state_dict=state_dict)
     replace_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(diffusion))
-    index = {
+    index: dict[str, Any] = {
         "_class_name": "DDPMPipeline",
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", settings_of(unet.config)["_class_name"]],
     }
+    if autoencoder:
+        place = "vae" if unet.config.conditional else "vqvae"
+        autoencoder.write(folder / place)
+        index |= {"_class_name": "LDMPipeline", place: ["diffusers", "AutoencoderKL"]}
+        if unet.config.conditional:
+            index |= {"_class_name": "StableDiffusionPipeline", **_NOT_THERE}
     replace_json(folder / "model_index.json", index)
 
 
@@ -122,7 +149,7 @@ def scheduler_config(diffusion: DiffusionConfig) -> dict[str, Any]:
         "beta_start": diffusion.beta_start,
         "beta_end": diffusion.beta_end,
         "prediction_type": diffusion.prediction_type,
-        "variance_type": "fixed_small",
-        "clip_sample": True,
+        "variance_type": diffusion.variance_type,
+        "clip_sample": diffusion.clip_sample,
         **trained_betas(diffusion),
     }

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.config.limits import check_limits
 from ddpm_unet.data.image_set import ImageSet
+from ddpm_unet.data.latents import LatentWindows
 from ddpm_unet.data.planes import planes_of
 from ddpm_unet.data.sources import held_out, open_images
-from ddpm_unet.data.stream import Stream, to_model_range
+from ddpm_unet.data.stream import Grid, Stream, to_model_range
 from ddpm_unet.diffusion.conditions import (
     SelfConditioning,
     beside_the_input,
@@ -32,6 +33,7 @@ from ddpm_unet.inference.generate import Conditions, generate_together, of_class
 from ddpm_unet.inference.pipeline import image_shape, write_pipeline
 from ddpm_unet.models import UNet
 from ddpm_unet.training.job import Batch, even_batches, micro_batches
+from ddpm_unet.training.latent_space import LatentSpace
 from ddpm_unet.training.settings import check_preview
 
 
@@ -57,11 +59,16 @@ class DenoiseJob:
         check_preview(config.preview, config.diffusion.num_train_timesteps)
         self.config = config
         self.images = open_images(config.data)
-        self.held_out = held_out(config.data)
-        self.objective = Objective(config.diffusion)
-        self.self_conditioning = SelfConditioning(config.diffusion)
+        self.held_out: Grid | LatentWindows | None = held_out(config.data)
+        self.stream: Stream | LatentWindows = Stream(self.images, config.data, config.seed)
+        self.latent = LatentSpace(config, self.images) if config.latent.autoencoder else None
+        self.diffusion = config.diffusion
+        if self.latent:
+            self.diffusion = replace(config.diffusion, clip_sample=False)
+        self.objective = Objective(self.diffusion)
+        self.self_conditioning = SelfConditioning(self.diffusion)
         self.told = Conditioning(
-            image_channels=self.images.layout.channels,
+            image_channels=self.latent.channels if self.latent else self.images.layout.channels,
             class_names=self.images.classes if config.data.class_labels else (),
             withheld=config.condition_dropout > 0,
             planes=planes_of(config.data, self.images),
@@ -70,14 +77,16 @@ class DenoiseJob:
         )
 
     def describe(self) -> str:
-        """One line on the data."""
-        return self.images.describe()
+        """What the data are, and in which space they are denoised."""
+        lines = [self.images.describe(), *([self.latent.describe()] if self.latent else [])]
+        return "\n".join(lines)
 
     def build_model(self) -> UNet:
         """The network, freshly initialised."""
         model = self.config.model
         check_network(self.config, self.told, self.images)
-        return UNet(replace(model, sample_size=self.config.data.size))
+        size = self.latent.size if self.latent else self.config.data.size
+        return UNet(replace(model, sample_size=size))
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """One group: everything learns at the same rate."""
@@ -88,12 +97,16 @@ class DenoiseJob:
     ) -> Iterator[Batch]:
         """This process's micro-batches."""
         config = self.config
-        stream = Stream(self.images, config.data, config.seed)
-        return micro_batches(stream, first_step, config.train, config.data.workers, accelerator)
+        if self.latent and isinstance(self.stream, Stream):
+            self.stream = self.latent.training(accelerator)
+            if isinstance(self.held_out, Grid):
+                self.held_out = self.latent.validation(self.held_out, accelerator)
+        workers = config.data.workers
+        return micro_batches(self.stream, first_step, config.train, workers, accelerator)
 
     def name(self, position: int) -> str:
         """The picture at a stream position."""
-        return Stream(self.images, self.config.data, self.config.seed).name(position)
+        return self.stream.name(position)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Denoising loss per image, at the timestep and noise of its stream position."""
@@ -122,7 +135,7 @@ class DenoiseJob:
         with accelerator.autocast():
             images = generate_together(
                 beside_the_input(network),
-                make_scheduler("ddim", self.config.diffusion),
+                make_scheduler("ddim", self.diffusion),
                 image_shape(network.config, channels=self.told.image_channels),
                 self.config.preview.num_images,
                 seed=self.config.seed,
@@ -132,6 +145,8 @@ class DenoiseJob:
                 self_conditioning=self.told.self_conditioning,
             )
         if accelerator.is_main_process:
+            if self.latent:
+                images = self.latent.autoencoder.to(accelerator.device).decode(images)
             if self.told.planes:
                 planes = conditions(range(len(images)))["planes"]
                 beside = self.told.planes.shown(planes, images.shape[1])
@@ -141,8 +156,9 @@ class DenoiseJob:
     def export(self, model: nn.Module, state_dict: dict[str, Tensor], folder: Path) -> None:
         """Write a diffusers pipeline folder."""
         network: Any = model
-        write_pipeline(folder, network, self.config.diffusion, state_dict)
-        if self.told != Conditioning(image_channels=network.config.out_channels):
+        autoencoder = self.latent.autoencoder if self.latent else None
+        write_pipeline(folder, network, self.diffusion, state_dict, autoencoder)
+        if self.told != Conditioning(image_channels=self.told.image_channels):
             self.told.write(folder)
 
     def _losses(
@@ -184,7 +200,7 @@ class DenoiseJob:
         if self.told.planes is None and self.images.context is None:
             return of_class(None, len(self.told.class_names) or None, device)
         kept = self.held_out
-        source = kept or Stream(self.images, self.config.data, self.config.seed)
+        source = kept or self.stream
 
         def conditions(indices: Sequence[int]) -> dict[str, Tensor]:
             positions = [i % len(kept) for i in indices] if kept else list(indices)
@@ -200,23 +216,26 @@ def check_network(config: DenoiseConfig, told: Conditioning, images: ImageSet) -
     Raises:
         UserError: Names the setting and the cure.
     """
-    model, channels = config.model, images.layout.channels
+    model, channels = config.model, told.image_channels
+    what = "latents" if config.latent.autoencoder else "images"
+    assert channels is not None, "a job knows the channels of its images"
     if config.condition_dropout and not (told.class_names or told.planes or images.context):
         raise UserError(
             f"condition_dropout {config.condition_dropout:g}: the images come without a class, "
             "context or condition to withhold; set it to 0"
         )
     given = {
-        "the images'": channels,
+        f"the {what}'": channels,
         "an estimate's": channels * told.self_conditioning,
         "the condition's": told.planes.channels if told.planes else 0,
     }
     needed = sum(given.values())
     if model.in_channels != needed:
-        if needed == channels:
+        if needed == channels == config.diffusion.output_channels(channels):
+            or_data = "" if config.latent.autoencoder else ", or data.channels"
             raise UserError(
-                f"model.in_channels = {model.in_channels}, but the images have {channels}; "
-                f"set model.in_channels and model.out_channels to {channels}, or data.channels"
+                f"model.in_channels = {model.in_channels}, but the {what} have {channels}; "
+                f"set model.in_channels and model.out_channels to {channels}{or_data}"
             )
         parts = ", ".join(f"{whose} {count}" for whose, count in given.items() if count)
         raise UserError(
@@ -225,7 +244,12 @@ def check_network(config: DenoiseConfig, told: Conditioning, images: ImageSet) -
         )
     if model.out_channels != channels:
         raise UserError(
-            f"model.out_channels = {model.out_channels}, but the images have {channels} channels; "
+            f"model.out_channels = {model.out_channels}, but diffusion.variance_type learned_range "
+            f"predicts a variance for each of the images' {channels} channels; set it to {outputs}"
+        )
+    if model.out_channels != outputs:
+        raise UserError(
+            f"model.out_channels = {model.out_channels}, but the {what} have {channels} channels; "
             "set it to that"
         )
     if model.dims != config.data.dims:

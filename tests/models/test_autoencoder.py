@@ -82,7 +82,7 @@ def test_sizes(folder):
     assert ours.latent_size(14, "--size") == 7
     with pytest.raises(UserError, match=re.escape("--size 15: the autoencoder makes one latent")):
         ours.latent_size(15, "--size")
-    with pytest.raises(UserError, match="multiple, such as 2$"):
+    with pytest.raises(UserError, match=r"multiple, such as 2$"):
         ours.latent_size(1, "data.size")
 
 

@@ -1,0 +1,266 @@
+"""Denoising in latents: the same job and loop, with windows encoded once."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, DiffusionPipeline
+from PIL import Image
+from safetensors.numpy import load_file
+
+from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.data.stream import Stream, to_model_range
+from ddpm_unet.data.windows import order
+from ddpm_unet.diffusion.samplers import SAMPLERS, make_scheduler
+from ddpm_unet.diffusion.sampling import Noise, sample
+from ddpm_unet.errors import UserError
+from ddpm_unet.inference.picture_space import PictureSpace
+from ddpm_unet.inference.pipeline import read_pipeline
+from ddpm_unet.models.autoencoder import Autoencoder
+from ddpm_unet.training import loop
+from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
+from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.loop import train
+from ddpm_unet.training.run_folder import RunFolder
+
+
+@pytest.fixture(autouse=True)
+def curves_quickly(monkeypatch):
+    monkeypatch.setattr(loop, "plot_metrics", lambda records, path: None)
+
+
+@pytest.fixture(scope="module")
+def peer():
+    torch.manual_seed(0)
+    peer = AutoencoderKL(
+        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=2,
+        latent_channels=5,
+        scaling_factor=40.0,  # so that latents leave [-1, 1]
+    ).eval()
+    with torch.no_grad():
+        peer.quant_conv.bias[5:] -= 14  # logarithms of variances
+    return peer
+
+
+@pytest.fixture
+def latent(settings, peer, tmp_path):
+    """The settings of a training in latents of 5 x 4 x 4."""
+    peer.save_pretrained(tmp_path / "autoencoder")
+    settings.latent.autoencoder = str(tmp_path / "autoencoder")
+    settings.latent.cache = str(tmp_path / "cache")
+    settings.latent.epochs = 2
+    settings.model.in_channels = settings.model.out_channels = 5
+    settings.train.steps = 8
+    return settings
+
+
+@pytest.fixture
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def run(settings, job=None):
+    folder = RunFolder(Path(settings.run))
+    train(job or DenoiseJob(settings), folder, settings)
+    return folder
+
+
+def test_windows_are_what_the_autoencoder_makes_of_them(latent, peer, accelerator):
+    job = DenoiseJob(latent)
+    stream = job.latent.training(accelerator)
+    pixels = Stream(job.images, latent.data, seed=0)
+    assert len(stream) == 2 * pixels.epoch_length
+    batch = stream.__getitems__(range(len(stream)))
+    means, deviations = [], []
+    for number in range(len(stream)):
+        with torch.no_grad():
+            found = peer.encode(to_model_range(pixels[number]["image"][None])).latent_dist
+        means.append(40 * found.mean[0])
+        deviations.append(40 * found.std[0])
+    mean, deviation = torch.stack(means), torch.stack(deviations)
+    # Each window once, in an order of its own, and noise of the window's own deviation.
+    numbers = torch.from_numpy(order(latent.seed, np.arange(len(stream)), len(stream)))
+    noise = (batch["image"] - mean[numbers]) / deviation[numbers]
+    assert abs(float(noise.mean())) < 0.05
+    assert abs(float(noise.std()) - 1) < 0.05
+    assert stream.name(0) == pixels.name(int(numbers[0]))
+    stream.sample = False
+    modes = stream.__getitems__(range(len(stream)))["image"]
+    torch.testing.assert_close(modes, mean[numbers], rtol=1e-4, atol=1e-3)
+
+
+def test_a_batch_is_its_positions_and_nothing_else(latent, accelerator):
+    stream = DenoiseJob(latent).latent.training(accelerator)
+    positions = [3, 99, 7, 10**9]
+    batch = stream.__getitems__(positions)
+    for place, position in enumerate(positions):
+        assert torch.equal(stream[position]["image"], batch["image"][place])
+    latent.seed = 1
+    other = DenoiseJob(latent).latent.training(accelerator).__getitems__(positions)
+    assert not torch.equal(other["image"], batch["image"])
+
+
+def test_windows_are_encoded_once_for_what_they_are(latent, accelerator, monkeypatch):
+    cache = Path(latent.latent.cache)
+    seen = []
+    encode = Autoencoder.encode
+
+    def watched(self, images):
+        seen.append(len(images))
+        return encode(self, images)
+
+    monkeypatch.setattr(Autoencoder, "encode", watched)
+
+    def files_after(**changes):
+        for name, value in changes.items():
+            setattr(latent.data, name, value)
+        DenoiseJob(latent).latent.training(accelerator)
+        return len(list(cache.iterdir()))
+
+    assert files_after() == 1
+    count = len(seen)
+    latent.seed = 5
+    assert files_after(workers=3) == 1
+    assert len(seen) == count, "encoded again"
+    assert files_after(flips=False) == 2
+    assert files_after(memory_limit=0) == 3  # of pictures read as needed no pixel is compared
+    assert files_after() == 3
+    for path in cache.iterdir():
+        assert load_file(path)["moments"].shape[1:] == (2, 5, 4, 4)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+class KilledJob(DenoiseJob):
+    """Dies at the n-th micro-batch."""
+
+    left = 13
+
+    def losses(self, model, batch):
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+        return super().losses(model, batch)
+
+
+def test_a_run_ends_the_same_killed_or_not(latent, tmp_path):
+    latent.train.validate_every = latent.train.sample_every = 4
+    latent.self_conditioning, latent.model.in_channels = True, 10
+    whole = run(latent)
+    with Image.open(whole.samples / "00000008.png") as picture:
+        assert picture.size == (16 * 22, 16 * 22)  # two by two images of 8 x 8
+    assert any("val_loss" in line for line in whole.read_metrics())
+    latent.run = str(tmp_path / "killed")
+    with pytest.raises(Killed):
+        run(latent, KilledJob(latent))
+    resumed = run(latent)
+    ends = [read_checkpoint(checkpoint_paths(f.checkpoints)[-1]) for f in (whole, resumed)]
+    for group in ("model", "ema", "optimizer"):
+        for name, value in ends[0][0][group].items():
+            assert torch.equal(value, ends[1][0][group][name]), name
+    assert whole.read_metrics() == resumed.read_metrics()
+
+
+def test_diffusers_draws_what_we_draw(latent, peer, monkeypatch):
+    latent.diffusion.num_train_timesteps = 20
+    folder = run(latent).model
+    pipeline = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
+    assert type(pipeline).__name__ == "LDMPipeline"
+    assert not pipeline.scheduler.config.clip_sample
+    for name, value in pipeline.vqvae.state_dict().items():
+        assert torch.equal(value, peer.state_dict()[name])
+    unet, diffusion = read_pipeline(folder)
+    assert diffusion == replace(latent.diffusion, clip_sample=False)
+    noise = torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(3))
+    monkeypatch.setattr(Noise, "draw", lambda self, std: std * noise)
+    latents = sample(
+        unet, make_scheduler("ddim", diffusion), (5, 4, 4), seed=0, indices=[0, 1], steps=20
+    )
+    assert latents.abs().max() > 1.5
+    ours = PictureSpace(folder, torch.device("cpu")).pictures(latents)
+    pipeline.scheduler = make_scheduler("ddim", diffusion)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        batch_size=2,
+        generator=torch.Generator().manual_seed(3),
+        num_inference_steps=20,
+        output_type="np",
+    ).images
+    found = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(found, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_no_sampler_clips_latents(sampler, capfd):
+    """A denoiser that knows the image, far outside [-1, 1], leads to it."""
+    diffusion = DiffusionConfig(prediction_type="sample", clip_sample=False)
+    image = torch.full((1, 1, 2, 2), 7.0)
+    told = []
+
+    def denoiser(x, t, estimate):
+        told.append(estimate)
+        return image
+
+    drawn = sample(
+        denoiser, make_scheduler(sampler, diffusion), (1, 2, 2), seed=0, indices=[0], steps=12,
+        self_conditioning=True,
+    )  # fmt: skip
+    torch.testing.assert_close(drawn, image, atol=0.05, rtol=0)
+    torch.testing.assert_close(told[-1], image, atol=0.05, rtol=0)
+    assert "ignored" not in capfd.readouterr().err
+
+
+def without_folder(settings):
+    settings.latent.autoencoder = "nowhere"
+
+
+def other_size(settings):
+    settings.data.size = 9
+
+
+def other_channels(settings):
+    settings.data.channels = 1
+
+
+def network_for_images(settings):
+    settings.model.in_channels = settings.model.out_channels = 3
+
+
+def with_condition(settings):
+    settings.data.condition = "lower:2"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_folder, "nowhere: does not exist; name the folder of an autoencoder"),
+        (other_size, "data.size 9: the autoencoder makes one latent of 2 x 2 pixels; give a"),
+        (other_channels, "is for images of 3 channels, and these have 1; set data.channels 3"),
+        (network_for_images, "model.in_channels = 3, but the latents have 5; set model.in"),
+        (with_condition, "data.condition lower:2: pictures to go by have no place among latents"),
+    ],
+)
+def test_what_cannot_be(latent, change, message):
+    change(latent)
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        run(latent)
+    assert "\n" not in str(caught.value)
+    assert not Path(latent.run).exists()
+
+
+def test_a_damaged_file_is_named(latent, accelerator):
+    job = DenoiseJob(latent)
+    job.latent.training(accelerator)
+    (path,) = Path(latent.latent.cache).iterdir()
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(UserError, match=r"is damaged .* delete it, to encode anew"):
+        job.latent.training(accelerator)
