@@ -166,18 +166,22 @@ class PackedImages(ImageSet):
     def cut(self, index: np.ndarray, corner: np.ndarray, size: int) -> np.ndarray:
         sizes = self.layout.sizes[index]
         axes = sizes.shape[1]
-        # Values from a channel to the next, a slice, a row and a pixel.
-        steps = [sizes[:, axis:].prod(1) for axis in range(axes + 1)]
-        counts = (self.layout.channels, *[size] * (axes - 1))
-        begin = self.starts[index] + (corner * np.stack(steps[1:], axis=1)).sum(1)
-        # Each row of each window is one entry of a single index_select.
-        for step, count in zip(steps, counts, strict=False):
-            begin = begin[..., None] + np.multiply.outer(step, np.arange(count)).reshape(
-                len(index), *[1] * (begin.ndim - 1), count
-            )  # in the end [B, C, (size,) size]
-        runs = self.flat.unfold(0, size, 1)  # a view: run i is the values i to i + size
+        begin, run = self.starts[index], self.layout.channels * size**axes
+        if (sizes != size).any():  # no whole pictures, which are in one piece
+            run = size
+            # Values from a channel to the next, a slice, a row and a pixel.
+            steps = [sizes[:, axis:].prod(1) for axis in range(axes + 1)]
+            counts = (self.layout.channels, *[size] * (axes - 1))
+            begin = begin + (corner * np.stack(steps[1:], axis=1)).sum(1)
+            # Each row of each window is one entry of a single index_select.
+            for step, count in zip(steps, counts, strict=False):
+                begin = begin[..., None] + np.multiply.outer(step, np.arange(count)).reshape(
+                    len(index), *[1] * (begin.ndim - 1), count
+                )  # in the end [B, C, (size,) size]
+        runs = self.flat.unfold(0, run, 1)  # a view: run i is the values i to i + run
         cut = runs.index_select(0, torch.from_numpy(begin.ravel())).numpy()
-        return cut.view(self.layout.dtype).reshape(*begin.shape, size)
+        shape = (len(index), self.layout.channels, *[size] * axes)
+        return cut.view(self.layout.dtype).reshape(shape)
 
 
 class StreamedImages(ImageSet):

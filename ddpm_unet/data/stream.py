@@ -113,7 +113,7 @@ class Grid(Dataset[Batch]):
 
 def to_model_range(image: Tensor) -> Tensor:
     """uint8 to float32 in [-1, 1], on the tensor's device; float images are so already."""
-    return image.float() / 127.5 - 1 if image.dtype == torch.uint8 else image
+    return image.float().div_(127.5).sub_(1) if image.dtype == torch.uint8 else image
 
 
 def _cut(

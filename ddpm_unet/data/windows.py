@@ -79,6 +79,8 @@ def random_windows(
     """
 
     def draw(purpose: str, high: int | np.ndarray) -> np.ndarray:
+        if np.all(high == 1):  # nothing to choose from
+            return np.zeros(len(positions), dtype=np.int64)
         return integers(seed, f"data/{purpose}", positions, high)
 
     axes = layout.sizes.shape[1]
@@ -114,8 +116,10 @@ def orient_windows(batch: np.ndarray, windows: Windows) -> None:
     """
     transposed = windows.turns % 2 == 1
     mirrored = windows.mirrored.T.copy()
-    mirrored[-2] ^= np.isin(windows.turns, (1, 2))
-    mirrored[-1] ^= np.isin(windows.turns, (2, 3))
-    batch[transposed] = batch[transposed].swapaxes(-1, -2)
+    mirrored[-2] ^= (windows.turns == 1) | (windows.turns == 2)
+    mirrored[-1] ^= windows.turns >= 2
+    if transposed.any():
+        batch[transposed] = batch[transposed].swapaxes(-1, -2)
     for axis, chosen in enumerate(mirrored, start=2):
-        batch[chosen] = np.flip(batch[chosen], axis)
+        if chosen.any():
+            batch[chosen] = np.flip(batch[chosen], axis)
