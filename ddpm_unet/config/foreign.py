@@ -47,7 +47,8 @@ class ForeignProcessConfig:
             "logistic" (sigmoid of denoising-diffusion-pytorch).
         beta_start: First beta (linear, scaled_linear).
         beta_end: Last beta (linear, scaled_linear).
-        drop_variance: Of a network that predicts variances too (`learn_sigma`), keep the rest.
+        drop_variance: Of a network that predicts variances too (`learn_sigma`; as shares between
+            the logarithms of the smallest and the largest, as these toolkits do), keep the rest.
     """
 
     size: int | None = None

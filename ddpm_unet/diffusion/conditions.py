@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddpm_unet import randomness
 from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.diffusion.prediction import image_mixture
+from ddpm_unet.diffusion.prediction import image_mixture, mean_channels
 from ddpm_unet.diffusion.schedule import alphas_cumprod
 
 
@@ -113,6 +113,7 @@ class SelfConditioning:
         with torch.no_grad():
             # Of all images, so that a network split over processes runs equally often on each.
             prediction = denoiser(noisy, timesteps, estimate=zeros, **conditions).float()
+        prediction = mean_channels(prediction, noisy.shape[1])
         of_noisy, of_prediction = (
             column.reshape(-1, *[1] * (noisy.ndim - 1))
             for column in self._table.to(noisy.device)[timesteps].unbind(1)

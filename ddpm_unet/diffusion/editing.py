@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ddpm_unet import randomness
 from ddpm_unet.diffusion.linear_steps import LinearSteps, inference_timesteps
-from ddpm_unet.diffusion.prediction import image_mixture, noise_mixture
+from ddpm_unet.diffusion.prediction import image_mixture, mean_channels, noise_mixture
 from ddpm_unet.diffusion.sampling import Denoiser, Moment, Noise
 from ddpm_unet.errors import UserError
 
@@ -147,7 +147,7 @@ class Inversion:
     def _split(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Image and noise that the denoiser sees in x."""
         t = torch.full((len(x),), self._times[i], device=x.device)
-        prediction = self._denoiser(x, t).float()
+        prediction = mean_channels(self._denoiser(x, t).float(), x.shape[1])
         from_x, from_prediction, noise_x, noise_prediction = self._mixtures[i]
         image = from_x * x + from_prediction * prediction
         return image, noise_x * x + noise_prediction * prediction

@@ -4,7 +4,8 @@ One formula, guide + scale (denoiser - guide), for two weaker predictions: the s
 that is told nothing (classifier-free guidance, Ho 2022, arXiv:2207.12598, eq. 6, where scale is
 1 + w), and another network's, such as an earlier snapshot (autoguidance, Karras 2024,
 arXiv:2406.02507, eq. 5). Predictions of noise, image or velocity are guided alike: they are
-affine functions of each other at a given x and t, and the weights sum to one.
+affine functions of each other at a given x and t, and the weights sum to one. Predicted variances
+stay those of the denoiser.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ddpm_unet.diffusion.conditions import withhold
+from ddpm_unet.diffusion.prediction import mean_channels
 
 Denoiser = Callable[..., Tensor]
 Pair = Callable[..., tuple[Tensor, Tensor]]
@@ -45,7 +47,10 @@ def guided(
         if scale == 1 or not (everywhere or low <= float(t[0]) <= high):
             return denoiser(x, t, **conditions)
         weaker, better = pair(x, t, **conditions)
-        return torch.lerp(weaker.float(), better.float(), scale)
+        channels = x.shape[1]
+        weaker = mean_channels(weaker.float(), channels)
+        means = torch.lerp(weaker, mean_channels(better.float(), channels), scale)
+        return torch.cat([means, better[:, channels:].float()], dim=1)
 
     return guided_denoiser
 

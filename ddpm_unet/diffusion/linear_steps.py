@@ -1,9 +1,10 @@
 """Reverse steps of DDPM and DDIM, where every coefficient is known before the loop begins.
 
-A step is x_0 = clip(a x + b prediction), then x' = c x + d x_0 + e prediction + s noise. The
-coefficients come from a diffusers scheduler, in float64, so that the loop itself is a few
-tensor operations: it gives what `scheduler.step` gives, except where that is wrong (see
-`inference_timesteps` and `previous_timesteps`).
+A step is x_0 = clip(a x + b prediction), then x' = c x + d x_0 + e prediction + s noise, where a
+learned variance (Nichol 2021, arXiv:2102.09672, eq. 15) multiplies s. The coefficients come from a
+diffusers scheduler, in float64, so that the loop itself is a few tensor operations: it gives what
+`scheduler.step` gives, except where that is wrong (see `inference_timesteps` and
+`previous_timesteps`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm_unet.diffusion.prediction import image_mixture, noise_mixture
+from ddpm_unet.diffusion.prediction import image_mixture, mean_channels, noise_mixture
 
 CLEAN = -1  # the timestep of a clean image, where abar is 1
 
@@ -32,6 +33,7 @@ class Coefficients(NamedTuple):
     next_from_image: float
     next_from_prediction: float
     noise: float
+    widest: float  # log of the largest over the smallest learned variance; 0: it is fixed
 
 
 def inference_timesteps(scheduler: Any, steps: int) -> list[int]:
@@ -85,7 +87,7 @@ class LinearSteps:
         if type(scheduler) not in (DDPMScheduler, DDIMScheduler) or scheduler.config.thresholding:
             return False
         variance = scheduler.config.get("variance_type", "fixed_small")
-        return variance in ("fixed_small", "fixed_small_log", "fixed_large")
+        return variance in ("fixed_small", "fixed_small_log", "fixed_large", "learned_range")
 
     def begin(self, index: int, images: Tensor, noise: Tensor) -> Tensor:
         """The state before a step: images and standard noise, mixed (Ho 2020, eq. 4)."""
@@ -103,16 +105,19 @@ class LinearSteps:
         Args:
             index: Number of the step.
             x: The state, `[B, ...]`; it stays as it is, like the prediction.
-            prediction: What the denoiser made of it, `[B, ...]`.
+            prediction: What the denoiser made of it, `[B, ...]`, perhaps with variances after it.
             draw_noise: Gives noise of a standard deviation, in a tensor to be overwritten.
         """
-        from_x, from_prediction, next_x, next_image, next_prediction, std = self._steps[index]
+        from_x, from_prediction, next_x, next_image, next_prediction, std, wide = self._steps[index]
+        output, prediction = prediction, mean_channels(prediction, x.shape[1])
         image = prediction * from_prediction
         if from_x:
             image.add_(x, alpha=from_x)
         if self.clip is not None:
             image.clamp_(-self.clip, self.clip)
         following = draw_noise(std) if std else torch.zeros_like(x)
+        if wide:
+            following.mul_(torch.exp((output[:, x.shape[1] :] + 1) * (wide / 4)))
         following.add_(x, alpha=next_x).add_(image, alpha=next_image)
         if next_prediction:
             following.add_(prediction, alpha=next_prediction)
@@ -128,12 +133,15 @@ def _coefficients(scheduler: Any, timesteps: list[int], eta: float) -> list[Coef
     abar_previous = table[previous].where(previous != CLEAN, clean)
     beta = 1 - abar / abar_previous
     variance = (1 - abar_previous) / (1 - abar) * beta  # Ho 2020, eq. 7
+    widest = torch.zeros_like(abar)
     if "variance_type" in config:
         next_from_x = (abar / abar_previous).sqrt() * (1 - abar_previous) / (1 - abar)
         next_from_image = abar_previous.sqrt() * beta / (1 - abar)
         next_from_prediction = torch.zeros_like(abar)
         if config.variance_type == "fixed_large":
             variance = torch.where(abar_previous < 1, beta, 0.0)
+        if config.variance_type == "learned_range":
+            widest = torch.where(abar_previous < 1, (beta / variance).log(), 0.0)
         noise = variance.sqrt()
     else:  # Song 2021 (arXiv:2010.02502), eq. 12 and 16; eps is that of the unclipped x_0
         noise = eta * variance.sqrt()
@@ -152,6 +160,7 @@ def _coefficients(scheduler: Any, timesteps: list[int], eta: float) -> list[Coef
             next_from_image.tolist(),
             next_from_prediction.tolist(),
             noise.tolist(),
+            widest.tolist(),
             strict=True,
         )
     ]

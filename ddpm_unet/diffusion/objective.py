@@ -10,15 +10,17 @@ from torch import Tensor
 
 from ddpm_unet import randomness
 from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.diffusion.prediction import min_snr_weight, target_mixture
+from ddpm_unet.diffusion.prediction import mean_channels, min_snr_weight, target_mixture
 from ddpm_unet.diffusion.schedule import alphas_cumprod
+from ddpm_unet.diffusion.variational_bound import VariationalBound
 from ddpm_unet.errors import UserError
 
 
 class Objective:
     """Denoising loss of a `denoiser(x_t, t, **conditions) -> prediction`.
 
-    The weighted simple loss of Ho 2020 (arXiv:2006.11239, eq. 14) for any prediction type.
+    The weighted simple loss of Ho 2020 (arXiv:2006.11239, eq. 14) for any prediction type; with
+    learned variances, the hybrid loss of Nichol 2021 (arXiv:2102.09672, eq. 16).
 
     Args:
         config: The forward process, the prediction type and the weighting.
@@ -42,10 +44,13 @@ class Objective:
         # one row per timestep: x_t = [0] x_0 + [1] eps, target = [2] x_0 + [3] eps, weight [4]
         rows = (abar.sqrt(), (1 - abar).sqrt(), *target, weight)
         self._table = torch.stack(rows, dim=1).float()
+        self._bound = VariationalBound(config) if config.variance_type == "learned_range" else None
 
     def to(self, device: torch.device | str) -> Objective:
         """Move the tables to a device; returns itself."""
         self._table = self._table.to(device)
+        if self._bound:
+            self._bound.to(device)
         return self
 
     def draw(
@@ -88,10 +93,14 @@ class Objective:
         noise: Tensor,
         **conditions: Any,
     ) -> Tensor:
-        """Weighted mean squared error of each image.
+        """Weighted mean squared error of each image, and with learned variances the bound.
+
+        The bound is the sum over all timesteps, of which the image's own is drawn, and moves the
+        variances alone: no gradient of it reaches the mean.
 
         Args:
-            denoiser: Called as `denoiser(x_t, timesteps, **conditions)`.
+            denoiser: Called as `denoiser(x_t, timesteps, **conditions)`; with learned variances
+                it predicts `[B, 2 C, ...]`.
             images: Clean images, `float32 [B, C, ...]` in [-1, 1].
             timesteps: `int64 [B]` in 0 .. T-1.
             noise: Standard normal, `float32`, of the shape of the images.
@@ -100,9 +109,16 @@ class Objective:
         Returns:
             `float32 [B]`, whatever precision the denoiser computes in.
         """
-        prediction = denoiser(self.add_noise(images, timesteps, noise), timesteps, **conditions)
-        error = prediction.float() - self.target(images, timesteps, noise)
-        return self._table[timesteps, 4] * error.square().flatten(1).mean(1)
+        noisy = self.add_noise(images, timesteps, noise)
+        prediction = denoiser(noisy, timesteps, **conditions).float()
+        means = mean_channels(prediction, images.shape[1])
+        error = means - self.target(images, timesteps, noise)
+        simple = self._table[timesteps, 4] * error.square().flatten(1).mean(1)
+        if self._bound is None:
+            return simple
+        stopped = torch.cat([means.detach(), prediction[:, images.shape[1] :]], dim=1)
+        bits = self._bound.terms(images, noisy, timesteps, stopped).bits
+        return simple + self.config.vlb_weight * self.config.num_train_timesteps * bits
 
     def _mix(self, column: int, images: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         rows = self._table[timesteps].reshape(-1, 5, *[1] * (images.ndim - 1))

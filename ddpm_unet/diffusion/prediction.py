@@ -60,6 +60,11 @@ def noise_mixture(prediction_type: PredictionType, abar: Tensor) -> Mixture:
     return Mixture(-p / determinant, abar.sqrt() / determinant)
 
 
+def mean_channels(prediction: Tensor, channels: int) -> Tensor:
+    """A prediction `[B, C or 2 C, ...]` without what it says of variances, `[B, C, ...]`."""
+    return prediction if prediction.shape[1] == channels else prediction[:, :channels]
+
+
 def min_snr_weight(prediction_type: PredictionType, abar: Tensor, gamma: float) -> Tensor:
     """Min-SNR weight of the squared error of the prediction (Hang 2023, arXiv:2303.09556).
 

@@ -70,4 +70,6 @@ def make_scheduler(name: str, config: DiffusionConfig | Mapping[str, Any]) -> An
     import diffusers  # takes seconds
 
     class_name, options = _SCHEDULERS[name]
+    if class_name != "DDPMScheduler":  # which alone knows what to do with it
+        settings.pop("variance_type", None)
     return getattr(diffusers, class_name).from_config({**settings, **_COMMON, **options})

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_unet.diffusion.prediction import Mixture, image_mixture
+from ddpm_unet.diffusion.prediction import Mixture, image_mixture, mean_channels
 from ddpm_unet.errors import UserError
 
 
@@ -45,6 +45,7 @@ class SchedulerSteps:
         known = inspect.signature(scheduler.step).parameters
         options = {"eta": eta, "generator": generators}
         self._options = {name: value for name, value in options.items() if name in known}
+        self._learned = getattr(scheduler, "variance_type", None) == "learned_range"
         self._times = list(scheduler.timesteps)
         self.timesteps = scheduler.timesteps.to(device)
         self.initial_std = float(scheduler.init_noise_sigma)
@@ -74,9 +75,11 @@ class SchedulerSteps:
         """The next x and the x_0 predicted on the way; the scheduler draws the noise itself."""
         time = self._times[index]
         seen = self.model_input(index, x)
-        output = self._scheduler.step(prediction, time, x, **self._options)
+        means = mean_channels(prediction, x.shape[1])
+        given = prediction if self._learned else means
+        output = self._scheduler.step(given, time, x, **self._options)
         image = output.get("pred_original_sample")
         if image is None:
             c = self._image[index]
-            image = c.first * seen + c.second * prediction
+            image = c.first * seen + c.second * means
         return output.prev_sample, image

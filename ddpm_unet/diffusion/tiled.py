@@ -50,7 +50,7 @@ def tiled(
         rows, columns = (_places(n, tile, stride, shift, periodic) for n in (height, width))
         padded = _surround(x, tile, periodic)
         images = {k: _surround(v, tile, periodic) for k, v in conditions.items() if v.ndim == 4}
-        total = torch.zeros_like(padded, dtype=torch.float32)
+        total: Tensor | None = None
         weights = weight.to(x.device)
         counts = torch.zeros(padded.shape[2:], device=x.device)
         places = [(r, c) for r in rows for c in columns]
@@ -64,9 +64,14 @@ def tiled(
                 for name, value in conditions.items()
             }
             predictions = denoiser(_cut(padded, some, tile), t.repeat(len(some)), **told)
+            if total is None:  # of as many channels as a prediction has
+                total = predictions.new_zeros(
+                    len(x), predictions.shape[1], *padded.shape[2:], dtype=torch.float32
+                )
             for (r, c), prediction in zip(some, predictions.float().split(len(x)), strict=True):
                 total[:, :, r : r + tile, c : c + tile] += weights * prediction
                 counts[r : r + tile, c : c + tile] += weights
+        assert total is not None, "there is a window"
         return _folded(total, tile, periodic) / _folded(counts, tile, periodic)
 
     return tiled_denoiser

@@ -50,12 +50,9 @@ def convert(
     if replace(process, drop_variance=False) == ForeignProcessConfig():
         unet.save_pretrained(out)
         return unet, None
-    if variances and not process.drop_variance:
-        raise UserError(
-            f"{file}: predicts {unet.config.in_channels} variances too, which are not sampled"
-            " with; give --drop_variance true, or convert the network alone"
-        )
     diffusion = forward_process(file, process)
+    if variances and not process.drop_variance:
+        diffusion.variance_type = "learned_range"
     write_pipeline(out, unet, diffusion)
     return unet, diffusion
 
@@ -166,7 +163,7 @@ def report(
     if diffusion:
         what = (
             f"a pipeline: {diffusion.num_train_timesteps} steps of {diffusion.beta_schedule} noise,"
-            f" {diffusion.prediction_type} predicted"
+            f" {diffusion.prediction_type} predicted, variance {diffusion.variance_type}"
         )
     yield f"written: {out}, {what}"
 

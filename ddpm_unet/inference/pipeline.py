@@ -85,7 +85,16 @@ def read_pipeline(folder: Path) -> tuple[UNet, DiffusionConfig]:
     Raises:
         UserError: Something is missing, or is not what this toolkit can use; names it.
     """
-    return UNet.from_pretrained(folder), read_diffusion(folder)
+    unet, diffusion = UNet.from_pretrained(folder), read_diffusion(folder)
+    outputs = unet.config.out_channels
+    if diffusion.variance_type == "learned_range" and (
+        outputs % 2 or outputs // 2 > unet.config.in_channels
+    ):
+        raise UserError(
+            f"{folder}: its scheduler_config.json has variance_type learned_range, but the network "
+            f"predicts {outputs} channels, so no variances; set it to fixed_small"
+        )
+    return unet, diffusion
 
 
 def read_diffusion(folder: Path) -> DiffusionConfig:
@@ -102,8 +111,11 @@ def read_diffusion(folder: Path) -> DiffusionConfig:
             "or a folder that a diffusers pipeline wrote"
         )
     settings = read_json(path)
-    known = DiffusionConfig.__dataclass_fields__.keys() & settings.keys()
-    config = from_plain(DiffusionConfig, {key: settings[key] for key in known}, path)
+    kept = PROCESS & settings.keys()
+    values = {key: settings[key] for key in kept}
+    if values.get("variance_type") in (None, "fixed_small_log"):  # unknown, or the same by itself
+        values.pop("variance_type", None)
+    config = from_plain(DiffusionConfig, values, path)
     try:
         check_limits(config)
         betas(config)

@@ -242,7 +242,8 @@ def check_network(config: DenoiseConfig, told: Conditioning, images: ImageSet) -
             f"model.in_channels = {model.in_channels}, but the network is given {parts}; set "
             f"model.in_channels to {needed}"
         )
-    if model.out_channels != channels:
+    outputs = config.diffusion.output_channels(channels)
+    if model.out_channels != outputs and outputs != channels:
         raise UserError(
             f"model.out_channels = {model.out_channels}, but diffusion.variance_type learned_range "
             f"predicts a variance for each of the images' {channels} channels; set it to {outputs}"

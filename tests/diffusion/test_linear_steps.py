@@ -118,6 +118,7 @@ def test_steps_lead_from_one_timestep_to_the_next():
 def test_only_steps_of_this_form_are_taken():
     assert LinearSteps.supports(diffusers.DDPMScheduler(variance_type="fixed_large"))
     assert LinearSteps.supports(diffusers.DDIMScheduler())
-    assert not LinearSteps.supports(diffusers.DDPMScheduler(variance_type="learned_range"))
+    assert LinearSteps.supports(diffusers.DDPMScheduler(variance_type="learned_range"))
+    assert not LinearSteps.supports(diffusers.DDPMScheduler(variance_type="learned"))
     assert not LinearSteps.supports(diffusers.DDPMScheduler(thresholding=True))
     assert not LinearSteps.supports(diffusers.EulerDiscreteScheduler())

@@ -176,15 +176,18 @@ def test_the_command_says_what_it_did(
 def test_a_network_that_predicts_variances(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without them, it predicts the rest as before."""
+    """It samples with them; without them, it predicts the rest as before."""
     weights = load_file(file)
     for name in ("out.2.conv.weight", "out.2.conv.bias"):
         weights[name] = torch.cat([weights[name], torch.randn_like(weights[name])])
     save_file(weights, tmp_path / "both.safetensors")
-    with pytest.raises(UserError, match=r"predicts 3 variances too.*--drop_variance true"):
-        convert.convert(
-            tmp_path / "both.safetensors", tmp_path / "out", TOLD, ForeignProcessConfig(**LINEAR)
-        )
+    whole = ForeignProcessConfig(**LINEAR)
+    _, process = convert.convert(tmp_path / "both.safetensors", tmp_path / "whole", TOLD, whole)
+    unet, read = read_pipeline(tmp_path / "whole")
+    assert process == read
+    assert (unet.config.out_channels, read.variance_type) == (6, "learned_range")
+    theirs = DDPMPipeline.from_pretrained(tmp_path / "whole")
+    assert theirs.scheduler.config.variance_type == "learned_range"
     told = ForeignProcessConfig(**LINEAR, drop_variance=True)
     convert.convert(tmp_path / "both.safetensors", tmp_path / "out", TOLD, told)
     unet, _ = read_pipeline(tmp_path / "out")

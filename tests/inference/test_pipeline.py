@@ -4,7 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ddpm_unet import randomness
 from ddpm_unet.config import DiffusionConfig, UNetConfig
+from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import (
     image_shape,
@@ -73,6 +76,58 @@ def test_a_folder_without_a_forward_process_is_named(folder, text, message):
     path = folder / "scheduler" / "scheduler_config.json"
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(UserError, match=message):
+        read_pipeline(folder)
+
+
+def test_learned_variances_are_those_of_the_diffusers_pipeline(tmp_path):
+    """The same folder, the same noise, the same images, in as many steps as there are."""
+    from diffusers import DDPMPipeline
+
+    learned = replace(DIFFUSION, num_train_timesteps=20, variance_type="learned_range")
+    unet = UNet(replace(SMALL, out_channels=6))
+    torch.nn.init.normal_(unet.conv_out.weight, std=0.2)
+    write_pipeline(tmp_path / "m", unet, learned)
+    unet, read = read_pipeline(tmp_path / "m")
+    assert read == learned
+    ours = sample(
+        unet,
+        make_scheduler("ddpm", read),
+        image_shape(unet.config),
+        seed=3,
+        indices=range(2),
+        steps=20,
+    )
+    generators = randomness.generators(3, "sample", range(2))
+    pipeline = DDPMPipeline.from_pretrained(tmp_path / "m")
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(2, generator=generators, num_inference_steps=20, output_type="np").images
+    theirs = torch.from_numpy(theirs).movedim(-1, 1) * 2 - 1
+    torch.testing.assert_close(ours.clamp(-1, 1), theirs, rtol=1e-3, atol=1e-3)
+    fixed = sample(
+        unet,
+        make_scheduler("ddpm", replace(read, variance_type="fixed_small")),
+        image_shape(unet.config),
+        seed=3,
+        indices=range(2),
+        steps=20,
+    )
+    assert not torch.allclose(fixed, ours, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("fixed_large", "fixed_large"), ("fixed_small_log", "fixed_small"), (None, "fixed_small")],
+)
+def test_the_kind_of_variance_is_read(folder, written, read):
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"variance_type": written}))
+    assert read_diffusion(folder).variance_type == read
+
+
+def test_a_network_without_the_variances_of_its_scheduler_is_refused(folder):
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"variance_type": "learned_range"}))
+    with pytest.raises(UserError, match="predicts 3 channels, so no variances"):
         read_pipeline(folder)
 
 

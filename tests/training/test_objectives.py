@@ -1,0 +1,60 @@
+"""Trainings with other objectives than the default: small runs, end to end."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMPipeline
+
+from ddpm_unet.errors import UserError
+from ddpm_unet.inference.conditions import Conditioning
+from ddpm_unet.inference.pipeline import image_shape, read_pipeline
+from ddpm_unet.training import loop
+from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.loop import train
+from ddpm_unet.training.run_folder import RunFolder
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    monkeypatch.setattr(loop, "plot_metrics", lambda records, path: None)
+
+
+def run(settings):
+    folder = RunFolder(Path(settings.run))
+    train(DenoiseJob(settings), folder, settings)
+    return folder
+
+
+def test_learned_variances(settings):
+    settings.diffusion.variance_type = "learned_range"
+    with pytest.raises(UserError, match=r"out_channels = 3, but .* learned_range .* set it to 6"):
+        run(settings)
+    settings.model.out_channels = 6
+    settings.train.steps = settings.train.sample_every = 4
+    folder = run(settings)
+    unet, diffusion = read_pipeline(folder.model)
+    assert diffusion.variance_type == "learned_range"
+    assert image_shape(unet.config) == (3, 8, 8)
+    told = Conditioning.read(folder.model)
+    told.check(unet.config, folder.model)
+    assert not (folder.model / "conditions.json").exists()
+    assert list(folder.samples.glob("*.png"))
+    moved = unet.conv_out.bias[3:].abs().min()
+    assert moved > 0
+    pipeline = DDPMPipeline.from_pretrained(folder.model)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(1, num_inference_steps=3, output_type="np").images
+    assert torch.from_numpy(images).isfinite().all()
+
+
+def test_learned_variances_beside_an_estimate(settings):
+    settings.diffusion.variance_type = "learned_range"
+    settings.model.in_channels, settings.model.out_channels = 6, 6
+    settings.self_conditioning = True
+    settings.train.steps = settings.train.sample_every = 2
+    folder = run(settings)
+    unet, _ = read_pipeline(folder.model)
+    told = Conditioning.read(folder.model)
+    told.check(unet.config, folder.model)
+    assert told.image_channels == 3
