@@ -14,8 +14,8 @@ from ddpm_unet.config.data import (
     ValueRange,
 )
 from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig, LucidrainsConfig
-from ddpm_unet.config.jobs import CheckConfig, DenoiseConfig, SegmentConfig
-from ddpm_unet.config.network import ClassicConfig, HeadConfig, UNetConfig
+from ddpm_unet.config.jobs import AutoencodeConfig, CheckConfig, DenoiseConfig, SegmentConfig
+from ddpm_unet.config.network import AutoencoderConfig, ClassicConfig, HeadConfig, UNetConfig
 from ddpm_unet.config.process import (
     BetaSchedule,
     DiffusionConfig,
@@ -34,6 +34,8 @@ from ddpm_unet.config.training import (
 
 __all__ = [
     "AugmentConfig",
+    "AutoencodeConfig",
+    "AutoencoderConfig",
     "BetaSchedule",
     "CheckConfig",
     "ClassicConfig",

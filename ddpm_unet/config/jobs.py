@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ddpm_unet.config.data import ImageDataConfig, LatentConfig, PairDataConfig
-from ddpm_unet.config.network import ClassicConfig, HeadConfig, UNetConfig
+from ddpm_unet.config.network import AutoencoderConfig, ClassicConfig, HeadConfig, UNetConfig
 from ddpm_unet.config.process import DiffusionConfig
 from ddpm_unet.config.training import (
     PredictConfig,
@@ -50,6 +50,34 @@ class DenoiseConfig:
     latent: LatentConfig = field(default_factory=LatentConfig)
     model: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+
+
+@dataclass
+class AutoencodeConfig:
+    """Settings of `scripts/train_autoencoder.py`.
+
+    Args:
+        run: Run folder; null takes runs/ and the configuration file's name.
+        resume: "auto" goes on from the run's newest good checkpoint; "never" refuses a used
+            run folder.
+        seed: The order of the data, augmentation, latents and initial weights depend on it alone.
+        tracker: Besides metrics.jsonl, log to tensorboard or wandb through accelerate.
+        kl_weight: Weight of the latents' divergence from standard normal ones, nats per number.
+        data: The images.
+        model: The network.
+        train: The loop.
+        preview: Grids and validation during training.
+    """
+
+    run: str | None = None
+    resume: Literal["auto", "never"] = "auto"
+    seed: int = 0
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    kl_weight: float = 1e-4
+    data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
 

@@ -13,8 +13,8 @@ from ddpm_unet.config.data import (
     PairDataConfig,
     SplitConfig,
 )
-from ddpm_unet.config.jobs import DenoiseConfig, SegmentConfig
-from ddpm_unet.config.network import ClassicConfig, HeadConfig, UNetConfig
+from ddpm_unet.config.jobs import AutoencodeConfig, DenoiseConfig, SegmentConfig
+from ddpm_unet.config.network import AutoencoderConfig, ClassicConfig, HeadConfig, UNetConfig
 from ddpm_unet.config.process import DiffusionConfig
 from ddpm_unet.config.training import (
     PredictConfig,
@@ -81,6 +81,12 @@ LIMITS: dict[type, dict[str, Limits]] = {
         "dropout": BELOW_1,
         "num_class_embeds": (1, 1_000_000),
     },
+    AutoencoderConfig: {
+        "latent_channels": (1, 65_536),
+        "block_out_channels": (1, 16_384),
+        "layers_per_block": (1, 64),
+        "norm_num_groups": POSITIVE,
+    },
     ClassicConfig: {"depth": (2, 8), "base_width": (1, 4096), "dropout": BELOW_1},
     HeadConfig: {
         "num_classes": (1, 256),
@@ -105,6 +111,7 @@ LIMITS: dict[type, dict[str, Limits]] = {
     SegmentLossConfig: {"class_weights": (0, 1e6)},
     RegressionConfig: {"huber_delta": (1e-6, 2)},
     PredictConfig: {"tile": (1, 65_536)},
+    AutoencodeConfig: {"seed": SEED},
     DenoiseConfig: {"seed": SEED, "condition_dropout": SHARE},
     SegmentConfig: {"seed": SEED, "layer_decay": (1e-6, 1)},
 }

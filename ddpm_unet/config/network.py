@@ -98,6 +98,26 @@ class UNetConfig:
 
 
 @dataclass
+class AutoencoderConfig:
+    """Architecture of an autoencoder, in the names of diffusers' AutoencoderKL.
+
+    Args:
+        latent_channels: Channels of the latents.
+        block_out_channels: Channels per level, from fine to coarse; every level but the first
+            halves the sides.
+        layers_per_block: Residual blocks per level of the encoder (the decoder has one more).
+        norm_num_groups: Groups of every group normalisation.
+        mid_block_add_attention: Self-attention in the middle of both.
+    """
+
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (16, 32, 64)
+    layers_per_block: int = 1
+    norm_num_groups: int = 8
+    mid_block_add_attention: bool = False
+
+
+@dataclass
 class ClassicConfig:
     """Architecture of a `ClassicUNet`; the defaults are Ronneberger 2015.
 
