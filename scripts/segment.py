@@ -1,8 +1,11 @@
-"""Segment pictures of any size: `python scripts/segment.py --model runs/x/model PICTURES...`."""
+"""Segment pictures of any size: `python scripts/segment.py --model runs/x/model PICTURES...`.
+
+A model of task "regress" writes the pictures that it predicts.
+"""
 
 from argparse import Namespace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ddpm_unet.command_line import ArgumentParser, user_errors, whole, within
 from ddpm_unet.config import PredictConfig
@@ -24,6 +27,7 @@ def arguments() -> Namespace:
     add("--levels", type=int, help="use so many of a U-Net++'s levels only: faster, less exact")
     add("--turns", action="store_true", help="average over flips and quarter turns, 8 x the work")
     add("--probabilities", choices=["tiff", "npz"], help="write probabilities too, float32")
+    add("--picture", choices=["tiff", "png"], default="tiff", help="task regress: format written")
     add("--max_pixels", type=PIXELS, default=200.0, help="largest picture, million pixels")
     return parser.parse_args()
 
@@ -37,8 +41,9 @@ def main() -> None:
     from ddpm_unet.data.folder import list_pictures
     from ddpm_unet.data.points import list_points
     from ddpm_unet.inference.colors import class_colors
-    from ddpm_unet.inference.files import FileSegmenter
+    from ddpm_unet.inference.files import FilePredictor, FileSegmenter
     from ddpm_unet.inference.points import PointSegmenter
+    from ddpm_unet.inference.regression import FileRegressor, numbers
     from ddpm_unet.inference.segmentation import (
         PREPARATION,
         Preparation,
@@ -56,21 +61,30 @@ def main() -> None:
     model = load_segmentation_model(folder, args.levels).to(device)
     preparation = Preparation.read(folder, model)
     dims = dimensions(model)
-    kind = partial(PointSegmenter, voxel=preparation.voxel) if preparation.voxel else FileSegmenter
-    segmenter = kind(
-        predict=class_probabilities(model, args.turns),
-        prepare=preparation.pixels,
-        whole=preparation.whole,
-        channels=preparation.channels,
-        colors=class_colors(max(2, model.config.num_classes), model.config.class_colors),
-        dims=dims,
-        scale=preparation.scale,
-        tiling=tiling(model, PredictConfig(args.tile, args.overlap)),
-        batch_size=args.batch_size,
-        device=device,
-        probabilities=args.probabilities,
-        max_pixels=args.max_pixels,
-    )
+    targets, count = preparation.targets, model.config.num_classes
+    common: dict[str, Any] = {
+        "prepare": preparation.pixels,
+        "whole": preparation.whole,
+        "channels": preparation.channels,
+        "dims": dims,
+        "scale": preparation.scale,
+        "tiling": tiling(model, PredictConfig(args.tile, args.overlap)),
+        "batch_size": args.batch_size,
+        "device": device,
+        "max_pixels": args.max_pixels,
+    }
+    predictor: FilePredictor
+    if targets:
+        predict = numbers(model, preparation.residual, args.turns)
+        predictor = FileRegressor(predict=predict, targets=targets, picture=args.picture, **common)
+    else:
+        common["predict"] = class_probabilities(model, args.turns)
+        common["colors"] = class_colors(max(2, count), model.config.class_colors)
+        common["probabilities"] = args.probabilities
+        if preparation.voxel:
+            predictor = PointSegmenter(voxel=preparation.voxel, **common)
+        else:
+            predictor = FileSegmenter(**common)
     paths: list[Path] = []
     for path in args.pictures:
         if not path.exists():
@@ -81,17 +95,20 @@ def main() -> None:
         paths += [path / p for p in inside]
     names = output_names(paths, args.out)
     for path in paths:
-        segmenter.look(path)
+        predictor.look(path)
     with output_folder(args.out):
         print(f"{len(paths)} picture(s) with {folder}")
         for path, name in zip(tqdm(paths, "Segmenting", disable=None), names, strict=True):
             with torch.inference_mode():
-                counts = segmenter.write(path, args.out, name)
-            shares = counts / max(1, counts.sum())
-            classes = model.config.class_names or [f"class {i}" for i in range(len(shares))]
-            found = ", ".join(f"{c} {s:.1%}" for c, s in zip(classes, shares, strict=True))
-            tqdm.write(f"{path.name}: {found}")
-    print(f"written: masks and overlays in {args.out}")
+                found = predictor.write(path, args.out, name)
+            if targets:
+                told = "mean " + ", ".join(f"{mean:.4g}" for mean in found)
+            else:
+                shares = found / max(1, found.sum())
+                classes = model.config.class_names or [f"class {i}" for i in range(len(shares))]
+                told = ", ".join(f"{c} {s:.1%}" for c, s in zip(classes, shares, strict=True))
+            tqdm.write(f"{path.name}: {told}")
+    print(f"written: {'predictions' if targets else 'masks and overlays'} in {args.out}")
 
 
 if __name__ == "__main__":

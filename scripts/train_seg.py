@@ -1,5 +1,7 @@
 """Train a U-Net to segment from a handful of masks: `python scripts/train_seg.py`.
 
+With --task regress it learns to predict pictures from pictures instead.
+
 With --check it only looks at the images and masks, and says what it found.
 """
 
@@ -19,21 +21,26 @@ def main() -> None:
     settings, name = read_settings(SegmentConfig, DEFAULT, arguments)
     if len(arguments) < len(sys.argv) - 1:
         from ddpm_unet.data.check import print_check
+        from ddpm_unet.data.targets import picture_settings
 
-        print_check(settings.data)
+        print_check(
+            picture_settings(settings.data) if settings.task == "regress" else settings.data
+        )
         return
     settings.run = settings.run or f"runs/{name}"
 
     from ddpm_unet.training.loop import train
+    from ddpm_unet.training.regress import RegressJob
     from ddpm_unet.training.run_folder import RunFolder, newest_or_shipped
-    from ddpm_unet.training.segment import SegmentJob, score_test
+    from ddpm_unet.training.scoring import score_test
+    from ddpm_unet.training.segment import SegmentJob
 
     run = RunFolder(Path(settings.run))
     settings.init = settings.init or run.setting("init")
     if settings.architecture == "unet" and not settings.init:
         cure = "train one with scripts/train_ddpm.py, or give --init DIR or --init scratch"
         settings.init = str(newest_or_shipped(SHIPPED, "model_index.json", cure))
-    job = SegmentJob(settings)
+    job = RegressJob(settings) if settings.task == "regress" else SegmentJob(settings)
     train(job, run, settings)
     score_test(job, run)
 

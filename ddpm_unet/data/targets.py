@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import numpy as np
 
+from ddpm_unet.config import PairDataConfig
 from ddpm_unet.data.pixels import to_unit
+from ddpm_unet.errors import UserError
 
 Range = tuple[float, float]
 PixelType = Literal["uint8", "uint16", "float32"]
@@ -67,3 +69,15 @@ class Targets:
         if self.dtype == "float32":
             return values
         return values.round().clip(0, np.iinfo(self.dtype).max).astype(self.dtype)
+
+
+def picture_settings(data: PairDataConfig) -> PairDataConfig:
+    """The settings of pairs for pictures to predict, whose inputs keep their intensities.
+
+    Raises:
+        UserError: They say that the targets are masks.
+    """
+    if data.mask_kind not in ("auto", "pictures"):
+        raise UserError(f'data.mask_kind {data.mask_kind}: is for task "segment"; leave it out')
+    augment = replace(data.augment, intensity=bool(data.augment.intensity))
+    return replace(data, mask_kind="pictures", augment=augment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from ddpm_unet.data.nifti import Space
 from ddpm_unet.data.pictures import picture_info
@@ -30,27 +32,24 @@ from ddpm_unet.inference.writing import (
 )
 
 Part = tuple[int, int, np.ndarray, np.ndarray]
-"""First plane and row, pixels `[planes, rows, W, C]`, probabilities `[planes, K, rows, W]`."""
+"""First plane and row, pixels `[planes, rows, W, C]`, predictions `[planes, K, rows, W]`."""
 
 
-@dataclass(frozen=True)
-class FileSegmenter:
-    """Writes what a network sees in picture files.
+@dataclass(frozen=True, kw_only=True)
+class FilePredictor(ABC):
+    """Writes what a network makes of picture files.
 
     Args:
-        predict: Tiles `[B, channels, *tile]` to class probabilities `[B, K, ...]`, see `tiles.py`.
+        predict: Tiles `[B, channels, *tile]` to predictions `[B, K, ...]`, see `tiles.py`.
         prepare: Maps pixels `[..., C]` of a file (uint8, uint16, float32) to what `predict`
             wants, `[..., channels]`; gets the file's name for its messages.
         channels: Channels that `predict` wants.
-        colors: `uint8 [K, 3]`, one per class.
         whole: Done to a whole picture or volume `[..., C]` before `prepare`; None for nothing.
         dims: 2: every page of a TIFF is a picture; 3: its pages, or a NIfTI file, are one volume.
         scale: Factor by which pictures are resampled for `predict`; results have their own size.
         tiling: The tiles, in pixels of `predict`.
         batch_size: Tiles per call of `predict`.
         device: Where `predict` wants its tiles.
-        overlay: Write the overlay.
-        probabilities: Write the probabilities, as "tiff" or "npz".
         max_pixels: Refuse to decode more than so many million pixels at once.
         stream_above: Million pixels from which on a TIFF is read row by row.
     """
@@ -58,15 +57,12 @@ class FileSegmenter:
     predict: Predict
     prepare: Callable[[np.ndarray, str], np.ndarray]
     channels: int
-    colors: np.ndarray
     whole: Callable[[np.ndarray], np.ndarray] | None = None
     dims: int = 2
     scale: float = 1.0
     tiling: Tiling = field(default_factory=Tiling)
     batch_size: int = 4
     device: torch.device | str = "cpu"
-    overlay: bool = True
-    probabilities: Literal["tiff", "npz"] | None = None
     max_pixels: float = 200.0
     stream_above: float = 16.0
 
@@ -81,12 +77,7 @@ class FileSegmenter:
             picture_info(path, self.max_pixels)
 
     def write(self, path: Path, out: Path, name: str) -> np.ndarray:
-        """Segment one file.
-
-        `NAME_mask` is a palette PNG, or a palette TIFF in the input's shape when that is a TIFF;
-        `NAME_overlay` a PNG, or a TIFF for many pages; `NAME_probabilities.tif` or `.npz`
-        float32 `[(pages,) K, H, W]`. Of a NIfTI file, mask and probabilities are `.nii.gz` with
-        its affine. Each appears when it is complete.
+        """Predict one file. Each file that is written appears when it is complete.
 
         Args:
             path: A picture, or a TIFF of one or more pages, or a NIfTI file.
@@ -94,7 +85,7 @@ class FileSegmenter:
             name: What the files' names start with, from `output_names`.
 
         Returns:
-            Pixels of each class, `int64 [K]`.
+            A number of each output, `[K]`, as the subclass says.
 
         Raises:
             UserError: A file that cannot be read, or with `dims` 3 one that is no volume.
@@ -139,6 +130,38 @@ class FileSegmenter:
         )
         return (band.cpu().numpy() for band in bands)
 
+    @abstractmethod
+    def _write(
+        self,
+        parts: Iterator[Part],
+        shape: tuple[int, ...],
+        tiff: bool,
+        base: Path,
+        space: Space | None = None,
+    ) -> np.ndarray:
+        """Write all outputs of planes of `shape` `[N, H, W, C]`, as `base`_..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSegmenter(FilePredictor):
+    """Writes the classes that a network sees in picture files; `predict` gives probabilities.
+
+    `NAME_mask` is a palette PNG, or a palette TIFF in the input's shape when that is a TIFF;
+    `NAME_overlay` a PNG, or a TIFF for many pages; `NAME_probabilities.tif` or `.npz` float32
+    `[(pages,) K, H, W]`. Of a NIfTI file, mask and probabilities are `.nii.gz` with its affine.
+    `write` returns the pixels of each class, `int64 [K]`.
+
+    Args:
+        colors: `uint8 [K, 3]`, one per class.
+        overlay: Write the overlay.
+        probabilities: Write the probabilities, as "tiff" or "npz".
+    """
+
+    colors: np.ndarray
+    overlay: bool = True
+    probabilities: Literal["tiff", "npz"] | None = None
+
+    @override
     def _write(
         self,
         parts: Iterator[Part],

@@ -15,7 +15,7 @@ from ddpm_unet.inference.tiles import predict_tiles
 from ddpm_unet.inference.writing import finished
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PointSegmenter(FileSegmenter):
     """Writes what a network of volumes sees at the points of a file.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ddpm_unet.config import ImageDataConfig, PredictConfig, ValueRange
 from ddpm_unet.config.typed import from_plain, read_json
 from ddpm_unet.data.pixels import convert_channels, normalised, to_unit
 from ddpm_unet.data.settings import check_data_settings
+from ddpm_unet.data.targets import Targets
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.tiles import Predict, Tiling
 from ddpm_unet.inference.turns import over_turns
@@ -96,12 +97,16 @@ class Preparation:
         value_range: Pixel values of black and white, "percentiles" for those of each picture;
             None for the full range of the type.
         voxel: Side of the cells in which points were put, where the network was trained on points.
+        targets: Of a network that predicts pictures, what these are; None for classes.
+        residual: Such a network gives what is to be added to the first channels of its input.
     """
 
     channels: int
     scale: float = 1.0
     value_range: ValueRange = None
     voxel: float | None = None
+    targets: Targets | None = None
+    residual: bool = False
 
     def write(self, folder: Path) -> None:
         """Keep it in a model's folder."""
@@ -117,7 +122,11 @@ class Preparation:
         path = folder / PREPARATION
         if not path.is_file():
             return cls(model.in_channels)
-        found = from_plain(cls, read_json(path), path)
+        values = read_json(path)
+        targets = values.pop("targets", None)
+        found = from_plain(cls, values, path)
+        if targets is not None:
+            found = replace(found, targets=from_plain(Targets, targets, f"{path}: targets"))
         try:
             check_data_settings(ImageDataConfig(scale=found.scale, value_range=found.value_range))
         except UserError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from accelerate import Accelerator, DistributedType, PartialState
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -32,18 +31,14 @@ from ddpm_unet.inference.segmentation import (
     Preparation,
     SegmentationModel,
     class_probabilities,
-    dimensions,
     tiling,
 )
 from ddpm_unet.inference.tiles import predict_tiles
-from ddpm_unet.models.classic import ClassicUNet
-from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
-from ddpm_unet.models.unet import UNet
-from ddpm_unet.replace import replace_json, replace_text
-from ddpm_unet.training.job import Batch, even_batches, micro_batches
-from ddpm_unet.training.joint import SCRATCH, JointDenoising
+from ddpm_unet.training.job import Batch, micro_batches
+from ddpm_unet.training.joint import JointDenoising
 from ddpm_unet.training.losses import segmentation_loss
-from ddpm_unet.training.run_folder import RunFolder
+from ddpm_unet.training.pixel_network import build_network, export, parameter_groups
+from ddpm_unet.training.scoring import score_validation, somebody_validates
 
 
 class SegmentJob:
@@ -68,14 +63,9 @@ class SegmentJob:
         self.labelled = LabelledSet(self.report, self.split["train"], border)
         self.validation: LabelledSet | None = None
         self.criterion: str | None = None
-        if self.split["validation"]:
+        if somebody_validates(config, self.split):
             self.validation = LabelledSet(self.report, self.split["validation"])
             self.criterion = config.criterion
-        elif config.train.patience:
-            raise UserError(
-                f"train.patience {config.train.patience}: no picture validates; set "
-                "data.split.validation, or train.patience 0"
-            )
         weights = config.loss.class_weights
         self.class_weights = torch.tensor(weights) if weights else None
         self.joint: JointDenoising | None = None
@@ -109,26 +99,16 @@ class SegmentJob:
         Raises:
             UserError: It does not fit the images or `data.size`, or there is no such denoiser.
         """
-        model, size = self._network(), self.config.data.size
-        if dimensions(model) != self.config.data.dims:
-            raise UserError(
-                f"data.dims {self.config.data.dims}: the network is one of {dimensions(model)} "
-                "dimensions; set data.dims to that, or take another network"
-            )
-        side = size + 2 * model.margin
-        if model.valid_size(side) != side:
-            raise UserError(
-                f"data.size {size}: the network without padding gives no window of that size; "
-                f"the next that fits is {model.valid_size(side) - 2 * model.margin}"
-            )
-        tiling(model, self.config.predict)
-        return model
+        classes = {
+            "num_classes": len(self.class_names),
+            "class_names": self.class_names,
+            "class_colors": self.report.config.class_colors,
+        }
+        return build_network(self.config, self.report.channels, classes)
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """One group a block where learning rates differ."""
-        if isinstance(model, Segmenter):
-            return model.parameter_groups(self.config.train.lr, self.config.layer_decay)
-        return [{"params": list(model.parameters())}]
+        return parameter_groups(model, self.config)
 
     def batches(
         self, model: nn.Module, first_step: int, accelerator: Accelerator
@@ -170,19 +150,7 @@ class SegmentJob:
         """Overlap with the masks of the validation pictures, predicted whole."""
         if self.validation is None:
             return {}
-        size = len(self.class_names)
-        counts = torch.zeros(size, size, dtype=torch.int64, device=accelerator.device)
-        pictures = len(self.validation)
-        shares: Iterable[tuple[Sequence[int], float]] = even_batches(pictures, 1, accelerator)
-        if accelerator.distributed_type == DistributedType.FSDP:
-            # A sharded network needs every process for every tile, and pictures differ in tiles.
-            main = float(accelerator.is_main_process)
-            shares = (([number], main) for number in range(pictures))
-        for (number,), counted in shares:
-            with accelerator.autocast():
-                found = self.count(model, self.validation, number, accelerator.device)
-            counts += int(counted) * found
-        return self.scores(torch.as_tensor(accelerator.reduce(counts, "sum")))
+        return score_validation(self, model, self.validation, accelerator)
 
     def count(
         self, model: nn.Module, pictures: LabelledSet, number: int, device: torch.device
@@ -232,12 +200,10 @@ class SegmentJob:
     def export(self, model: nn.Module, state_dict: dict[str, Tensor], folder: Path) -> None:
         """Write a folder that `scripts/segment.py` reads, and the split beside it."""
         network: Any = model
-        network.save_pretrained(folder, state_dict)
         data = self.config.data
         voxel = data.voxel if data.masks == POINTS else None
-        Preparation(network.in_channels, data.scale, data.value_range, voxel).write(folder)
-        split = yaml.safe_dump(dict(self.split), sort_keys=False)
-        replace_text(folder.parent / "split.yaml", split)
+        preparation = Preparation(network.in_channels, data.scale, data.value_range, voxel)
+        export(model, state_dict, folder, preparation, self.split)
 
     def _predict(self, model: nn.Module, image: Tensor, device: torch.device) -> Tensor:
         """Class of every pixel of a whole picture, `int64 [H, W]` on `device`."""
@@ -245,27 +211,6 @@ class SegmentJob:
         probabilities = class_probabilities(network, self.config.predict.turns)
         tiles = tiling(network, self.config.predict)
         return predict_tiles(probabilities, image, tiles, device=device).argmax(dim=0).to(device)
-
-    def _network(self) -> SegmentationModel:
-        config, channels = self.config, self.report.channels
-        classes: dict[str, Any] = {
-            "num_classes": len(self.class_names),
-            "class_names": self.class_names,
-            "class_colors": self.report.config.class_colors,
-        }
-        if config.architecture == "classic":
-            classic = replace(config.classic, in_channels=channels, dims=config.data.dims)
-            network = ClassicUNet(replace(classic, **classes))
-            if config.init not in (None, SCRATCH):
-                network.load_encoder(str(config.init))
-            return network
-        head = replace(config.head, **classes)
-        if config.init == SCRATCH:
-            data = config.data
-            outputs = config.diffusion.output_channels(channels)
-            unet = replace(config.model, in_channels=channels, out_channels=outputs)
-            return Segmenter(UNet(replace(unet, sample_size=data.size, dims=data.dims)), head)
-        return Segmenter.from_denoiser(str(config.init), head, channels)
 
     def _check_settings(self) -> None:
         weights, loss = self.config.loss.class_weights, self.config.loss.name
@@ -283,24 +228,3 @@ class SegmentJob:
             )
         if self.config.data.dims == 3 and loss == "border":
             raise UserError("loss.name border: its weight maps are of pictures; data.dims is 3")
-
-
-def score_test(job: SegmentJob, run: RunFolder) -> dict[str, float]:
-    """Score the run's model on the pictures kept to test, if any, in the main process.
-
-    Writes `scores.json`, and `test.png` with the first picture's mask and prediction.
-    """
-    state = PartialState()
-    if job.test is None or not state.is_main_process:
-        return {}
-    model = load_segmentation_model(run.model).to(state.device)
-    with torch.inference_mode():
-        counts = [job.count(model, job.test, i, state.device) for i in range(len(job.test))]
-        save_picture(job.compare(model, job.test, state.device), run.path / "test.png")
-    scores = job.scores(torch.stack(counts).sum(dim=0))
-    replace_json(run.path / "scores.json", scores)
-    print(
-        f"on {len(job.test)} test picture(s): "
-        + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-    )
-    return scores

@@ -35,7 +35,8 @@ from ddpm_unet.models.unet import UNet
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.losses import segmentation_loss
 from ddpm_unet.training.run_folder import RunFolder
-from ddpm_unet.training.segment import SegmentJob, score_test
+from ddpm_unet.training.scoring import score_test
+from ddpm_unet.training.segment import SegmentJob
 
 UNET = UNetConfig(
     block_out_channels=(8, 16),

@@ -31,7 +31,8 @@ from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.losses import segmentation_loss
 from ddpm_unet.training.run_folder import RunFolder
-from ddpm_unet.training.segment import SegmentJob, score_test
+from ddpm_unet.training.scoring import score_test
+from ddpm_unet.training.segment import SegmentJob
 
 UNET = UNetConfig(
     in_channels=1,
