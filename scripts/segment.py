@@ -21,7 +21,7 @@ def arguments() -> Namespace:
     add("pictures", type=Path, nargs="+", help="pictures, stacks, NIfTI, point sets, or folders")
     add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
     add("--out", type=Path, default=Path("segmented"), help="folder written to (default segmented)")
-    add("--tile", type=int, help="side of the tiles that the network sees (256, of volumes 96)")
+    add("--tile", type=int, help="side of the tiles (default: those of least work)")
     add("--overlap", type=int, help="pixels that tiles share (default 32, of volumes 16)")
     add("--batch_size", type=whole(1), default=4, help="tiles at a time (default 4)")
     add("--levels", type=int, help="use so many of a U-Net++'s levels only: faster, less exact")

@@ -26,7 +26,9 @@ from ddpm_unet.replace import replace_json
 SegmentationModel = ClassicUNet | Segmenter
 PREPARATION = "preparation.json"
 DEFAULTS = {2: PredictConfig(256, 32, 16), 3: PredictConfig(96, 16, 8)}
-"""Tiles of pictures and of volumes."""
+"""Least tiles of pictures and of volumes."""
+PIXELS = {2: 768**2, 3: 96**3}
+"""How many pixels a network may get at once where the tile is not given."""
 
 
 def class_probabilities(model: SegmentationModel, turns: bool = False) -> Predict:
@@ -52,7 +54,8 @@ def tiling(model: SegmentationModel, config: PredictConfig) -> Tiling:
     Args:
         model: Gives the margin that is lost or not trusted.
         config: Gives the tile's size, which grows to the next one that the network takes, and
-            the overlap and margin, which a network without padding has no use for.
+            the overlap and margin, which a network without padding has no use for. Without a size
+            the tiles are those with which the least is computed in bounded memory.
 
     Raises:
         UserError: Tiles that are all margin and overlap.
@@ -62,9 +65,10 @@ def tiling(model: SegmentationModel, config: PredictConfig) -> Tiling:
         getattr(default if getattr(config, name) is None else config, name)
         for name in ("tile", "overlap", "margin")
     )
+    pixels = PIXELS[dimensions(model)] if config.tile is None else 0
     if model.margin:
         tile = model.valid_size(max(tile, 2 * model.margin + model.step))
-        return Tiling(tile=tile, margin=model.margin, overlap=0, step=model.step)
+        return Tiling(tile, model.margin, overlap=0, step=model.step, pixels=pixels)
     step = 32 if dimensions(model) == 2 else 2 ** (_levels(model) - 1)
     least = 2 * max(0, margin) + max(0, overlap) + step
     if min(overlap, margin) < 0 or tile < least:
@@ -72,7 +76,7 @@ def tiling(model: SegmentationModel, config: PredictConfig) -> Tiling:
             f"tiles of {tile} pixels that share {overlap}, with a margin of {margin}: give an "
             f"overlap and a margin of 0 or more, and then a tile of at least {least}"
         )
-    return Tiling(tile=tile, margin=margin, overlap=overlap, step=step)
+    return Tiling(tile, margin, overlap, step, pixels=pixels)
 
 
 def dimensions(model: SegmentationModel) -> int:

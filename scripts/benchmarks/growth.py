@@ -17,11 +17,12 @@ from benchmarks.rows import OURS, Results
 from benchmarks.tiles import recomputed
 from benchmarks.timing import Effort, Timer
 from benchmarks.training import TimedJob, job_settings, optimizer_and_average, run_rounds
-from ddpm_unet.config import TrainConfig, UNetConfig
+from ddpm_unet.config import PredictConfig, TrainConfig, UNetConfig
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.inference.pipeline import read_pipeline
-from ddpm_unet.inference.tiles import Tiling, predict_tiles
+from ddpm_unet.inference.segmentation import tiling as default_tiling
+from ddpm_unet.inference.tiles import predict_tiles
 
 
 @dataclass
@@ -120,10 +121,11 @@ def of_width(width: int) -> UNetConfig:
 def tiles_area(effort: Effort) -> Curve:
     """Overlap-tile of larger and larger pictures, by our default tiles."""
     network = milesial(16)
+    tiling = default_tiling(network, PredictConfig())
     sizes = (128, 256, 512, 1024, 2048) if effort.quick else (128, 256, 512, 1024, 2048, 4096)
     images = {str(size): torch.zeros(1, size, size).uniform_() for size in sizes}
     timer = Timer(effort).alternate(
-        {name: partial(predict_tiles, network, image) for name, image in images.items()}
+        {name: partial(predict_tiles, network, image, tiling) for name, image in images.items()}
     )
     pixel = gflop(network, torch.zeros(1, 1, 512, 512)) / 512**2
     return Curve(
@@ -132,7 +134,7 @@ def tiles_area(effort: Effort) -> Curve:
         [timer.samples[name] for name in images],
         [timer.rates[name] for name in images],
         "Pixels computed for each pixel of the picture: "
-        f"{', '.join(f'{recomputed(size, Tiling()):.2f}' for size in sizes)}.",
+        f"{', '.join(f'{recomputed(size, tiling):.2f}' for size in sizes)}.",
     )
 
 

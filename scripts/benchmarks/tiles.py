@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -12,11 +14,17 @@ from torch import Tensor
 from benchmarks.networks import gflop, milesial, randomised
 from benchmarks.rows import MONAI, OURS, SMP, Measured, installed
 from benchmarks.timing import Effort, Timer
-from ddpm_unet.inference.tiles import Tiling, plan_axis, predict_tiles
+from ddpm_unet.config import PredictConfig
+from ddpm_unet.inference.grid import Tiling, plan
+from ddpm_unet.inference.segmentation import tiling as default_tiling
+from ddpm_unet.inference.tiles import predict_tiles
+from ddpm_unet.models.layers import winograd
 
 WIDTH = 16
 """Channels at the finest level: a quarter of the usual 64, a sixteenth of the work."""
 EDGE = 64
+ROI = 256
+ORDINARY = f"{MONAI}, torch's convolutions"
 
 
 def overlap_tiles(effort: Effort, size: int) -> Measured:
@@ -24,30 +32,25 @@ def overlap_tiles(effort: Effort, size: int) -> Measured:
     size = 768 if effort.quick else size
     network = milesial(WIDTH)
     image = torch.randn(1, size, size, generator=torch.Generator().manual_seed(0))
-    tiling = Tiling()
+    tiling = default_tiling(network, PredictConfig())
     sides: dict[str, Callable[[], Tensor]] = {OURS: lambda: predict_tiles(network, image, tiling)}
     notes = [
-        f"{size} x {size} pixels, {WIDTH} channels at the finest level; ours in tiles of at most "
-        f"{tiling.tile} with a margin of {tiling.margin}: {recomputed(size, tiling):.2f} times the "
-        f"pixels are computed, in tiles of 256 {recomputed(size, Tiling(tile=256)):.2f} times"
+        f"{size} x {size} pixels, the same network of {WIDTH} channels at the finest level for "
+        f"all; ours: {recomputed(size, tiling):.2f} times the pixels are computed, in tiles of "
+        f"{plan((size, size), tiling)[0].tile} with a margin of {tiling.margin}"
     ]
     if installed(MONAI):
-        sides[MONAI] = lambda: sliding_window(network, image, 256)
-        computed = {roi: window_pixels(image, roi) / size**2 for roi in (256, 544)}
+        sides[MONAI] = lambda: sliding_window(network, image, ROI)
+        sides[ORDINARY] = lambda: without_ours(lambda: sliding_window(network, image, ROI))
         notes += [
-            f"{MONAI}: sliding_window_inference, overlap 0.25, Gaussian weights, 4 tiles at a "
-            f"time (as ours): {computed[256]:.2f} times the pixels in tiles of 256, "
-            f"{computed[544]:.2f} times in tiles of 544"
+            f"{MONAI}: sliding_window_inference, overlap 0.25, Gaussian weights, 4 tiles of {ROI} "
+            f"at a time: {window_pixels(image, ROI) / size**2:.2f} times the pixels; that process "
+            "keeps its freed memory, as ours arranges"
         ]
-    if not effort.quick:
-        small = Tiling(tile=256)
-        sides[f"{OURS}, tiles of 256"] = lambda: predict_tiles(network, image, small)
-        if installed(MONAI):
-            sides[f"{MONAI}, tiles of 544"] = lambda: sliding_window(network, image, 544)
     with torch.inference_mode():
         whole = network(image[None])[0]
         apart = {side: inner_difference(run(), whole) for side, run in sides.items()}
-        timer = Timer(effort).alternate(sides)
+        timer = Timer(replace(effort, least=min(effort.least, 3))).alternate(sides)
     notes += [
         f"difference: here the mean one, {EDGE} pixels from the picture's edge, to one pass over "
         "the whole picture, which no tiling equals, as a tile ends where the picture goes on; ours "
@@ -55,6 +58,12 @@ def overlap_tiles(effort: Effort, size: int) -> Measured:
     ]
     work = gflop(network, image[None])
     return Measured.timed(timer, gflop=dict.fromkeys(sides, work), differences=apart, notes=notes)
+
+
+def without_ours(work: Callable[[], Tensor]) -> Tensor:
+    """The work done with torch's convolutions."""
+    with winograd.disabled():
+        return work()
 
 
 def inner_difference(tiled: Tensor, whole: Tensor) -> float:
@@ -75,9 +84,7 @@ def sliding_window(network: Any, image: Tensor, roi: int) -> Tensor:
 
 def recomputed(size: int, tiling: Tiling) -> float:
     """Pixels that the network sees, as a multiple of the picture's."""
-    assert isinstance(tiling.tile, int)
-    axis = plan_axis(size, tiling.tile, tiling)
-    return (len(axis.starts) * axis.tile / size) ** 2
+    return prod(len(axis.starts) * axis.tile / size for axis in plan((size, size), tiling))
 
 
 def window_pixels(image: Tensor, roi: int) -> int:

@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ddpm_unet.config import ClassicConfig
-from ddpm_unet.inference.tiles import Tiling, plan_axis, predict_bands, predict_tiles
+from ddpm_unet.inference.grid import Tiling, plan
+from ddpm_unet.inference.tiles import predict_bands, predict_tiles
 from ddpm_unet.inference.turns import over_turns
 from ddpm_unet.models.classic import ClassicUNet
 
@@ -71,7 +74,7 @@ def test_seams_would_show_off_the_pooling_grid():
 def test_published_tiles_of_2015():
     """The real network at its real size, only narrower."""
     torch.manual_seed(0)
-    network = ClassicUNet(ClassicConfig(base_width=2, dropout=0)).eval()
+    network = ClassicUNet(ClassicConfig(base_width=2, dropout=0)).eval().double()
     assert (network.margin, network.step) == (92, 16)
     sizes = set()
 
@@ -80,7 +83,7 @@ def test_published_tiles_of_2015():
         return network(tiles)
 
     tiling = Tiling(tile=572, margin=92, overlap=0, step=16, even=False)
-    image = noise(1, 500, 420)
+    image = noise(1, 500, 420).double()
     tiled = predict_tiles(predict, image, tiling)
     assert sizes == {(572, 572)}
     # One pass over the whole mirrored image, of a size that the network takes.
@@ -88,10 +91,11 @@ def test_published_tiles_of_2015():
     padded = torch.from_numpy(np.pad(image.numpy(), [(0, 0), *pads], mode="reflect"))
     with torch.no_grad():
         whole = network(padded[None])[0, :, :500, :420]
-    torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(tiled, whole.float(), rtol=1e-5, atol=1e-6)
     # 388 is no multiple of 16: neighbours are at most 384 apart.
-    assert plan_axis(1500, 572, tiling).kept == 388
-    assert np.diff(plan_axis(1500, 572, tiling).starts).max() <= 384
+    (axis,) = plan([1500], tiling)
+    assert axis.kept == 388
+    assert np.diff(axis.starts).max() <= 384
 
 
 def test_padded_network_is_seamless_beyond_its_reach():
@@ -128,9 +132,9 @@ def test_any_size_comes_back(size, tile, margin, overlap, step, even, batch_size
     st.sampled_from([1, 4, 16]),
     st.booleans(),
 )
-def test_plan(length, tile, margin, overlap, step, even):
+def test_tiles_of_a_given_size(length, tile, margin, overlap, step, even):
     tiling = Tiling(tile, margin, overlap, step, even)
-    axis = plan_axis(length, tile, tiling)
+    (axis,) = plan([length], tiling)
     starts, kept = axis.starts, axis.kept
     assert starts[0] == 0
     assert starts[-1] + kept >= length
@@ -164,6 +168,63 @@ def test_even_tiles_save_work():
         predict_tiles(network, image, tiling)
     assert seen[even] == 4 * 320**2
     assert seen[fixed] == 4 * 512**2
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(1, 700), min_size=1, max_size=2),
+    st.sampled_from([(64, 8, 8, 8), (48, 8, 0, 16), (62, 10, 0, 4)]),
+    st.integers(64**2, 60_000),
+)
+def test_grown_tiles_compute_least(lengths, kind, pixels):
+    """Every number of tiles is tried, up to that of the least tile, at the least size for it."""
+    tile, margin, overlap, step = kind
+    axes = plan(lengths, Tiling(*kind, pixels=pixels))
+    assert all((axis.tile - tile) % step == 0 for axis in axes)
+
+    least = 2 * margin + ((tile - 2 * margin) % step or step)
+
+    def smallest(length, most):  # tile for each number of tiles
+        found = {}
+        for size in range(least, length + tile, step):
+            kept = size - 2 * margin
+            stride = (kept - overlap) // step * step
+            if kept >= length or stride > 0:
+                count = 1 + max(0, -(-(length - kept) // stride) if kept < length else 0)
+                if count <= most:
+                    found.setdefault(count, size)
+        return found.items()
+
+    base = plan(lengths, Tiling(*kind))
+    bound = max(pixels, np.prod([axis.tile for axis in base]))
+    best = min(
+        np.prod([count * size for count, size in chosen])
+        for chosen in product(
+            *(smallest(n, len(axis.starts)) for n, axis in zip(lengths, base, strict=True))
+        )
+        if np.prod([size for _, size in chosen]) <= bound
+    )
+    area = np.prod([axis.tile for axis in axes])
+    assert area <= bound
+    assert np.prod([len(axis.starts) for axis in axes]) * area == best
+
+
+def test_no_call_gets_more_pixels_than_allowed():
+    seen = []
+
+    def network(tiles):
+        seen.append(tuple(tiles.shape))
+        return tiles
+
+    image = noise(1, 300, 40)
+    tiling = Tiling(tile=32, margin=4, overlap=4, step=4, pixels=10_000)
+    result = predict_tiles(network, image, tiling, batch_size=8)
+    torch.testing.assert_close(result, image)
+    assert max(np.prod(shape) for shape in seen) <= 10_000
+    assert len({shape[2:] for shape in seen}) == 1
+    # One tile of 40 + 8 across; so few down that they hardly share.
+    assert seen[0][3] == 48
+    assert sum(np.prod(shape) for shape in seen) < 1.4 * 300 * 48
 
 
 def test_borders_are_mirrored_as_often_as_needed():

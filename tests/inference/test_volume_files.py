@@ -117,11 +117,11 @@ def test_names_of_nifti_files():
 
 def test_tiles_of_volumes_by_default():
     volumes = ClassicUNet(ClassicConfig(dims=3, depth=3, base_width=2, padding="same"))
-    assert tiling(volumes, PredictConfig()) == Tiling(tile=96, margin=8, overlap=16, step=4)
+    assert tiling(volumes, PredictConfig()) == Tiling(96, 8, 16, step=4, pixels=96**3)
     own = PredictConfig(tile=40, overlap=0, margin=2)
     assert tiling(volumes, own) == Tiling(tile=40, margin=2, overlap=0, step=4)
     pictures = ClassicUNet(ClassicConfig(depth=3, base_width=2, padding="same"))
-    assert tiling(pictures, PredictConfig()) == Tiling(tile=256, margin=16, overlap=32, step=32)
+    assert tiling(pictures, PredictConfig()) == Tiling(256, 16, 32, step=32, pixels=768**2)
     with pytest.raises(UserError, match="a tile of at least 36"):
         tiling(volumes, PredictConfig(tile=32))
 

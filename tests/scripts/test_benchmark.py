@@ -260,6 +260,8 @@ def test_reading_pictures_gives_the_same_pixels(monkeypatch):
 def test_recomputed_pixels():
     assert tiles.recomputed(2048, tiles.Tiling(tile=256)) == pytest.approx((11 * 256 / 2048) ** 2)
     assert tiles.recomputed(256, tiles.Tiling()) == pytest.approx((288 / 256) ** 2)
+    grown = tiles.Tiling(tile=256, pixels=640**2)
+    assert tiles.recomputed(2048, grown) < (4 * 576 / 2048) ** 2
 
 
 def test_peak_memory_is_that_of_the_past():

@@ -1,0 +1,24 @@
+import subprocess
+import sys
+
+FAULTS = """
+import resource, torch
+from ddpm_unet.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(12 * 2**20)  # 48 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = faults()
+keep_freed_memory()
+faults()
+print(first, faults())
+"""
+
+
+def test_large_tensors_are_not_mapped_anew():
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
+    before, after = map(int, done.stdout.split())
+    assert before > 5 * 10_000 > 5000 > after
