@@ -6,6 +6,7 @@ import gc
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -121,7 +122,7 @@ def save_picture(picture: np.ndarray, path: Path) -> None:
 
 def save_side_by_side(columns: Sequence[tuple[str, Tensor]], path: Path) -> None:
     """Write titled grids `(title, images [B, C, H, W])` next to each other."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(
         1, len(columns), figsize=(5 * len(columns), 5.4), squeeze=False, layout="constrained"
     )
@@ -143,7 +144,7 @@ def plot_metrics(records: Sequence[dict[str, float]], path: Path) -> None:
     others = sorted(found - set(losses) - {"step", "images", "skipped", "lr"})
     if not losses:
         return
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(
         1 + bool(others), 1, figsize=(7, 4 + 2.5 * bool(others)), squeeze=False,
         sharex=True, layout="constrained",
@@ -163,7 +164,8 @@ def plot_metrics(records: Sequence[dict[str, float]], path: Path) -> None:
     gc.collect()  # figures are full of cycles, and a run draws thousands
 
 
-def _pyplot():  # type: ignore[no-untyped-def]
+def pyplot() -> Any:
+    """matplotlib.pyplot, drawing to files."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -74,6 +74,7 @@ class DenoiseJob:
             planes=planes_of(config.data, self.images),
             text_encoder=config.data.text_encoder,
             self_conditioning=config.self_conditioning,
+            mask_classes=(config.data.condition_classes or 0) * config.data.joint_masks,
         )
 
     def describe(self) -> str:
@@ -129,14 +130,14 @@ class DenoiseJob:
         return {"val_loss": float(accelerator.reduce(total, "sum")) / count}
 
     def draw(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
-        """A grid of samples, by a few steps of DDIM; beside each the planes that it goes by."""
+        """A grid of samples, by a few steps of DDIM; beside each its mask, or what it goes by."""
         network: Any = model
         conditions = self._of_grid(accelerator.device)
         with accelerator.autocast():
-            images = generate_together(
+            drawn = generate_together(
                 beside_the_input(network),
                 make_scheduler("ddim", self.diffusion),
-                image_shape(network.config, channels=self.told.image_channels),
+                image_shape(network.config, channels=self.told.drawn_channels),
                 self.config.preview.num_images,
                 seed=self.config.seed,
                 steps=self.config.preview.steps,
@@ -145,8 +146,12 @@ class DenoiseJob:
                 self_conditioning=self.told.self_conditioning,
             )
         if accelerator.is_main_process:
+            images, masks = self.told.parted(drawn)
             if self.latent:
                 images = self.latent.autoencoder.to(accelerator.device).decode(images)
+            if masks is not None:
+                levels = masks[:, None] * (2 / (self.told.mask_classes - 1)) - 1
+                images = torch.cat([images, levels.expand_as(images)], dim=-1)
             if self.told.planes:
                 planes = conditions(range(len(images)))["planes"]
                 beside = self.told.planes.shown(planes, images.shape[1])
@@ -169,10 +174,10 @@ class DenoiseJob:
         seed: int,
         share_withheld: float = 0.0,
     ) -> Tensor:
-        images = to_model_range(batch["image"])
+        images = self.told.with_masks(to_model_range(batch["image"]), batch.get("condition"))
         self.objective.to(images.device)
         timesteps, noise = self.objective.draw(seed, positions, images.shape[1:], images.device)
-        told = self._conditions(batch, images, positions, seed)
+        told = self.conditions(batch, images, positions, seed)
         if share_withheld:
             chosen = withheld(seed, positions, share_withheld).to(images.device)
             told = withhold(told, chosen, len(self.told.class_names))
@@ -184,7 +189,7 @@ class DenoiseJob:
             )
         return self.objective.losses(denoiser, images, timesteps, noise, **told)
 
-    def _conditions(
+    def conditions(
         self, batch: Batch, images: Tensor, positions: Sequence[int], seed: int
     ) -> dict[str, Tensor]:
         """What the denoiser is told of the images of a batch, by argument."""
@@ -205,7 +210,7 @@ class DenoiseJob:
         def conditions(indices: Sequence[int]) -> dict[str, Tensor]:
             positions = [i % len(kept) for i in indices] if kept else list(indices)
             batch = {k: v.to(device) for k, v in source.__getitems__(positions).items()}
-            return self._conditions(batch, to_model_range(batch["image"]), positions, seed=0)
+            return self.conditions(batch, to_model_range(batch["image"]), positions, seed=0)
 
         return conditions
 
@@ -216,8 +221,9 @@ def check_network(config: DenoiseConfig, told: Conditioning, images: ImageSet) -
     Raises:
         UserError: Names the setting and the cure.
     """
-    model, channels = config.model, told.image_channels
+    model, channels = config.model, told.drawn_channels
     what = "latents" if config.latent.autoencoder else "images"
+    what += " with their masks" * (told.mask_classes > 0)
     assert channels is not None, "a job knows the channels of its images"
     if config.condition_dropout and not (told.class_names or told.planes or images.context):
         raise UserError(
@@ -232,7 +238,7 @@ def check_network(config: DenoiseConfig, told: Conditioning, images: ImageSet) -
     needed = sum(given.values())
     if model.in_channels != needed:
         if needed == channels == config.diffusion.output_channels(channels):
-            or_data = "" if config.latent.autoencoder else ", or data.channels"
+            or_data = ", or data.channels" * (what == "images")
             raise UserError(
                 f"model.in_channels = {model.in_channels}, but the {what} have {channels}; "
                 f"set model.in_channels and model.out_channels to {channels}{or_data}"
