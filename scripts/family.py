@@ -74,7 +74,6 @@ TRAINING = [
     "--train.ema_decay=0.95",
     "--train.validate_every=0",
     "--train.sample_every=0",
-    "--train.channels_last=false",
 ]
 REDUCED = ["--data.scale=0.5", "--data.size=64"]
 FULL = ["--data.scale=1", "--data.size=128", "--train.steps=2000"]

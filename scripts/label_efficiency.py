@@ -59,7 +59,6 @@ REDUCED_NETWORK = [
     f"--model.up_block_types={['UpBlock2D'] * 5}",
     "--model.layers_per_block=1",
     "--model.norm_num_groups=4",
-    "--train.channels_last=false",
 ]
 REDUCED_DENOISER = [
     *REDUCED_NETWORK,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -90,7 +90,7 @@ def plan(lengths: Sequence[int], tiling: Tiling) -> list[Axis]:
             smallest.setdefault(len(one.starts), one)
         choices.append([*smallest.values()])
 
-    def computed(chosen: tuple[Placed, ...]) -> int:
+    def computed(chosen: Iterable[Placed]) -> int:
         return prod(len(axis.starts) * axis.tile for axis in chosen)
 
     fitting = [c for c in product(*choices) if prod(axis.tile for axis in c) <= bound]

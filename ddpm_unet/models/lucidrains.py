@@ -7,6 +7,7 @@ is called, sampled from and made a segmenter of like one. New networks are bette
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +118,7 @@ class Level(Block):
         self.attention_after = attention_after
         self.resampler: nn.Module = nn.Identity()
         if next_channels is not None:
-            shape = {"kernel": 2, "stride": 2, "padding": 0} if halves else {}
+            shape: dict[str, Any] = {"kernel": 2, "stride": 2, "padding": 0} if halves else {}
             self.resampler = convolution(2, channels, next_channels, **shape)
         self.gradient_checkpointing = False
 

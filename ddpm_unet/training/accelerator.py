@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from ddpm_unet.config import TrainConfig
 from ddpm_unet.errors import UserError
@@ -44,3 +45,17 @@ def open_accelerator(run: RunFolder, settings: Any) -> Accelerator:
             f"{accelerator.num_processes}; each needs at least one image"
         )
     return accelerator
+
+
+def laid_out(network: nn.Module, channels_last: bool | None, device: torch.device) -> nn.Module:
+    """The network, in the memory layout of the settings.
+
+    By default channels come last on a GPU, and for volumes. For pictures on a CPU they do not:
+    with Winograd's convolutions a step takes 1.1 to 1.4 times as long then.
+    """
+    volumes = any(parameter.ndim == 5 for parameter in network.parameters())
+    if channels_last is None:
+        channels_last = volumes or device.type != "cpu"
+    if not channels_last:
+        return network
+    return network.to(memory_format=torch.channels_last_3d if volumes else torch.channels_last)

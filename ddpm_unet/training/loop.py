@@ -27,7 +27,7 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import plot_metrics
 from ddpm_unet.models.layers import winograd
 from ddpm_unet.randomness import torch_seeds
-from ddpm_unet.training.accelerator import open_accelerator
+from ddpm_unet.training.accelerator import laid_out, open_accelerator
 from ddpm_unet.training.checkpoint import (
     checkpoint_paths,
     newest_checkpoint,
@@ -107,11 +107,7 @@ class Training:
         self.seed = seed
         set_seed(seed)
         winograd.enable(config.winograd)
-        network: Any = job.build_model()
-        if config.channels_last:
-            volumes = any(parameter.ndim == 5 for parameter in network.parameters())
-            layout = torch.channels_last_3d if volumes else torch.channels_last
-            network = network.to(memory_format=layout)
+        network: Any = laid_out(job.build_model(), config.channels_last, accelerator.device)
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         if config.compile:
