@@ -1,6 +1,7 @@
 """Draw images from a trained denoiser: `python scripts/sample.py --steps 1000`."""
 
 from argparse import Namespace
+from contextlib import ExitStack
 from pathlib import Path
 
 from ddpm_unet.command_line import ArgumentParser, user_errors, within
@@ -56,14 +57,20 @@ def main() -> None:
     from ddpm_unet.diffusion.samplers import make_scheduler
     from ddpm_unet.diffusion.sampling import FilmStrip, timesteps
     from ddpm_unet.diffusion.tiled import tiled
-    from ddpm_unet.evaluation.plots import read_pictures, save_film, save_grid, save_images
+    from ddpm_unet.evaluation.plots import (
+        read_pictures,
+        save_film,
+        save_grid,
+        save_images,
+        save_side_by_side,
+    )
     from ddpm_unet.inference.conditions import Conditioning, in_turn, read_context, read_planes
     from ddpm_unet.inference.editing import Edit
     from ddpm_unet.inference.generate import generate
     from ddpm_unet.inference.picture_space import PictureSpace
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
     from ddpm_unet.inference.steering import check_guidance, read_guide, steered
-    from ddpm_unet.inference.writing import output_folder
+    from ddpm_unet.inference.writing import output_folder, save_masks
     from ddpm_unet.models.timetable import timetabled
     from ddpm_unet.training.run_folder import newest_or_shipped
 
@@ -92,20 +99,23 @@ def main() -> None:
         network, told.null_class(unet.config), args.guidance, args.guidance_interval, guide
     )
     size = space.sides(args.size if planes is None else planes.shape[2:], "--size")
-    shape = image_shape(unet.config, size, told.image_channels)
+    shape = image_shape(unet.config, size, told.drawn_channels)
     pictures = space.beginning(edit, shape, sized=bool(size))
     shape = shape if pictures is None else tuple(pictures.shape[1:])
     for tile in space.sides([args.tile] if args.tile else [], "--tile") or ():
         denoiser = tiled(denoiser, tile, tile // 2, periodic=args.periodic)
     options = edit.options(pictures, args.num_images, bool(conditions([0])), told.self_conditioning)
     ending = ".png" if len(shape) == 3 else ".nii.gz" if args.nifti else ".tif"
-    with output_folder(args.out):
+    grid = args.out / "grid.png"
+    names = ("images", "masks") if told.mask_classes else ("",)
+    with output_folder(args.out), ExitStack() as folders:
+        places = [folders.enter_context(output_folder(args.out / name)) for name in names]
         accelerator.print(
             f"{args.num_images} images of {'x'.join(map(str, space.shape(shape)))} from {folder}, "
             f"{args.steps} {args.sampler} steps, {accelerator.num_processes} process(es)"
         )
         film = FilmStrip(args.film) if args.film > 0 else None
-        for indices, images in generate(
+        for indices, drawn in generate(
             denoiser,
             scheduler,
             shape,
@@ -119,16 +129,22 @@ def main() -> None:
             callback=film,
             **options,
         ):
-            files = [args.out / f"{index:05d}{ending}" for index in indices]
-            save_images(space.pictures(images), files)
+            files = [[at / f"{index:05d}{ending}" for index in indices] for at in places]
+            images, masks = told.parted(drawn)
+            save_images(space.pictures(images), files[0])
+            if masks is not None:
+                save_masks(masks.cpu().numpy(), told.mask_classes, files[1])
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            save_grid(
-                read_pictures(args.out, args.num_images, ending=ending), args.out / "grid.png"
-            )
+            drawn_first = [read_pictures(at, args.num_images, ending=ending) for at in places]
+            if told.mask_classes:
+                save_side_by_side(list(zip(names, drawn_first, strict=True)), grid)
+            else:
+                save_grid(drawn_first[0], grid)
             if film:
-                save_film([space.pictures(x) for x in film.frames], args.out / "film.png")
-    accelerator.print(f"written: {args.out / 'grid.png'} and one file per image")
+                frames = [space.pictures(told.parted(x)[0]) for x in film.frames]
+                save_film(frames, args.out / "film.png")
+    accelerator.print(f"written: {grid} and one file per image")
     accelerator.end_training()
 
 

@@ -6,6 +6,7 @@ content of a run folder's `config.yaml`. Nothing here imports torch, so `--help`
 
 from ddpm_unet.config.data import (
     AugmentConfig,
+    ExtraPairsConfig,
     ImageDataConfig,
     LatentConfig,
     MaskKind,
@@ -41,6 +42,7 @@ __all__ = [
     "ClassicConfig",
     "DenoiseConfig",
     "DiffusionConfig",
+    "ExtraPairsConfig",
     "ForeignConfig",
     "ForeignProcessConfig",
     "HeadConfig",

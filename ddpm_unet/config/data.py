@@ -37,6 +37,8 @@ class ImageDataConfig:
             itself at a quarter of its resolution; or "hole", itself with a random hole.
         condition_classes: The condition is a mask of so many classes, numbered from 0; null for
             grey and colour pictures.
+        joint_masks: Denoise the masks of `condition` together with the images, as further channels,
+            instead of going by them: samples are then images with their masks.
         context: Folder with a sequence of vectors `[L, C]` for each image, found by its name, as
             .npy or .safetensors; or, with text_encoder, a caption as .txt. They stay in memory.
         text_encoder: Folder of a transformers text encoder that reads the captions.
@@ -59,6 +61,7 @@ class ImageDataConfig:
     class_labels: bool = False
     condition: str | None = None
     condition_classes: int | None = None
+    joint_masks: bool = False
     context: str | None = None
     text_encoder: str | None = None
     include_held_out: bool = False
@@ -145,6 +148,23 @@ class AugmentConfig:
 
 
 @dataclass
+class ExtraPairsConfig:
+    """Further images with masks, which train, and neither validate nor test.
+
+    Args:
+        images: Folder of images, such as `generated/images` of `scripts/sample.py`; null for none.
+        masks: Folder of their masks, class indices in palette or grey pictures.
+        share: Share of the training windows that are cut from them.
+        scale: Factor applied to them before anything is cut.
+    """
+
+    images: str | None = None
+    masks: str | None = None
+    share: float = 0.5
+    scale: float = 1.0
+
+
+@dataclass
 class PairDataConfig:
     """Images with masks for the segmenter, or with pictures for regression.
 
@@ -179,6 +199,7 @@ class PairDataConfig:
         scale: Factor applied to images and masks before anything is cut (0.5 halves them).
         size: Height and width (and depth) of the training windows, pixels.
         augment: Random changes in training.
+        extra: Further pairs, for training only.
         split: Training, validation and test.
         border_w0: Loss "border": weight of a border between touching cells.
         border_sigma: Loss "border": width of the weighted borders, pixels.
@@ -210,6 +231,7 @@ class PairDataConfig:
     scale: float = 1.0
     size: int = 128
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    extra: ExtraPairsConfig = field(default_factory=ExtraPairsConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     border_w0: float = 10.0
     border_sigma: float = 5.0

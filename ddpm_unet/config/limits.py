@@ -8,6 +8,7 @@ from typing import Any
 
 from ddpm_unet.config.data import (
     AugmentConfig,
+    ExtraPairsConfig,
     ImageDataConfig,
     LatentConfig,
     PairDataConfig,
@@ -55,6 +56,7 @@ LIMITS: dict[type, dict[str, Limits]] = {
         "boundary_width": (1, 1000),
         "border_sigma": (1e-3, 1e6),
     },
+    ExtraPairsConfig: {"share": SHARE, "scale": (1e-3, 1e3)},
     LatentConfig: {"epochs": (1, 10_000)},
     SplitConfig: {"limit": POSITIVE},
     AugmentConfig: {

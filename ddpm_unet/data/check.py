@@ -12,12 +12,12 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ddpm_unet.command_line import read_settings, user_errors
-from ddpm_unet.config import CheckConfig, PairDataConfig
+from ddpm_unet.config import CheckConfig, ExtraPairsConfig, PairDataConfig
 from ddpm_unet.data.masks import (
     MaskCode,
     color_of,
@@ -28,82 +28,12 @@ from ddpm_unet.data.masks import (
 )
 from ddpm_unet.data.pairs import Pair, complete_settings, find_pairs
 from ddpm_unet.data.pixels import convert_channels, to_unit
+from ddpm_unet.data.report import Report
 from ddpm_unet.data.settings import check_data_settings
 from ddpm_unet.data.targets import Targets
 from ddpm_unet.errors import UserError
 
 RARE = 1e-4
-MOST_FAULTS = 20
-
-
-@dataclass
-class Report:
-    """What a check found.
-
-    Attributes:
-        config: The settings, completed for built-in data.
-        pairs: Images and masks, those that could be read and fit each other.
-        sizes: (Depth,) height and width of each, pixels.
-        channels: Channels of the images, after `data.channels`.
-        bytes_per_pixel: Of the images.
-        code: How mask values become classes; None after a fault in them, and for pictures.
-        targets: What the pictures to predict are; None for masks.
-        class_pixels: Pixels of each class in each mask, `int64 [N, K]`.
-        lines: The table.
-        warnings: What is suspicious, one line each.
-        faults: What must be mended before training, one line each.
-    """
-
-    config: PairDataConfig
-    pairs: list[Pair] = field(default_factory=list)
-    sizes: list[tuple[int, ...]] = field(default_factory=list)
-    channels: int = 0
-    bytes_per_pixel: int = 1
-    code: MaskCode | None = None
-    targets: Targets | None = None
-    class_pixels: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
-    lines: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-
-    @property
-    def names(self) -> list[str]:
-        """Name of each pair."""
-        return [pair.name for pair in self.pairs]
-
-    def __str__(self) -> str:
-        return "\n".join([*self.lines, *(f"warning: {line}" for line in self.warnings)])
-
-    def stop_at_faults(self) -> None:
-        """Go on with a set without faults only.
-
-        Raises:
-            UserError: The faults, a line each.
-        """
-        if self.faults:
-            rest = len(self.faults) - MOST_FAULTS
-            count = [f"{len(self.faults)} faults in the labelled set"] * (len(self.faults) > 1)
-            more = [f"... and {rest} more"] * (rest > 0)
-            raise UserError("\n".join(count + self.faults[:MOST_FAULTS] + more))
-
-    def mask_code(self) -> MaskCode:
-        """The code of masks without faults; errors as `stop_at_faults`."""
-        self.stop_at_faults()
-        if self.code is None:
-            raise UserError(
-                'data.mask_kind pictures: pictures are for task "regress"; set task to that'
-            )
-        return self.code
-
-    def target_pictures(self) -> Targets:
-        """What the pictures without faults are; errors as `stop_at_faults`."""
-        self.stop_at_faults()
-        if self.targets is None:
-            raise UserError(
-                f'data.mask_kind {self.config.mask_kind}: is for task "segment"; for task '
-                '"regress" set pictures'
-            )
-        return self.targets
 
 
 @dataclass(frozen=True)
@@ -145,7 +75,45 @@ def check_pairs(config: PairDataConfig) -> Report:
             _judge_masks(looks, report)
     elif not report.faults:
         report.faults.append(f"{config.masks}: no mask belongs to an image of {config.images}")
+    if config.extra.images or config.extra.masks:
+        _check_extra(report)
     return report
+
+
+def _check_extra(report: Report) -> None:
+    """Look at the further pairs, whose masks have the classes of the others."""
+    config, extra, code = report.config, report.config.extra, report.code
+    if not (extra.images and extra.masks):
+        raise UserError("data.extra: give a folder for both, data.extra.images and .masks")
+    if config.mask_kind == "pictures":
+        raise UserError("data.extra: is for masks, not for pictures; set data.extra.images null")
+    if code is None:
+        return
+    found = check_pairs(
+        replace(
+            config,
+            images=extra.images,
+            masks=extra.masks,
+            image_name="{}",
+            mask_name="{}",
+            mask_kind="classes",
+            mask_values=(),
+            ignore_value=None,
+            num_classes=code.num_classes,
+            class_names=tuple(code.class_names),
+            scale=extra.scale,
+            extra=ExtraPairsConfig(),
+        )
+    )
+    if found.pairs and found.channels != report.channels:
+        found.faults.append(
+            f"{extra.images}: images have {found.channels} channels, those of {config.images} "
+            f"{report.channels}; set data.channels"
+        )
+    report.extra = found
+    report.lines += ["", f"in training only, {extra.share:.0%} of the windows:", *found.lines]
+    report.warnings += found.warnings
+    report.faults += found.faults
 
 
 def _look_at(pair: Pair, report: Report) -> _Look | None:

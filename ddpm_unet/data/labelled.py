@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from ddpm_unet.data.border import balanced_weights, border_weights
-from ddpm_unet.data.check import Report
 from ddpm_unet.data.fitting import nearest, resize
 from ddpm_unet.data.pixels import convert_channels, to_unit
+from ddpm_unet.data.report import Report
 from ddpm_unet.data.splits import AXES, Part
 
 

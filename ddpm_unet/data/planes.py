@@ -96,14 +96,17 @@ class Planes:
 
 
 def planes_of(config: ImageDataConfig, images: ImageSet) -> Planes | None:
-    """The planes that the settings ask for, of these images; None for none."""
+    """The planes that the settings ask for, of these images; None for none.
+
+    Masks to be denoised with the images (`joint_masks`) are not gone by.
+    """
     kind, _, factor = (config.condition or "").partition(":")
     channels = images.layout.channels
     if kind == "lower":
         return Planes("lower", channels, int(factor))
     if kind == "hole":
         return Planes("hole", channels + 1)
-    if images.condition is None:
+    if images.condition is None or config.joint_masks:
         return None
     if config.condition_classes:
         return Planes("classes", config.condition_classes)

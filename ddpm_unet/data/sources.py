@@ -108,6 +108,9 @@ def _condition_faults(config: ImageDataConfig) -> dict[str, bool]:
         f"context {config.context}: files are found by name for pictures of a folder only": (
             config.context is not None and named
         ),
+        "joint_masks: there are no masks to denoise; set data.condition to their folder and "
+        "data.condition_classes": config.joint_masks and classes is None,
+        "joint_masks: is for pictures; set data.dims 2": config.joint_masks and config.dims == 3,
         "text_encoder: reads captions; set data.context to their folder": (
             config.text_encoder is not None and config.context is None
         ),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from typing_extensions import override
 
-from ddpm_unet.data.check import Report
 from ddpm_unet.data.labelled import PairSet
+from ddpm_unet.data.report import Report
 from ddpm_unet.data.splits import Part
 
 

@@ -13,7 +13,7 @@ from ddpm_unet.config import UNetConfig
 from ddpm_unet.config.typed import from_plain, read_json
 from ddpm_unet.data.folder import natural, visible_files
 from ddpm_unet.data.pictures import EXTENSIONS
-from ddpm_unet.data.planes import Planes, enlarged
+from ddpm_unet.data.planes import Planes, enlarged, one_hot
 from ddpm_unet.data.sequences import ENDINGS as SEQUENCES
 from ddpm_unet.data.sequences import Sequences, read_sequence
 from ddpm_unet.data.text import encode_texts
@@ -37,6 +37,8 @@ class Conditioning:
         planes: What it goes by beside the noisy image.
         text_encoder: Folder of the text encoder that made its context.
         self_conditioning: It is told its own estimate of the clean image.
+        mask_classes: It denoises masks of so many classes with the images, a channel each, -1 or
+            1; 0 for images alone.
     """
 
     image_channels: int | None = None
@@ -45,6 +47,30 @@ class Conditioning:
     planes: Planes | None = None
     text_encoder: str | None = None
     self_conditioning: bool = False
+    mask_classes: int = 0
+
+    @property
+    def drawn_channels(self) -> int | None:
+        """Channels of what is denoised: images, and their masks; None as for images."""
+        return self.image_channels and self.image_channels + self.mask_classes
+
+    def with_masks(self, images: Tensor, masks: Tensor | None) -> Tensor:
+        """What is denoised, `[B, drawn_channels, *space]`.
+
+        Args:
+            images: `float32 [B, C, *space]`.
+            masks: Classes `int16 [B, 1, *space]`, if masks are denoised too.
+        """
+        if not self.mask_classes:
+            return images
+        assert masks is not None, "the batch carries no masks"
+        return torch.cat([images, 2 * one_hot(masks, self.mask_classes) - 1], dim=1)
+
+    def parted(self, drawn: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The images in what was drawn, and the classes of their pixels, `int64 [B, *space]`."""
+        if not self.mask_classes:
+            return drawn, None
+        return drawn[:, : self.image_channels], drawn[:, self.image_channels :].argmax(1)
 
     def write(self, folder: Path) -> None:
         """Write conditions.json into the folder of a pipeline."""
@@ -74,7 +100,7 @@ class Conditioning:
         Raises:
             UserError: Names the folder.
         """
-        images = self.image_channels or min(config.in_channels, config.out_channels)
+        images = self.drawn_channels or min(config.in_channels, config.out_channels)
         planes = self.planes.channels if self.planes else 0
         if config.in_channels != images * (1 + self.self_conditioning) + planes:
             raise UserError(

@@ -16,6 +16,7 @@ from PIL import Image
 from ddpm_unet.data.folder import split_ending
 from ddpm_unet.data.nifti import Space, write
 from ddpm_unet.errors import UserError
+from ddpm_unet.inference.colors import class_colors
 from ddpm_unet.inference.overlay import draw_overlay
 
 _LARGEST_OVERLAY = 4096
@@ -256,3 +257,12 @@ class OverlayPictures:
             self._tiff.write(overlay, photometric="rgb", compression="zlib", metadata=None)
         else:
             Image.fromarray(overlay).save(self._path, format="PNG")
+
+
+def save_masks(classes: np.ndarray, num_classes: int, paths: Sequence[Path]) -> None:
+    """Write masks, class indices `[B, H, W]`, as palette PNGs."""
+    colors = class_colors(num_classes)
+    for rows, path in zip(classes, paths, strict=True):
+        picture = PaletteImage(path, rows.shape, colors)
+        picture.write(0, 0, rows[None])
+        picture.close()

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from ddpm_unet.config import SegmentConfig
 from ddpm_unet.config.limits import check_limits
 from ddpm_unet.data.check import check_pairs
+from ddpm_unet.data.extra_pairs import WithExtra
 from ddpm_unet.data.labelled import LabelledSet
 from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.data.pair_stream import PairStream
@@ -61,6 +62,8 @@ class SegmentJob:
         self.split = split_pictures(self.report.names, self.report.sizes, self.report.config.split)
         border = config.loss.name == "border"
         self.labelled = LabelledSet(self.report, self.split["train"], border)
+        extra = self.report.extra
+        self.extra = LabelledSet(extra, border=border) if extra else None
         self.validation: LabelledSet | None = None
         self.criterion: str | None = None
         if somebody_validates(config, self.split):
@@ -75,13 +78,15 @@ class SegmentJob:
     def describe(self) -> str:
         """What the check found, what trains and what validates."""
         lines = [str(self.report), self.split["how"], f"training on {self.labelled.describe()}"]
+        if self.extra:
+            lines.append(f"and on further {self.extra.describe()}")
         if self.joint:
             lines.append(f"denoising {self.joint.images.describe()}")
         return "\n".join(lines)
 
     def name(self, position: int) -> str:
         """The picture at a stream position."""
-        return PairStream(self.labelled, self.config.seed).name(position)
+        return self._stream().name(position)
 
     @cached_property
     def test(self) -> LabelledSet | None:
@@ -116,7 +121,7 @@ class SegmentJob:
         """This process's micro-batches."""
         config = self.config
         network: Any = model
-        stream: Dataset[Batch] = PairStream(self.labelled, self.config.seed, network.margin)
+        stream: Dataset[Batch] = self._stream(network.margin)
         if self.joint:
             stream = self.joint.beside(stream, network.unet.config.in_channels)
         return micro_batches(stream, first_step, config.train, config.data.workers, accelerator)
@@ -211,6 +216,14 @@ class SegmentJob:
         probabilities = class_probabilities(network, self.config.predict.turns)
         tiles = tiling(network, self.config.predict)
         return predict_tiles(probabilities, image, tiles, device=device).argmax(dim=0).to(device)
+
+    def _stream(self, context: int = 0) -> PairStream | WithExtra:
+        """The training windows, with so many pixels around them."""
+        stream = PairStream(self.labelled, self.config.seed, context)
+        if self.extra is None:
+            return stream
+        further = PairStream(self.extra, self.config.seed, context)
+        return WithExtra(stream, further, self.config.data.extra.share)
 
     def _check_settings(self) -> None:
         weights, loss = self.config.loss.class_weights, self.config.loss.name

@@ -201,6 +201,7 @@ def test_all_conditions_at_once_and_an_exact_resume(told, tmp_path):
         "planes": {"kind": "classes", "channels": 2, "factor": 1},
         "text_encoder": None,
         "self_conditioning": True,
+        "mask_classes": 0,
     }
     assert Conditioning.read(resumed.model / "unet") == Conditioning.read(resumed.model)
 
