@@ -1,0 +1,141 @@
+"""Draw many samples for each condition picture, and hold their spread against their error.
+
+    python scripts/uncertainty.py --model runs/x/model --images DIR --targets DIR
+
+The model is a denoiser that goes by a picture (data.condition). Tiles of its size are cut from the
+pictures, evenly spread. Written are map.png (input, truth, mean, error and spread of each tile),
+calibration.png and scores.json.
+"""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ddpm_unet.command_line import ArgumentParser, user_errors, whole
+from ddpm_unet.config import PairDataConfig
+from ddpm_unet.errors import UserError
+
+
+def arguments() -> Namespace:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="folder of the denoiser")
+    add("--images", required=True, help="folder of the condition pictures")
+    add("--targets", required=True, help="folder of the pictures that they stand for")
+    add("--tiles", type=whole(1, 4096), default=16, help="tiles cut from them (default 16)")
+    add("--samples", type=whole(2, 4096), default=16, help="samples of each tile (default 16)")
+    add("--steps", type=whole(1, 1000), default=25, help="denoising steps (default 25)")
+    add("--sampler", default="ddpm", help="as of sample.py (default ddpm)")
+    add("--batch_size", type=whole(1), default=32, help="images at a time (default 32)")
+    add("--seed", type=int, default=0, help="sample i is a function of (seed, i)")
+    add("--out", type=Path, default=Path("uncertainty"), help="folder written to")
+    return parser.parse_args()
+
+
+def cut_tiles(pairs: Any, side: int, count: int) -> tuple[Any, Any]:
+    """Condition planes `[T, K, side, side]` and truth `[T, C, side, side]`, in [-1, 1]."""
+    import torch
+
+    found = []
+    for number in range(len(pairs)):
+        item = pairs[number]
+        height, width = item["target"].shape[-2:]
+        for top in range(0, height - side + 1, side):
+            for left in range(0, width - side + 1, side):
+                place = (..., slice(top, top + side), slice(left, left + side))
+                found.append((item["image"][place], item["target"][place]))
+    if len(found) < count:
+        raise UserError(f"--tiles {count}: the pictures hold {len(found)} of {side} pixels")
+    chosen = [found[(2 * i + 1) * len(found) // (2 * count)] for i in range(count)]
+    planes, truth = zip(*chosen, strict=True)
+    return torch.stack(planes), torch.stack(truth)
+
+
+def main() -> None:
+    args = arguments()
+
+    import torch
+    from accelerate import Accelerator
+    from tqdm import tqdm
+
+    from ddpm_unet.data.check import check_pairs
+    from ddpm_unet.data.target_set import TargetSet
+    from ddpm_unet.diffusion.conditions import beside_the_input
+    from ddpm_unet.diffusion.samplers import make_scheduler
+    from ddpm_unet.evaluation.plots import save_side_by_side
+    from ddpm_unet.evaluation.uncertainty import calibration, mean_and_spread, plot_reliability
+    from ddpm_unet.inference.conditions import Conditioning
+    from ddpm_unet.inference.generate import generate
+    from ddpm_unet.inference.pipeline import image_shape, read_pipeline
+    from ddpm_unet.inference.writing import output_folder
+    from ddpm_unet.replace import replace_json
+
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    device = accelerator.device
+    unet, diffusion = read_pipeline(args.model)
+    told = Conditioning.read(args.model)
+    shape = image_shape(unet.config, channels=told.image_channels)
+    if told.planes is None or told.planes.kind != "picture" or len(shape) != 3:
+        raise UserError(f"{args.model}: does not go by pictures; train one with data.condition")
+    data = PairDataConfig(images=args.images, masks=args.targets, mask_kind="pictures")
+    pairs = TargetSet(check_pairs(data))
+    if (pairs.channels, pairs.targets.channels) != (told.planes.channels, shape[0]):
+        raise UserError(
+            f"{args.images}: has {pairs.channels} channels and {args.targets} "
+            f"{pairs.targets.channels}; the model goes by {told.planes.channels} and makes "
+            f"{shape[0]}"
+        )
+    planes, truth = cut_tiles(pairs, shape[-1], args.tiles)
+
+    def conditions(indices: Sequence[int]) -> dict[str, Any]:
+        return {"planes": planes[[i // args.samples for i in indices]].to(device)}
+
+    with output_folder(args.out):
+        drawn = generate(
+            beside_the_input(unet.to(device)),
+            make_scheduler(args.sampler, diffusion),
+            shape,
+            args.tiles * args.samples,
+            seed=args.seed,
+            steps=args.steps,
+            batch_size=args.batch_size,
+            accelerator=accelerator,
+            conditions=conditions,
+        )
+        images = []
+        with tqdm(total=args.tiles * args.samples, desc="Sampling", disable=None) as progress:
+            for indices, batch in drawn:
+                images.append(batch.cpu())
+                progress.update(len(indices))
+        samples = torch.cat(images).reshape(args.tiles, args.samples, *shape)
+        mean, spread = mean_and_spread(samples)
+        found = calibration(mean, spread, truth)
+        one = float((samples - truth[:, None]).square().mean().sqrt())
+        scores = {k: v.tolist() if isinstance(v, torch.Tensor) else v
+                  for k, v in asdict(found).items()} | {"rmse_of_one_sample": one}  # fmt: skip
+        replace_json(args.out / "scores.json", scores)
+        error = (mean - truth).abs().mean(1, keepdim=True)
+        doubt = spread.mean(1, keepdim=True)
+        top = float(torch.cat([error, doubt]).quantile(0.995))
+        columns = [
+            ("condition", planes[:, :3] if planes.shape[1] >= 3 else planes[:, :1]),
+            ("truth", truth),
+            ("mean of the samples", mean),
+            (f"error, white is {top:.2f}", 2 * error / top - 1),
+            (f"spread, white is {top:.2f}", 2 * doubt / top - 1),
+        ]
+        save_side_by_side(columns, args.out / "map.png")
+        plot_reliability(found, args.out / "calibration.png")
+    print(
+        f"{args.tiles} tiles, {args.samples} samples each, of a range of 2: rmse of the mean "
+        f"{found.rmse:.4f} (of one sample {one:.4f}), spread {found.spread:.4f}, ratio "
+        f"{found.ratio:.2f}, rank correlation with the error {found.correlation:.2f}"
+    )
+    print(f"written: map.png, calibration.png and scores.json in {args.out}")
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main()
