@@ -32,8 +32,9 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, in_channels, H, W]` to `[B, out_channels, H, W]`, or 2 less without padding."""
-        if winograd.applies(x, self.weight, self.bias):
-            y = winograd.conv2d(x, self.weight, self.bias)
+        weight, bias = self.weight, self.bias
+        if winograd.applies(x, weight, bias):
+            y = winograd.conv2d(x, weight, bias)
             return y if self.padding == (1, 1) else y[..., 1:-1, 1:-1].clone()
         return super().forward(x)
 

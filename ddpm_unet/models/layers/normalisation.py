@@ -59,7 +59,7 @@ class NormAct(nn.GroupNorm):
         scale: Tensor | None,
         shift: Tensor | None,
     ) -> Tensor:
-        x = F.group_norm(x, self.num_groups, weight, bias, self.eps)
+        x = torch.group_norm(x, self.num_groups, weight, bias, self.eps)
         if scale is not None and shift is not None:
             x = torch.addcmul(shift, x, 1 + scale)
         return self.act(x, inplace=not x.requires_grad)

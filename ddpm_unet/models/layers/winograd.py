@@ -28,6 +28,8 @@ from torch.autograd import forward_ad
 SOURCES = [Path(__file__).with_name(name) for name in ("winograd.cpp", "winograd_transforms.h")]
 COMPILE = ["g++", "-O3", "-march=native", "-std=c++17", "-fopenmp", "-Wno-psabi"]
 
+PLAIN = (Tensor, torch.nn.Parameter)
+
 logger = logging.getLogger(__name__)
 _enabled = True
 
@@ -57,15 +59,18 @@ def applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     torch wants to see the operation: in torch.compile, torch.export, functional transforms, and
     under modes such as a FLOP counter's.
     """
+    if not _enabled or torch.compiler.is_compiling() or x.ndim != 4:
+        return False
+    batch, channels, height, width = x.shape
+    outputs, inputs, *_ = weight.shape
     return (
-        _enabled
-        and not torch.compiler.is_compiling()
+        channels == inputs
+        and not (outputs % 16 or inputs % 16)
+        and _pays(batch, height, width)
+        and _plain(x)
+        and _plain(weight)
+        and (bias is None or _plain(bias))
         and not torch.jit.is_tracing()
-        and all(tensor is None or _plain(tensor) for tensor in (x, weight, bias))
-        and x.ndim == 4
-        and x.shape[1] == weight.shape[1]
-        and not (weight.shape[0] % 16 or weight.shape[1] % 16)
-        and _pays(*x.shape)
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._are_functorch_transforms_active()
@@ -85,8 +90,9 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         `float32 [B, K, H, W]`, channels last if `x` or `weight` are.
     """
-    given = (x, weight) if bias is None else (x, weight, bias)
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given):
+    if torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
         return _Convolution.apply(x, weight, bias)
     return _convolve(x, weight, bias, _layout(x, weight))
 
@@ -160,23 +166,20 @@ class _Convolution(torch.autograd.Function):
 
 
 def _plain(x: Tensor) -> bool:
-    return (
-        type(x) in (Tensor, torch.nn.Parameter)
-        and x.dtype == torch.float32
-        and x.device.type == "cpu"
-        and x.layout == torch.strided
-    )
+    return type(x) in PLAIN and x.is_cpu and x.dtype == torch.float32 and x.layout == torch.strided
 
 
-def _pays(batch: int, channels: int, height: int, width: int) -> bool:
+def _pays(batch: int, height: int, width: int) -> bool:
     tiles = -(-height // 4) * -(-width // 4)
     return batch * tiles >= 4 and height * width >= 8 * tiles
 
 
-def _layout(*tensors: Tensor) -> torch.memory_format:
-    """Channels last if any of the input and the weights is, as torch has it."""
+def _layout(x: Tensor, y: Tensor) -> torch.memory_format:
+    """Channels last if the input or the weights are, as torch has it."""
     last = torch.channels_last
-    if any(x.is_contiguous(memory_format=last) and not x.is_contiguous() for x in tensors):
+    if x.is_contiguous() and y.is_contiguous():
+        return torch.contiguous_format
+    if any(z.is_contiguous(memory_format=last) and not z.is_contiguous() for z in (x, y)):
         return last
     return torch.contiguous_format
 
@@ -190,29 +193,36 @@ def _convolve(
 ) -> Tensor:
     """The convolution; `turned`: the gradient of its input from that of its output."""
     x, weight = x.contiguous(memory_format=layout), weight.contiguous()
+    batch, inputs, height, width = x.shape
     outputs = weight.shape[1 if turned else 0]
-    shape = (len(x), outputs, *x.shape[2:])
+    shape = (batch, outputs, height, width)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
-    _call("convolve", (x, weight, bias, y), x, outputs, layout, turned)
+    functions: Any = library()
+    functions.winograd_convolve(
+        x.data_ptr(),
+        weight.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        *(batch, inputs, outputs, height, width),
+        layout is torch.channels_last,
+        turned,
+        torch.get_num_threads(),
+    )
     return y
 
 
 def _filter_gradient(x: Tensor, dy: Tensor, layout: torch.memory_format) -> Tensor:
     x, dy = x.contiguous(memory_format=layout), dy.contiguous(memory_format=layout)
-    dw = x.new_zeros(dy.shape[1], x.shape[1], 3, 3)
-    _call("filter_gradient", (x, dy, dw), x, dy.shape[1], layout)
+    batch, inputs, height, width = x.shape
+    outputs = dy.shape[1]
+    dw = x.new_zeros(outputs, inputs, 3, 3)
+    functions: Any = library()
+    functions.winograd_filter_gradient(
+        x.data_ptr(),
+        dy.data_ptr(),
+        dw.data_ptr(),
+        *(batch, inputs, outputs, height, width),
+        layout is torch.channels_last,
+        torch.get_num_threads(),
+    )
     return dw
-
-
-def _call(
-    name: str,
-    tensors: tuple[Tensor | None, ...],
-    x: Tensor,
-    outputs: int,
-    layout: torch.memory_format,
-    *options: int,
-) -> None:
-    """Call a function of winograd.cpp."""
-    addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-    sizes = (len(x), x.shape[1], outputs, *x.shape[2:], layout is torch.channels_last)
-    getattr(library(), f"winograd_{name}")(*addresses, *sizes, *options, torch.get_num_threads())
