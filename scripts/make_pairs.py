@@ -51,9 +51,13 @@ def save(path: Path, picture: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     grey = picture.shape[-1] == 1
     photometric = "rgb" if picture.shape[-1] == 3 else "minisblack"
-    options = {} if grey else {"planarconfig": "contig"}
-    values = picture[..., 0] if grey else picture
-    tifffile.imwrite(path, values, photometric=photometric, compression="zlib", **options)
+    tifffile.imwrite(
+        path,
+        picture[..., 0] if grey else picture,
+        photometric=photometric,
+        planarconfig=None if grey else "contig",
+        compression="zlib",
+    )
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ class TiffPictures:
             dtype=np.float32,
             photometric="minisblack",
             metadata={"axes": "ZYX" if grey else "ZYXS"},
-            **({} if grey else {"planarconfig": "contig"}),
+            planarconfig=None if grey else "contig",
         ).reshape(shape)
 
     def write(self, plane: int, row: int, values: np.ndarray) -> None:
