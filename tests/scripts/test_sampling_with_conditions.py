@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from in_process import run
 from PIL import Image
 from safetensors.torch import save_file
@@ -12,6 +13,7 @@ from ddpm_unet.data.planes import Planes
 from ddpm_unet.inference.conditions import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet
+from ddpm_unet.models.autoencoder import Autoencoder
 
 TOLD = ["--class", "b", "--context", "vectors.npy", "--condition", "mask.png"]
 
@@ -98,3 +100,76 @@ def test_what_is_missing_is_said_in_one_line(home, flags, message, monkeypatch):
     assert line.startswith("error: ")
     assert message in line
     assert not (home / "none").exists()
+
+
+def small(channels):
+    unet = UNet(
+        UNetConfig(
+            in_channels=channels,
+            out_channels=channels,
+            sample_size=8,
+            block_out_channels=(8,),
+            down_block_types=("DownBlock2D",),
+            up_block_types=("UpBlock2D",),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=4,
+        )
+    )
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    return unet
+
+
+def test_images_and_their_masks_are_written_as_two_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pipeline(tmp_path / "model", small(5), DiffusionConfig())
+    Conditioning(3, mask_classes=2).write(tmp_path / "model")
+    outcome = sample("--film", "2", "--out", "drawn")
+    assert outcome.status == 0, outcome.err
+    assert "3 images of 5x8x8" in outcome.out
+    assert {path.name for path in (tmp_path / "drawn").iterdir()} == {
+        "images", "masks", "grid.png", "film.png",
+    }  # fmt: skip
+    assert pictures(tmp_path / "drawn/images").shape == (3, 8, 8, 3)
+    masks = pictures(tmp_path / "drawn/masks")
+    assert set(np.unique(masks)) <= {0, 1}
+    assert Image.open(tmp_path / "drawn/masks/00000.png").mode == "P"
+
+
+def test_latents_become_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=2,
+        latent_channels=5,
+    ).save_pretrained("autoencoder")
+    autoencoder = Autoencoder("autoencoder")
+    write_pipeline(
+        tmp_path / "model", small(5), DiffusionConfig(clip_sample=False), autoencoder=autoencoder
+    )
+    outcome = sample("--film", "2", "--out", "drawn")
+    assert outcome.status == 0, outcome.err
+    assert "3 images of 3x16x16" in outcome.out
+    drawn = pictures(tmp_path / "drawn")
+    assert drawn.shape == (3, 16, 16, 3)
+    Image.fromarray(drawn[0].astype(np.uint8)).save("begin.png")
+    for flags in (
+        ["--size", "20", "16"],
+        ["--tile", "16", "--size", "32"],
+        ["--init_image", "begin.png"],
+        ["--interpolate", "begin.png", "drawn/00001.png"],
+    ):
+        outcome = sample(*flags, "--out", flags[0].strip("-"))
+        assert outcome.status == 0, outcome.err
+    assert pictures(tmp_path / "size").shape == (3, 20, 16, 3)
+    for flags, message in (
+        (["--size", "17"], "--size 17: the autoencoder makes one latent of 2 x 2 pixels"),
+        (["--init_image", "begin.png", "--mask", "begin.png"], "--mask: the model draws latents"),
+    ):
+        outcome = sample(*flags, "--out", "none")
+        assert outcome.status == 2
+        assert message in outcome.err
