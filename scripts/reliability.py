@@ -37,6 +37,7 @@ from ddpm_unet.training.checkpoint import checkpoint_paths
 
 SCRIPTS = Path(__file__).parent
 REPORT = SCRIPTS.parent / "docs" / "reliability.md"
+SETTINGS = SCRIPTS.parent / "configs" / "accelerate"
 TRAININGS = {"denoise": "train_ddpm.py", "segment": "train_seg.py"}
 STATE = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json")
 MODEL = {
@@ -383,30 +384,35 @@ def sharded() -> Iterator[str]:
 
 
 def hosts() -> Iterator[str]:
-    """Two launches of two processes each, as on two hosts, that meet on the loopback address."""
+    """The files of configs/accelerate as they are, but for the number of processes: `accelerate
+    launch` on one host, and twice, as on two hosts that meet on the loopback address.
+    """
     for job in TRAININGS:
         with place() as here:
             one = finish(here, job, "one")
-            port = free_port()
-            commands = [
-                [
-                    sys.executable, "-m", "torch.distributed.run", "--nnodes=2",
-                    f"--node_rank={rank}", "--nproc_per_node=2", "--master_addr=127.0.0.1",
-                    f"--master_port={port}", "--", *here.arguments(job, "hosts"),
-                ]
-                for rank in (0, 1)
-            ]  # fmt: skip
-            started = [
-                subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-                for c in commands
-            ]
-            said = [process.communicate(timeout=600)[0] for process in started]
-            assert all(process.returncode == 0 for process in started), "\n".join(said)
-            counted = re.search(r"\d+ processes", said[0])
-            yield (
-                f"{job}, {counted[0] if counted else '?'} on 2 hosts and 1 process: "
-                f"{difference(one, here.root / 'hosts')}"
-            )
+            for name, machines in (("one_host", 1), ("hosts", 2), ("hosts_fsdp", 2)):
+                port = free_port()
+                started = [
+                    subprocess.Popen(
+                        [
+                            sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
+                            f"--config_file={SETTINGS / name}.yaml",
+                            f"--num_processes={2 * machines}", f"--machine_rank={rank}",
+                            "--main_process_ip=127.0.0.1", f"--main_process_port={port}",
+                            *here.arguments(job, name),
+                        ],
+                        env=os.environ | {"FSDP_MIN_NUM_PARAMS": "2000"},
+                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                    )
+                    for rank in range(machines)
+                ]  # fmt: skip
+                said = [process.communicate(timeout=600)[0] for process in started]
+                assert all(process.returncode == 0 for process in started), "\n".join(said)
+                counted = re.search(r"\d+ processes", said[0])
+                yield (
+                    f"{job}, {name}.yaml, {counted[0] if counted else '?'} on {machines} host(s), "
+                    f"and 1 process: {difference(one, here.root / name)}"
+                )
 
 
 def faults() -> Iterator[str]:
@@ -527,9 +533,8 @@ INTRODUCTION = """What `scripts/reliability.py` found, written by it. The traini
 U-Net of 45,000 parameters on 24 pictures of 24 x 24, batches of 5 in passes of 2, on two busy CPU
 cores, with torch 2.15 and accelerate 1.15. `make test` tries the same at a smaller size.
 
-Not tried, for want of GPUs: NCCL, fp16 on a GPU (its loss scale is tested with a CPU's autocast),
-and the files of `configs/accelerate` as they are (accelerate reads them; the trainings below were
-started with torchrun, FSDP2 with the same settings in the environment).
+Not tried, for want of GPUs: NCCL, and fp16 on a GPU (its loss scale is tested with a CPU's
+autocast). The files of `configs/accelerate` were launched on processors without one.
 
 torchrun takes a script's `--run` for an option of its own, and stops; put `--` before the script:
 

@@ -17,6 +17,7 @@ from ddpm_unet.errors import UserError
 T = TypeVar("T")
 Tensors = dict[str, Tensor]
 SECONDS_FOR_LAST_WORDS = 2.0
+SECONDS_FOR_LAST_TENSORS = 0.2
 
 
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
@@ -48,6 +49,17 @@ def end_together(accelerator: Accelerator, fault: UserError | None) -> None:
         raise fault
     time.sleep(SECONDS_FOR_LAST_WORDS)
     raise SystemExit(2)
+
+
+def leave(accelerator: Accelerator) -> None:
+    """End the trackers and the group of processes, at the end of a training.
+
+    DistributedDataParallel keeps gloo's threads alive; one that still holds a tensor when the
+    interpreter ends aborts it (pytorch/pytorch#179291), so they get a moment to let go.
+    """
+    accelerator.end_training()
+    if accelerator.num_processes > 1:
+        time.sleep(SECONDS_FOR_LAST_TENSORS)
 
 
 def peer_lost(error: RuntimeError) -> bool:
