@@ -24,11 +24,7 @@ from torch import Tensor, nn
 from ddpm_unet.command_line import read_settings, user_errors
 from ddpm_unet.config import DenoiseConfig, SegmentConfig
 from ddpm_unet.data.folder import list_pictures
-from ddpm_unet.data.masks import IGNORE_INDEX
-from ddpm_unet.evaluation.metrics import confusion, overlap
-from ddpm_unet.evaluation.rand import thinned_scores
-from ddpm_unet.inference.segmentation import class_probabilities, tiling
-from ddpm_unet.inference.tiles import predict_tiles
+from ddpm_unet.evaluation.metrics import overlap
 from ddpm_unet.models.segmenter import load_segmentation_model
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.loop import train
@@ -207,6 +203,7 @@ def segmenter_settings(
             f"--data.masks={args.masks}",
             f"--data.split.limit={n}",
             f"--train.lr={rate}",
+            "--cell_class=1",
         ],
     )
     steps = settings.train.steps  # the last model counts: no slice chooses a checkpoint
@@ -258,20 +255,13 @@ class PeerJob(SegmentJob):
 def test_scores(job: SegmentJob, model: Any) -> dict[str, float]:
     """Dice of the rarer class at 0.5, and V_rand and V_info of the cells, which are class 1."""
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    predict, tiles = class_probabilities(model.to(device)), tiling(model, job.config.predict)
-    assert job.test is not None
-    counts = torch.zeros(2, 2, dtype=torch.int64)
-    truths, cells = [], []
-    for index in range(len(job.test)):
-        item = job.test[index]
-        probabilities = predict_tiles(predict, item["image"], tiles, device=device).cpu()
-        counts += confusion(probabilities.argmax(dim=0), item["mask"], 2, IGNORE_INDEX)
-        truths.append((item["mask"] == 1).numpy())
-        cells.append(probabilities[1].clamp(0, 1).numpy())
-    thinned = thinned_scores(truths, cells)
-    rarer = int(counts.sum(dim=1).argmin())
-    dice = float(overlap(counts).dice[rarer])
-    return {"dice": dice, "v_rand": thinned.v_rand, "v_info": thinned.v_info}
+    model, pictures = model.to(device), job.test
+    assert pictures is not None
+    counts = [job.count(model, pictures, i, device).cpu() for i in range(len(pictures))]
+    total = torch.stack(counts).sum(dim=0)
+    rarer = int(total.sum(dim=1).argmin())
+    dice = float(overlap(total).dice[rarer])
+    return {"dice": dice, **job.further_scores(model, pictures, device)}
 
 
 class Table:

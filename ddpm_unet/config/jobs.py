@@ -112,6 +112,8 @@ class SegmentConfig:
         layer_decay: Learning rate of each block as a share of the next block's, output to input.
         predict: Whole pictures, in validation.
         criterion: Validation score by which the best model is kept.
+        cell_class: Class whose connected pieces are cells, parted by membranes: the test then gives
+            V_rand and V_info too (2-D, two classes).
         train: The loop.
     """
 
@@ -133,6 +135,7 @@ class SegmentConfig:
     layer_decay: float = 1.0
     predict: PredictConfig = field(default_factory=PredictConfig)
     criterion: Literal["mean_dice", "mean_iou"] = "mean_dice"
+    cell_class: int | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
 
 

@@ -135,6 +135,12 @@ class RegressJob:
         *sums, pictures = counts.tolist()
         return {name: value / pictures for name, value in zip(SCORES, sums, strict=True)}
 
+    def further_scores(
+        self, model: nn.Module, pictures: TargetSet, device: torch.device
+    ) -> dict[str, float]:
+        """None."""
+        return {}
+
     def draw(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
         """The first validation picture (else training one), its prediction and its target."""
         with accelerator.autocast():

@@ -38,6 +38,11 @@ class ScoredJob(Protocol):
     def scores(self, counts: Tensor) -> dict[str, float]:
         """The scores, of the sum of all pictures' `count`."""
 
+    def further_scores(
+        self, model: nn.Module, pictures: Any, device: torch.device
+    ) -> dict[str, float]:
+        """Scores of the tested pictures that are no function of such a sum."""
+
     def compare(self, model: nn.Module, pictures: Any, device: torch.device) -> np.ndarray:
         """The first picture beside what is made of it, `uint8 [H, W, 3]`."""
 
@@ -86,7 +91,8 @@ def score_test(job: ScoredJob, run: RunFolder) -> dict[str, float]:
     with torch.inference_mode():
         counts = [job.count(model, job.test, i, state.device) for i in range(len(job.test))]
         save_picture(job.compare(model, job.test, state.device), run.path / "test.png")
-    scores = job.scores(torch.stack(counts).sum(dim=0))
+        further = job.further_scores(model, job.test, state.device)
+    scores = job.scores(torch.stack(counts).sum(dim=0)) | further
     replace_json(run.path / "scores.json", scores)
     print(
         f"on {len(job.test)} test picture(s): "

@@ -26,6 +26,7 @@ from ddpm_unet.data.splits import split_pictures
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.metrics import confusion, overlap
 from ddpm_unet.evaluation.plots import save_picture
+from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.inference.colors import class_colors
 from ddpm_unet.inference.overlay import side_by_side
 from ddpm_unet.inference.segmentation import (
@@ -184,6 +185,25 @@ class SegmentJob:
                     values[f"{kind}_{name}"] = number
         return values
 
+    def further_scores(
+        self, model: nn.Module, pictures: LabelledSet, device: torch.device
+    ) -> dict[str, float]:
+        """V_rand and V_info of the cells, where `cell_class` says which class they are.
+
+        After border thinning, the best over thresholds of the cells' probability: see
+        `evaluation.rand`.
+        """
+        cell = self.config.cell_class
+        if cell is None:
+            return {}
+        items = [pictures[number] for number in range(len(pictures))]
+        cells = [self._probabilities(model, item["image"], device)[cell] for item in items]
+        found = thinned_scores(
+            [(item["mask"] == cell).numpy() for item in items],
+            [probability.clamp(0, 1).cpu().numpy() for probability in cells],
+        )
+        return {"v_rand": found.v_rand, "v_info": found.v_info}
+
     def draw(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
         """The first validation picture (else training one) under its mask and its prediction."""
         with accelerator.autocast():
@@ -212,10 +232,14 @@ class SegmentJob:
 
     def _predict(self, model: nn.Module, image: Tensor, device: torch.device) -> Tensor:
         """Class of every pixel of a whole picture, `int64 [H, W]` on `device`."""
+        return self._probabilities(model, image, device).argmax(dim=0).to(device)
+
+    def _probabilities(self, model: nn.Module, image: Tensor, device: torch.device) -> Tensor:
+        """Probability of every class of a whole picture, `float32 [K, H, W]`."""
         network: Any = model
         probabilities = class_probabilities(network, self.config.predict.turns)
         tiles = tiling(network, self.config.predict)
-        return predict_tiles(probabilities, image, tiles, device=device).argmax(dim=0).to(device)
+        return predict_tiles(probabilities, image, tiles, device=device)
 
     def _stream(self, context: int = 0) -> PairStream | WithExtra:
         """The training windows, with so many pixels around them."""
@@ -239,5 +263,12 @@ class SegmentJob:
                 "loss.class_weights: the maps of loss.name border balance the classes themselves; "
                 "leave one of the two out"
             )
+        cell = self.config.cell_class
+        if cell is not None and (len(self.class_names) != 2 or self.config.data.dims == 3):
+            raise UserError(
+                "cell_class: is for pictures (data.dims 2) of two classes; leave it out"
+            )
+        if cell is not None and cell not in (0, 1):
+            raise UserError(f"cell_class {cell}: there are classes 0 and 1")
         if self.config.data.dims == 3 and loss == "border":
             raise UserError("loss.name border: its weight maps are of pictures; data.dims is 3")

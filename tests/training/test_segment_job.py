@@ -28,6 +28,7 @@ from ddpm_unet.config import (
 )
 from ddpm_unet.diffusion.objective import Objective
 from ddpm_unet.errors import UserError
+from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.inference.segmentation import Preparation
 from ddpm_unet.models.segmenter import load_segmentation_model
@@ -369,6 +370,30 @@ def test_pictures_kept_to_test_are_scored_in_the_end(settings, capsys):
         predicted = model(item["image"][None]).argmax(dim=1)[0]
     error = (predicted != item["mask"]).float().mean()
     assert scores["pixel_error"] == pytest.approx(float(error), abs=0.02)
+
+
+def test_cells_are_scored_as_partitions(cells, settings):
+    """The thinned scores of the tested masks and of the probabilities of their class."""
+    settings.data.split, settings.cell_class = SplitConfig(test=2), 1
+    job = SegmentJob(settings)
+    scores = job.further_scores(Bright(), job.test, torch.device("cpu"))
+    truth, cell = [], []
+    for number in (1, 2):
+        truth.append(np.asarray(Image.open(cells / f"masks/{number}.png")) == 255)
+        picture = np.asarray(Image.open(cells / f"images/{number}.png"))[..., 0] / 127.5 - 1.0
+        logits = Bright()(torch.from_numpy(picture).float()[None, None])
+        cell.append(logits.softmax(dim=1)[0, 1].numpy())
+    expected = thinned_scores(truth, cell)
+    assert scores == pytest.approx({"v_rand": expected.v_rand, "v_info": expected.v_info})
+    settings.cell_class = None
+    assert job.further_scores(Bright(), job.test, torch.device("cpu")) == {}
+
+
+@pytest.mark.parametrize("cell", [2, -1])
+def test_cells_of_no_class(settings, cell):
+    settings.cell_class = cell
+    with pytest.raises(UserError, match=f"cell_class {cell}"):
+        SegmentJob(settings)
 
 
 def test_without_a_test_part_nothing_is_scored(settings):
