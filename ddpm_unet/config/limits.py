@@ -105,6 +105,8 @@ LIMITS: dict[type, dict[str, Limits]] = {
         "betas": BELOW_1,
         "momentum": BELOW_1,
         "ema_decay": SHARE,
+        "ema_lengths": (0.01, 0.28),
+        "ema_every": POSITIVE,
         "checkpoint_every": POSITIVE,
         "keep_checkpoints": POSITIVE,
         "log_every": POSITIVE,

@@ -26,6 +26,10 @@ class TrainConfig:
         weight_decay: AdamW's is decoupled, RMSprop's is part of the gradient.
         clip_norm: Largest norm of the whole gradient; 0 leaves it as it is.
         ema_decay: Averaging of the weights, after a warm-up of (1 + step) / (10 + step).
+        ema_lengths: Averages kept besides, from which `scripts/ema.py` makes one of any length
+            afterwards (Karras 2024): their standard deviations as shares of the training, usually
+            [0.05, 0.1]; empty for none.
+        ema_every: Steps between snapshots of these averages.
         mixed_precision: Autocast of the forward pass.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, slower.
         compile: torch.compile the network.
@@ -54,6 +58,8 @@ class TrainConfig:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema_decay: float = 0.9999
+    ema_lengths: tuple[float, ...] = ()
+    ema_every: int = 500
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
     compile: bool = False

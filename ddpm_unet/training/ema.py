@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights."""
+"""Averages of the weights: the exponential one, and those from which others are made afterwards."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 from torch.nn import Parameter
+
+from ddpm_unet.training.post_hoc import exponent
 
 
 class EMA:
@@ -25,10 +27,14 @@ class EMA:
         self.averages = [p.detach().clone() for p in self.parameters]
         self.decay = decay
 
+    def decay_at(self, step: int) -> float:
+        """The weight of the past at optimiser step number `step` (from 0)."""
+        return min(self.decay, (1 + step) / (10 + step))
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after optimiser step number `step` (from 0)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = self.decay_at(step)
         torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], 1 - decay)
 
     @contextmanager
@@ -47,3 +53,22 @@ class EMA:
             weights = parameter.clone()
             parameter.copy_(average)
             average.copy_(weights)
+
+
+class PowerEMA(EMA):
+    """An average whose length grows with the training (Karras 2024, arXiv:2312.02696, eq. 1, 2).
+
+    The weights after step i of t weigh (i^(g+1) - (i-1)^(g+1)) / t^(g+1): a power function of i.
+
+    Args:
+        parameters: The trained parameters, float32.
+        length: Its standard deviation as a share of the training, sigma_rel.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], length: float) -> None:
+        super().__init__(parameters, 0.0)
+        self._power = exponent(length) + 1
+
+    def decay_at(self, step: int) -> float:
+        """The weight of the past at optimiser step number `step` (from 0)."""
+        return (step / (step + 1)) ** self._power

@@ -28,25 +28,16 @@ from ddpm_unet.evaluation.plots import plot_metrics
 from ddpm_unet.models.layers import winograd
 from ddpm_unet.randomness import torch_seeds
 from ddpm_unet.training.accelerator import laid_out, open_accelerator
-from ddpm_unet.training.checkpoint import (
-    checkpoint_paths,
-    newest_checkpoint,
-    prune_checkpoints,
-    write_checkpoint,
-)
+from ddpm_unet.training.checkpoint import prune_checkpoints, write_checkpoint
 from ddpm_unet.training.job import Batch, Job
 from ddpm_unet.training.optimizer import (
     build_optimizer,
     learning_rate_factor,
     set_learning_rates,
 )
-from ddpm_unet.training.processes import (
-    end_together,
-    on_main,
-    peer_lost,
-    share_json,
-    share_tensors,
-)
+from ddpm_unet.training.post_hoc import Snapshots
+from ddpm_unet.training.processes import end_together, leave, on_main, peer_lost
+from ddpm_unet.training.resuming import resume
 from ddpm_unet.training.run_folder import RunFolder, disk_faults
 from ddpm_unet.training.settings import check_training
 from ddpm_unet.training.sharding import whole, whole_norm
@@ -83,7 +74,7 @@ def train(job: Job, run: RunFolder, settings: Any) -> None:
             training.resume()
             training.introduce()
             training.run_steps(request)
-        accelerator.end_training()
+        leave(accelerator)
     except RuntimeError as error:
         if not peer_lost(error):
             raise
@@ -119,6 +110,7 @@ class Training:
             self.network,
             getattr(self.optimizer, "optimizer", self.optimizer),
             config.ema_decay,
+            config.ema_lengths,
             accelerator.device,
         )
         self.saved: int | None = None
@@ -160,6 +152,8 @@ class Training:
                     self._validate()
                 if self._due(config.sample_every):
                     self._draw()
+                if state.powers and self._due(config.ema_every):
+                    self._snapshot()
                 if self._stale() or self._due(config.checkpoint_every):
                     self._checkpoint()
         self.finished = state.step == config.steps or self._stale()
@@ -209,7 +203,7 @@ class Training:
         parameters = [p for _, p in state.named]
         norm = whole_norm(accelerator.clip_grad_norm_(parameters, config.clip_norm or math.inf))
         self._step_optimizer(norm)
-        state.ema.update(state.step)
+        state.average()
         return loss, norm
 
     def _step_optimizer(self, norm: Tensor) -> None:
@@ -327,6 +321,11 @@ class Training:
         if state.best_step is None:
             self._export()
 
+    def _snapshot(self) -> None:
+        kept, step = Snapshots(self.run.averages), self.state.step
+        averages = self.state.snapshot(self.accelerator.is_main_process)
+        on_main(self.accelerator, lambda: kept.write(step, averages))
+
     def _export(self) -> None:
         with self.state.ema.applied():
             weights = whole(self.network.state_dict().items(), self.accelerator.is_main_process)
@@ -339,29 +338,8 @@ class Training:
 
     def resume(self) -> None:
         """Go on from the newest good checkpoint, if there is one."""
-        state = self.state
-
-        def find() -> tuple[dict[str, dict[str, Tensor]], dict[str, Any] | None]:
-            found = newest_checkpoint(self.run.checkpoints)
-            if found and (why := state.difference(found[0], found[1])):
-                raise UserError(
-                    f"{checkpoint_paths(self.run.checkpoints)[-1]}: {why}, so another version of "
-                    "this program wrote it; go on with that one, or choose another --run folder"
-                )
-            self.run.cut_metrics(found[1]["metrics_size"] if found else 0)
-            for note in found[2] if found else ():
-                self._say(note)
-            return (found[0], found[1]) if found else ({}, None)
-
-        tensors, numbers = on_main(self.accelerator, find) or ({}, None)
-        numbers = share_json(numbers, self.accelerator)
-        if numbers is None:
-            return
-        state.restore(share_tensors(tensors, self.accelerator), numbers)
-        if self.accelerator.scaler and numbers["scaler"]:
-            self.accelerator.scaler.load_state_dict(numbers["scaler"])
-        self.saved = state.step
-        self._say(f"going on from the checkpoint of step {state.step}")
+        if resume(self.state, self.run, self.accelerator):
+            self.saved = self.state.step
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:

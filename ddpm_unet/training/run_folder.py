@@ -5,6 +5,7 @@ metrics.jsonl    one line of numbers per log step and validation
 loss.png         the curves of metrics.jsonl
 samples/         pictures drawn during training
 checkpoints/     what a resumed run starts from
+averages/        snapshots from which `scripts/ema.py` makes averages of any length, if any are kept
 model/           the averaged weights, to use and to hand over
 """
 
@@ -42,6 +43,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
+        self.averages = path / "averages"
         self.model = path / "model"
         self.metrics = path / "metrics.jsonl"
         self._lock: IO[str] | None = None

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ddpm_unet.training.ema import EMA
+from ddpm_unet.training.ema import EMA, PowerEMA
 from ddpm_unet.training.optimizer import load_optimizer_state, optimizer_state
+from ddpm_unet.training.post_hoc import BUFFERS
 from ddpm_unet.training.sharding import copy_into, whole
 
 NOWHERE = torch.iinfo(torch.int64).max
@@ -27,6 +28,7 @@ class TrainingState:
         network: The network, as the processes share it (its parameters may be sharded).
         optimizer: Its optimiser, not wrapped.
         ema_decay: See `EMA`.
+        ema_lengths: Of further averages, see `PowerEMA`.
         device: Where sums and counts are kept, so that no step waits for them.
 
     Attributes:
@@ -43,11 +45,13 @@ class TrainingState:
         network: nn.Module,
         optimizer: Optimizer,
         ema_decay: float,
+        ema_lengths: Iterable[float],
         device: torch.device,
     ) -> None:
         self.network, self.optimizer = network, optimizer
         self.named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
         self.ema = EMA([p for _, p in self.named], ema_decay)
+        self.powers = {f"{s:g}": PowerEMA(self.ema.parameters, s) for s in ema_lengths}
         self.step = 0
         self.best, self.worse = -math.inf, 0
         self.best_step: int | None = None
@@ -57,16 +61,39 @@ class TrainingState:
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
         self.suspect = torch.full((), NOWHERE, device=device)
 
+    def average(self) -> None:
+        """Take the weights of the step into all averages."""
+        for average in (self.ema, *self.powers.values()):
+            average.update(self.step)
+
     def tensors(self, keep: bool) -> dict[str, dict[str, Tensor]]:
         """All tensors, whole, by group; every process must call it, and those that `keep` get them.
 
-        Groups: "model" (parameters and buffers), "ema", "optimizer".
+        Groups: "model" (parameters and buffers), "optimizer", "ema", and "ema_" with a length for
+        each average besides.
         """
-        averages = zip((n for n, _ in self.named), self.ema.averages, strict=True)
         return {
             "model": whole(self.network.state_dict().items(), keep),
-            "ema": whole(averages, keep),
             "optimizer": whole(optimizer_state(self.optimizer, self.named), keep),
+            **{group: whole(of.items(), keep) for group, of in self._averages().items()},
+        }
+
+    def snapshot(self, keep: bool) -> dict[str, dict[str, Tensor]]:
+        """The averages besides, by length, and the buffers, as `Snapshots` keeps them."""
+        parameters = {name for name, _ in self.network.named_parameters()}
+        state = self.network.state_dict()
+        groups = {BUFFERS: {name: t for name, t in state.items() if name not in parameters}}
+        for group, average in self._averages().items():
+            if group != "ema":
+                groups[group.removeprefix("ema_")] = average
+        return {group: whole(of.items(), keep) for group, of in groups.items()}
+
+    def _averages(self) -> dict[str, dict[str, Tensor]]:
+        names = [name for name, _ in self.named]
+        averages = {"ema": self.ema, **{f"ema_{n}": a for n, a in self.powers.items()}}
+        return {
+            group: dict(zip(names, average.averages, strict=True))
+            for group, average in averages.items()
         }
 
     def numbers(self) -> dict[str, Any]:
@@ -90,7 +117,8 @@ class TrainingState:
             if name not in numbers:
                 return f"has no {name}"
         parameters = dict(self.named)
-        for group, own in (("model", self.network.state_dict()), ("ema", parameters)):
+        averages = ((group, parameters) for group in self._averages())
+        for group, own in (("model", self.network.state_dict()), *averages):
             given = tensors.get(group, {})
             for name in (*own, *given):
                 if name not in own or name not in given or own[name].shape != given[name].shape:
@@ -102,10 +130,7 @@ class TrainingState:
 
     def restore(self, tensors: Iterable[tuple[str, str, Tensor]], numbers: dict[str, Any]) -> None:
         """Take over what `tensors` (as group, name, value) and `numbers` gave."""
-        targets = {
-            "model": self.network.state_dict(),
-            "ema": dict(zip((n for n, _ in self.named), self.ema.averages, strict=True)),
-        }
+        targets = {"model": self.network.state_dict(), **self._averages()}
         parameters = dict(self.named)
         for group, name, value in tensors:
             if group == "optimizer":

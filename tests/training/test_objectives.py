@@ -10,8 +10,10 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditions import Conditioning
 from ddpm_unet.inference.pipeline import image_shape, read_pipeline
 from ddpm_unet.training import loop
+from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.loop import train
+from ddpm_unet.training.post_hoc import Snapshots
 from ddpm_unet.training.run_folder import RunFolder
 
 
@@ -24,6 +26,54 @@ def run(settings):
     folder = RunFolder(Path(settings.run))
     train(DenoiseJob(settings), folder, settings)
     return folder
+
+
+class KilledJob(DenoiseJob):
+    """Dies at the n-th micro-batch."""
+
+    left = 0
+
+    def losses(self, model, batch):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return super().losses(model, batch)
+
+
+def test_kept_averages_resume_bit_for_bit(settings, tmp_path):
+    settings.train.ema_lengths, settings.train.ema_every = (0.05, 0.1), 4
+    whole = run(settings)
+    settings.run = str(tmp_path / "killed")
+    job = KilledJob(settings)
+    job.left = 23
+    with pytest.raises(KeyboardInterrupt):
+        train(job, RunFolder(Path(settings.run)), settings)
+    resumed = run(settings)
+    ours, theirs = (
+        read_checkpoint(checkpoint_paths(r.checkpoints)[-1])[0] for r in (whole, resumed)
+    )
+    assert {"ema", "ema_0.05", "ema_0.1"} < ours.keys()
+    for group, tensors in ours.items():
+        for name, value in tensors.items():
+            assert torch.equal(value, theirs[group][name]), (group, name)
+    snapshots = Snapshots(whole.averages)
+    assert snapshots.steps() == [4, 8, 12, 14]
+    for file in whole.averages.iterdir():
+        assert file.read_bytes() == (resumed.averages / file.name).read_bytes()
+    own, distance = snapshots.reconstruct(0.1, 14)
+    assert distance < 1e-5
+    for name, value in ours["ema_0.1"].items():
+        torch.testing.assert_close(own[name].float(), value, rtol=2e-3, atol=1e-5)
+
+
+def test_averages_that_a_checkpoint_lacks_are_named(settings):
+    run(settings)
+    settings.train.ema_lengths = (0.05,)
+    with pytest.raises(UserError, match=r"train\.ema_lengths = \[\], not \[0\.05\]"):
+        run(settings)
+    settings.train.ema_lengths = (0.05, 0.05)
+    with pytest.raises(UserError, match="has a length twice"):
+        run(settings)
 
 
 def test_learned_variances(settings):
