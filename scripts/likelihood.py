@@ -75,7 +75,7 @@ def main() -> None:
         for start in tqdm(range(0, count, args.batch_size), "Likelihood"):
             positions = range(start, min(start + args.batch_size, count))
             batch = {k: v.to(device) for k, v in windows.__getitems__(positions).items()}
-            images = to_model_range(batch["image"])
+            images = told.with_masks(to_model_range(batch["image"]), batch.get("condition"))
             conditions = job.conditions(batch, images, positions, seed=0)
             yield positions, images, partial(beside_the_input(network), **conditions)
 

@@ -81,7 +81,7 @@ def _network(config: SegmentConfig, channels: int, outputs: Mapping[str, Any]) -
     head = replace(config.head, **outputs)
     if config.init == SCRATCH:
         data = config.data
-        outputs = config.diffusion.output_channels(channels)
-        unet = replace(config.model, in_channels=channels, out_channels=outputs)
+        predicted = config.diffusion.output_channels(channels)
+        unet = replace(config.model, in_channels=channels, out_channels=predicted)
         return Segmenter(UNet(replace(unet, sample_size=data.size, dims=data.dims)), head)
     return Segmenter.from_denoiser(str(config.init), head, channels)
