@@ -86,11 +86,15 @@ def main() -> None:
                 save(out / part / "targets" / f"{stem}.tif", target)
         _, images, targets = zip(*found["train"], strict=True)
         weights = staining.linear_map(list(images), list(targets))
+        if args.task == "staining":
+            curve = wald.to_uint8(staining.grey_curve(list(images), list(targets)))
         for stem, image, _ in found["test"]:
             save(out / "test" / "linear" / f"{stem}.tif", staining.mapped(image, weights))
             if args.task == "pansharpening":
                 save(out / "test" / "bicubic" / f"{stem}.tif", wald.bicubic(image))
                 save(out / "test" / "brovey" / f"{stem}.tif", wald.brovey(image))
+            else:
+                save(out / "test" / "curve" / f"{stem}.tif", curve[image])
     print(f"written: {len(found['train'])} pair(s) to train on and to test with in {out}")
 
 

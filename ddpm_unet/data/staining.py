@@ -51,6 +51,20 @@ def mapped(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return values.round().clip(0, 255).astype(np.uint8).reshape(*image.shape[:-1], -1)
 
 
+def grey_curve(images: list[np.ndarray], targets: list[np.ndarray]) -> np.ndarray:
+    """The mean target of the pixels of each grey value, `[256]`: the most that one pixel tells.
+
+    Args:
+        images: `uint8 [H, W, 1]` each.
+        targets: `[H, W, 1]` each.
+    """
+    values, wanted = (np.concatenate([a.ravel() for a in part]) for part in (images, targets))
+    counts = np.bincount(values, minlength=256)
+    sums = np.bincount(values, wanted, minlength=256)
+    seen = np.flatnonzero(counts)
+    return np.interp(np.arange(256), seen, sums[seen] / counts[seen])
+
+
 def _with_constant(image: np.ndarray) -> np.ndarray:
     flat = image.reshape(-1, image.shape[-1]).astype(np.float64)
     return np.concatenate([flat, np.ones((len(flat), 1))], axis=1)

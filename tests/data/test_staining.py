@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ddpm_unet.data.staining import STAINS, haematoxylin, linear_map, mapped
+from ddpm_unet.data.staining import STAINS, grey_curve, haematoxylin, linear_map, mapped
 
 
 def stained(amounts):
@@ -39,3 +39,9 @@ def test_a_linear_map_is_found():
     found = linear_map(images, targets)
     np.testing.assert_allclose(found, weights, atol=1e-9)
     assert np.abs(mapped(images[0], found) - targets[0]).max() < 0.501
+
+
+def test_the_curve_is_the_mean_of_each_grey_value():
+    image = np.array([[[10], [10], [12]]], np.uint8)
+    found = grey_curve([image], [np.array([[[20], [40], [50]]])])
+    assert found[[10, 11, 12, 255]].tolist() == [30, 40, 50, 50]
