@@ -1,5 +1,8 @@
+import platform
 import subprocess
 import sys
+
+import pytest
 
 FAULTS = """
 import resource, torch
@@ -19,7 +22,8 @@ print(first, faults())
 """
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_large_tensors_are_not_mapped_anew():
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
     before, after = map(int, done.stdout.split())
-    assert before > 5 * 10_000 > 5000 > after
+    assert 10 * after < before
