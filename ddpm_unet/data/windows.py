@@ -79,21 +79,22 @@ def random_windows(
     """
 
     def draw(purpose: str, high: int | np.ndarray) -> np.ndarray:
-        if np.all(high == 1):  # nothing to choose from
-            return np.zeros(len(positions), dtype=np.int64)
         return integers(seed, f"data/{purpose}", positions, high)
 
-    axes = layout.sizes.shape[1]
     room = layout.sizes[picture] - config.size + 1
+    axes = room.shape[1]
     flips = [config.flips and config.fit == "crop"] * (axes - 1) + [config.flips]
-    corner = [draw(name, n) for name, n in zip(CORNER[-axes:], room.T, strict=True)]
-    mirrored = [draw(name, 1 + on) for name, on in zip(MIRRORED[-axes:], flips, strict=True)]
-    return Windows(
-        picture,
-        np.stack(corner, axis=1),
-        draw("turns", 4 if config.turns else 1),
-        np.stack(mirrored, axis=1).astype(bool),
-    )
+    corner, mirrored = np.zeros_like(room), np.zeros(room.shape, dtype=bool)
+    turns = np.zeros(len(room), dtype=np.int64)
+    for axis, name in enumerate(CORNER[-axes:]):
+        if (room[:, axis] > 1).any():
+            corner[:, axis] = draw(name, room[:, axis])
+    for axis, name in enumerate(MIRRORED[-axes:]):
+        if flips[axis]:
+            mirrored[:, axis] = draw(name, 2)
+    if config.turns:
+        turns = draw("turns", 4)
+    return Windows(picture, corner, turns, mirrored)
 
 
 def grid_windows(layout: Layout, size: int) -> Windows:
@@ -122,4 +123,4 @@ def orient_windows(batch: np.ndarray, windows: Windows) -> None:
         batch[transposed] = batch[transposed].swapaxes(-1, -2)
     for axis, chosen in enumerate(mirrored, start=2):
         if chosen.any():
-            batch[chosen] = np.flip(batch[chosen], axis)
+            batch[chosen] = np.ascontiguousarray(np.flip(batch[chosen], axis))
