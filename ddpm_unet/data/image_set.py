@@ -159,7 +159,7 @@ class PackedImages(ImageSet):
         layout = self.layout
         said = f"{layout.dtype} {layout.channels} {layout.sizes.tolist()}"
         digest = hashlib.blake2b(said.encode(), digest_size=16)
-        digest.update(self.flat.numpy())
+        digest.update(self.flat.numpy().data)
         return digest.hexdigest()
 
     @override

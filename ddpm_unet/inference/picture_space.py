@@ -35,8 +35,10 @@ class PictureSpace:
         Raises:
             UserError: No whole number of latents.
         """
-        if sides is None or self.autoencoder is None:
-            return sides and list(sides)
+        if sides is None:
+            return None
+        if self.autoencoder is None:
+            return list(sides)
         return [self.autoencoder.latent_size(side, flag) for side in sides]
 
     def shape(self, drawn: Sequence[int]) -> tuple[int, ...]:

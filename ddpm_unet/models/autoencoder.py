@@ -175,4 +175,4 @@ def autoencoder_of(folder: Path) -> Autoencoder | None:
     """
     root = folder if (folder / "unet").is_dir() else folder.resolve().parent
     found = next((root / place for place in PLACES if (root / place).is_dir()), None)
-    return found and Autoencoder(found)
+    return None if found is None else Autoencoder(found)

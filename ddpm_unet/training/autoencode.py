@@ -27,15 +27,16 @@ MEASURED = 64
 """Windows by whose latents the scaling_factor is set."""
 
 
-class Reconstruction(AutoencoderKL):
+class Reconstruction(AutoencoderKL, nn.Module):
     """An AutoencoderKL that is called with images, and the noise of their latents."""
 
-    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The images again, `[B, C, H, W]`, and the divergence of their latents from standard
         normal ones, nats per number, `[B]` (Kingma 2014, arXiv:1312.6114, appendix B).
         """
-        found = self.encode(images).latent_dist
-        again = self.decode(found.mean + found.std * noise).sample
+        network: Any = self
+        found = network.encode(images).latent_dist
+        again = network.decode(found.mean + found.std * noise).sample
         divergence = (found.mean.square() + found.var - 1 - found.logvar) / 2
         return again, divergence.flatten(1).mean(1)
 
