@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ddpm_unet.command_line import read_settings, user_errors
-from ddpm_unet.config import DenoiseConfig, SegmentConfig
+from ddpm_unet.config import AutoencodeConfig, DenoiseConfig, SegmentConfig
 from ddpm_unet.errors import UserError
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -89,5 +90,5 @@ def test_other_errors_keep_their_traceback():
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_configurations_are_valid(path):
-    segments = "masks:" in path.read_text()
-    read_settings(SegmentConfig if segments else DenoiseConfig, path, [])
+    kind = SegmentConfig if re.search(r"^  masks:", path.read_text(), re.M) else DenoiseConfig
+    read_settings(AutoencodeConfig if "autoencoder" in path.stem else kind, path, [])

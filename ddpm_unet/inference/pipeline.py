@@ -52,8 +52,8 @@ def write_pipeline(
 
     It is a DDPMPipeline; of latents an LDMPipeline, whose autoencoder it calls vqvae (and which
     knows a scaling_factor but no shift_factor), or, of a network that attends to a context, a
-    StableDiffusionPipeline without text encoder, to be given `prompt_embeds`. Every file is
-    replaced as a whole, so a reader never meets half a one.
+    StableDiffusionPipeline, read with `text_encoder` and `tokenizer` (None for both to give it
+    `prompt_embeds`). Every file is replaced as a whole, so a reader never meets half a one.
 
     Args:
         folder: Made when missing.

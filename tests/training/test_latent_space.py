@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,15 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
 from safetensors.numpy import load_file
 
-from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.config import DiffusionConfig, UNetConfig
 from ddpm_unet.data.stream import Stream, to_model_range
 from ddpm_unet.data.windows import order
 from ddpm_unet.diffusion.samplers import SAMPLERS, make_scheduler
 from ddpm_unet.diffusion.sampling import Noise, sample
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.picture_space import PictureSpace
-from ddpm_unet.inference.pipeline import read_pipeline
+from ddpm_unet.inference.pipeline import read_pipeline, write_pipeline
+from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import Autoencoder
 from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
@@ -264,3 +266,54 @@ def test_a_damaged_file_is_named(latent, accelerator):
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(UserError, match=r"is damaged .* delete it, to encode anew"):
         job.latent.training(accelerator)
+
+
+def test_a_network_with_a_context_is_a_stable_diffusion_pipeline(peer, tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    from diffusers import StableDiffusionPipeline
+
+    peer.save_pretrained(tmp_path / "autoencoder")
+    unet = UNet(
+        UNetConfig(
+            in_channels=5,
+            out_channels=5,
+            sample_size=4,
+            block_out_channels=(8, 8),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            mid_block_type="UNetMidBlock2DCrossAttn",
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=2,
+            cross_attention_dim=6,
+        )
+    )
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    diffusion = DiffusionConfig(num_train_timesteps=10, clip_sample=False)
+    folder = tmp_path / "model"
+    write_pipeline(folder, unet, diffusion, autoencoder=Autoencoder(tmp_path / "autoencoder"))
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        folder, local_files_only=True, text_encoder=None, tokenizer=None
+    )
+    pipeline.scheduler = make_scheduler("ddim", diffusion)
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(3))
+    context = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(4))
+    theirs = pipeline(
+        prompt_embeds=context,
+        guidance_scale=1.0,
+        latents=noise,
+        num_inference_steps=10,
+        output_type="np",
+        height=8,
+        width=8,
+    ).images
+    monkeypatch.setattr(Noise, "draw", lambda self, std: std * noise)
+    latents = sample(
+        partial(unet, context=context), make_scheduler("ddim", diffusion), (5, 4, 4),
+        seed=0, indices=[0, 1], steps=10,
+    )  # fmt: skip
+    ours = PictureSpace(folder, torch.device("cpu")).pictures(latents)
+    found = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(found, theirs, atol=1e-3)
