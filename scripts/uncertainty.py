@@ -79,6 +79,9 @@ def main() -> None:
     shape = image_shape(unet.config, channels=told.image_channels)
     if told.planes is None or told.planes.kind != "picture" or len(shape) != 3:
         raise UserError(f"{args.model}: does not go by pictures; train one with data.condition")
+    told.check(unet.config, args.model)
+    if unet.config.conditional or unet.config.num_class_embeds:
+        raise UserError(f"{args.model}: wants a class or context too; train one with neither")
     data = PairDataConfig(images=args.images, masks=args.targets, mask_kind="pictures")
     pairs = TargetSet(check_pairs(data))
     if (pairs.channels, pairs.targets.channels) != (told.planes.channels, shape[0]):
@@ -103,6 +106,7 @@ def main() -> None:
             batch_size=args.batch_size,
             accelerator=accelerator,
             conditions=conditions,
+            self_conditioning=told.self_conditioning,
         )
         images = []
         with tqdm(total=args.tiles * args.samples, desc="Sampling", disable=None) as progress:
