@@ -20,8 +20,8 @@ def reduced(picture: np.ndarray, ratio: int) -> np.ndarray:
     Args:
         picture: `[H, W, C]` float, sides that are multiples of ratio.
         ratio: Pixels that become one, along each side. The blur has a standard deviation of half
-            of it: the gain at the new sampling's highest frequency is then 0.29 (that of sensors
-            is 0.2 to 0.3: Aiazzi 2006).
+            of it, so that the gain at the highest frequency left is between 0.2 and 0.3, as that
+            of sensors is (Aiazzi 2006).
     """
     blurred = ndimage.gaussian_filter(picture, (ratio / 2, ratio / 2, 0), mode="mirror")
     places = [np.arange(length // ratio) * ratio + (ratio - 1) / 2 for length in picture.shape[:2]]
