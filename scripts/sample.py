@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ddpm_unet.command_line import ArgumentParser, user_errors, within
+from ddpm_unet.diffusion.samplers import described
 
 SHIPPED = Path(__file__).parents[1] / "samples" / "histology64" / "model"
 
@@ -14,7 +15,13 @@ def arguments() -> Namespace:
     add = parser.add_argument
     add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
     add("--steps", type=int, default=1000, help="denoising steps (default 1000)")
-    add("--sampler", default="ddpm", help="ddpm, ddim, dpm++, ... (default ddpm)")
+    add(
+        "--sampler",
+        nargs="?",
+        const="list",
+        help="ddpm, ddim, dpm++, ... (default: the one that the model's folder names, ddpm if it "
+        "was trained here); without a name, list them",
+    )
     add("--num_images", type=int, default=16, help="images to draw (default 16)")
     add("--batch_size", type=int, default=16, help="images per process and batch (default 16)")
     add("--size", type=int, nargs="+", help="height and width, pixels (default: as trained)")
@@ -50,6 +57,9 @@ def arguments() -> Namespace:
 
 def main() -> None:
     args = arguments()
+    if args.sampler in ("list", "help"):
+        print(described())
+        return
 
     import torch
     from accelerate import Accelerator
@@ -68,7 +78,7 @@ def main() -> None:
     from ddpm_unet.inference.editing import Edit
     from ddpm_unet.inference.generate import generate
     from ddpm_unet.inference.picture_space import PictureSpace
-    from ddpm_unet.inference.pipeline import image_shape, read_pipeline
+    from ddpm_unet.inference.pipeline import image_shape, read_pipeline, read_scheduler
     from ddpm_unet.inference.steering import check_guidance, read_guide, steered
     from ddpm_unet.inference.writing import output_folder, save_masks
     from ddpm_unet.models.timetable import timetabled
@@ -93,7 +103,11 @@ def main() -> None:
         accelerator.device,
     )
     guide = args.guide and read_guide(args.guide, unet, diffusion, told).to(accelerator.device)
-    scheduler = make_scheduler(args.sampler, diffusion)
+    sampler, scheduler = (
+        (args.sampler, make_scheduler(args.sampler, diffusion))
+        if args.sampler
+        else read_scheduler(folder)
+    )
     network = timetabled(unet, timesteps(scheduler, args.steps))
     denoiser = steered(
         network, told.null_class(unet.config), args.guidance, args.guidance_interval, guide
@@ -112,7 +126,7 @@ def main() -> None:
         places = [folders.enter_context(output_folder(args.out / name)) for name in names]
         accelerator.print(
             f"{args.num_images} images of {'x'.join(map(str, space.shape(shape)))} from {folder}, "
-            f"{args.steps} {args.sampler} steps, {accelerator.num_processes} process(es)"
+            f"{args.steps} {sampler} steps, {accelerator.num_processes} process(es)"
         )
         film = FilmStrip(args.film) if args.film > 0 else None
         for indices, drawn in generate(

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
+EPSILON_AT_ZERO_SNR = (
+    "rescale_betas_zero_snr: with prediction_type epsilon the last timestep says nothing of the "
+    "image; take v_prediction or sample"
+)
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "logistic"]
 VarianceType = Literal["fixed_small", "fixed_large", "learned_range"]
 
@@ -21,6 +25,8 @@ class DiffusionConfig:
             usual one of denoising-diffusion-pytorch).
         beta_start: First beta (linear, scaled_linear).
         beta_end: Last beta (linear, scaled_linear).
+        rescale_betas_zero_snr: Leave nothing of the image at the last timestep, where sampling
+            begins (Lin 2023); with prediction type "sample" or "v_prediction" only.
         prediction_type: "epsilon" (the noise), "sample" (x0) or "v_prediction" (Salimans 2022).
         min_snr_gamma: Min-SNR loss weighting (Hang 2023, gamma = 5); null for the plain loss.
         variance_type: Variance of a reverse step: "fixed_small" (that of the posterior, Ho 2020),
@@ -36,6 +42,7 @@ class DiffusionConfig:
     beta_schedule: BetaSchedule = "linear"
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    rescale_betas_zero_snr: bool = False
     prediction_type: PredictionType = "epsilon"
     min_snr_gamma: float | None = None
     variance_type: VarianceType = "fixed_small"

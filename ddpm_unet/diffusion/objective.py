@@ -35,6 +35,11 @@ class Objective:
         gamma = config.min_snr_gamma
         if gamma is not None and gamma <= 0:
             raise UserError(f"min_snr_gamma is {gamma}: give a positive number or null")
+        if gamma is not None and config.rescale_betas_zero_snr:
+            raise UserError(
+                f"min_snr_gamma {gamma:g}: would give the last timestep, whose SNR is zero with "
+                "rescale_betas_zero_snr, no weight; set one of the two to null or false"
+            )
         target = target_mixture(config.prediction_type, abar)
         weight = (
             torch.ones_like(abar)

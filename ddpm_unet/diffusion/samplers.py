@@ -17,6 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.config.process import EPSILON_AT_ZERO_SNR
 from ddpm_unet.errors import UserError
 
 _COMMON = {"timestep_spacing": "linspace"}
@@ -31,6 +32,24 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "heun": ("HeunDiscreteScheduler", {"use_exponential_sigmas": True}),
 }
 SAMPLERS = tuple(_SCHEDULERS)
+LCM = "lcm"
+"""Only for the models that were distilled for it."""
+_WITHOUT_ZERO_SNR = ("heun",)
+_WORDS = {
+    "ddpm": "the chain of Ho 2020, noise at every step; learned variances; many steps",
+    "ddim": "deterministic (Song 2021); 50 steps and more",
+    "dpm++": "DPM-Solver++ 2M (Lu 2022), deterministic; 10 to 50 steps",
+    "dpm++sde": "its stochastic form; 20 to 100 steps",
+    "unipc": "UniPC (Zhao 2023), deterministic; 10 to 50 steps",
+    "euler": "Euler's method (Karras 2022), deterministic; 50 steps and more",
+    "heun": "Heun's (Karras 2022), twice the evaluations; 20 to 50 steps; no zero terminal SNR",
+    LCM: "few steps; only of a folder that names LCMScheduler, without --sampler",
+}
+
+
+def described() -> str:
+    """The samplers, one a line."""
+    return "\n".join(f"{name:10}{words}" for name, words in _WORDS.items())
 
 
 def trained_betas(config: DiffusionConfig) -> dict[str, list[float]]:
@@ -54,22 +73,92 @@ def make_scheduler(name: str, config: DiffusionConfig | Mapping[str, Any]) -> An
         A scheduler with diffusers' interface, for `sample` or a diffusers pipeline.
 
     Raises:
-        UserError: An unknown name.
+        UserError: An unknown name, or a sampler that is known to draw wrong images of such a model.
     """
+    if name == LCM:
+        raise UserError(
+            "sampler lcm: needs a model distilled for it, whose scheduler_config.json names "
+            "LCMScheduler; sample such a one without --sampler, and this one with dpm++"
+        )
     if name not in _SCHEDULERS:
         near = difflib.get_close_matches(name, SAMPLERS, n=1, cutoff=0.0)[0]
         raise UserError(
             f"unknown sampler {name!r}: did you mean {near!r}? Known: {', '.join(SAMPLERS)}"
         )
-    if isinstance(config, DiffusionConfig):
-        settings = asdict(config)
-        del settings["min_snr_gamma"], settings["vlb_weight"]
-        settings |= {"_class_name": "DDPMScheduler", **trained_betas(config)}
-    else:  # names beginning with _ tell diffusers which settings to forget
-        settings = {key: value for key, value in config.items() if not key.startswith("_")}
+    # names beginning with _ tell diffusers which settings to forget
+    settings = (
+        _process(config)
+        if isinstance(config, DiffusionConfig)
+        else {key: value for key, value in config.items() if not key.startswith("_")}
+    )
+    class_name, options = _SCHEDULERS[name]
+    return _scheduler(name, class_name, {**settings, **_COMMON, **options})
+
+
+def saved_scheduler(config: DiffusionConfig, saved: Mapping[str, Any]) -> tuple[str, Any]:
+    """The scheduler that a pipeline's folder names, with the settings that it has there.
+
+    Where they leave open how timesteps are spaced it is that of `make_scheduler`.
+
+    Args:
+        config: The forward process of the folder.
+        saved: Its scheduler_config.json.
+
+    Returns:
+        The sampler's name, and a scheduler as from `make_scheduler`.
+
+    Raises:
+        UserError: It is no sampler known here, or known to draw wrong images of such a model.
+    """
+    kind = saved.get("_class_name", "DDPMScheduler")
+    algorithm = saved.get("algorithm_type", "dpmsolver++")
+    known = {**_SCHEDULERS, LCM: ("LCMScheduler", {})}
+    name = next(
+        (
+            name
+            for name, (class_name, options) in known.items()
+            if class_name == kind and options.get("algorithm_type", algorithm) == algorithm
+        ),
+        None,
+    )
+    if name is None:
+        of = f" of {algorithm}" if "algorithm_type" in saved else ""
+        raise UserError(
+            f"scheduler_config.json names {kind}{of}, which is no sampler here; give --sampler, "
+            f"one of {', '.join(SAMPLERS)}"
+        )
+    if config.rescale_betas_zero_snr and saved.get("timestep_spacing") == "leading":
+        raise UserError(
+            "scheduler_config.json has timestep_spacing leading, which never asks the last "
+            "timestep, where zero terminal SNR begins; set it to trailing, or give --sampler"
+        )
+    own = {key: value for key, value in saved.items() if not key.startswith("_")}
+    ours = {} if "timestep_spacing" in saved or name == LCM else {**_COMMON, **known[name][1]}
+    return name, _scheduler(name, known[name][0], {**_process(config), **ours, **own})
+
+
+def _process(config: DiffusionConfig) -> dict[str, Any]:
+    """What schedulers are told of a forward process."""
+    settings = asdict(config)
+    del settings["min_snr_gamma"], settings["vlb_weight"]
+    return {**settings, "_class_name": "DDPMScheduler", **trained_betas(config)}
+
+
+def _scheduler(name: str, class_name: str, settings: dict[str, Any]) -> Any:
+    zero_snr = settings.get("rescale_betas_zero_snr")
+    if zero_snr and settings.get("prediction_type", "epsilon") == "epsilon":
+        raise UserError(EPSILON_AT_ZERO_SNR)
+    if zero_snr and name in _WITHOUT_ZERO_SNR:
+        raise UserError(
+            f"sampler {name}: diffusers' {class_name} does not know zero terminal SNR "
+            "(rescale_betas_zero_snr), and would draw from another noise; take dpm++ or unipc"
+        )
     import diffusers  # takes seconds
 
-    class_name, options = _SCHEDULERS[name]
     if class_name != "DDPMScheduler":  # which alone knows what to do with it
         settings.pop("variance_type", None)
-    return getattr(diffusers, class_name).from_config({**settings, **_COMMON, **options})
+    try:
+        return getattr(diffusers, class_name).from_config(settings)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise UserError(f"scheduler_config.json: diffusers refuses it ({cause})") from error

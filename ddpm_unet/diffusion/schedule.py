@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.config.process import EPSILON_AT_ZERO_SNR
 from ddpm_unet.errors import UserError
 
 MAX_BETA = 0.999
@@ -21,11 +22,25 @@ def betas(config: DiffusionConfig) -> Tensor:
     """Variance of the noise added at each timestep.
 
     Returns:
-        Betas in (0, 1), `float64 [T]`.
+        Betas in (0, 1), with zero terminal SNR the last is 1, `float64 [T]`.
 
     Raises:
-        UserError: T below 1, or betas that do not rise within (0, 1).
+        UserError: T below 1, betas that do not rise within (0, 1), or noise to be predicted where
+            there is nothing else.
     """
+    if not config.rescale_betas_zero_snr:
+        return _scheduled(config)
+    if config.prediction_type == "epsilon":
+        raise UserError(EPSILON_AT_ZERO_SNR)
+    if config.num_train_timesteps < 2:
+        raise UserError("num_train_timesteps is 1: rescale_betas_zero_snr needs at least 2")
+    # Lin 2023 (arXiv:2305.08891), algorithm 1: sqrt(abar) shifted to end at 0, and stretched.
+    root = torch.cumprod(1 - _scheduled(config), dim=0).sqrt()
+    abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return 1 - torch.cat([abar[:1], abar[1:] / abar[:-1]])
+
+
+def _scheduled(config: DiffusionConfig) -> Tensor:
     steps = config.num_train_timesteps
     if steps < 1:
         raise UserError(f"num_train_timesteps is {steps}: give at least 1")
@@ -61,7 +76,7 @@ def alphas_cumprod(config: DiffusionConfig) -> Tensor:
     """The share abar of the image's variance that is left at each timestep (Ho 2020, eq. 4).
 
     Returns:
-        Falling numbers in (0, 1), `float64 [T]`.
+        Falling numbers in (0, 1), with zero terminal SNR the last is 0, `float64 [T]`.
     """
     return torch.cumprod(1 - betas(config), dim=0)
 

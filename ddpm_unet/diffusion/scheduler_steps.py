@@ -36,7 +36,11 @@ class SchedulerSteps:
         generators: list[torch.Generator],
     ) -> None:
         self._scheduler = scheduler
-        scheduler.set_timesteps(steps)  # on the CPU, where reading them stops no accelerator
+        try:
+            scheduler.set_timesteps(steps)  # on the CPU, where reading them stops no accelerator
+        except ValueError as error:
+            name, cause = type(scheduler).__name__, " ".join(str(error).split())
+            raise UserError(f"{steps} steps of {name}: {cause}") from error
         if steps == 1 and scheduler.timesteps[0] == 0:
             name = type(scheduler).__name__
             raise UserError(f"1 step of {name} would start at timestep 0: give at least 2")

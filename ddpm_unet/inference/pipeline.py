@@ -18,7 +18,7 @@ from torch import Tensor
 from ddpm_unet.config import DiffusionConfig, UNetConfig
 from ddpm_unet.config.limits import check_limits
 from ddpm_unet.config.typed import from_plain, read_json
-from ddpm_unet.diffusion.samplers import trained_betas
+from ddpm_unet.diffusion.samplers import saved_scheduler, trained_betas
 from ddpm_unet.diffusion.schedule import betas
 from ddpm_unet.errors import UserError
 from ddpm_unet.models import UNet
@@ -103,14 +103,7 @@ def read_diffusion(folder: Path) -> DiffusionConfig:
     Raises:
         UserError: There is none, it is unreadable, or not one that this toolkit knows.
     """
-    root = folder if (folder / "unet").is_dir() else folder.resolve().parent
-    path = root / "scheduler" / "scheduler_config.json"
-    if not path.is_file():
-        raise UserError(
-            f"{folder}: has no scheduler/scheduler_config.json; give the model folder of a run, "
-            "or a folder that a diffusers pipeline wrote"
-        )
-    settings = read_json(path)
+    path, settings = _read_scheduler_config(folder)
     kept = PROCESS & settings.keys()
     values = {key: settings[key] for key in kept}
     if values.get("variance_type") in (None, "fixed_small_log"):  # unknown, or the same by itself
@@ -125,6 +118,30 @@ def read_diffusion(folder: Path) -> DiffusionConfig:
     if listed is not None and listed != own:
         raise UserError(f"{path}: lists betas of its own (trained_betas), which is not supported")
     return config
+
+
+def read_scheduler(folder: Path) -> tuple[str, Any]:
+    """The sampler that a pipeline's folder names: its name, and a diffusers scheduler.
+
+    Raises:
+        UserError: As `read_diffusion`; or it is no sampler known here.
+    """
+    path, settings = _read_scheduler_config(folder)
+    try:
+        return saved_scheduler(read_diffusion(folder), settings)
+    except UserError as error:
+        raise UserError(f"{path.parent.parent}: {error}") from error
+
+
+def _read_scheduler_config(folder: Path) -> tuple[Path, dict[str, Any]]:
+    root = folder if (folder / "unet").is_dir() else folder.resolve().parent
+    path = root / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: has no scheduler/scheduler_config.json; give the model folder of a run, "
+            "or a folder that a diffusers pipeline wrote"
+        )
+    return path, read_json(path)
 
 
 def image_shape(
@@ -163,5 +180,13 @@ def scheduler_config(diffusion: DiffusionConfig) -> dict[str, Any]:
         "prediction_type": diffusion.prediction_type,
         "variance_type": diffusion.variance_type,
         "clip_sample": diffusion.clip_sample,
+        **_zero_snr(diffusion),
         **trained_betas(diffusion),
     }
+
+
+def _zero_snr(diffusion: DiffusionConfig) -> dict[str, Any]:
+    """Timesteps must begin with the last, which diffusers' own spacing leaves out."""
+    if not diffusion.rescale_betas_zero_snr:
+        return {}
+    return {"rescale_betas_zero_snr": True, "timestep_spacing": "linspace"}

@@ -1,18 +1,20 @@
 import json
 from dataclasses import replace
 
+import diffusers
 import pytest
 import torch
 
 from ddpm_unet import randomness
 from ddpm_unet.config import DiffusionConfig, UNetConfig
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.samplers import SAMPLERS, make_scheduler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import (
     image_shape,
     read_diffusion,
     read_pipeline,
+    read_scheduler,
     write_pipeline,
 )
 from ddpm_unet.models import UNet
@@ -129,6 +131,74 @@ def test_a_network_without_the_variances_of_its_scheduler_is_refused(folder):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"variance_type": "learned_range"}))
     with pytest.raises(UserError, match="predicts 3 channels, so no variances"):
         read_pipeline(folder)
+
+
+def save_scheduler(folder, scheduler):
+    """As diffusers does, every setting spelt out."""
+    scheduler.save_pretrained(folder / "scheduler")
+
+
+def test_a_folder_keeps_its_scheduler(folder):
+    name, scheduler = read_scheduler(folder)
+    ours = make_scheduler("ddpm", DIFFUSION)
+    assert (name, type(scheduler)) == ("ddpm", type(ours))
+    ours.set_timesteps(7)
+    scheduler.set_timesteps(7)
+    assert torch.equal(scheduler.timesteps, ours.timesteps)
+    assert scheduler.config.timestep_spacing == "linspace"
+    for name in SAMPLERS:
+        save_scheduler(folder, make_scheduler(name, DIFFUSION))
+        found, scheduler = read_scheduler(folder)
+        assert found == name
+        own = make_scheduler(name, DIFFUSION).config
+        assert all(scheduler.config[key] == own[key] for key in own if key[0] != "_")
+    theirs = diffusers.EulerDiscreteScheduler(
+        500, prediction_type="v_prediction", use_karras_sigmas=True, timestep_spacing="trailing"
+    )
+    save_scheduler(folder, theirs)
+    name, scheduler = read_scheduler(folder)
+    assert name == "euler"
+    for each in (theirs, scheduler):
+        each.set_timesteps(9)
+    assert torch.equal(scheduler.sigmas, theirs.sigmas)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"_class_name": "PNDMScheduler"}, "names PNDMScheduler, which is no sampler here; give"),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"},
+            "names DPMSolverMultistepScheduler of dpmsolver, which is no sampler",
+        ),
+        (
+            {"_class_name": "HeunDiscreteScheduler", "rescale_betas_zero_snr": True},
+            "sampler heun: .* does not know zero terminal SNR",
+        ),
+        (
+            {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "linspace"}
+            | {"use_karras_sigmas": True, "use_exponential_sigmas": True},
+            r"model: scheduler_config\.json: diffusers refuses it",
+        ),
+    ],
+)
+def test_a_scheduler_that_cannot_be_used_is_named(folder, settings, message):
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(UserError, match=message):
+        read_scheduler(folder)
+
+
+def test_zero_terminal_snr_is_written_for_diffusers(tmp_path):
+    process = replace(DIFFUSION, rescale_betas_zero_snr=True)
+    write_pipeline(tmp_path / "m", UNet(SMALL), process)
+    assert read_diffusion(tmp_path / "m") == process
+    scheduler = diffusers.DDPMScheduler.from_pretrained(tmp_path / "m", subfolder="scheduler")
+    assert scheduler.alphas_cumprod[-1] == 0
+    scheduler.set_timesteps(10)
+    assert scheduler.timesteps[0] == 499
+    name, own = read_scheduler(tmp_path / "m")
+    assert (name, own.config.rescale_betas_zero_snr) == ("ddpm", True)
 
 
 def test_a_missing_folder_is_named(tmp_path):

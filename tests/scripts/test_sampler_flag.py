@@ -1,0 +1,61 @@
+"""`--sampler` of sample.py: a name, none, or the folder's own."""
+
+import numpy as np
+import pytest
+from diffusers import DDIMScheduler
+from in_process import run
+from PIL import Image
+
+from ddpm_unet.config import DiffusionConfig, UNetConfig
+from ddpm_unet.diffusion.samplers import SAMPLERS
+from ddpm_unet.inference.pipeline import write_pipeline
+from ddpm_unet.models import UNet
+
+SMALL = UNetConfig(
+    block_out_channels=(8,),
+    down_block_types=("DownBlock2D",),
+    up_block_types=("UpBlock2D",),
+    layers_per_block=1,
+    norm_num_groups=4,
+    sample_size=8,
+)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pipeline(tmp_path / "model", UNet(SMALL), DiffusionConfig())
+    return tmp_path
+
+
+def picture(home, *flags):
+    outcome = run("sample.py", ["--model", "model", "--steps", 4, "--num_images", 1, *flags])
+    assert outcome.status == 0, outcome.err
+    return outcome.out, np.asarray(Image.open(home / "generated" / "00000.png"))
+
+
+@pytest.mark.parametrize("flags", [["--sampler"], ["--sampler", "list"], ["--sampler", "help"]])
+def test_without_a_name_they_are_listed(home, flags):
+    outcome = run("sample.py", flags)
+    assert outcome.status == 0
+    lines = outcome.out.splitlines()
+    assert [line.split()[0] for line in lines] == [*SAMPLERS, "lcm"]
+
+
+def test_a_folder_is_sampled_with_its_own(home):
+    said, drawn = picture(home)
+    assert ", 4 ddpm steps" in said
+    assert np.array_equal(drawn, picture(home, "--sampler", "ddpm")[1])
+    ddim = picture(home, "--sampler", "ddim")[1]
+    assert not np.array_equal(drawn, ddim)
+    DDIMScheduler(timestep_spacing="linspace").save_pretrained(home / "model" / "scheduler")
+    said, drawn = picture(home)
+    assert ", 4 ddim steps" in said
+    assert np.array_equal(drawn, ddim)
+
+
+def test_lcm_is_refused_in_one_line(home):
+    outcome = run("sample.py", ["--model", "model", "--sampler", "lcm"])
+    assert outcome.status == 2
+    assert outcome.err.startswith("error: sampler lcm: needs a model distilled for it")
+    assert len(outcome.err.splitlines()) == 1
