@@ -108,3 +108,19 @@ def test_learned_variances_beside_an_estimate(settings):
     told = Conditioning.read(folder.model)
     told.check(unet.config, folder.model)
     assert told.image_channels == 3
+
+
+def test_zero_terminal_snr(settings):
+    settings.diffusion.rescale_betas_zero_snr = True
+    with pytest.raises(UserError, match="with prediction_type epsilon the last timestep says"):
+        run(settings)
+    settings.diffusion.prediction_type = "v_prediction"
+    settings.train.steps = settings.train.sample_every = 3
+    folder = run(settings)
+    _, diffusion = read_pipeline(folder.model)
+    assert diffusion.rescale_betas_zero_snr
+    pipeline = DDPMPipeline.from_pretrained(folder.model)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(1, num_inference_steps=3, output_type="np").images
+    assert torch.from_numpy(images).isfinite().all()
+    assert list(folder.samples.glob("*.png"))
