@@ -34,9 +34,10 @@ from ddpm_unet.inference.tiles import predict_tiles
 from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
 from ddpm_unet.models.unet import UNet
+from ddpm_unet.training.joint import SCRATCH
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
-from ddpm_unet.training.segment import SCRATCH, SegmentJob
+from ddpm_unet.training.segment import SegmentJob
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MEMBERS = read_yaml(CONFIGS / "family" / "members.yaml")

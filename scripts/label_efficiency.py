@@ -27,9 +27,10 @@ from ddpm_unet.data.folder import list_pictures
 from ddpm_unet.evaluation.metrics import overlap
 from ddpm_unet.models.segmenter import load_segmentation_model
 from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.joint import SCRATCH
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
-from ddpm_unet.training.segment import SCRATCH, SegmentJob
+from ddpm_unet.training.segment import SegmentJob
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ARMS = {

@@ -58,7 +58,7 @@ def main() -> None:
     if told.self_conditioning or job.latent:
         what = "is told its own estimate" if told.self_conditioning else "denoises latents"
         raise UserError(f"{folder}: {what}, so that it gives images no likelihood; take another")
-    channels = image_shape(unet.config, settings.data.size, told.image_channels)[0]
+    channels = image_shape(unet.config, [settings.data.size], told.image_channels)[0]
     if channels != job.images.layout.channels:
         raise UserError(
             f"data.source: has images of {job.images.layout.channels} channels, {folder} is of "
