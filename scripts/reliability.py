@@ -401,7 +401,6 @@ def hosts() -> Iterator[str]:
                             "--main_process_ip=127.0.0.1", f"--main_process_port={port}",
                             *here.arguments(job, name),
                         ],
-                        env=os.environ | {"FSDP_MIN_NUM_PARAMS": "2000"},
                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                     )
                     for rank in range(machines)
