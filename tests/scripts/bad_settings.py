@@ -191,4 +191,33 @@ SETTINGS = [
     Case("columns of no pictures", "compare", "a=generated --num_images 0",
          "argument --num_images: '0' is no whole number between 1 and 64; --help lists what "
          "there is"),
+    Case("a sampler that wants a distilled model", "sample", "--sampler lcm",
+         "sampler lcm: needs a model distilled for it, whose scheduler_config.json names "
+         "LCMScheduler; sample such a one without --sampler, and this one with dpm++"),
+    Case("noise to predict where nothing is left of the image", "train_ddpm",
+         "--diffusion.rescale_betas_zero_snr true",
+         "rescale_betas_zero_snr: with prediction_type epsilon the last timestep says nothing of "
+         "the image; take v_prediction or sample"),
+    Case("learned variances without outputs for them", "train_ddpm",
+         "--diffusion.variance_type learned_range",
+         "model.out_channels = 3, but diffusion.variance_type learned_range predicts a variance "
+         "for each of the images' 3 channels; set it to 6"),
+    Case("an average longer than the training", "train_ddpm", "--train.ema_lengths [0.9]",
+         "train.ema_lengths 0.9: must be between 0.01 and 0.28"),
+    Case("no such autoencoder", "train_ddpm", "--latent.autoencoder nowhere",
+         "nowhere: does not exist; name the folder of an autoencoder, or of a pipeline with vae/ "
+         "in it"),
+    Case("pictures as an autoencoder", "train_ddpm", "--latent.autoencoder pictures",
+         "pictures: has no config.json; name the folder of an autoencoder, or of a pipeline with "
+         "vae/ in it"),
+    Case("masks to draw, and none given", "train_ddpm", "--data.joint_masks true",
+         "data.joint_masks: there are no masks to denoise; set data.condition to their folder and "
+         "data.condition_classes"),
+    Case("a class of cells that is none", "train_seg", "--cell_class 5",
+         "cell_class 5: there are classes 0 and 1"),
+    Case("further pictures without masks", "train_seg", "--data.extra.images pictures",
+         "data.extra: give a folder for both, data.extra.images and .masks"),
+    Case("a likeness of windows larger than the picture", "train_seg",
+         "--task regress --regression.loss ssim --data.size 8",
+         "regression.loss ssim: data.size 8 is under its window of 11 pixels; raise it"),
 ]  # fmt: skip
