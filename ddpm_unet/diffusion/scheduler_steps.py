@@ -16,6 +16,9 @@ from ddpm_unet.errors import UserError
 class SchedulerSteps:
     """The steps of a scheduler, with one generator per image.
 
+    Where the model's settings say so (`clip_sample`), the image predicted on the way is clipped,
+    also of schedulers that do not: with a network that is not exact they else keep noise.
+
     Args:
         scheduler: A diffusers scheduler of a discrete-time diffusion; its timesteps are set.
         steps: Number of steps; a second-order sampler asks the denoiser 2 steps - 1 times.
@@ -50,6 +53,7 @@ class SchedulerSteps:
         options = {"eta": eta, "generator": generators}
         self._options = {name: value for name, value in options.items() if name in known}
         self._learned = getattr(scheduler, "variance_type", None) == "learned_range"
+        self._clip = None if self._learned else _clip_range(scheduler)
         self._times = list(scheduler.timesteps)
         self.timesteps = scheduler.timesteps.to(device)
         self.initial_std = float(scheduler.init_noise_sigma)
@@ -77,13 +81,21 @@ class SchedulerSteps:
         self, index: int, x: Tensor, prediction: Tensor, draw_noise: Callable[[float], Tensor]
     ) -> tuple[Tensor, Tensor]:
         """The next x and the x_0 predicted on the way; the scheduler draws the noise itself."""
-        time = self._times[index]
+        time, c = self._times[index], self._image[index]
         seen = self.model_input(index, x)
         means = mean_channels(prediction, x.shape[1])
+        if self._clip is not None:
+            clean = (c.first * seen + c.second * means).clamp(-self._clip, self._clip)
+            means = (clean - c.first * seen) / c.second
         given = prediction if self._learned else means
         output = self._scheduler.step(given, time, x, **self._options)
         image = output.get("pred_original_sample")
         if image is None:
-            c = self._image[index]
             image = c.first * seen + c.second * means
         return output.prev_sample, image
+
+
+def _clip_range(scheduler: Any) -> float | None:
+    """Where predicted images are clipped; a scheduler keeps the settings that it does not use."""
+    config = scheduler.config
+    return config.get("clip_sample_range", 1.0) if config.get("clip_sample", False) else None
