@@ -7,6 +7,7 @@ import torch
 
 from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.diffusion.samplers import SAMPLERS, make_scheduler
+from ddpm_unet.diffusion.sampling import Noise, sample
 from ddpm_unet.diffusion.schedule import alphas_cumprod
 from ddpm_unet.errors import UserError
 
@@ -56,3 +57,25 @@ def test_training_and_help_do_not_wait_for_diffusers():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("clip", [True, False])
+def test_images_are_clipped_on_the_way_as_thresholding_at_one_does(prediction, clip):
+    """diffusers' dynamic thresholding with a largest value of 1 is a clip to [-1, 1]."""
+    config = DiffusionConfig(prediction_type=prediction, clip_sample=clip)
+
+    def overshooting(x, t, **conditions):
+        return 1.5 * torch.tanh(x * (1 + t.reshape(-1, 1, 1, 1) / 1000))
+
+    ours = make_scheduler("dpm++", config)
+    reference = type(ours).from_config(ours.config, thresholding=clip, sample_max_value=1.0)
+    job = {"seed": 0, "indices": [0, 1], "steps": 12}
+    drawn = sample(overshooting, ours, (3, 4, 4), **job)
+    noise = Noise(0, [0, 1], (3, 4, 4), "cpu")
+    reference.set_timesteps(12)
+    x = noise.draw(float(reference.init_noise_sigma))
+    for t in reference.timesteps:
+        x = reference.step(overshooting(x, t.expand(2)), t, x).prev_sample
+    torch.testing.assert_close(drawn, x, rtol=1e-4, atol=1e-4)
+    assert not clip or drawn.abs().max() <= 1 + 1e-5
