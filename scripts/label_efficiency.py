@@ -260,8 +260,7 @@ def test_scores(job: SegmentJob, model: Any) -> dict[str, float]:
     assert pictures is not None
     counts = [job.count(model, pictures, i, device).cpu() for i in range(len(pictures))]
     total = torch.stack(counts).sum(dim=0)
-    rarer = int(total.sum(dim=1).argmin())
-    dice = float(overlap(total).dice[rarer])
+    dice = float(overlap(total).dice[int(total.sum(dim=1).argmin())])
     return {"dice": dice, **job.further_scores(model, pictures, device)}
 
 
