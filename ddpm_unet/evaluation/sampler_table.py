@@ -42,9 +42,9 @@ The schedule is the linear one; with zero terminal SNR (`rescale_betas_zero_snr`
 which without it would leave the image in sight at the last timestep. Timesteps are spaced as
 `--sampler` spaces them: they begin with the last one, also where diffusers' own would not.
 
-This is of an exact denoiser. A network is not exact, and then the solvers of log-SNR (dpm++, unipc,
-euler, heun) leave grain that `ddim` does not, though predicted images are clipped where the model's
-settings say so: the shipped histology model draws its best pictures of 20 to 50 steps with `ddim`.
+This is of an exact denoiser. A network is not exact: of the shipped histology model `dpm++` and
+`unipc` leave grain in 20 steps that `ddim` does not, though predicted images are clipped where the
+model's settings say so.
 
 A narrow Gaussian is fine detail: what `ddpm` and `ddim` lose of it in few steps is why they
 want many. A sampler is refused where its figures do not go to 0 and 1 (`unipc` with "sample" stays
