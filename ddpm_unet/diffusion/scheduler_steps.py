@@ -84,15 +84,14 @@ class SchedulerSteps:
         time, c = self._times[index], self._image[index]
         seen = self.model_input(index, x)
         means = mean_channels(prediction, x.shape[1])
+        image = c.first * seen + c.second * means
         if self._clip is not None:
-            clean = (c.first * seen + c.second * means).clamp(-self._clip, self._clip)
-            means = (clean - c.first * seen) / c.second
+            image = image.clamp(-self._clip, self._clip)
+            means = (image - c.first * seen) / c.second
         given = prediction if self._learned else means
         output = self._scheduler.step(given, time, x, **self._options)
-        image = output.get("pred_original_sample")
-        if image is None:
-            image = c.first * seen + c.second * means
-        return output.prev_sample, image
+        own = output.get("pred_original_sample")
+        return output.prev_sample, image if own is None else own
 
 
 def _clip_range(scheduler: Any) -> float | None:
