@@ -6,22 +6,13 @@ import pytest
 from in_process import run
 from PIL import Image
 
-from ddpm_unet.config import DiffusionConfig, UNetConfig
+from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet
 
-SMALL = UNetConfig(
-    block_out_channels=(8,),
-    down_block_types=("DownBlock2D",),
-    up_block_types=("UpBlock2D",),
-    layers_per_block=1,
-    norm_num_groups=4,
-    sample_size=8,
-)
-
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
+def home(tmp_path, monkeypatch, small_unet):
     """Pictures, and a run of a network with learned variances that knows their size."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").mkdir()
@@ -30,7 +21,7 @@ def home(tmp_path, monkeypatch):
         values = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(values).save(tmp_path / "pictures" / f"{i}.png")
     learned = DiffusionConfig(num_train_timesteps=20, variance_type="learned_range")
-    write_pipeline(tmp_path / "run" / "model", UNet(replace(SMALL, out_channels=6)), learned)
+    write_pipeline(tmp_path / "run" / "model", UNet(replace(small_unet, out_channels=6)), learned)
     (tmp_path / "run" / "config.yaml").write_text(
         "data: {source: pictures, size: 8}\ndiffusion: {num_train_timesteps: 30}\n"
         "preview: {steps: 5}\n"

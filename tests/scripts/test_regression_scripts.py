@@ -1,6 +1,7 @@
 """From an RGB picture to pairs, a training, predictions, a table and a map of doubt."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from in_process import run
 from PIL import Image
 from scipy import ndimage
 
-from ddpm_unet.config import DiffusionConfig, UNetConfig
+from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.data.pictures import read_picture
 from ddpm_unet.data.planes import Planes
 from ddpm_unet.inference.conditions import Conditioning
@@ -61,13 +62,9 @@ def test_pan_sharpening_from_a_picture_to_the_table(here):
     assert Image.open("compare.png").size[0] > 500
 
 
-def test_many_samples_of_a_tile_and_their_map(here):
+def test_many_samples_of_a_tile_and_their_map(here, small_unet):
     done("make_pairs.py", "staining a.png --scale 1 --out pairs")
-    config = UNetConfig(
-        in_channels=2, out_channels=1, block_out_channels=(8,), sample_size=16,
-        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), layers_per_block=1,
-        norm_num_groups=4,
-    )  # fmt: skip
+    config = replace(small_unet, in_channels=2, out_channels=1, sample_size=16)
     write_pipeline(here / "model", UNet(config), DiffusionConfig())
     place = "--images pairs/test/images --targets pairs/test/targets --tiles 2 --samples 3"
     refused = run("uncertainty.py", f"--model model {place}".split())

@@ -6,25 +6,16 @@ from diffusers import DDIMScheduler
 from in_process import run
 from PIL import Image
 
-from ddpm_unet.config import DiffusionConfig, UNetConfig
+from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.diffusion.samplers import SAMPLERS
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet
 
-SMALL = UNetConfig(
-    block_out_channels=(8,),
-    down_block_types=("DownBlock2D",),
-    up_block_types=("UpBlock2D",),
-    layers_per_block=1,
-    norm_num_groups=4,
-    sample_size=8,
-)
-
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
+def home(tmp_path, monkeypatch, small_unet):
     monkeypatch.chdir(tmp_path)
-    write_pipeline(tmp_path / "model", UNet(SMALL), DiffusionConfig())
+    write_pipeline(tmp_path / "model", UNet(small_unet), DiffusionConfig())
     return tmp_path
 
 
