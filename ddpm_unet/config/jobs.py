@@ -94,9 +94,10 @@ class SegmentConfig:
         tracker: Besides metrics.jsonl, log to tensorboard or wandb through accelerate.
         task: "segment" labels pixels; "regress" gives them numbers, those of the pictures in
             data.masks, of any number of channels (the validation score is then PSNR).
-        init: Folder of the denoiser to start from; null takes that of the newest run, else the
-            one that ships; "scratch" starts from random weights. Architecture "classic" with an
-            encoder of torchvision: "imagenet", or a safetensors file of its weights.
+        init: Folder of the denoiser to start from; null takes the newest run's that takes such
+            images, else the one that ships; "scratch" starts from random weights. Architecture
+            "classic" with an encoder of torchvision: "imagenet", or a safetensors file of its
+            weights.
         architecture: "unet" (the denoiser's, with a head) or "classic" (2015, from scratch).
         data: The labelled images.
         unlabelled: Transfer "joint": images to denoise in the same steps. Size and channels are

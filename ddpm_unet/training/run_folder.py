@@ -155,27 +155,32 @@ class RunFolder:
             ) from error
 
 
-def newest_model(runs: Path = Path("runs"), file: str = "model_index.json") -> Path | None:
-    """The `model` folder, holding `file`, that was written last by any run below `runs`."""
+def newest_models(runs: Path = Path("runs"), file: str = "model_index.json") -> list[Path]:
+    """The `model` folders, holding `file`, of all runs below `runs`; the one written last first."""
     models = [path.parent for path in runs.glob(f"*/model/{file}")]
-    return max(models, key=lambda path: path.stat().st_mtime, default=None)
+    return sorted(models, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def newest_or_shipped(shipped: Path, file: str, cure: str) -> Path:
-    """`newest_model`, or else the one that ships with the scripts.
+def models_at_hand(shipped: Path, file: str, cure: str) -> list[Path]:
+    """`newest_models`, and last the one that ships with the scripts.
 
     Args:
         shipped: Its folder.
         file: What such a model's folder holds.
-        cure: What to do where there is neither.
+        cure: What to do where there is none.
 
     Raises:
-        UserError: There is neither.
+        UserError: There is none.
     """
-    found = newest_model(file=file)
-    if found is None and not (shipped / file).is_file():
+    found = newest_models(file=file) + [shipped] * (shipped / file).is_file()
+    if not found:
         raise UserError(f"no model in runs/*/model nor in {shipped}; {cure}")
-    return found or shipped
+    return found
+
+
+def newest_or_shipped(shipped: Path, file: str, cure: str) -> Path:
+    """The first of `models_at_hand`."""
+    return models_at_hand(shipped, file, cure)[0]
 
 
 def plain(settings: Any) -> dict[str, Any]:

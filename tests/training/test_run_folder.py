@@ -7,7 +7,7 @@ import pytest
 
 from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.errors import UserError
-from ddpm_unet.training.run_folder import RunFolder, newest_model
+from ddpm_unet.training.run_folder import RunFolder, newest_models
 
 
 def test_metrics_written_after_a_checkpoint_are_cut(tmp_path):
@@ -111,11 +111,11 @@ def test_resume_never_refuses_a_used_folder(tmp_path):
         RunFolder(tmp_path).claim(DenoiseConfig(), "never")
 
 
-def test_newest_model_goes_by_time(tmp_path):
-    assert newest_model(tmp_path) is None
+def test_the_newest_model_comes_first(tmp_path):
+    assert newest_models(tmp_path) == []
     for age, name in enumerate(("b", "c", "a")):
         model = tmp_path / name / "model"
         model.mkdir(parents=True)
         (model / "model_index.json").write_text("{}")
         os.utime(model, (1000 - age, 1000 - age))
-    assert newest_model(tmp_path) == tmp_path / "b" / "model"
+    assert newest_models(tmp_path) == [tmp_path / name / "model" for name in "bca"]
