@@ -1,10 +1,13 @@
 import copy
+import weakref
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
 
 from ddpm_unet.models.layers.convolution import convolution
 from ddpm_unet.models.layers.forgetting import without_keeping
@@ -118,6 +121,22 @@ def test_a_residual_block_keeps_what_its_normalisations_read():
     x = random(2, 4, 7, 5, dtype=torch.float32).requires_grad_()
     emb = random(2, 8, dtype=torch.float32)
     assert kept(block, x, emb) == [(2, 4, 7, 5), (2, 6, 7, 5)]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_is_forgotten_is_freed(checkpointing):
+    block = ResidualBlock(2, 4, 6, 8, groups=2, eps=1e-5, act="silu")
+    x = random(2, 4, 7, 5, dtype=torch.float32).requires_grad_()
+    emb = random(2, 8, dtype=torch.float32)
+    seen = []
+    for norm in (block.norm1, block.norm2):
+        norm.register_forward_hook(
+            lambda norm, inputs, output: seen.append(weakref.ref(output.untyped_storage()))
+        )
+    run = partial(checkpoint, block, use_reentrant=False) if checkpointing else block
+    output = run(x, emb)
+    assert output.requires_grad
+    assert [storage() for storage in seen] == [None, None]
 
 
 def test_an_enlarged_image_is_not_kept():

@@ -37,10 +37,10 @@ def without_keeping(layer: Function, x: Tensor) -> Tensor:
     node: Any = None if torch.compiler.is_compiling() else x.grad_fn
     if not hasattr(node, "recipe"):
         return layer(x)
-    storage = x.untyped_storage()._cdata
+    storage, shape = x.untyped_storage()._cdata, x.shape  # not x: the graph keeps the hooks
 
     def pack(kept: Tensor) -> Any:
-        is_x = kept.untyped_storage()._cdata == storage and kept.shape == x.shape
+        is_x = kept.untyped_storage()._cdata == storage and kept.shape == shape
         return node if is_x else kept
 
     def unpack(kept: Any) -> Tensor:
