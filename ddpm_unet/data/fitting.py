@@ -64,6 +64,9 @@ def fit_picture(picture: np.ndarray, config: ImageDataConfig, name: str) -> np.n
 def resize(planes: np.ndarray, *size: int) -> np.ndarray:
     """Antialiased linear resampling, type kept (16 bits, and volumes, pass through float32).
 
+    No value leaves the range of the old ones, as means by weights that add up to 1 to rounding
+    would.
+
     Args:
         planes: `[C, H, W]` or `[C, D, H, W]`; int16 are classes, which are never mixed.
         size: Its new (depth,) height and width.
@@ -80,8 +83,9 @@ def resize(planes: np.ndarray, *size: int) -> np.ndarray:
         tensor = tensor.reshape(1, len(planes), -1, height * width)
         tensor = _bilinear(tensor, depth[0], height * width)
     scaled = tensor.reshape(len(planes), *size).numpy()
-    whole = planes.dtype.kind == "u" and not exact
-    return scaled.round().astype(planes.dtype) if whole else scaled
+    if planes.dtype.kind == "f":
+        return scaled.clip(planes.min(), planes.max())
+    return scaled if exact else scaled.round().astype(planes.dtype)
 
 
 def _bilinear(planes: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -145,3 +145,10 @@ def test_packed_pictures_travel_to_spawned_workers_as_shared_memory() -> None:
     assert not images.flat.is_shared()
     ForkingPickler.dumps(images)
     assert images.flat.is_shared()
+
+
+@pytest.mark.parametrize("size", [(20, 18), (20, 18, 15), (31, 29)])
+def test_resampled_floats_stay_within_the_range_of_the_picture(size):
+    planes = np.ones((1, 26, 24, 20)[: len(size) + 1], np.float32)
+    for value in (1, 0.1, -1):
+        assert (resize(planes * value, *size) == np.float32(value)).all()
