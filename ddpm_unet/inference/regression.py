@@ -155,7 +155,7 @@ class FileRegressor(FilePredictor):
             result: NiftiVolume | TiffPictures | PngPicture
             size = (pages, height, width, channels)
             if space:
-                every = (pages, channels, height, width)
+                every = (pages, *[channels] * (channels > 1), height, width)
                 result = NiftiVolume(file("predicted.nii.gz"), every, np.float32, space)
             elif self.picture == "png":
                 if pages > 1:

@@ -1,5 +1,6 @@
-"""The scripts on volumes and points, with networks that nobody trained."""
+"""The scripts on volumes and points, with networks that nobody trained, or for a step."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from PIL import Image
+from scipy import ndimage
 
 from ddpm_unet.config import ClassicConfig, DiffusionConfig, UNetConfig
 from ddpm_unet.data.points import read_points
@@ -75,6 +77,44 @@ def test_volumes_are_sampled(run, tmp_path, ending):
     zoom = round(128 / 8)
     grid = Image.open(tmp_path / "generated" / "grid.png")
     assert grid.size == ((8 * 10 + 2) * zoom, (3 * 10 + 2) * zoom)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_floats_are_predicted_from_nifti(run, tmp_path, channels):
+    """Hounsfield units to negative floats, in voxels of three lengths, at a smaller scale."""
+    affine = np.array([[-1.5, 0, 0, 10], [0, 2, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]])
+    rng = np.random.default_rng(0)
+    for name in ("images", "targets"):
+        (tmp_path / name).mkdir()
+    for i in range(3):
+        smooth = ndimage.gaussian_filter(rng.normal(size=(22, 20, 18)), 2)
+        image = (1500 * smooth / np.abs(smooth).max()).astype(np.int16)
+        target = np.stack([25 - image / 15, 25 + image / 15], -1).astype(np.float32)[..., :channels]
+        for folder, array in (("images", image), ("targets", target.squeeze())):
+            path = tmp_path / folder / f"{i}.nii.gz"
+            nibabel.Nifti1Image(array, affine).to_filename(path)
+    flags = (
+        "--task regress --init scratch --data.images images --data.masks targets --data.dims 3 "
+        "--data.size 12 --data.scale 0.8 --data.value_range percentiles --data.target_range "
+        "[-100,150] --data.augment.turns false --data.augment.elastic_sigma 0 "
+        "--data.split.validation 1 --data.split.test 1 --architecture classic --classic.dims 3 "
+        "--classic.padding same --classic.depth 2 --classic.base_width 8 --train.steps 60 "
+        "--train.batch_size 2 --train.warmup_steps 2 --train.lr 0.01 --train.ema_decay 0.5 "
+        "--train.validate_every 60 --train.sample_every 60 --run run"
+    )
+    run("train_seg.py", *flags.split())
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    run("segment.py", "--model", "run/model", "images/2.nii.gz", "--out", "out")
+    made, truth = (
+        nibabel.load(tmp_path / name) for name in ("out/2_predicted.nii.gz", "targets/2.nii.gz")
+    )
+    assert (made.shape, made.get_data_dtype()) == (truth.shape, np.float32)
+    np.testing.assert_allclose(made.affine, affine)
+    error = np.asarray(made.dataobj) - np.asarray(truth.dataobj)
+    assert -20 * np.log10(np.sqrt(np.mean(error**2)) / 250) == pytest.approx(scores["psnr"], abs=2)
+    planes = [np.asarray(v.dataobj).reshape(-1, channels, order="F").T for v in (made, truth)]
+    for pair in zip(*planes, strict=True):
+        assert np.corrcoef(pair)[0, 1] > 0.7
 
 
 def test_proteins_are_made_and_their_atoms_classified(run, tmp_path):
