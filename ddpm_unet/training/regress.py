@@ -184,9 +184,9 @@ class RegressJob:
         small = [i for i, size in enumerate(pictures.sizes) if min(size) < SMALLEST]
         if small:
             raise UserError(
-                f"{pictures.name(small[0])}: is scored, and at data.scale {self.config.data.scale:g}"
-                f" under {SMALLEST} pixels wide, too few for SSIM; raise data.scale, leave it out, "
-                "or change data.split"
+                f"{pictures.name(small[0])}: is scored, and under {SMALLEST} pixels wide at "
+                f"data.scale {self.config.data.scale:g}, too few for SSIM; raise data.scale, leave "
+                "it out, or change data.split"
             )
         return pictures
 
