@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -20,12 +21,14 @@ Positions = Sequence[int] | np.ndarray
 
 def bits(seed: int, purpose: str, positions: Positions) -> np.ndarray:
     """64 random bits per position, `uint64 [N]`: SplitMix64 (Steele 2014) of a keyed counter."""
-    key = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
     z = np.asarray(positions, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = z + np.frombuffer(key, dtype="<u8")
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    z += _key(f"{seed}/{purpose}", "<u8")
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z
 
 
 def uniform(seed: int, purpose: str, positions: Positions) -> np.ndarray:
@@ -44,11 +47,18 @@ def torch_seeds(seed: int, purpose: str, positions: Positions) -> list[int]:
     Distinct for any 2^32 neighbouring positions: a bijection of (position + key) mod 2^32
     (the finaliser of MurmurHash3), where hashing alone would repeat one in 2^16 draws.
     """
-    key = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=4).digest()
-    z = np.asarray(positions, dtype=np.uint64).astype(np.uint32) + np.frombuffer(key, dtype="<u4")
+    z = np.asarray(positions, dtype=np.uint64).astype(np.uint32)
+    z = z + _key(f"{seed}/{purpose}", "<u4")
     z = (z ^ (z >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     z = (z ^ (z >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     return [int(s) for s in z ^ (z >> np.uint32(16))]
+
+
+@lru_cache(maxsize=64)
+def _key(said: str, dtype: str) -> np.ndarray:
+    """A digest of what is said, of one number."""
+    size = np.dtype(dtype).itemsize
+    return np.frombuffer(hashlib.blake2b(said.encode(), digest_size=size).digest(), dtype)
 
 
 def generators(

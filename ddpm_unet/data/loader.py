@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from ddpm_unet.errors import UserError
 
@@ -58,7 +58,7 @@ class StepBatches(Sampler[list[int]]):
 
 
 def make_loader(
-    stream: Dataset[Any],
+    stream: Any,
     batches: StepBatches,
     workers: int = 0,
     pin_memory: bool = False,
@@ -67,7 +67,7 @@ def make_loader(
     """Micro-batches in order, one pass over all steps, so workers live as long as the run.
 
     Args:
-        stream: Answers `__getitems__` with a finished batch, as `Stream` does.
+        stream: A data set that answers `__getitems__` with a finished batch, as `Stream` does.
         batches: The positions.
         workers: Loader processes; 0 loads in this one.
         pin_memory: Copy batches to page-locked memory, for the way to a GPU.
@@ -76,13 +76,20 @@ def make_loader(
     Raises:
         UserError: A bad picture, met in whichever process; or a worker that died or is stuck.
     """
-    loader = DataLoader(
+    if not workers:
+        for positions in batches:
+            batch = stream.__getitems__(positions)
+            if pin_memory:
+                batch = {key: values.pin_memory() for key, values in batch.items()}
+            yield batch
+        return
+    loader: DataLoader[Any] = DataLoader(
         stream,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_already_collated,
         pin_memory=pin_memory,
-        timeout=timeout if workers else 0,
+        timeout=timeout,
     )
     try:
         yield from loader
@@ -92,10 +99,10 @@ def make_loader(
     except (RuntimeError, OSError, EOFError) as error:
         met: Exception = error
         try:  # a dying worker's connection breaks before torch's signal handler raises, here
-            time.sleep(0 if workers == 0 or isinstance(error, RuntimeError) else 10)
+            time.sleep(0 if isinstance(error, RuntimeError) else 10)
         except RuntimeError as named:
             met = named
-        lost = worker_fault(met) if workers else None
+        lost = worker_fault(met)
         if lost is None:
             raise
         fault = lost

@@ -7,7 +7,6 @@ a function of (seed, position), so any process can make any part of any batch, i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 
 import numpy as np
 import torch
@@ -97,7 +96,7 @@ class Grid(Dataset[Batch]):
         if len(positions) and not 0 <= positions.min() <= positions.max() < len(self):
             raise IndexError(f"the grid has {len(self)} windows")
         items = order(0, positions, len(self))
-        return Windows(*(getattr(self._windows, f.name)[items] for f in fields(Windows)))
+        return Windows(*(values[items] for values in self._windows))
 
     def __getitems__(self, positions: Sequence[int] | np.ndarray) -> Batch:
         """The batch of these windows, as `Stream` gives it; positions are below `len(self)`."""

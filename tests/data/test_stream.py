@@ -171,3 +171,12 @@ def test_the_grid_covers_each_picture_once_without_gaps() -> None:
     torch.testing.assert_close(grid[5]["image"], batch["image"][5])
     with pytest.raises(IndexError):
         grid[9]
+
+
+def test_windows_stay_the_same_between_versions() -> None:
+    """A run resumed with a newer version of the package goes on with the same windows."""
+    windows = Stream(SET, ImageDataConfig(size=8), seed=3).windows([0, 1, 7, 8, 10**12])
+    assert windows.picture.tolist() == [2, 2, 0, 2, 2]
+    assert windows.corner.tolist() == [[14, 0], [6, 1], [0, 20], [0, 0], [4, 5]]
+    assert windows.turns.tolist() == [3, 1, 0, 3, 3]
+    assert windows.mirrored.astype(int).tolist() == [[1, 0], [1, 0], [0, 0], [1, 1], [0, 0]]
