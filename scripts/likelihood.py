@@ -1,5 +1,6 @@
 """Bits per dimension of held-out images under a denoiser: `python scripts/likelihood.py`.
 
+Under `accelerate launch` several processes share the images; the result is the same.
 The data are those of the model's training, as the config.yaml beside its folder says; --config and
 every dotted flag of train_ddpm.py (--data.source DIR) change them.
 """
@@ -9,6 +10,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ def main() -> None:
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
     from ddpm_unet.inference.writing import output_folder
     from ddpm_unet.training.denoise import DenoiseJob
+    from ddpm_unet.training.processes import merge_rows
     from ddpm_unet.training.run_folder import newest_or_shipped
 
     cure = "train one with scripts/train_ddpm.py, or give --model"
@@ -67,27 +70,34 @@ def main() -> None:
     windows = Grid(job.images, settings.data) if args.all else job.held_out
     if not isinstance(windows, Grid):
         raise UserError(f"data.source {settings.data.source}: holds no picture out; give --all")
-    device = Accelerator(cpu=not torch.accelerator.is_available()).device
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    device, main_one = accelerator.device, accelerator.is_main_process
     network: Any = unet.to(device)
     count = min(args.images, len(windows))
+    batched = [range(i, min(i + args.batch_size, count)) for i in range(0, count, args.batch_size)]
+    mine = batched[accelerator.process_index :: accelerator.num_processes]
 
     def batches() -> Iterator[tuple[range, torch.Tensor, Any]]:
-        for start in tqdm(range(0, count, args.batch_size), "Likelihood"):
-            positions = range(start, min(start + args.batch_size, count))
+        for positions in tqdm(mine, "Likelihood", disable=not main_one):
             batch = {k: v.to(device) for k, v in windows.__getitems__(positions).items()}
             images = told.with_masks(to_model_range(batch["image"]), batch.get("condition"))
             conditions = job.conditions(batch, images, positions, seed=0)
             yield positions, images, partial(beside_the_input(network), **conditions)
 
+    def merge(rows: torch.Tensor) -> torch.Tensor:
+        return merge_rows(rows, list(chain(*mine)), count, accelerator)
+
     with output_folder(args.out):
-        found = measure(batches(), diffusion, args.parts)
-        (args.out / "likelihood.json").write_text(json.dumps(asdict(found), indent=1))
-        plot_likelihood(found, args.out / "likelihood.png")
-    print(
+        found = measure(batches(), diffusion, args.parts, merge=merge)
+        if main_one:
+            (args.out / "likelihood.json").write_text(json.dumps(asdict(found), indent=1))
+            plot_likelihood(found, args.out / "likelihood.png")
+    accelerator.print(
         f"{found.bits:.3f} +- {found.standard_error:.3f} bits per dimension of "
         f"{found.images} images, {diffusion.variance_type} variances: L_0 {found.last:.3f}, "
         f"steps {found.steps:.3f}, L_T {found.prior:.2g}\nwritten: {args.out}"
     )
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

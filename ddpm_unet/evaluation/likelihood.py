@@ -82,7 +82,13 @@ def parts_of(timesteps: int, parts: int) -> list[range]:
 
 
 @torch.inference_mode()
-def measure(batches: Batches, config: DiffusionConfig, parts: int, seed: int = 0) -> Likelihood:
+def measure(
+    batches: Batches,
+    config: DiffusionConfig,
+    parts: int,
+    seed: int = 0,
+    merge: Callable[[Tensor], Tensor] = lambda rows: rows,
+) -> Likelihood:
     """The bound of images, from one timestep of each part of the chain for each image.
 
     Timesteps and noise are functions of (seed, number of the image, part); the expectation is
@@ -93,10 +99,13 @@ def measure(batches: Batches, config: DiffusionConfig, parts: int, seed: int = 0
         config: The denoiser's forward process, prediction type and kind of variance.
         parts: See `parts_of`; T or more asks every timestep.
         seed: Of timesteps and noise.
+        merge: From a row for each of the images of this process, `float64 [N, ...]` on the CPU, to
+            the rows of all processes.
     """
     ranges = parts_of(config.num_train_timesteps, parts)
     rows = [row.double().cpu() for row in _rows(batches, config, ranges, seed)]
-    table = torch.cat(rows)  # [images, parts, 3], and the prior as another part
+    none = torch.zeros(0, len(ranges) + 1, 3, dtype=torch.float64)
+    table = merge(torch.cat([none, *rows]))  # [images, parts, 3], the prior as another part
     terms, prior = table[:, :-1], table[:, -1, 0]
     lengths = torch.tensor([len(r) for r in ranges], dtype=torch.float64)
     bits = terms[..., 0] * lengths

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -80,6 +80,27 @@ def share_json(value: Any, accelerator: Accelerator) -> Any:
     if accelerator.is_main_process:
         letters.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
     return json.loads(bytes(broadcast(letters).cpu().numpy()))
+
+
+def merge_rows(
+    rows: Tensor, numbers: Sequence[int], count: int, accelerator: Accelerator
+) -> Tensor:
+    """The rows of all processes in order, on every process, bit for bit as they were.
+
+    Args:
+        rows: Of this process, `[N, ...]` on the CPU.
+        numbers: The place of each among all; every place is some process's, and only one's.
+        count: Of all rows.
+        accelerator: The processes.
+
+    Returns:
+        `[count, ...]`, on the CPU.
+    """
+    whole = rows.new_zeros(count, *rows.shape[1:])
+    whole[list(numbers)] = rows
+    if accelerator.num_processes == 1:
+        return whole
+    return torch.as_tensor(accelerator.reduce(whole.to(accelerator.device), "sum")).cpu()
 
 
 def share_tensors(

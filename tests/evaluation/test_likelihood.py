@@ -95,6 +95,16 @@ def test_an_image_has_the_same_bits_in_any_batch():
     alone = [measure([([i], images[i : i + 1], denoiser)], config, 5).bits for i in range(4)]
     assert together.bits == pytest.approx(np.mean(alone), rel=1e-6)
     assert together.standard_error == pytest.approx(np.std(alone, ddof=1) / 2, rel=1e-4)
+    seen: list[torch.Tensor] = []
+
+    def merge(rows):
+        seen.append(rows)
+        return torch.cat(seen)
+
+    for numbers in ([0, 1], [], [2, 3]):  # as three processes deal them
+        share = [(numbers, images[numbers], denoiser)] if numbers else []
+        found = measure(share, config, 5, merge=merge)
+    assert found.bits == pytest.approx(together.bits, rel=1e-6)
     other = measure([(range(4), images, denoiser)], config, 5, seed=1)
     assert other.bits != together.bits
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from forked import distance, finish, in_processes
 from PIL import Image
 
@@ -23,6 +24,7 @@ from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.loop import train
+from ddpm_unet.training.processes import merge_rows
 from ddpm_unet.training.run_folder import RunFolder
 from ddpm_unet.training.segment import SegmentJob
 
@@ -153,3 +155,14 @@ def test_images_are_the_same_on_any_number_of_processes(denoise):
     for count in (2, 3):
         other = images(count)
         assert all(torch.equal(one[i], other[i]) for i in one)
+
+
+def test_rows_are_merged_bit_for_bit():
+    rows = torch.linspace(-1, 1, 21, dtype=torch.float64).reshape(7, 3)
+
+    def work() -> None:
+        accelerator = Accelerator(cpu=True)
+        numbers = [[0, 1, 4, 5], [2, 3, 6], []][accelerator.process_index]
+        assert torch.equal(merge_rows(rows[numbers], numbers, 7, accelerator), rows)
+
+    finish(in_processes(3, work))
