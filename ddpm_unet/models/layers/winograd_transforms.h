@@ -1,21 +1,8 @@
-// Vectors of channels, and the transforms of F(4x4, 3x3); see winograd.cpp.
+// The transforms of F(4x4, 3x3), of vectors of channels; see winograd.cpp.
 #pragma once
-#include <algorithm>
+#include "vectors.h"
 
-#if defined __AVX512F__
-constexpr long lanes = 16;
-#elif defined __AVX2__ && defined __FMA__
-constexpr long lanes = 8;
-#else
-#error "neither AVX-512 nor AVX2 with FMA"
-#endif
 constexpr float root2 = 1.41421356237309505f;
-
-typedef float vec __attribute__((vector_size(4 * lanes), aligned(4), may_alias));
-typedef int index_vec __attribute__((vector_size(4 * lanes)));
-
-static inline vec load(const float* a) { return *(const vec*)a; }
-static inline void store(float* a, vec v) { *(vec*)a = v; }
 
 // The transforms in one dimension: from n values at distance s to m values at distance q. With
 // a = sqrt(1/2) and b = sqrt(2), rows in pairs of an even part plus and minus an odd one:
