@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddpm_unet.models.layers import norm_silu
 from ddpm_unet.models.layers.forgetting import forgetful
 
 
@@ -59,6 +60,8 @@ class NormAct(nn.GroupNorm):
         scale: Tensor | None,
         shift: Tensor | None,
     ) -> Tensor:
+        if self.act is F.silu and norm_silu.applies(x, weight, bias, scale, shift):
+            return norm_silu.norm_silu(x, self.num_groups, weight, bias, self.eps, scale, shift)
         x = torch.group_norm(x, self.num_groups, weight, bias, self.eps)
         if scale is not None and shift is not None:
             x = torch.addcmul(shift, x, 1 + scale)
