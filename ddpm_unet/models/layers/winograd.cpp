@@ -8,7 +8,7 @@
 // at every call, which costs less than to read 36 stored numbers for 9.
 //
 // Pictures are [N, C, H, W], or [N, H, W, C] if channels_last; filters [outputs, inputs, 3, 3];
-// the numbers of channels multiples of 16. The result does not depend on the number of threads,
+// the number of inputs a multiple of 16, that of outputs too where there are gradients. The result does not depend on the number of threads,
 // nor that of a picture on its neighbours in the batch.
 #include <algorithm>
 #include <cstdlib>
@@ -47,37 +47,35 @@ struct Pictures {
     }
 };
 
-// m[r][0 .. panel) = sum over i < n of a[r * ra + i * ia] * b[i][0 .. panel)
-template <int rows>
+// m[r][0 .. panel) = sum over i < n of a[r * ra + i * ia] * b[i][0 .. panel), or the first half of
+// it if `vectors` is 1
+template <int rows, int vectors>
 static void product(const float* a, long ra, long ia, const float* b, long n, float* m) {
-    vec sum[rows][2] = {};
+    vec sum[rows][vectors] = {};
     const float* next = a + most_rows * ra;
     for (long i = 0; i < n; ++i, a += ia, b += panel, next += line) {
         __builtin_prefetch(next);
-        vec b0 = load(b), b1 = load(b + lanes);
+        vec row[vectors];
+        for (int j = 0; j < vectors; ++j) row[j] = load(b + j * lanes);
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; ++r) {
-            sum[r][0] += a[r * ra] * b0;
-            sum[r][1] += a[r * ra] * b1;
-        }
+        for (int r = 0; r < rows; ++r)
+            for (int j = 0; j < vectors; ++j) sum[r][j] += a[r * ra] * row[j];
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < rows; ++r) {
-        store(m + r * panel, sum[r][0]);
-        store(m + r * panel + lanes, sum[r][1]);
-    }
+    for (int r = 0; r < rows; ++r)
+        for (int j = 0; j < vectors; ++j) store(m + r * panel + j * lanes, sum[r][j]);
 }
 template <int rows = most_rows, class... Rest>
-static void product_of(long given, Rest... rest) {
+static void product_of(long given, bool half, Rest... rest) {
     if (given == rows)
-        product<rows>(rest...);
+        half ? product<rows, 1>(rest...) : product<rows, 2>(rest...);
     else if constexpr (rows > 1)
-        product_of<rows - 1>(given, rest...);
+        product_of<rows - 1>(given, half, rest...);
 }
-static void multiply(long rows, const float* a, long ra, long ia, const float* b, long n,
-                     float* m) {
+static void multiply(long rows, bool half, const float* a, long ra, long ia, const float* b,
+                     long n, float* m) {
     for (long r = 0; r < rows; r += most_rows)
-        product_of(std::min(most_rows, rows - r), a + r * ra, ra, ia, b, n, m + r * panel);
+        product_of(std::min(most_rows, rows - r), half, a + r * ra, ra, ia, b, n, m + r * panel);
 }
 
 // Transforms the tiles of a row, in `lanes` channels: rows `stride` apart of 36 matrices.
@@ -125,7 +123,8 @@ static void write_tiles(const Pictures& y, long row, long channel, const float* 
                         const float* bias) {
     const long w = y.width, h = y.height, picture = row / y.down(), top = row % y.down() * 4;
     const long rows = std::min(4l, h - top), step = y.channels_last ? y.channels : lanes;
-    const vec b = bias ? load(bias + channel) : vec{};
+    const long some = std::min(lanes, y.channels - channel);
+    const vec b = bias ? load(bias + channel, some, vec{}) : vec{};
     float* to = y.at(picture, channel, top);
     float* pixels = y.channels_last ? to : strip.of(4 * w * lanes);
     for (long left = 0; left < w; left += 4, m += panel) {
@@ -135,9 +134,10 @@ static void write_tiles(const Pictures& y, long row, long channel, const float* 
         both_ways<Outputs>(d, t);
         for (long i = 0; i < rows; ++i)
             for (long j = 0; j < std::min(4l, w - left); ++j)
-                store(pixels + (i * w + left + j) * step, t[4 * i + j] + b);
+                store(pixels + (i * w + left + j) * step, t[4 * i + j] + b,
+                      y.channels_last ? some : lanes);
     }
-    if (!y.channels_last) transpose(pixels, lanes, to, h * w, rows * w, lanes);
+    if (!y.channels_last) transpose(pixels, lanes, to, h * w, rows * w, some);
 }
 
 // Transforms the filters of `panel` outputs to 36 matrices [inputs][panel]. For the gradient of
@@ -153,7 +153,8 @@ static void read_filters(const float* w, long inputs, long outputs, long output,
                     for (long i = 0; i < 9; ++i)
                         g[(9 * c + i) * lanes + k] = from[(c * outputs + k) * 9 + 8 - i];
         else
-            transpose(from, 9 * inputs, g, lanes, lanes, 9 * inputs);
+            transpose(from, 9 * inputs, g, lanes, std::min(lanes, outputs - output - half),
+                      9 * inputs);
         for (long c = 0; c < inputs; ++c) {
             vec d[9], t[36];
 #pragma GCC unroll 9
@@ -209,8 +210,8 @@ void winograd_convolve(float* x, const float* w, const float* bias, float* y, lo
             for (long r = 0; r < rows; r += cached) {
                 const long some = std::min(cached, rows - r), count = some * across;
                 for (long p = 0; p < 36; ++p)
-                    multiply(count, v + p * v_matrix + r * across * stride, stride, 1,
-                             u + p * u_matrix, inputs, m + p * count * panel);
+                    multiply(count, outputs - k <= lanes, v + p * v_matrix + r * across * stride,
+                             stride, 1, u + p * u_matrix, inputs, m + p * count * panel);
                 for (long i = 0; i < some; ++i)
                     for (long half = 0; half < panel && k + half < outputs; half += lanes)
                         write_tiles(out, start + r + i, k + half, m + i * across * panel + half,
@@ -240,8 +241,8 @@ void winograd_filter_gradient(float* x, float* dy, float* dw, long n, long input
         for (long k = 0; k < outputs; k += panel) {
             float* u = filters.of(36 * inputs * panel);
             for (long p = 0; p < 36; ++p)
-                multiply(inputs, v + p * v_matrix, 1, stride, z + p * z_matrix + k * tiles, tiles,
-                         u + p * inputs * panel);
+                multiply(inputs, outputs - k <= lanes, v + p * v_matrix, 1, stride,
+                         z + p * z_matrix + k * tiles, tiles, u + p * inputs * panel);
             add_filters(u, inputs, outputs, k, dw);
         }
     }

@@ -1,36 +1,26 @@
 """3 x 3 convolutions on the CPU by Winograd's minimal filtering, F(4x4, 3x3): Lavin 2016.
 
 An output costs 2.25 products instead of 9, in float32, at a relative rounding error of 1e-6
-instead of 2e-7. `winograd.cpp` beside this file is compiled at first use, for the machine at hand,
-into the user's cache folder. Where that fails, or `applies` says no, the ordinary convolution
-serves.
+instead of 2e-7. Where `winograd.cpp` cannot be compiled, or `applies` says no, the ordinary
+convolution serves.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import os
-import platform
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import CDLL, c_int, c_long, c_void_p
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-SOURCES = [Path(__file__).with_name(name) for name in ("winograd.cpp", "winograd_transforms.h")]
-COMPILE = ["g++", "-O3", "-march=native", "-std=c++17", "-fopenmp", "-Wno-psabi"]
+from ddpm_unet import native
 
-PLAIN = (Tensor, torch.nn.Parameter)
+SOURCE = Path(__file__).with_name("winograd.cpp")
 
-logger = logging.getLogger(__name__)
 _enabled = True
 
 
@@ -54,27 +44,21 @@ def disabled() -> Iterator[None]:
 def applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether `conv2d` takes these, and is faster than torch.
 
-    It takes plain float32 tensors on the CPU with channels in multiples of 16, and is faster from
-    4 tiles on, in all images together, if they are half full. It is not for autocast, nor where
-    torch wants to see the operation: in torch.compile, torch.export, functional transforms, and
-    under modes such as a FLOP counter's.
+    It takes plain float32 tensors on the CPU with channels in multiples of 16 (those of the output
+    may be others where no gradient is wanted), and is faster from 4 tiles on, in all images
+    together, if they are half full. It is not for where torch wants to see the operation.
     """
-    if not _enabled or torch.compiler.is_compiling() or x.ndim != 4:
+    if not _enabled or x.ndim != 4:
         return False
     batch, channels, height, width = x.shape
     outputs, inputs, *_ = weight.shape
     return (
         channels == inputs
-        and not (outputs % 16 or inputs % 16)
+        and not inputs % 16
+        and not (outputs % 16 and native.differentiated(x, weight, bias))
         and _pays(batch, height, width)
-        and _plain(x)
-        and _plain(weight)
-        and (bias is None or _plain(bias))
-        and not torch.jit.is_tracing()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
+        and native.plain(x, weight, bias)
+        and native.unseen()
         and library() is not None
     )
 
@@ -90,55 +74,21 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         `float32 [B, K, H, W]`, channels last if `x` or `weight` are.
     """
-    if torch.is_grad_enabled() and (
-        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
-    ):
+    if native.differentiated(x, weight, bias):
         return _Convolution.apply(x, weight, bias)
     return _convolve(x, weight, bias, _layout(x, weight))
 
 
 @lru_cache(maxsize=1)
 def library() -> CDLL | None:
-    """The compiled functions; None, said in one line of the log, where there is no compiling."""
-    try:
-        functions = CDLL(str(_compiled()))
-    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
-        logger.warning("convolutions are not by Winograd's method, but slower: %s", error)
-        return None
-    image = [c_long] * 5 + [c_int]
-    functions.winograd_convolve.argtypes = [c_void_p] * 4 + image + [c_int] * 2
-    functions.winograd_filter_gradient.argtypes = [c_void_p] * 3 + image + [c_int]
-    functions.winograd_convolve.restype = functions.winograd_filter_gradient.restype = None
+    """The compiled functions; None where there is no compiling."""
+    functions = native.library(SOURCE)
+    if functions is not None:
+        image = [c_long] * 5 + [c_int]
+        functions.winograd_convolve.argtypes = [c_void_p] * 4 + image + [c_int] * 2
+        functions.winograd_filter_gradient.argtypes = [c_void_p] * 3 + image + [c_int]
+        functions.winograd_convolve.restype = functions.winograd_filter_gradient.restype = None
     return functions
-
-
-def _compiled() -> Path:
-    """The library for this source, compiler command and processor, compiled if it is not there."""
-    # Linked with torch's own OpenMP, whose threads it shares.
-    runtime = sorted(map(str, (Path(torch.__file__).parent / "lib").glob("libgomp*")))
-    command = [*COMPILE, "-shared", "-fPIC", str(SOURCES[0]), "-Wl,--as-needed", *runtime]
-    key = hashlib.sha256(repr((command, platform.machine(), _processor())).encode())
-    for source in SOURCES:
-        key.update(source.read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm_unet"
-    path = cache / f"winograd-{key.hexdigest()[:16]}.so"
-    if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=cache) as folder:
-            made = Path(folder) / path.name
-            command += ["-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-            if done.returncode:
-                lines = [line for line in done.stderr.splitlines() if "error" in line]
-                raise OSError(f"{command[0]} failed, {lines[0] if lines else done.returncode}")
-            made.replace(path)
-    return path
-
-
-def _processor() -> list[str]:
-    """What this processor can do, for which the code is compiled."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return sorted({line for line in lines if line.startswith(("flags", "model name"))})
 
 
 class _Convolution(torch.autograd.Function):
@@ -163,10 +113,6 @@ class _Convolution(torch.autograd.Function):
             _filter_gradient(x, dy, layout) if wanted[1] else None,
             dy.sum((0, 2, 3)) if wanted[2] else None,
         )
-
-
-def _plain(x: Tensor) -> bool:
-    return type(x) in PLAIN and x.is_cpu and x.dtype == torch.float32 and x.layout == torch.strided
 
 
 def _pays(batch: int, height: int, width: int) -> bool:
