@@ -205,17 +205,16 @@ class Training:
             self._suspect(losses.detach(), positions)
         parameters = [p for _, p in state.named]
         norm = whole_norm(accelerator.clip_grad_norm_(parameters, config.clip_norm or math.inf))
-        self._step_optimizer(norm)
-        state.average()
+        self._update(norm)
         return loss, norm
 
-    def _step_optimizer(self, norm: Tensor) -> None:
-        """Apply the gradient unless it is not finite; count the steps left out."""
+    def _update(self, norm: Tensor) -> None:
+        """Apply the gradient unless it is not finite, and average; count the steps left out."""
         bad = ~torch.isfinite(norm)
         if self.accelerator.scaler is None:
             self.optimizer.optimizer.grad_scale = None
             self.optimizer.optimizer.found_inf = bad.float()
-        self.optimizer.step()
+        self.state.update(self.optimizer.step)
         self.optimizer.zero_grad(set_to_none=True)
         self.state.skipped += bad
 

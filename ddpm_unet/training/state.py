@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ddpm_unet.training import one_pass
 from ddpm_unet.training.ema import EMA, PowerEMA
 from ddpm_unet.training.optimizer import load_optimizer_state, optimizer_state
 from ddpm_unet.training.post_hoc import BUFFERS
@@ -61,9 +62,10 @@ class TrainingState:
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
         self.suspect = torch.full((), NOWHERE, device=device)
 
-    def average(self) -> None:
-        """Take the weights of the step into all averages."""
-        for average in (self.ema, *self.powers.values()):
+    def update(self, step_optimizer: Callable[[], Any]) -> None:
+        """Take the optimiser's step, and the weights into all averages."""
+        one_pass.update(self.optimizer, self.ema, self.step, step_optimizer)
+        for average in self.powers.values():
             average.update(self.step)
 
     def tensors(self, keep: bool) -> dict[str, dict[str, Tensor]]:

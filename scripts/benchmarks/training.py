@@ -31,6 +31,7 @@ from benchmarks.sampling import of_similar_work
 from benchmarks.timing import Effort, Timer
 from ddpm_unet.config import DenoiseConfig, ImageDataConfig, TrainConfig, UNetConfig
 from ddpm_unet.models import UNet
+from ddpm_unet.training import one_pass
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.ema import EMA
 from ddpm_unet.training.job import Batch
@@ -243,15 +244,15 @@ def optimizer_and_average(effort: Effort, model: UNetConfig | None = None) -> Me
     shadow.optimization_step = late = 10**6  # where both averages have the same decay
 
     def our_step() -> None:
-        optimizer.step()
-        average.update(late)
+        one_pass.update(optimizer, average, late, optimizer.step)
 
     def their_step() -> None:
         default.step()
         shadow.step(theirs)
 
-    our_step()
-    their_step()
+    for _ in range(2):  # torch takes the first step
+        our_step()
+        their_step()
     pairs = [
         *zip(ours, theirs, strict=True),
         *zip(average.averages, shadow.shadow_params, strict=True),
