@@ -1,0 +1,146 @@
+"""Pictures that validate, and those kept to test: their scores, and what is drawn of them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from PIL import Image
+from small_cells import Bright, pair_data, records, run, write_cells
+
+from ddpm_unet.config import (
+    PairDataConfig,
+    SplitConfig,
+)
+from ddpm_unet.errors import UserError
+from ddpm_unet.evaluation.rand import thinned_scores
+from ddpm_unet.models.segmenter import load_segmentation_model
+from ddpm_unet.training.scoring import score_test
+from ddpm_unet.training.segment import SegmentJob
+
+
+def test_scores_are_the_overlap_counted_by_hand(cells, settings, tmp_path):
+    """Pixels of all pictures together, unlabelled ones left out."""
+    for number in range(3):
+        image = np.asarray(Image.open(cells / "images" / f"{number}.png"))
+        mask = np.asarray(Image.open(cells / "masks" / f"{number}.png")) // 255
+        mask[:10] = 7
+        for name, array in (("images", image), ("masks", mask)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(array).save(tmp_path / name / f"{number}.png")
+    settings.data = pair_data(tmp_path, ignore_value=7, split=SplitConfig(validation=2))
+    scores = SegmentJob(settings).validate(Bright(), Accelerator(cpu=True))
+    found, true = [], []
+    for number in (1, 2):
+        found.append(np.asarray(Image.open(tmp_path / f"images/{number}.png"))[10:, :, 0] > 127.5)
+        true.append(np.asarray(Image.open(tmp_path / f"masks/{number}.png"))[10:] == 1)
+    found, true = np.stack(found), np.stack(true)
+    dice = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in ((found, true), (~found, ~true))]
+    iou = [(a & b).sum() / (a | b).sum() for a, b in ((found, true), (~found, ~true))]
+    expected = {
+        "mean_dice": np.mean(dice),
+        "mean_iou": np.mean(iou),
+        "pixel_error": (found != true).mean(),
+        "dice_class 0": dice[1],
+        "dice_class 1": dice[0],
+        "iou_class 0": iou[1],
+        "iou_class 1": iou[0],
+    }
+    assert scores == pytest.approx(expected)
+    assert 0.5 < scores["mean_dice"] < 1
+
+
+def test_a_class_that_is_nowhere_has_no_score(settings):
+    scores = SegmentJob(settings).scores(torch.tensor([[7, 0], [0, 0]]))
+    assert scores == {
+        "mean_dice": 1.0,
+        "mean_iou": 1.0,
+        "pixel_error": 0.0,
+        "dice_value 0": 1.0,
+        "iou_value 0": 1.0,
+    }
+
+
+def test_one_labelled_picture_is_cut_in_strips(settings, tmp_path):
+    write_cells(tmp_path, 3, count=1)
+    settings.data = pair_data(tmp_path, split=SplitConfig(validation=0.4, gap=4))
+    job = SegmentJob(settings)
+    assert job.labelled.sizes.tolist() == [[40, 25]]
+    assert job.validation.sizes.tolist() == [[40, 19]]
+    assert "its columns 29 to 47 validate" in job.describe()
+    folder = run(settings, job)
+    assert len(records(folder, "mean_dice")) == 4
+    assert yaml.safe_load((folder.path / "split.yaml").read_text())["validation"] == [
+        {"name": "0", "columns": [29, 48]}
+    ]
+
+
+def test_pictures_kept_to_test_are_scored_in_the_end(settings, capsys):
+    settings.data.split = SplitConfig(validation=1, test=1)
+    job = SegmentJob(settings)
+    folder = run(settings, job)
+    scores = score_test(job, folder)
+    assert json.loads((folder.path / "scores.json").read_text()) == scores
+    assert f"mean_dice {scores['mean_dice']:.4f}" in capsys.readouterr().out
+    assert Image.open(folder.path / "test.png").size == (96, 40)
+    model = load_segmentation_model(folder.model)
+    with torch.inference_mode():
+        item = job.test[0]
+        predicted = model(item["image"][None]).argmax(dim=1)[0]
+    error = (predicted != item["mask"]).float().mean()
+    assert scores["pixel_error"] == pytest.approx(float(error), abs=0.02)
+
+
+def test_cells_are_scored_as_partitions(cells, settings):
+    """The thinned scores of the tested masks and of the probabilities of their class."""
+    settings.data.split, settings.cell_class = SplitConfig(test=2), 1
+    job = SegmentJob(settings)
+    scores = job.further_scores(Bright(), job.test, torch.device("cpu"))
+    truth, cell = [], []
+    for number in (1, 2):
+        truth.append(np.asarray(Image.open(cells / f"masks/{number}.png")) == 255)
+        picture = np.asarray(Image.open(cells / f"images/{number}.png"))[..., 0] / 127.5 - 1.0
+        logits = Bright()(torch.from_numpy(picture).float()[None, None])
+        cell.append(logits.softmax(dim=1)[0, 1].numpy())
+    expected = thinned_scores(truth, cell)
+    assert scores == pytest.approx({"v_rand": expected.v_rand, "v_info": expected.v_info})
+    settings.cell_class = None
+    assert job.further_scores(Bright(), job.test, torch.device("cpu")) == {}
+
+
+@pytest.mark.parametrize("cell", [2, -1])
+def test_cells_of_no_class(settings, cell):
+    settings.cell_class = cell
+    with pytest.raises(UserError, match=f"cell_class {cell}"):
+        SegmentJob(settings)
+
+
+def test_without_a_test_part_nothing_is_scored(settings):
+    job = SegmentJob(settings)
+    folder = run(settings, job)
+    assert score_test(job, folder) == {}
+    assert not (folder.path / "scores.json").exists()
+
+
+def test_the_builtin_pictures_are_tested_on_the_held_out_third(settings):
+    settings.data = PairDataConfig(scale=0.25, size=16)
+    job = SegmentJob(settings)
+    assert (job.labelled.sizes[0, 1], job.test.sizes.tolist()) == (250, [[375, 125]])
+    settings.data.include_held_out = True
+    assert SegmentJob(settings).test is None
+
+
+def test_samples_show_mask_and_prediction(settings, tmp_path):
+    job = SegmentJob(settings)
+    job.draw(Bright(), Accelerator(cpu=True), tmp_path / "a.png")
+    picture = np.asarray(Image.open(tmp_path / "a.png"))
+    image, mask = (
+        np.asarray(Image.open(f"{p}/3.png")) for p in (settings.data.images, settings.data.masks)
+    )
+    assert picture.shape == (40, 96, 3)
+    for side, classes in ((picture[:, :48], mask > 0), (picture[:, 48:], image[..., 0] > 127.5)):
+        tinted = (side != image).any(axis=2)
+        assert (tinted & ~classes).sum() == 0
+        assert (classes & ~tinted).sum() < 0.02 * classes.sum()

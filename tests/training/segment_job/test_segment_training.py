@@ -1,0 +1,143 @@
+"""Training to segment: what is learnt, resumed, kept and when it stops."""
+
+import json
+
+import pytest
+from small_cells import CHANGES, changed, files, pair_data, records, run, write_cells
+
+from ddpm_unet.errors import UserError
+from ddpm_unet.inference.segmentation import Preparation
+from ddpm_unet.models.segmenter import load_segmentation_model
+from ddpm_unet.training.segment import SegmentJob
+
+
+@pytest.mark.parametrize("way", CHANGES)
+def test_training_lowers_the_loss_and_finds_the_cells(settings, way):
+    settings = changed(settings, way)
+    settings.train.steps = settings.train.checkpoint_every = 36
+    settings.train.validate_every = settings.train.log_every = 12
+    folder = run(settings)
+    losses = records(folder, "loss")
+    assert losses[-1] < 0.8 * losses[0]
+    assert records(folder, "mean_dice")[-1] > (0.6 if way == "frozen" else 0.75)
+    model = load_segmentation_model(folder.model)
+    assert model.config.class_names == ("value 0", "value 255")
+    assert Preparation.read(folder.model, model) == Preparation(3)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing is written any more."""
+
+
+class KilledJob(SegmentJob):
+    """Dies at the n-th batch."""
+
+    left = 0
+
+    def losses(self, model, batch):
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+        return super().losses(model, batch)
+
+
+@pytest.mark.parametrize(
+    ("way", "batches"),
+    [("finetune", 10), ("features", 10), ("joint", 14), ("teaching", 10)],
+)
+def test_killed_after_a_validation_and_resumed_ends_bit_for_bit_the_same(
+    settings, tmp_path, way, batches
+):
+    settings = changed(settings, way)
+    whole = run(settings)
+    settings.run = str(tmp_path / "killed")
+    job = KilledJob(settings)
+    job.left = batches
+    with pytest.raises(Killed):
+        run(settings, job)
+    assert files(run(settings).path) == files(whole.path)
+
+
+class ScriptedJob(SegmentJob):
+    """Validates with given scores instead of real ones."""
+
+    series = (0.3, 0.5, 0.4, 0.45, 0.2, 0.9)
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.seen = 0
+
+    def validate(self, model, accelerator):
+        return {"mean_dice": self.series[round(self.step / 2) - 1]}
+
+    def losses(self, model, batch):
+        self.step = int(batch["position"][-1] + 1) / 4
+        return super().losses(model, batch)
+
+
+def scripted(settings):
+    settings.train.validate_every = settings.train.checkpoint_every = 2
+    return ScriptedJob(settings)
+
+
+def test_the_best_model_is_kept_and_without_patience_training_goes_on(settings):
+    settings.train.steps = 10
+    whole = run(settings, scripted(settings))
+    best = files(whole.path)
+    assert records(whole, "mean_dice") == list(ScriptedJob.series[:5])
+    state = json.loads((whole.checkpoints / "00000010" / "state.json").read_text())
+    assert (state["best_step"], state["best"], state["worse"]) == (4, 0.5, 3)
+    assert files(run(settings, scripted(settings)).path) == best
+
+
+def test_the_kept_model_is_the_average_of_its_step(settings, tmp_path):
+    settings.train.lr_schedule = "constant"
+    settings.train.steps = 10
+    whole = run(settings, scripted(settings))
+    settings.train.steps = 4
+    settings.run = str(tmp_path / "short")
+    short = run(settings, scripted(settings))
+    kept, ended = (
+        {k: v for k, v in files(folder.path).items() if k.startswith("model")}
+        for folder in (whole, short)
+    )
+    assert kept == ended
+
+
+def test_early_stopping_ends_and_stays_ended(settings, tmp_path):
+    settings.train.steps, settings.train.patience = 100, 3
+    stopped = run(settings, scripted(settings))
+    ended = files(stopped.path)
+    assert records(stopped, "mean_dice") == list(ScriptedJob.series[:5])
+    again = run(settings, scripted(settings))
+    assert files(again.path) == ended
+    settings.run = str(tmp_path / "killed")
+
+    class Stopped(KilledJob, ScriptedJob):
+        left = 8
+
+    with pytest.raises(Killed):
+        run(settings, Stopped(settings))
+    assert files(run(settings, scripted(settings)).path) == ended
+
+
+def test_patience_needs_pictures_that_validate(settings):
+    settings.data.split.validation, settings.train.patience = 0, 2
+    with pytest.raises(UserError, match=r"train\.patience 2: no picture validates"):
+        SegmentJob(settings)
+
+
+def test_the_check_is_told_once_training_begins(settings, capsys):
+    job = SegmentJob(settings)
+    assert capsys.readouterr().out == ""
+    assert "masks: 0, 255: read as values" in job.describe()
+    assert "3 pictures train, 1 validate" in job.describe()
+    assert job.name(0).endswith(".png")
+
+
+def test_faults_stop_before_training(settings, tmp_path):
+    write_cells(tmp_path, 3, count=3)
+    (tmp_path / "masks" / "1.png").unlink()
+    settings.data = pair_data(tmp_path)
+    with pytest.raises(UserError, match=r"1\.png: has no mask"):
+        SegmentJob(settings)
