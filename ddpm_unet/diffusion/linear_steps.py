@@ -72,10 +72,10 @@ class LinearSteps:
     initial_std = 1.0
 
     def __init__(self, scheduler: Any, steps: int, eta: float, device: torch.device | str) -> None:
-        timesteps = inference_timesteps(scheduler, steps)
+        timesteps = torch.tensor(inference_timesteps(scheduler, steps))
         config = scheduler.config
         self.clip = config.clip_sample_range if config.clip_sample else None
-        self.timesteps = torch.tensor(timesteps, device=device)
+        self.timesteps = timesteps.to(device)
         self.abar = scheduler.alphas_cumprod.double()[timesteps].tolist()
         self._steps = _coefficients(scheduler, timesteps, eta)
 
@@ -124,11 +124,11 @@ class LinearSteps:
         return following, image
 
 
-def _coefficients(scheduler: Any, timesteps: list[int], eta: float) -> list[Coefficients]:
+def _coefficients(scheduler: Any, timesteps: Tensor, eta: float) -> list[Coefficients]:
     config = scheduler.config
     table = scheduler.alphas_cumprod.double()
     clean = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
-    previous = torch.tensor(previous_timesteps(timesteps))
+    previous = torch.tensor(previous_timesteps(timesteps.tolist()))
     abar = table[timesteps]
     abar_previous = table[previous].where(previous != CLEAN, clean)
     beta = 1 - abar / abar_previous
@@ -151,16 +151,13 @@ def _coefficients(scheduler: Any, timesteps: list[int], eta: float) -> list[Coef
         next_from_image = abar_previous.sqrt()
         next_from_prediction = direction * eps.second
     from_x, from_prediction = image_mixture(config.prediction_type, abar)
-    return [
-        Coefficients(*row)
-        for row in zip(
-            from_x.tolist(),
-            from_prediction.unbind(),
-            next_from_x.tolist(),
-            next_from_image.tolist(),
-            next_from_prediction.tolist(),
-            noise.tolist(),
-            widest.tolist(),
-            strict=True,
-        )
-    ]
+    columns = (
+        from_x.tolist(),
+        from_prediction.unbind(),
+        next_from_x.tolist(),
+        next_from_image.tolist(),
+        next_from_prediction.tolist(),
+        noise.tolist(),
+        widest.tolist(),
+    )
+    return list(map(Coefficients._make, zip(*columns, strict=True)))

@@ -70,12 +70,14 @@ class Noise:
     ) -> None:
         self.generators = randomness.generators(seed, "sample", indices, device)
         pair = torch.empty(2, len(indices), *shape, device=device)
-        self._buffers = cycle([(buffer, buffer.unbind(0)) for buffer in pair])
+        self._buffers = cycle(
+            [(buffer, list(zip(buffer, self.generators, strict=True))) for buffer in pair]
+        )
 
     def draw(self, std: float) -> Tensor:
         """The next noise, `float32 [B, *shape]`, in a tensor that the second next overwrites."""
         buffer, rows = next(self._buffers)
-        for row, generator in zip(rows, self.generators, strict=True):
+        for row, generator in rows:
             row.normal_(0, std, generator=generator)
         return buffer
 
