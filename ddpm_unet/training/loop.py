@@ -211,10 +211,11 @@ class Training:
     def _update(self, norm: Tensor) -> None:
         """Apply the gradient unless it is not finite, and average; count the steps left out."""
         bad = ~torch.isfinite(norm)
-        if self.accelerator.scaler is None:
+        scaled = self.accelerator.scaler is not None
+        if not scaled:
             self.optimizer.optimizer.grad_scale = None
             self.optimizer.optimizer.found_inf = bad.float()
-        self.state.update(self.optimizer.step)
+        self.state.update(self.optimizer.step, scaled)
         self.optimizer.zero_grad(set_to_none=True)
         self.state.skipped += bad
 

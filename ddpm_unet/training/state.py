@@ -62,9 +62,18 @@ class TrainingState:
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
         self.suspect = torch.full((), NOWHERE, device=device)
 
-    def update(self, step_optimizer: Callable[[], Any]) -> None:
-        """Take the optimiser's step, and the weights into all averages."""
-        one_pass.update(self.optimizer, self.ema, self.step, step_optimizer)
+    def update(self, step_optimizer: Callable[[], Any], scaled: bool) -> None:
+        """Take the optimiser's step, and the weights into all averages.
+
+        Args:
+            step_optimizer: Takes the step.
+            scaled: The gradients are, so that nobody else can.
+        """
+        if scaled:
+            step_optimizer()
+            self.ema.update(self.step)
+        else:
+            one_pass.update(self.optimizer, self.ema, self.step, step_optimizer)
         for average in self.powers.values():
             average.update(self.step)
 
