@@ -23,7 +23,7 @@ from ddpm_unet.models.layers.resampling import enlarge
 from ddpm_unet.models.unet import UNet
 
 
-class LucidrainsUNet(UNet):
+class LucidrainsUNet(UNet, config=LucidrainsConfig):
     """A network from an image and a time step to an image of the same size.
 
     Sides must have at least 2^(levels - 1) pixels.

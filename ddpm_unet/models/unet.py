@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.config.foreign import ForeignConfig, LucidrainsConfig
+from ddpm_unet.config.foreign import ForeignConfig
 from ddpm_unet.models import foreign, pretrained
 from ddpm_unet.models.architecture import down_levels, mid_level, up_levels
 from ddpm_unet.models.blocks import Block, Conditions, DownBlock, MidBlock, UpBlock
@@ -32,6 +33,14 @@ class UNet(nn.Module):
     Raises:
         UserError: The configuration makes no network; names the setting and the cure.
     """
+
+    kinds: ClassVar[dict[type[UNetConfig], type[UNet]]] = {}
+    """The subclass that is made of each other kind of configuration that may be read."""
+
+    def __init_subclass__(cls, config: type[UNetConfig] | None = None) -> None:
+        super().__init_subclass__()
+        if config is not None:
+            UNet.kinds[config] = cls
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -184,13 +193,8 @@ class UNet(nn.Module):
             source = pretrained.model_folder(source)
             config, weights = pretrained.read_config(source), pretrained.read_weights(source)
             cure = "take the weights that belong to this configuration"
-        kind: type[UNet] = cls
-        if isinstance(config, LucidrainsConfig):
-            from ddpm_unet.models.lucidrains import LucidrainsUNet  # which is a UNet
-
-            kind = LucidrainsUNet
         with torch.device("meta"):
-            unet = kind(config)
+            unet = cls.kinds.get(type(config), cls)(config)
         pretrained.check_weights(source, unet.state_dict(), weights, cure)
         unet.load_state_dict(weights, assign=True)
         return unet.eval()
