@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
 Function = Callable[..., Tensor]
 
@@ -59,37 +59,46 @@ class _Recipe:
         if torch.amp.is_autocast_available(device):
             dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
             self._precision = partial(torch.autocast, device, dtype, enabled)
-        self._computed: tuple[Sequence[Tensor | None], Tensor] | None = None
+        self._computed: tuple[Sequence[Tensor | None], GradientEdge] | None = None
 
     def output(self, node: Any) -> Tensor:
-        """The tensor, computed from leaves of a graph of its own, and kept until `gradients`."""
+        """The tensor, computed from leaves of a graph of its own, which waits for `gradients`."""
         if self._computed is None:
             wanted = node.needs_input_grad[1:]
-            inputs = [
+            inputs: Sequence[Tensor | None] = [
                 saved if saved is None else saved.detach().requires_grad_(want)
                 for saved, want in zip(node.saved_tensors, wanted, strict=True)
             ]
-            self._computed = inputs, self._compute(inputs)
-        return self._computed[1]
+        else:
+            inputs = self._computed[0]
+        output = self._compute(inputs)
+        self._computed = inputs, get_gradient_edge(output)
+        return output
 
     def gradients(self, node: Any, gradient: Tensor) -> Iterator[Tensor | None]:
         """Of every input that has one."""
         again = torch.is_grad_enabled()  # the gradients are to be differentiated again
         if again:
             inputs: Sequence[Tensor | None] = node.saved_tensors
-            output = self._compute(inputs)
+            output = get_gradient_edge(self._compute(inputs))
         else:
-            output = self.output(node)
+            if self._computed is None:
+                self.output(node)
             assert self._computed is not None
-            inputs, self._computed = self._computed[0], None
+            (inputs, output), self._computed = self._computed, None
         wanted = node.needs_input_grad[1:]
         leaves = [x for x, want in zip(inputs, wanted, strict=True) if x is not None and want]
         found = iter(torch.autograd.grad(output, leaves, gradient, create_graph=again))
-        return (next(found) if want else None for want in wanted)
+        return (_whole(next(found)) if want else None for want in wanted)
 
     def _compute(self, inputs: Sequence[Tensor | None]) -> Tensor:
         with torch.enable_grad(), self._precision():
             return self._function(*inputs)
+
+
+def _whole(x: Tensor) -> Tensor:
+    """A copy of what is part of a larger tensor, which it would keep."""
+    return x.clone() if x.untyped_storage().nbytes() > x.nbytes else x
 
 
 class _Forgetful(torch.autograd.Function):

@@ -33,6 +33,11 @@ def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="nearest")
 
 
+def padded(x: Tensor) -> Tensor:
+    """A row of zeros more at the far sides, two for a single one."""
+    return F.pad(x, [n for size in reversed(x.shape[2:]) for n in (0, 2 if size == 1 else 1)])
+
+
 class Downsample(nn.Module):
     """Convolution of stride 2.
 
@@ -53,8 +58,8 @@ class Downsample(nn.Module):
         Called like a residual block, but blind to the time embedding.
         """
         if self.pad_far_side:
-            x = F.pad(x, [n for size in reversed(x.shape[2:]) for n in (0, 2 if size == 1 else 1)])
-        return self.conv(x)
+            x = forgetful(padded, x)
+        return without_keeping(self.conv, x)
 
 
 class Upsample(nn.Module):

@@ -73,11 +73,11 @@ class ResidualBlock(nn.Module):
         Returns:
             `[B, out_channels, *space]`, with `space` halved by `down` or enlarged to `size`.
         """
-        h = self.norm1(x)
-        if self.down:
-            x, h = halve(x), halve(h)
-        elif size is not None:
-            x, h = enlarge(x, size), enlarge(h, size)
+        # First the shortcut, whose gradient then comes last and waits for nothing.
+        shortcut = self._resampled(x, size)
+        if self.conv_shortcut is not None:
+            shortcut = without_keeping(self.conv_shortcut, shortcut)
+        h = self._resampled(without_keeping(self.norm1, x), size)
         h = without_keeping(self.conv1, h)
         modulation = self.time_emb_proj(emb)
         modulation = modulation.reshape(*modulation.shape, *[1] * (x.ndim - 2))
@@ -86,7 +86,10 @@ class ResidualBlock(nn.Module):
         else:
             h = self.norm2(h.add_(modulation))
         h = without_keeping(self.conv2, self.dropout(h))
-        if self.conv_shortcut is not None:
-            x = self.conv_shortcut(x)
-        h = h.add_(x)
+        h = h.add_(shortcut)
         return h if self.output_scale == 1 else h / self.output_scale
+
+    def _resampled(self, x: Tensor, size: Sequence[int] | None) -> Tensor:
+        if self.down:
+            return halve(x)
+        return x if size is None else enlarge(x, size)
