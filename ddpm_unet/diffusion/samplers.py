@@ -12,6 +12,7 @@ times less than with equal steps of time.
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -141,7 +142,7 @@ def _process(config: DiffusionConfig) -> dict[str, Any]:
     """What schedulers are told of a forward process."""
     settings = asdict(config)
     del settings["min_snr_gamma"], settings["vlb_weight"]
-    return {**settings, "_class_name": "DDPMScheduler", **trained_betas(config)}
+    return {**settings, **trained_betas(config)}
 
 
 def _scheduler(name: str, class_name: str, settings: dict[str, Any]) -> Any:
@@ -157,8 +158,13 @@ def _scheduler(name: str, class_name: str, settings: dict[str, Any]) -> Any:
 
     if class_name != "DDPMScheduler":  # which alone knows what to do with it
         settings.pop("variance_type", None)
+    kind = getattr(diffusers, class_name)
+    known = settings.keys() & inspect.signature(kind).parameters.keys()
     try:
-        return getattr(diffusers, class_name).from_config(settings)
+        scheduler = kind(**{key: settings[key] for key in known})
     except (TypeError, ValueError, NotImplementedError) as error:
         cause = " ".join(str(error).split())[:200]
         raise UserError(f"scheduler_config.json: diffusers refuses it ({cause})") from error
+    # The rest is kept, as by `from_config`, which to know it imports all schedulers, and scipy.
+    scheduler.register_to_config(**{key: settings[key] for key in settings.keys() - known})
+    return scheduler

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 _ROWS_AT_ONCE = 256
 _SMALL = 256  # pixels of a slice that is enlarged up to
@@ -92,6 +91,8 @@ def draw_overlay(
 
 def _near_another(classes: np.ndarray, width: int) -> np.ndarray:
     """Pixels within `width` of one of another class."""
+    from scipy import ndimage  # takes a quarter of a second
+
     size = 2 * width + 1
     highest = ndimage.maximum_filter(classes, size, mode="nearest")
     lowest = ndimage.minimum_filter(classes, size, mode="nearest")

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from ddpm_unet.config import ClassicConfig
 from ddpm_unet.errors import UserError
-from ddpm_unet.models.backbones import Backbone
 from ddpm_unet.models.decoders import FCNDecoder, TernausDecoder, UNetDecoder
-from ddpm_unet.models.encoders import build_encoder
+from ddpm_unet.models.encoders import ContractingPath, build_encoder
 from ddpm_unet.models.layers.classic import corner, he_initialise
 from ddpm_unet.models.layers.recomputing import Recomputing
 from ddpm_unet.models.nested import FullScaleDecoder, NestedDecoder
@@ -142,7 +141,7 @@ class ClassicUNet(nn.Module):
         Raises:
             UserError: The encoder is not torchvision's, or there are no such weights.
         """
-        if not isinstance(self.encoder, Backbone):
+        if isinstance(self.encoder, ContractingPath):
             raise UserError(
                 f"init {weights}: encoder {self.config.encoder} starts from random weights; set "
                 "init scratch, or an encoder of torchvision"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from ddpm_unet.config import ClassicConfig
-from ddpm_unet.models.backbones import Backbone
 from ddpm_unet.models.layers.classic import ConvBlock, halved, pool, widths
 from ddpm_unet.models.layers.recomputing import Recomputing
+
+if TYPE_CHECKING:
+    from ddpm_unet.models.backbones import Backbone
 
 
 class ContractingPath(Recomputing):
@@ -46,4 +50,8 @@ class ContractingPath(Recomputing):
 
 def build_encoder(config: ClassicConfig) -> ContractingPath | Backbone:
     """The encoder of a configuration."""
-    return ContractingPath(config) if config.encoder == "classic" else Backbone(config)
+    if config.encoder == "classic":
+        return ContractingPath(config)
+    from ddpm_unet.models.backbones import Backbone  # torchvision takes seconds
+
+    return Backbone(config)

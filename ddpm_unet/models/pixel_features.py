@@ -129,10 +129,11 @@ def activations(
             yield pyramid[i]
 
 
-@torch.compiler.disable
 def _noise(seed: int, shape: Sequence[int]) -> Tensor:
     """The one noise, `[1, *shape]`; torch.compile cannot follow a generator of random numbers."""
-    return normal(seed, "segmentation features", [0], shape)
+    # Only then, as `disable` takes seconds to import.
+    draw = torch.compiler.disable(normal) if torch.compiler.is_compiling() else normal
+    return draw(seed, "segmentation features", [0], shape)
 
 
 def schedule_alphas(folder: str | PathLike[str], timesteps: Sequence[int]) -> tuple[float, ...]:

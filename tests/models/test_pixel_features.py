@@ -1,5 +1,7 @@
 """The per-pixel network on frozen features, beside Baranchuk 2022 as it is written."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -129,3 +131,14 @@ def test_features_without_a_schedule_say_what_to_set(stable_diffusion_folder):
 def test_features_read_their_own_timesteps():
     with pytest.raises(ValueError, match="neither t nor both"):
         segmenter(**FEATURES)(images(1, 3, 8, 8), 3)
+
+
+def test_torch_compile_goes_around_the_noise():
+    unet = SimpleNamespace(pyramid=lambda x, t, *given: [x])
+    config = HeadConfig(feature_timesteps=(5, 50), feature_alphas=(0.9, 0.4))
+
+    def features(x: Tensor) -> Tensor:
+        return torch.cat(list(activations(unet, config, x, (None, None, None))))
+
+    x = images(2, 3, 8, 8)
+    torch.testing.assert_close(torch.compile(features, backend="eager")(x), features(x))
