@@ -183,3 +183,13 @@ def test_enlarging_is_nearest_neighbour_interpolation():
         found = [torch.autograd.grad(y, x, gradient)[0] for y in (ours, theirs)]
         torch.testing.assert_close(*found)
         assert enlarge(x, [n - 1 for n in size]).shape[2:] == tuple(n - 1 for n in size)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 6), (2, 3, 5, 6), (1, 2, 2, 4, 4)])
+def test_halving_is_average_pooling(shape):
+    x = random(*shape).requires_grad_()
+    pooling = F.avg_pool2d if len(shape) == 4 else F.avg_pool3d
+    ours, theirs = halve(x), pooling(x, 2)
+    torch.testing.assert_close(ours, theirs)
+    gradient = random(*ours.shape)
+    torch.testing.assert_close(*[torch.autograd.grad(y, x, gradient)[0] for y in (ours, theirs)])

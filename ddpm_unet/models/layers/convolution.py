@@ -30,13 +30,12 @@ def convolution(
 class Conv3x3(nn.Conv2d):
     """A 3 x 3 convolution of stride 1, padded by 1 or not, on a CPU by Winograd's method."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """`[B, in_channels, H, W]` to `[B, out_channels, H, W]`, or 2 less without padding."""
-        weight, bias = self.weight, self.bias
         if winograd.applies(x, weight, bias):
             y = winograd.conv2d(x, weight, bias)
             return y if self.padding == (1, 1) else y[..., 1:-1, 1:-1].clone()
-        return super().forward(x)
+        return super()._conv_forward(x, weight, bias)
 
 
 def zeroed(layer: Layer) -> Layer:

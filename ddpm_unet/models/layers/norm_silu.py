@@ -21,10 +21,10 @@ def applies(x: Tensor, *others: Tensor | None) -> bool:
     It is not for where torch wants to see the operation, nor where a gradient is wanted.
     """
     return (
-        x.is_contiguous()
+        native.unseen()
+        and x.is_contiguous()
         and native.plain(x, *others)
         and not native.differentiated(x, *others)
-        and native.unseen()
         and library() is not None
     )
 

@@ -8,8 +8,8 @@
 // at every call, which costs less than to read 36 stored numbers for 9.
 //
 // Pictures are [N, C, H, W], or [N, H, W, C] if channels_last; filters [outputs, inputs, 3, 3];
-// the number of inputs a multiple of 16, that of outputs too where there are gradients. The result does not depend on the number of threads,
-// nor that of a picture on its neighbours in the batch.
+// the number of inputs a multiple of 16, that of outputs too where there are gradients. The result
+// does not depend on the number of threads, nor that of a picture on its neighbours in the batch.
 #include <algorithm>
 #include <cstdlib>
 

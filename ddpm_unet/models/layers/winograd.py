@@ -48,7 +48,7 @@ def applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     may be others where no gradient is wanted), and is faster from 4 tiles on, in all images
     together, if they are half full. It is not for where torch wants to see the operation.
     """
-    if not _enabled or x.ndim != 4:
+    if not _enabled or x.ndim != 4 or not native.unseen():
         return False
     batch, channels, height, width = x.shape
     outputs, inputs, *_ = weight.shape
@@ -58,7 +58,6 @@ def applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and not (outputs % 16 and native.differentiated(x, weight, bias))
         and _pays(batch, height, width)
         and native.plain(x, weight, bias)
-        and native.unseen()
         and library() is not None
     )
 
