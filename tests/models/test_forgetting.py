@@ -13,7 +13,7 @@ from ddpm_unet.models.blocks import joined
 from ddpm_unet.models.layers.convolution import convolution
 from ddpm_unet.models.layers.forgetting import forgetful, without_keeping
 from ddpm_unet.models.layers.normalisation import ACTIVATIONS, NormAct
-from ddpm_unet.models.layers.resampling import Downsample, Upsample, enlarge, padded
+from ddpm_unet.models.layers.resampling import Downsample, Upsample, enlarge, halve, padded
 from ddpm_unet.models.layers.residual import ResidualBlock
 
 

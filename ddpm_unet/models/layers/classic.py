@@ -26,30 +26,28 @@ class ConvBlock(nn.Sequential):
     """
 
     def __init__(self, config: ClassicConfig, *channels: int) -> None:
-        layers: list[nn.Module] = []
-        normed = config.norm == "batch"
+        super().__init__()
+        self.normed = config.norm == "batch"
         padding = 1 if config.padding == "same" else 0
         for i, o in pairwise(channels):
-            layers.append(convolution(config.dims, i, o, padding=padding, bias=not normed))
-            if normed:
-                layers.append(layer(config, "BatchNorm")(o))
-            layers.append(nn.ReLU(inplace=True))
-        super().__init__(*layers)
+            self.append(convolution(config.dims, i, o, padding=padding, bias=not self.normed))
+            if self.normed:
+                self.append(layer(config, "BatchNorm")(o))
+            self.append(nn.ReLU(inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, channels[0], *space]` to `[B, channels[-1], *space]`, 2 less without padding.
 
         Where nothing is trained, the normalisation is part of the convolution's weights.
         """
-        layers = list(self)
         if (
-            len(layers) % 3
+            not self.normed
             or self.training
             or not native.unseen()
             or native.differentiated(x, *self.parameters())
         ):
             return super().forward(x)
-        for conv, norm, relu in zip(*[iter(layers)] * 3, strict=True):
+        for conv, norm, relu in zip(*[iter(self)] * 3, strict=True):
             factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
             weight = conv.weight * factor.reshape(-1, *[1] * (conv.weight.dim() - 1))
             x = relu(conv._conv_forward(x, weight, norm.bias - norm.running_mean * factor))
