@@ -18,6 +18,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
+from ddpm_unet.config import AutoencodeConfig, DenoiseConfig, SegmentConfig
 from ddpm_unet.config.limits import check_limits
 from ddpm_unet.config.typed import wrong_type
 from ddpm_unet.config.yaml_file import in_one_line, read_yaml
@@ -28,6 +29,11 @@ Number = TypeVar("Number", int, float)
 MISMATCH = "operator torchvision::nms does not exist"
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 SECONDS_FOR_THE_MAIN_PROCESS = 2.0
+SCRIPTS = {
+    "train_ddpm": DenoiseConfig,
+    "train_seg": SegmentConfig,
+    "train_autoencoder": AutoencodeConfig,
+}
 
 
 @contextmanager
@@ -233,4 +239,7 @@ def _refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> N
             for leaf in difflib.get_close_matches(name.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.6)
         ]
         cure = f"did you mean {near[0]}?" if near else "--help lists all settings"
+        others = [s for s, kind in SCRIPTS.items() if name in dict(setting_names(kind))]
+        if others:
+            cure = f"it is one of {' and '.join(f'scripts/{script}.py' for script in others)}"
         raise UserError(f"{where}{name}: no such setting; {cure}")

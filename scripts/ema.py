@@ -32,12 +32,12 @@ def main() -> None:
     from ddpm_unet.inference.writing import output_folder
     from ddpm_unet.training.post_hoc import Snapshots, put_in_place
 
-    run = (
-        args.run
-        or max(
-            Path("runs").glob("*/averages/"), key=lambda p: p.stat().st_mtime, default=Path()
-        ).parent
-    )
+    kept = sorted(Path("runs").glob("*/averages/"), key=lambda path: path.stat().st_mtime)
+    if not args.run and not kept:
+        raise UserError(
+            "no run in runs/ has averages; train one with --train.ema_lengths, or give --run"
+        )
+    run = args.run or kept[-1].parent
     snapshots = Snapshots(run / "averages")
     steps, model = snapshots.steps(), run / "model"
     if not steps:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ddpm_unet.command_line import ArgumentParser, user_errors, within
 from ddpm_unet.diffusion.samplers import described
+from ddpm_unet.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "samples" / "histology64" / "model"
 
@@ -117,6 +118,9 @@ def main() -> None:
     pictures = space.beginning(edit, shape, sized=bool(size))
     shape = shape if pictures is None else tuple(pictures.shape[1:])
     for tile in space.sides([args.tile] if args.tile else [], "--tile") or ():
+        if len(shape) > 3 or tile > min(shape[1:]):
+            why = "volumes are drawn whole" if len(shape) > 3 else "the images are smaller"
+            raise UserError(f"--tile {args.tile}: {why}; leave it out, or give another --size")
         denoiser = tiled(denoiser, tile, tile // 2, periodic=args.periodic)
     options = edit.options(pictures, args.num_images, bool(conditions([0])), told.self_conditioning)
     ending = ".png" if len(shape) == 3 else ".nii.gz" if args.nifti else ".tif"
@@ -124,8 +128,11 @@ def main() -> None:
     names = ("images", "masks") if told.mask_classes else ("",)
     with output_folder(args.out), ExitStack() as folders:
         places = [folders.enter_context(output_folder(args.out / name)) for name in names]
+        channels, *sides = space.shape(shape)
+        what = "x".join(map(str, (channels - told.mask_classes, *sides)))
+        what += f" with masks of {told.mask_classes} classes" if told.mask_classes else ""
         accelerator.print(
-            f"{args.num_images} images of {'x'.join(map(str, space.shape(shape)))} from {folder}, "
+            f"{args.num_images} images of {what} from {folder}, "
             f"{args.steps} {sampler} steps, {accelerator.num_processes} process(es)"
         )
         film = FilmStrip(args.film) if args.film > 0 else None

@@ -73,7 +73,7 @@ def read_pictures(folder: Path, count: int, most: int = 64, ending: str = ".png"
     arrays = []
     for file in files:
         if not file.exists():
-            raise UserError(f"{file}: no such file; ask for fewer pictures, or make more")
+            raise UserError(f"{file}: no such file; ask for fewer with --num_images, or make more")
         arrays.append((read_picture if ending == ".png" else read_volume)(file))
         if (arrays[-1].shape, arrays[-1].dtype) != (arrays[0].shape, arrays[0].dtype):
             raise UserError(f"{file}: has not the shape and depth of {files[0].name}; remove one")

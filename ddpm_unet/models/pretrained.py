@@ -111,9 +111,10 @@ def model_folder(folder: str | PathLike[str]) -> Path:
         if (candidate / CONFIG).is_file():
             return candidate
     fault = f"has no {CONFIG}" if folder.is_dir() else "does not exist"
-    raise UserError(
-        f"{folder} {fault}; name the folder of a model, or of a pipeline with unet/ in it"
-    )
+    cure = "name the folder of a model, or of a pipeline with unet/ in it"
+    if (folder / "model").is_dir():
+        cure = f"name the model in it, {folder / 'model'}"
+    raise UserError(f"{folder} {fault}; {cure}")
 
 
 def read_config(folder: str | PathLike[str]) -> UNetConfig:

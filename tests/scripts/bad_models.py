@@ -28,6 +28,8 @@ MODELS = [
     Case("a folder without a model", "sample", "--model pictures",
          "pictures has no config.json; name the folder of a model, or of a pipeline with "
          "unet/ in it"),
+    Case("a run's folder where its model is meant", "sample", "--model runs/a",
+         "runs/a has no config.json; name the model in it, runs/a/model", folder("runs/a/model")),
     Case("a file", "sample", "--model denoise.yaml",
          "denoise.yaml is damaged or missing (...); copy it again"),
     Case("a segmenter where a denoiser is meant", "sample", "--model segmenter",
@@ -193,7 +195,7 @@ FOLDERS = [
     Case("a column without a folder", "compare", "a=nowhere",
          "a=nowhere: give title=folder, a folder that sample.py wrote"),
     Case("a folder that sample.py did not write", "compare", "a=pictures",
-         "pictures/00000.png: no such file; ask for fewer pictures, or make more"),
+         "pictures/00000.png: no such file; ask for fewer with --num_images, or make more"),
     Case("generated pictures of two sizes", "compare", "a=generated",
          "generated/00001.png: has not the shape and depth of 00000.png; remove one",
          picture("generated/00001.png", noise(20, 20, 3))),

@@ -88,7 +88,7 @@ def test_of_a_segmenter(home, architecture):
     ("flags", "message"),
     [
         ("--run nowhere --length 0.1", "nowhere/averages: has no averages; train with --train.ema"),
-        ("--length 0.1", "averages: has no averages"),
+        ("--length 0.1", "no run in runs/ has averages; train one with --train.ema_lengths, or"),
         ("--length 0.5", "is no number between 0.01 and 0.28"),
     ],
 )
