@@ -11,6 +11,8 @@ import logging
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes import CDLL
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +29,7 @@ COMPILE = [
 PLAIN = (Tensor, torch.nn.Parameter)
 
 logger = logging.getLogger(__name__)
+_enabled = True
 
 
 @lru_cache
@@ -59,13 +62,24 @@ def differentiated(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Torch's own functions everywhere, inside a `with`."""
+    global _enabled
+    before, _enabled = _enabled, False
+    try:
+        yield
+    finally:
+        _enabled = before
+
+
 def unseen() -> bool:
     """Whether torch need not see the operation.
 
     It wants to in torch.compile, torch.export and tracing, under autocast, in functional
-    transforms and forward differentiation, and under modes such as a FLOP counter's.
+    transforms and forward differentiation, under modes such as a FLOP counter's, and if `disabled`.
     """
-    return not (
+    return _enabled and not (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch.is_autocast_enabled("cpu")

@@ -91,6 +91,9 @@ class Marked(torch.Tensor):
 
 def test_torch_sees_what_it_wants_to_see():
     assert native.unseen()
+    with native.disabled():
+        assert not native.unseen()
+    assert native.unseen()
     with torch.autocast("cpu", torch.bfloat16):
         assert not native.unseen()
     seen = []

@@ -14,17 +14,17 @@ from torch import Tensor
 from benchmarks.networks import gflop, milesial, randomised
 from benchmarks.rows import MONAI, OURS, SMP, Measured, installed
 from benchmarks.timing import Effort, Timer
+from ddpm_unet import native
 from ddpm_unet.config import PredictConfig
 from ddpm_unet.inference.grid import Tiling, plan
 from ddpm_unet.inference.segmentation import tiling as default_tiling
 from ddpm_unet.inference.tiles import predict_tiles
-from ddpm_unet.models.layers import winograd
 
 WIDTH = 16
 """Channels at the finest level: a quarter of the usual 64, a sixteenth of the work."""
 EDGE = 64
 ROI = 256
-ORDINARY = f"{MONAI}, torch's convolutions"
+ORDINARY = f"{MONAI}, torch's own functions"
 
 
 def overlap_tiles(effort: Effort, size: int) -> Measured:
@@ -61,8 +61,8 @@ def overlap_tiles(effort: Effort, size: int) -> Measured:
 
 
 def without_ours(work: Callable[[], Tensor]) -> Tensor:
-    """The work done with torch's convolutions."""
-    with winograd.disabled():
+    """The work done by torch's own functions."""
+    with native.disabled():
         return work()
 
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ddpm_unet.models.layers import attend
 from ddpm_unet.models.layers.convolution import convolution, zeroed
 
 
@@ -51,10 +52,10 @@ class Attention(nn.Module):
             `[B, N, channels]`.
         """
         source = tokens if context is None else context
-        q, k, v = (
-            rearrange(projected, "b n (h d) -> b h n d", h=self.heads)
-            for projected in (self.to_q(tokens), self.to_k(source), self.to_v(source))
-        )
+        projected = self.to_q(tokens), self.to_k(source), self.to_v(source)
+        if bias is None and attend.applies(*projected, self.heads):
+            return self.to_out[0](attend.attend(*projected, self.heads))
+        q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=self.heads) for x in projected)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.to_out[0](rearrange(mixed, "b h n d -> b n (h d)"))
 
