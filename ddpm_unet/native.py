@@ -62,15 +62,21 @@ def differentiated(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
+def enable(on: bool = True) -> None:
+    """Compute by compiled functions where they apply, as is the default, or nowhere."""
+    global _enabled
+    _enabled = on
+
+
 @contextmanager
 def disabled() -> Iterator[None]:
     """Torch's own functions everywhere, inside a `with`."""
-    global _enabled
-    before, _enabled = _enabled, False
+    before = _enabled
+    enable(False)
     try:
         yield
     finally:
-        _enabled = before
+        enable(before)
 
 
 def unseen() -> bool:

@@ -34,9 +34,10 @@ class TrainConfig:
         gradient_checkpointing: Recompute activations in the backward pass: less memory, slower.
         compile: torch.compile the network.
         channels_last: Memory layout of images and convolutions; null takes it on a GPU and for
-            volumes, but not for pictures on a CPU, where `winograd` is faster without.
-        winograd: On a CPU in float32, 3x3 convolutions by Winograd's method: about 2.5 times as
-            fast, with relative rounding errors of 1e-6 instead of 2e-7.
+            volumes, but not for pictures on a CPU, where `native` is faster without.
+        native: On a CPU in float32, functions of our own, compiled at first use: 3x3 convolutions
+            by Winograd's method (about 2.5 times as fast, with relative rounding errors of 1e-6
+            instead of 2e-7), normalisation, small attention, AdamW with the average.
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: Newest checkpoints kept.
         validate_every: Steps between validations; 0 for none.
@@ -64,7 +65,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     compile: bool = False
     channels_last: bool | None = None
-    winograd: bool = True
+    native: bool = True
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     validate_every: int = 1000

@@ -21,12 +21,12 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm import tqdm
 
+from ddpm_unet import native
 from ddpm_unet.config import TrainConfig
 from ddpm_unet.data.loader import shares
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import plot_metrics
 from ddpm_unet.memory import keep_freed_memory
-from ddpm_unet.models.layers import winograd
 from ddpm_unet.randomness import torch_seeds
 from ddpm_unet.training.accelerator import laid_out, open_accelerator
 from ddpm_unet.training.checkpoint import prune_checkpoints, write_checkpoint
@@ -98,7 +98,7 @@ class Training:
         self.job, self.run, self.config, self.accelerator = job, run, config, accelerator
         self.seed = seed
         set_seed(seed)
-        winograd.enable(config.winograd)
+        native.enable(config.native)
         if not config.gradient_checkpointing:
             keep_freed_memory()
         network: Any = laid_out(job.build_model(), config.channels_last, accelerator.device)

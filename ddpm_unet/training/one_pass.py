@@ -54,7 +54,8 @@ Group = tuple[dict[str, Any], list[Tensor], Tensor]
 def _tables(optimizer: Optimizer, ema: EMA) -> list[Group] | None:
     """Settings, counts of steps and addresses by group of parameters; None without all of them."""
     skipped = getattr(optimizer, "found_inf", None)
-    if type(optimizer) is not AdamW or library() is None or (skipped is not None and skipped):
+    left_out = skipped is not None and bool(skipped)
+    if type(optimizer) is not AdamW or left_out or not native.unseen() or library() is None:
         return None
     averages = dict(zip(ema.parameters, ema.averages, strict=True))
     groups = []

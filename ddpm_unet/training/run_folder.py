@@ -32,7 +32,7 @@ FREE_TO_CHANGE = {
     "unlabelled.workers", "unlabelled.memory_limit", "unlabelled.max_pixels",
     "train.steps", "train.micro_batch", "train.mixed_precision", "train.compile",
     "train.gradient_checkpointing", "train.channels_last", "train.checkpoint_every",
-    "train.keep_checkpoints", "train.sample_every", "train.winograd",
+    "train.keep_checkpoints", "train.sample_every", "train.native",
 }  # fmt: skip
 
 

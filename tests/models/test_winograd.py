@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddpm_unet import native
 from ddpm_unet.config import ClassicConfig, DiffusionConfig
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import sample
@@ -127,7 +128,7 @@ def test_classic_networks(padding):
         return [y, *torch.autograd.grad(y.square().mean(), network.parameters())]
 
     fast, exact = results(network, x), results(deepcopy(network).double(), x.double())
-    with winograd.disabled():
+    with native.disabled():
         plain = results(network, x)
     assert not torch.equal(fast[0], plain[0])
     assert error(fast[0], exact[0]) < 1e-5
@@ -204,9 +205,9 @@ def test_elsewhere_it_is_the_ordinary_convolution(shape, dtype):
 @compiled
 def test_switched_off():
     x, weight, bias, _ = case(1, 16, 16, 8, 8)
-    with winograd.disabled():
+    with native.disabled():
         assert not winograd.applies(x, weight, bias)
-        with winograd.disabled():
+        with native.disabled():
             pass
         assert not winograd.applies(x, weight, bias)
     assert winograd.applies(x, weight, bias)
@@ -272,7 +273,7 @@ def test_trained_network_and_its_samples():
     x, t = noise(1, 3, 64, 64), torch.tensor([300])
     exact = deepcopy(unet).double()(x.double(), t)
     result = unet(x, t)
-    with winograd.disabled():
+    with native.disabled():
         ordinary = unet(x, t)
     assert not torch.equal(result, ordinary)
     assert error(ordinary, exact) < 2e-6
@@ -282,6 +283,6 @@ def test_trained_network_and_its_samples():
         scheduler = make_scheduler("ddpm", DiffusionConfig())
         return sample(unet, scheduler, (3, 64, 64), seed=0, indices=[0], steps=10)
 
-    with winograd.disabled():
+    with native.disabled():
         expected = images()
     assert (images() - expected).abs().max() < 1 / 255

@@ -7,8 +7,6 @@ convolution serves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from ctypes import CDLL, c_int, c_long, c_void_p
 from functools import lru_cache
 from pathlib import Path
@@ -21,25 +19,6 @@ from ddpm_unet import native
 
 SOURCE = Path(__file__).with_name("winograd.cpp")
 
-_enabled = True
-
-
-def enable(on: bool = True) -> None:
-    """Compute by this method where it applies, as is the default, or nowhere."""
-    global _enabled
-    _enabled = on
-
-
-@contextmanager
-def disabled() -> Iterator[None]:
-    """The ordinary convolution everywhere, inside a `with`."""
-    before = _enabled
-    enable(False)
-    try:
-        yield
-    finally:
-        enable(before)
-
 
 def applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether `conv2d` takes these, and is faster than torch.
@@ -48,7 +27,7 @@ def applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     may be others where no gradient is wanted), and is faster from 4 tiles on, in all images
     together, if they are half full. It is not for where torch wants to see the operation.
     """
-    if not _enabled or x.ndim != 4 or not native.unseen():
+    if x.ndim != 4 or not native.unseen():
         return False
     batch, channels, height, width = x.shape
     outputs, inputs, *_ = weight.shape
