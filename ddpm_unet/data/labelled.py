@@ -131,8 +131,9 @@ class PairSet(Dataset[dict[str, Tensor]], ABC, Generic[P]):
     def describe(self) -> str:
         """One line for the log."""
         pixels = self.sizes.prod(1).sum()
-        what = "pictures" if self.config.dims == 2 else "volumes"
-        return f"{len(self)} labelled {what} or parts, {pixels:,} pixels"
+        what, scale = "pictures" if self.config.dims == 2 else "volumes", self.config.scale
+        scaled = f" at data.scale {scale:g}" if scale != 1 else ""
+        return f"{len(self)} labelled {what} or parts, {pixels:,} pixels{scaled}"
 
     def _planes(self, index: int) -> np.ndarray:
         """The image at `data.scale`."""

@@ -84,5 +84,7 @@ def _read(folder: str | PathLike[str]) -> dict[str, Any]:
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         fault = f"has no {CONFIG}" if folder.is_dir() else "does not exist"
-        raise UserError(f"{folder} {fault}; name the model folder of a segmentation run")
+        place = folder / "model"
+        cure = f"the model in it, {place}" if place.is_dir() else "the model folder of a run"
+        raise UserError(f"{folder} {fault}; name {cure}")
     return read_json(folder / CONFIG)

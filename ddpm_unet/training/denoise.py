@@ -79,8 +79,10 @@ class DenoiseJob:
 
     def describe(self) -> str:
         """What the data are, and in which space they are denoised."""
-        lines = [self.images.describe(), *([self.latent.describe()] if self.latent else [])]
-        return "\n".join(lines)
+        data, images = self.config.data, self.images.describe()
+        if data.fit == "crop" and data.scale != 1:
+            images += f", at data.scale {data.scale:g}"
+        return "\n".join([images, *([self.latent.describe()] if self.latent else [])])
 
     def build_model(self) -> UNet:
         """The network, freshly initialised."""
