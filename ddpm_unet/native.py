@@ -33,14 +33,15 @@ _enabled = True
 
 
 @lru_cache
-def library(source: Path) -> CDLL | None:
+def library(source: Path, *options: str) -> CDLL | None:
     """The compiled functions of a source file; None, said in the log, where there is no compiling.
 
     Args:
         source: C++ of functions with C's names, which may include headers from its folder.
+        options: Further arguments of the compiler.
     """
     try:
-        return CDLL(str(_compiled(source)))
+        return CDLL(str(_compiled(source, *options)))
     except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
         _say(f"some computing is not by our own compiled functions, but slower: {error}")
         return None
@@ -66,6 +67,11 @@ def enable(on: bool = True) -> None:
     """Compute by compiled functions where they apply, as is the default, or nowhere."""
     global _enabled
     _enabled = on
+
+
+def enabled() -> bool:
+    """Whether compiled functions are to be used where they apply."""
+    return _enabled
 
 
 @contextmanager
@@ -100,12 +106,13 @@ def _say(line: str) -> None:
     logger.warning(line)
 
 
-def _compiled(source: Path) -> Path:
+def _compiled(source: Path, *options: str) -> Path:
     """The library for this source, compiler command and processor, compiled if it is not there."""
     # Linked with torch's own OpenMP, whose threads it shares.
     runtime = sorted(map(str, (Path(torch.__file__).parent / "lib").glob("libgomp*")))
-    command = [*COMPILE, "-shared", "-fPIC", str(source), "-Wl,--as-needed", *runtime]
-    key = hashlib.sha256(repr((command, platform.machine(), _processor())).encode())
+    command = [*COMPILE, "-shared", "-fPIC", str(source), "-Wl,--as-needed", *options, *runtime]
+    circumstances = (command, torch.__version__, platform.machine(), _processor())
+    key = hashlib.sha256(repr(circumstances).encode())
     for part in [source, *sorted(source.parent.glob("*.h"))]:
         key.update(part.read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddpm_unet"

@@ -99,7 +99,7 @@ class Training:
         self.seed = seed
         set_seed(seed)
         native.enable(config.native)
-        if not config.gradient_checkpointing:
+        if accelerator.device.type == "cpu":
             keep_freed_memory()
         network: Any = laid_out(job.build_model(), config.channels_last, accelerator.device)
         if config.gradient_checkpointing:
