@@ -242,4 +242,5 @@ def _refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> N
         others = [s for s, kind in SCRIPTS.items() if name in dict(setting_names(kind))]
         if others:
             cure = f"it is one of {' and '.join(f'scripts/{script}.py' for script in others)}"
-        raise UserError(f"{where}{name}: no such setting; {cure}")
+        shown = name if name.isprintable() else repr(name)
+        raise UserError(f"{where}{shown}: no such setting; {cure}")

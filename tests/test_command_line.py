@@ -55,6 +55,8 @@ def test_bad_flags_are_named(config, arguments, message):
     ("text", "message"),
     [
         ("sed: 1", r"sed: no such setting; did you mean seed\?"),
+        ('"a\\nb": 4', r"'a\\nb': no such setting"),
+        ("task: regress", r"task: no such setting; it is one of scripts/train_seg\.py"),
         ("data:\n  siz: 4", r"data\.siz: no such setting; did you mean data\.size"),
         ("train: [1", r"bad\.yaml: line 1: expected .*; mend the YAML"),
         ("- 1", "holds no settings"),
