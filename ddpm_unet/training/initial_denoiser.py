@@ -38,12 +38,12 @@ def choose_denoiser(
     for folder in folders:
         fault = why_not(folder, config, channels)
         if fault is None:
-            over = f"; passed over: {', '.join(passed)}" if passed else ""
+            over = f"; passed over: {_first(passed)}" if passed else ""
             return folder, f"starting from {folder}{over}"
         passed.append(f"{folder} ({fault})")
     if channels == 1 and not config.head.repeat_grey:
         cure = f"set head.repeat_grey true to repeat the grey channel, {cure}"
-    raise UserError(f"no denoiser to start from: {', '.join(passed)}; {cure}")
+    raise UserError(f"no denoiser to start from: {_first(passed)}; {cure}")
 
 
 def why_not(folder: Path, config: SegmentConfig, channels: int | None) -> str | None:
@@ -79,3 +79,8 @@ def channels_of(data: PairDataConfig) -> int | None:
         for pair in find_pairs(complete_settings(data)).pairs[:1]:
             return convert_channels(pair.read_image(), data.channels, pair.image_file).shape[-1]
     return None
+
+
+def _first(passed: list[str], most: int = 4) -> str:
+    more = f" and {len(passed) - most} more" if len(passed) > most else ""
+    return ", ".join(passed[:most]) + more

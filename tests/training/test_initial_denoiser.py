@@ -92,6 +92,12 @@ def test_the_settings_of_the_head_count(write, rgb):
     assert choose(replace(rgb, head=HeadConfig(repeat_grey=True)), colour, grey)[0] == colour
 
 
+def test_of_many_that_do_not_fit_the_newest_are_named(write, rgb):
+    folders = [write(f"grey{i}", in_channels=1, out_channels=1) for i in range(6)]
+    with pytest.raises(UserError, match=r"grey3 \(takes 1 channel.*\) and 2 more; train one"):
+        choose(rgb, *folders)
+
+
 def test_a_damaged_one_is_named(write, rgb):
     newest, fit = write("newest"), write("fit")
     (newest / "unet" / "config.json").write_text("{")
