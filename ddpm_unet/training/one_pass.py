@@ -18,62 +18,86 @@ from ddpm_unet.training.ema import EMA
 SOURCE = Path(__file__).with_name("adamw.cpp")
 
 
-@torch.no_grad()
-def update(optimizer: Optimizer, ema: EMA, step: int, otherwise: Callable[[], Any]) -> None:
-    """Take an optimiser's step, and the weights into the average.
+class Update:
+    """An optimiser's step, and its parameters taken into their average.
 
     Args:
         optimizer: Leaves out its step if it has a `found_inf` that is 1.
         ema: The average of the optimiser's parameters.
-        step: The number of the step, from 0.
-        otherwise: Takes the optimiser's step alone, where there is no doing both at once: for
-            other optimisers than AdamW, other devices, the first step, shards of parameters.
     """
-    groups = _tables(optimizer, ema)
-    if groups is None:
-        otherwise()
-        ema.update(step)
-        return
-    functions: Any = library()
-    for settings, steps, table in groups:
-        torch._foreach_add_(steps, 1)
-        count = int(steps[0])
-        functions.adamw(
-            table.data_ptr(),
-            len(table),
-            *(settings["lr"], settings["weight_decay"], *settings["betas"], settings["eps"]),
-            *(1 - beta**count for beta in settings["betas"]),
-            1 - ema.decay_at(step),
-            torch.get_num_threads(),
-        )
 
+    def __init__(self, optimizer: Optimizer, ema: EMA) -> None:
+        self.optimizer, self.ema = optimizer, ema
+        self._averages = dict(zip(ema.parameters, ema.averages, strict=True))
+        self._ready = False
 
-Group = tuple[dict[str, Any], list[Tensor], Tensor]
+    @torch.no_grad()
+    def __call__(self, step: int, otherwise: Callable[[], Any]) -> None:
+        """Do both.
 
+        Args:
+            step: The number of the step, from 0.
+            otherwise: Takes the optimiser's step alone, where there is no doing both at once: for
+                other optimisers than AdamW, other devices, the first step, shards of parameters.
+        """
+        tables = self._tables()
+        if tables is None:
+            otherwise()
+            self.ema.update(step)
+            return
+        functions: Any = library()
+        for settings, steps, table in tables:
+            torch._foreach_add_(steps, 1)
+            count = int(steps[0])
+            functions.adamw(
+                table.data_ptr(),
+                len(table),
+                *(settings["lr"], settings["weight_decay"], *settings["betas"], settings["eps"]),
+                *(1 - beta**count for beta in settings["betas"]),
+                1 - self.ema.decay_at(step),
+                torch.get_num_threads(),
+            )
 
-def _tables(optimizer: Optimizer, ema: EMA) -> list[Group] | None:
-    """Settings, counts of steps and addresses by group of parameters; None without all of them."""
-    skipped = getattr(optimizer, "found_inf", None)
-    left_out = skipped is not None and bool(skipped)
-    if type(optimizer) is not AdamW or left_out or not native.unseen() or library() is None:
-        return None
-    averages = dict(zip(ema.parameters, ema.averages, strict=True))
-    groups = []
-    for settings in optimizer.param_groups:
-        rows, steps = [], []
-        for p in settings["params"]:
-            state, average = optimizer.state.get(p), averages.pop(p, None)
-            if not state or average is None or p.grad is None:
-                return None
-            tensors = (p, p.grad, state["exp_avg"], state["exp_avg_sq"], average)
-            if not native.plain(*tensors) or not all(x.is_contiguous() for x in tensors):
-                return None
-            rows.append([*(x.data_ptr() for x in tensors), p.numel()])
-            steps.append(state["step"])
-        if settings["amsgrad"] or settings["maximize"] or len(set(map(int, steps))) != 1:
+    def _tables(self) -> list[tuple[dict[str, Any], list[Tensor], Tensor]] | None:
+        """Settings, counts of steps and addresses of every group; None where torch is to do it."""
+        skipped = getattr(self.optimizer, "found_inf", None)
+        if not native.unseen() or (skipped is not None and skipped):
             return None
-        groups.append((settings, steps, torch.tensor(rows)))
-    return None if averages else groups
+        if not self._ready:
+            self._ready = library() is not None and self._suits()
+            if not self._ready:
+                return None
+        tables = []
+        for settings in self.optimizer.param_groups:
+            steps, rows = [], []
+            for p in settings["params"]:
+                gradient, state = p.grad, self.optimizer.state[p]
+                if gradient is None or not gradient.is_contiguous():
+                    return None
+                tensors = (p, gradient, state["exp_avg"], state["exp_avg_sq"], self._averages[p])
+                rows.append([*[x.data_ptr() for x in tensors], p.numel()])
+                steps.append(state["step"])
+            tables.append((settings, steps, torch.tensor(rows)))
+        return tables
+
+    def _suits(self) -> bool:
+        """Whether all parameters are AdamW's, have been through the same steps, and lie plainly."""
+        if type(self.optimizer) is not AdamW:
+            return False
+        trained = 0
+        for settings in self.optimizer.param_groups:
+            states = [self.optimizer.state.get(p, {}) for p in settings["params"]]
+            averaged = all(p in self._averages for p in settings["params"])
+            if settings["amsgrad"] or settings["maximize"] or not all(states) or not averaged:
+                return False
+            for p, state in zip(settings["params"], states, strict=True):
+                tensors = (p, state["exp_avg"], state["exp_avg_sq"], self._averages[p])
+                if not native.plain(*tensors) or not all(x.is_contiguous() for x in tensors):
+                    return False
+            trained += len(states)
+            if len({int(state["step"]) for state in states}) > 1:
+                return False
+        return trained == len(self._averages)
 
 
 @lru_cache(maxsize=1)

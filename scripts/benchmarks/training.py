@@ -31,11 +31,11 @@ from benchmarks.sampling import of_similar_work
 from benchmarks.timing import Effort, Timer
 from ddpm_unet.config import DenoiseConfig, ImageDataConfig, TrainConfig, UNetConfig
 from ddpm_unet.models import UNet
-from ddpm_unet.training import one_pass
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.ema import EMA
 from ddpm_unet.training.job import Batch
 from ddpm_unet.training.loop import train
+from ddpm_unet.training.one_pass import Update
 from ddpm_unet.training.optimizer import build_optimizer
 from ddpm_unet.training.run_folder import RunFolder
 
@@ -237,6 +237,7 @@ def optimizer_and_average(effort: Effort, model: UNetConfig | None = None) -> Me
         a.grad = torch.randn_like(a)
         b.grad = a.grad
     optimizer, average = build_optimizer([{"params": ours}], config), EMA(ours, config.ema_decay)
+    update = Update(optimizer, average)
     default = torch.optim.AdamW(
         theirs, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
     )
@@ -244,7 +245,7 @@ def optimizer_and_average(effort: Effort, model: UNetConfig | None = None) -> Me
     shadow.optimization_step = late = 10**6  # where both averages have the same decay
 
     def our_step() -> None:
-        one_pass.update(optimizer, average, late, optimizer.step)
+        update(late, optimizer.step)
 
     def their_step() -> None:
         default.step()

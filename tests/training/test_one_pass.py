@@ -9,6 +9,7 @@ from torch.optim import SGD, AdamW
 
 from ddpm_unet.training import one_pass
 from ddpm_unet.training.ema import EMA
+from ddpm_unet.training.one_pass import Update
 
 SIZES = [(3,), (40, 7), (2, 3, 5, 5), (70_001,)]
 
@@ -50,10 +51,11 @@ def test_like_torch_in_float64():
     ours, exact = parameters(), [nn.Parameter(p.double()) for p in parameters()]
     optimizer, reference = adamw(ours, fused=True), adamw(exact)
     ema, average = EMA(ours, 0.9), EMA(exact, 0.9)
+    update = Update(optimizer, ema)
     for step in range(12):
         for weights in (ours, exact):
             gradients(weights, step)
-        one_pass.update(optimizer, ema, step, unwanted if step else optimizer.step)
+        update(step, unwanted if step else optimizer.step)
         reference.step()
         average.update(step)
     pairs = [*zip(ours, exact, strict=True), *zip(ema.averages, average.averages, strict=True)]
@@ -72,9 +74,10 @@ def test_the_number_of_threads_changes_nothing():
             torch.set_num_threads(count)
             weights = parameters()
             optimizer, ema = adamw(weights, fused=True), EMA(weights, 0.9)
+            update = Update(optimizer, ema)
             for step in range(3):
                 gradients(weights, step)
-                one_pass.update(optimizer, ema, step, optimizer.step)
+                update(step, optimizer.step)
             found.append([*weights, *ema.averages])
     finally:
         torch.set_num_threads(threads)
@@ -95,7 +98,7 @@ def test_a_step_that_is_left_out_averages_the_same_weights():
     before = copy.deepcopy((weights, optimizer.state_dict()["state"]))
     expected = EMA(weights, 0.9)
     expected.averages = [average.clone() for average in ema.averages]
-    one_pass.update(optimizer, ema, 5, optimizer.step)
+    Update(optimizer, ema)(5, optimizer.step)
     expected.update(5)
     assert all(map(torch.equal, ema.averages, expected.averages))
     assert all(map(torch.equal, weights, before[0]))
@@ -121,7 +124,7 @@ def test_where_it_stands_back(change):
         optimizer, ema = started(weights, fused=True)
         change(weights)
         sides.append((optimizer, ema))
-    one_pass.update(*sides[0], 3, sides[0][0].step)
+    Update(*sides[0])(3, sides[0][0].step)
     sides[1][0].step()
     sides[1][1].update(3)
     for result, expected in zip(ours, theirs, strict=True):
@@ -137,11 +140,12 @@ def test_other_optimisers_and_kinds_of_adamw():
     ):
         ours, theirs = parameters(), parameters()
         for weights in (ours, theirs):
-            optimizer, ema = make(weights), EMA(weights, 0.9)
+            optimizer = make(weights)
+            update = Update(optimizer, EMA(weights, 0.9))
             for step in range(3):
                 gradients(weights, step)
                 if weights is ours:
-                    one_pass.update(optimizer, ema, step, optimizer.step)
+                    update(step, optimizer.step)
                 else:
                     optimizer.step()
         assert all(map(torch.equal, ours, theirs))
