@@ -29,6 +29,8 @@ class Update:
     def __init__(self, optimizer: Optimizer, ema: EMA) -> None:
         self.optimizer, self.ema = optimizer, ema
         self._averages = dict(zip(ema.parameters, ema.averages, strict=True))
+        # Asked before `found_inf` is, which on a GPU would be waiting for it.
+        self._possible = type(optimizer) is AdamW and native.plain(*ema.parameters)
         self._ready = False
 
     @torch.no_grad()
@@ -60,8 +62,10 @@ class Update:
 
     def _tables(self) -> list[tuple[dict[str, Any], list[Tensor], Tensor]] | None:
         """Settings, counts of steps and addresses of every group; None where torch is to do it."""
+        if not self._possible or not native.unseen():
+            return None
         skipped = getattr(self.optimizer, "found_inf", None)
-        if not native.unseen() or (skipped is not None and skipped):
+        if skipped is not None and skipped:
             return None
         if not self._ready:
             self._ready = library() is not None and self._suits()
@@ -81,9 +85,7 @@ class Update:
         return tables
 
     def _suits(self) -> bool:
-        """Whether all parameters are AdamW's, have been through the same steps, and lie plainly."""
-        if type(self.optimizer) is not AdamW:
-            return False
+        """Whether all parameters have been through the same steps, and lie plainly."""
         trained = 0
         for settings in self.optimizer.param_groups:
             states = [self.optimizer.state.get(p, {}) for p in settings["params"]]

@@ -149,3 +149,17 @@ def test_other_optimisers_and_kinds_of_adamw():
                 else:
                     optimizer.step()
         assert all(map(torch.equal, ours, theirs))
+
+
+def test_elsewhere_nothing_is_asked_of_the_device():
+    class Remote:
+        def __bool__(self):
+            raise AssertionError("the device was waited for")
+
+    with torch.device("meta"):
+        weights = [nn.Parameter(torch.zeros(3))]
+    optimizer = AdamW(weights)
+    optimizer.found_inf = Remote()
+    taken = []
+    Update(optimizer, EMA(weights, 0.9))(0, lambda: taken.append(True))
+    assert taken
