@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.models.architecture import Level
 from ddpm_unet.models.layers.attention import SelfAttention, Transformer
-from ddpm_unet.models.layers.forgetting import forgetful
 from ddpm_unet.models.layers.resampling import Downsample, Upsample
 from ddpm_unet.models.layers.residual import ResidualBlock
 
@@ -69,7 +68,7 @@ class Block(nn.Module):
 
     def _layer(self, i: int, x: Tensor, given: Conditions, skip: Tensor | None) -> Tensor:
         if skip is not None:
-            x = forgetful(joined, x, skip)
+            x = torch.cat((x, skip), dim=1)
         x = self.resnets[i](x, given.emb)
         if i < len(self.attentions):
             x = self.attentions[i](x, given.context, given.bias)
@@ -180,11 +179,6 @@ class UpBlock(Block):
         for upsample in self.upsamplers:
             x = upsample(x, given.emb, size)
         return x
-
-
-def joined(x: Tensor, skip: Tensor) -> Tensor:
-    """Both, one after the other, along the channels."""
-    return torch.cat((x, skip), dim=1)
 
 
 def residual_block(

@@ -9,9 +9,8 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from ddpm_unet.models.blocks import joined
 from ddpm_unet.models.layers.convolution import convolution
-from ddpm_unet.models.layers.forgetting import forgetful, without_keeping
+from ddpm_unet.models.layers.forgetting import without_keeping
 from ddpm_unet.models.layers.normalisation import ACTIVATIONS, NormAct
 from ddpm_unet.models.layers.resampling import Downsample, Upsample, enlarge, halve, padded
 from ddpm_unet.models.layers.residual import ResidualBlock
@@ -138,23 +137,6 @@ def test_what_is_forgotten_is_freed(checkpointing):
     output = run(x, emb)
     assert output.requires_grad
     assert [storage() for storage in seen] == [None, None]
-
-
-def test_neither_is_what_joins_two_tensors_kept_nor_its_gradient():
-    block = ResidualBlock(2, 10, 6, 8, groups=2, eps=1e-5, act="silu")
-    x, skip = (random(2, n, 7, 5, dtype=torch.float32).requires_grad_() for n in (6, 4))
-    seen = []
-    for layer in (block.norm1, block.conv_shortcut):
-        layer.register_forward_pre_hook(
-            lambda layer, inputs: seen.append(weakref.ref(inputs[0].untyped_storage()))
-        )
-    emb = random(2, 8, dtype=torch.float32)
-    output = block(forgetful(joined, x, skip), emb)
-    assert [storage() for storage in seen] == [None, None]
-    found = torch.autograd.grad(output.square().sum(), [x, skip])
-    assert [g.untyped_storage().nbytes() for g in found] == [x.nbytes, skip.nbytes]
-    expected = torch.autograd.grad(block(joined(x, skip), emb).square().sum(), [x, skip])
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 7, 5), (1, 4, 1, 1)])

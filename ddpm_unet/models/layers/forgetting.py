@@ -89,16 +89,11 @@ class _Recipe:
         wanted = node.needs_input_grad[1:]
         leaves = [x for x, want in zip(inputs, wanted, strict=True) if x is not None and want]
         found = iter(torch.autograd.grad(output, leaves, gradient, create_graph=again))
-        return (_whole(next(found)) if want else None for want in wanted)
+        return (next(found) if want else None for want in wanted)
 
     def _compute(self, inputs: Sequence[Tensor | None]) -> Tensor:
         with torch.enable_grad(), self._precision():
             return self._function(*inputs)
-
-
-def _whole(x: Tensor) -> Tensor:
-    """A copy of what is part of a larger tensor, which it would keep."""
-    return x.clone() if x.untyped_storage().nbytes() > x.nbytes else x
 
 
 class _Forgetful(torch.autograd.Function):

@@ -76,8 +76,8 @@ class ResidualBlock(nn.Module):
         # First the shortcut, whose gradient then comes last and waits for nothing.
         shortcut = self._resampled(x, size)
         if self.conv_shortcut is not None:
-            shortcut = without_keeping(self.conv_shortcut, shortcut)
-        h = self._resampled(without_keeping(self.norm1, x), size)
+            shortcut = self.conv_shortcut(shortcut)
+        h = self._resampled(self.norm1(x), size)
         h = without_keeping(self.conv1, h)
         modulation = self.time_emb_proj(emb)
         modulation = modulation.reshape(*modulation.shape, *[1] * (x.ndim - 2))
