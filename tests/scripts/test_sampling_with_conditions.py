@@ -127,7 +127,7 @@ def test_images_and_their_masks_are_written_as_two_folders(tmp_path, monkeypatch
     Conditioning(3, mask_classes=2).write(tmp_path / "model")
     outcome = sample("--film", "2", "--out", "drawn")
     assert outcome.status == 0, outcome.err
-    assert "3 images of 5x8x8" in outcome.out
+    assert "3 images of 3x8x8 with masks of 2 classes" in outcome.out
     assert {path.name for path in (tmp_path / "drawn").iterdir()} == {
         "images", "masks", "grid.png", "film.png",
     }  # fmt: skip
