@@ -66,6 +66,7 @@ def launch(processes: int, threads: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure in this process and its peers; the main one prints the rates as its last line."""
+    import torch
     from accelerate import Accelerator
 
     from benchmarks.networks import HISTOLOGY
@@ -75,7 +76,9 @@ def main() -> None:
     from ddpm_unet.inference.generate import generate
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
 
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    if accelerator.num_processes != int(os.environ["WORLD_SIZE"]):
+        raise RuntimeError(f"{os.environ['WORLD_SIZE']} processes, which do not know each other")
     unet, diffusion = read_pipeline(HISTOLOGY)
     rounds = Effort(warm_up=1, least=5, most=5)  # as many in every process
     with job_settings(unet.config, TrainConfig(batch_size=BATCH)) as config:
