@@ -11,12 +11,13 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import CDLL
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,16 @@ def library(source: Path, *options: str) -> CDLL | None:
         return None
 
 
+def functions(source: Path, **arguments: Sequence[Any]) -> CDLL | None:
+    """`library`, whose functions of these names give nothing back and take these C types."""
+    found = library(source)
+    if found is not None:
+        for name, types in arguments.items():
+            function = getattr(found, name)
+            function.argtypes, function.restype = types, None
+    return found
+
+
 def plain(*tensors: Tensor | None) -> bool:
     """Whether all are float32 numbers in this machine's memory and nothing else; None is."""
     return all(
@@ -61,6 +72,11 @@ def plain(*tensors: Tensor | None) -> bool:
 def differentiated(*tensors: Tensor | None) -> bool:
     """Whether the gradient of any is wanted."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def serves(*tensors: Tensor | None) -> bool:
+    """Whether a function that only computes forward may take these in torch's place."""
+    return unseen() and plain(*tensors) and not differentiated(*tensors)
 
 
 def enable(on: bool = True) -> None:

@@ -105,8 +105,4 @@ class Update:
 @lru_cache(maxsize=1)
 def library() -> CDLL | None:
     """The compiled function; None where there is no compiling."""
-    functions = native.library(SOURCE)
-    if functions is not None:
-        functions.adamw.argtypes = [c_void_p, c_long, *[c_double] * 8, c_int]
-        functions.adamw.restype = None
-    return functions
+    return native.functions(SOURCE, adamw=[c_void_p, c_long, *[c_double] * 8, c_int])

@@ -24,14 +24,10 @@ def applies(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
     """
     dim = q.shape[2] // heads
     return (
-        native.unseen()
+        native.serves(q, k, v)
         and dim % 8 == 0
         and (dim <= 32 or (dim <= 64 and k.shape[1] <= 128))
-        and native.plain(q, k, v)
-        and q.is_contiguous()
-        and k.is_contiguous()
-        and v.is_contiguous()
-        and not native.differentiated(q, k, v)
+        and all(x.is_contiguous() for x in (q, k, v))
         and library() is not None
     )
 
@@ -63,8 +59,4 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 @lru_cache(maxsize=1)
 def library() -> CDLL | None:
     """The compiled function; None where there is no compiling."""
-    functions = native.library(SOURCE)
-    if functions is not None:
-        functions.attend.argtypes = [*[c_void_p] * 4, *[c_long] * 5, c_float, c_int]
-        functions.attend.restype = None
-    return functions
+    return native.functions(SOURCE, attend=[*[c_void_p] * 4, *[c_long] * 5, c_float, c_int])

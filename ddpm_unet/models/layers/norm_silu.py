@@ -20,13 +20,7 @@ def applies(x: Tensor, *others: Tensor | None) -> bool:
 
     It is not for where torch wants to see the operation, nor where a gradient is wanted.
     """
-    return (
-        native.unseen()
-        and x.is_contiguous()
-        and native.plain(x, *others)
-        and not native.differentiated(x, *others)
-        and library() is not None
-    )
+    return native.serves(x, *others) and x.is_contiguous() and library() is not None
 
 
 def norm_silu(
@@ -71,9 +65,6 @@ def norm_silu(
 @lru_cache(maxsize=1)
 def library() -> CDLL | None:
     """The compiled function; None where there is no compiling."""
-    functions = native.library(SOURCE)
-    if functions is not None:
-        sizes = [c_long] * 4
-        functions.norm_silu.argtypes = [*[c_void_p] * 5, c_long, c_void_p, *sizes, c_float, c_int]
-        functions.norm_silu.restype = None
-    return functions
+    sizes = [c_long] * 4
+    types = [*[c_void_p] * 5, c_long, c_void_p, *sizes, c_float, c_int]
+    return native.functions(SOURCE, norm_silu=types)

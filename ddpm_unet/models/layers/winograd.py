@@ -60,13 +60,12 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 @lru_cache(maxsize=1)
 def library() -> CDLL | None:
     """The compiled functions; None where there is no compiling."""
-    functions = native.library(SOURCE)
-    if functions is not None:
-        image = [c_long] * 5 + [c_int]
-        functions.winograd_convolve.argtypes = [c_void_p] * 4 + image + [c_int] * 2
-        functions.winograd_filter_gradient.argtypes = [c_void_p] * 3 + image + [c_int]
-        functions.winograd_convolve.restype = functions.winograd_filter_gradient.restype = None
-    return functions
+    image = [c_long] * 5 + [c_int]
+    return native.functions(
+        SOURCE,
+        winograd_convolve=[c_void_p] * 4 + image + [c_int] * 2,
+        winograd_filter_gradient=[c_void_p] * 3 + image + [c_int],
+    )
 
 
 class _Convolution(torch.autograd.Function):
