@@ -1,6 +1,9 @@
+import numpy as np
 import pytest
+from PIL import Image
 
 from ddpm_unet.config import UNetConfig
+from ddpm_unet.training import loop
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +17,16 @@ def small_unet():
         norm_num_groups=4,
         sample_size=8,
     )
+
+
+@pytest.fixture
+def small_pictures(tmp_path, monkeypatch):
+    """RGB pictures and masks in the folder where the test works; trainings draw no curves."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loop, "plot_metrics", lambda records, path: None)
+    rng = np.random.default_rng(0)
+    for kind, high, shape in (("pictures", 256, (16, 16, 3)), ("masks", 2, (16, 16))):
+        (tmp_path / kind).mkdir()
+        for i in range(3):
+            values = rng.integers(0, high, shape, dtype=np.uint8)
+            Image.fromarray(values).save(tmp_path / kind / f"{i}.png")

@@ -1,14 +1,11 @@
 """Averages of another length, of a denoiser and of segmenters, from the command line."""
 
-import numpy as np
 import pytest
 import torch
 from in_process import run
-from PIL import Image
 
 from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.models.segmenter import load_segmentation_model
-from ddpm_unet.training import loop
 
 KEPT = ["--train.ema_lengths", "[0.05,0.1]", "--train.ema_every", 2, "--train.steps", 6]
 SMALL = """
@@ -24,15 +21,7 @@ train: {batch_size: 2, warmup_steps: 0, lr: 0.01, sample_every: 0, validate_ever
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop, "plot_metrics", lambda records, path: None)
-    rng = np.random.default_rng(0)
-    for kind, high, shape in (("pictures", 256, (16, 16, 3)), ("masks", 2, (16, 16))):
-        (tmp_path / kind).mkdir()
-        for i in range(3):
-            values = rng.integers(0, high, shape, dtype=np.uint8)
-            Image.fromarray(values).save(tmp_path / kind / f"{i}.png")
+def home(tmp_path, small_pictures):
     (tmp_path / "small.yaml").write_text(SMALL)
     return tmp_path
 

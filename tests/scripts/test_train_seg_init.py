@@ -3,16 +3,13 @@
 import os
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import yaml
 from in_process import run
-from PIL import Image
 
 from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet
-from ddpm_unet.training import loop
 
 FLAGS = (
     "--data.images pictures --data.masks masks --data.size 8 --data.scale 1 --run seg "
@@ -22,16 +19,8 @@ FLAGS = (
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch, small_unet):
+def home(tmp_path, small_pictures, small_unet):
     """RGB pictures and masks, a run of RGB pictures, and a newer one of latents."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop, "plot_metrics", lambda records, path: None)
-    rng = np.random.default_rng(0)
-    for kind, high, shape in (("pictures", 256, (16, 16, 3)), ("masks", 2, (16, 16))):
-        (tmp_path / kind).mkdir()
-        for i in range(3):
-            values = rng.integers(0, high, shape, dtype=np.uint8)
-            Image.fromarray(values).save(tmp_path / kind / f"{i}.png")
     for age, (name, channels) in enumerate([("latents", 4), ("colours", 3)]):
         model = tmp_path / "runs" / name / "model"
         unet = replace(small_unet, in_channels=channels, out_channels=channels)
