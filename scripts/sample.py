@@ -66,7 +66,7 @@ def main() -> None:
     from accelerate import Accelerator
 
     from ddpm_unet.diffusion.samplers import make_scheduler
-    from ddpm_unet.diffusion.sampling import FilmStrip, timesteps
+    from ddpm_unet.diffusion.sampling import Trajectory, timesteps
     from ddpm_unet.diffusion.tiled import tiled
     from ddpm_unet.evaluation.plots import (
         read_pictures,
@@ -135,7 +135,7 @@ def main() -> None:
             f"{args.num_images} images of {what} from {folder}, "
             f"{args.steps} {sampler} steps, {accelerator.num_processes} process(es)"
         )
-        film = FilmStrip(args.film) if args.film > 0 else None
+        film = Trajectory(args.film) if args.film > 0 else None
         for indices, drawn in generate(
             denoiser,
             scheduler,
@@ -163,7 +163,7 @@ def main() -> None:
             else:
                 save_grid(drawn_first[0], grid)
             if film:
-                frames = [space.pictures(told.parted(x)[0]) for x in film.frames]
+                frames = [space.pictures(told.parted(x)[0]) for x in film.images]
                 save_film(frames, args.out / "film.png")
     accelerator.print(f"written: {grid} and one file per image")
     accelerator.end_training()

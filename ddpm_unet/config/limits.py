@@ -97,7 +97,12 @@ LIMITS: dict[type, dict[str, Limits]] = {
         "feature_alphas": (1e-12, 1),
         "feature_widths": (1, 65_536),
     },
-    DiffusionConfig: {"num_train_timesteps": (1, 100_000), "min_snr_gamma": (1e-6, 1e6)},
+    DiffusionConfig: {
+        "num_train_timesteps": (1, 100_000),
+        "snr_shift": (1e-6, 1e6),
+        "min_snr_gamma": (1e-6, 1e6),
+        "p2_gamma": (1e-6, 1e6),
+    },
     TrainConfig: {
         "steps": (1, 10**9),
         "batch_size": (1, 10**6),

@@ -247,7 +247,7 @@ def in_turn(
             vectors, mask = context.take([i % len(context) for i in indices])
             told |= {"context": vectors.to(device), "context_mask": mask.to(device)}
         if planes is not None:
-            told["planes"] = planes[[i % len(planes) for i in indices]].to(device)
+            told["image_cond"] = planes[[i % len(planes) for i in indices]].to(device)
         return told
 
     return conditions

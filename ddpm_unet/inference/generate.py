@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ddpm_unet.diffusion.sampling import Moment, sample
+from ddpm_unet.diffusion.sampling import StepInfo, sample
 from ddpm_unet.errors import UserError
 from ddpm_unet.memory import keep_freed_memory
 
@@ -56,7 +56,7 @@ def generate(
     accelerator: Accelerator,
     conditions: Conditions = unconditional,
     progress: bool = False,
-    callback: Callable[[Moment], None] | None = None,
+    callback: Callable[[StepInfo], None] | None = None,
     draw: Callable[..., Tensor] = sample,
     **options: Any,
 ) -> Iterator[tuple[list[int], Tensor]]:

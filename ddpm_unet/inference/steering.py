@@ -10,9 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.diffusion.conditions import beside_the_input
-from ddpm_unet.diffusion.guidance import beside_another, guided, told_nothing
+from ddpm_unet.diffusion.conditioning import (
+    ALWAYS,
+    autoguidance,
+    classifier_free_guidance,
+    concat_cond,
+)
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditions import Conditioning
 from ddpm_unet.inference.pipeline import read_pipeline
@@ -34,20 +38,17 @@ def steered(
 
     Args:
         network: Told in the form of `UNet`.
-        null_class: See `withhold`.
+        null_class: See `drop_cond`.
         scale: Of guidance, if any.
         interval: The timesteps within which it is guided; None for all.
         guide: Another network, told the same; without one the network told nothing is the guide.
     """
-    denoiser = beside_the_input(network)
+    denoiser = concat_cond(network)
     if scale is None:
         return denoiser
-    pair = (
-        told_nothing(denoiser, null_class)
-        if guide is None
-        else beside_another(denoiser, beside_the_input(guide))
-    )
-    return guided(denoiser, pair, scale, *([interval] if interval else []))
+    if guide is None:
+        return classifier_free_guidance(denoiser, scale, null_class, interval or ALWAYS)
+    return autoguidance(denoiser, concat_cond(guide), scale, interval or ALWAYS)
 
 
 def check_guidance(
@@ -75,7 +76,7 @@ def check_guidance(
         raise UserError(f"--guidance_interval {interval[0]:g} {interval[1]:g}: give LO before HI")
 
 
-def read_guide(folder: Path, unet: UNet, diffusion: DiffusionConfig, told: Conditioning) -> UNet:
+def read_guide(folder: Path, unet: UNet, diffusion: GaussianDiffusion, told: Conditioning) -> UNet:
     """The network that guides another.
 
     Args:
@@ -100,7 +101,7 @@ def read_guide(folder: Path, unet: UNet, diffusion: DiffusionConfig, told: Condi
     own, others = asdict(guide.config), asdict(unet.config)
     differing = [
         *(name for name in TOLD if own[name] != others[name]),
-        *(name for name, value in asdict(process).items() if value != getattr(diffusion, name)),
+        *(name for name, value in process.config.items() if value != getattr(diffusion, name)),
         *(["conditions.json"] if Conditioning.read(folder) != told else []),
     ]
     if differing:
