@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ddpm_unet.config.network import UNetConfig
-from ddpm_unet.config.process import BetaSchedule, PredictionType
+from ddpm_unet.config.training import BetaSchedule, PredictionType
 
 
 @dataclass(frozen=True)

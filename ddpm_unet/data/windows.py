@@ -93,7 +93,7 @@ def random_windows(
     for axis, name in enumerate(MIRRORED[-axes:]):
         if flips[axis]:
             mirrored[:, axis] = draw(name, 2)
-    if config.turns:
+    if config.rot90:
         turns = draw("turns", 4)
     return Windows(picture, corner, turns, mirrored)
 
