@@ -14,7 +14,7 @@ from ddpm_unet.config.data import (
     SplitConfig,
     ValueRange,
 )
-from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig, LucidrainsConfig
+from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig
 from ddpm_unet.config.jobs import AutoencodeConfig, CheckConfig, DenoiseConfig, SegmentConfig
 from ddpm_unet.config.network import AutoencoderConfig, ClassicConfig, HeadConfig, UNetConfig
 from ddpm_unet.config.process import (
@@ -49,7 +49,6 @@ __all__ = [
     "ImageDataConfig",
     "LatentConfig",
     "LossName",
-    "LucidrainsConfig",
     "MaskKind",
     "PairDataConfig",
     "PictureLoss",

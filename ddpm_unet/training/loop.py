@@ -26,7 +26,6 @@ from ddpm_unet.config import TrainConfig
 from ddpm_unet.data.loader import shares
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import plot_metrics
-from ddpm_unet.memory import keep_freed_memory
 from ddpm_unet.randomness import torch_seeds
 from ddpm_unet.training.accelerator import laid_out, open_accelerator
 from ddpm_unet.training.checkpoint import prune_checkpoints, write_checkpoint
@@ -99,8 +98,6 @@ class Training:
         self.seed = seed
         set_seed(seed)
         native.enable(config.native)
-        if accelerator.device.type == "cpu":
-            keep_freed_memory()
         network: Any = laid_out(job.build_model(), config.channels_last, accelerator.device)
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
