@@ -2,7 +2,7 @@
 
 class_labels    `int64 [B]`
 context         `[B, L, C]`, a sequence to attend to; with it context_mask, `bool [B, L]`
-image_cond      `[B, K, *space]`, concatenated to the input: a mask, a lower resolution
+concat_cond      `[B, K, *space]`, concatenated to the input: a mask, a lower resolution
 estimate        `[B, C, *space]`, the clean image as last predicted (self-conditioning)
 
 Guidance is one formula, guide + scale (network - guide), for two weaker predictions: the same
@@ -28,21 +28,21 @@ ALWAYS = (-math.inf, math.inf)
 
 
 def concat_cond(network: Network) -> Network:
-    """A network of `(x, t, image_cond=None, estimate=None, **cond)`.
+    """A network of `(x, t, concat_cond=None, estimate=None, **cond)`.
 
     Args:
         network: `(channels, t, **cond) -> prediction`; the channels are those of x, of the
-            estimate and of image_cond, in this order.
+            estimate and of concat_cond, in this order.
     """
 
     def concatenated(
         x: Tensor,
         t: Tensor,
-        image_cond: Tensor | None = None,
+        concat_cond: Tensor | None = None,
         estimate: Tensor | None = None,
         **cond: Any,
     ) -> Tensor:
-        channels = [x, *(given for given in (estimate, image_cond) if given is not None)]
+        channels = [x, *(given for given in (estimate, concat_cond) if given is not None)]
         return network(torch.cat(channels, 1) if len(channels) > 1 else x, t, **cond)
 
     return concatenated
@@ -51,7 +51,7 @@ def concat_cond(network: Network) -> Network:
 def drop_cond(
     cond: Mapping[str, Tensor], dropped: Tensor, null_class: int | None
 ) -> dict[str, Tensor]:
-    """Condition dropout (Ho 2022): the class null_class, and zeros for context and image_cond.
+    """Condition dropout (Ho 2022): the class null_class, and zeros for context and concat_cond.
 
     Zeros make keys and values of zero, so attention to them adds nothing, whatever the mask. An
     estimate is no condition, and stays.

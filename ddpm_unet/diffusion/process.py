@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ddpm_unet import randomness
-from ddpm_unet.config.process import DiffusionConfig
+from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.diffusion.variational_bound import bound_terms
 from ddpm_unet.errors import UserError
 

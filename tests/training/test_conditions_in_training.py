@@ -13,7 +13,7 @@ from PIL import Image
 from ddpm_unet.data.stream import Stream
 from ddpm_unet.diffusion.conditioning import concat_cond, draw_dropped
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.conditions import Conditioning
+from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
@@ -95,7 +95,7 @@ def conditions(kind, label, count):
     if kind is by_mask:
         planes = torch.zeros(count, 2, 8, 8)
         planes[:, label] = 1
-        return {"image_cond": planes}
+        return {"concat_cond": planes}
     context = torch.full((count, 3, 6), 2.0 * label - 1)
     return {"context": context, "context_mask": torch.tensor([[True, False, False]] * count)}
 
@@ -123,7 +123,7 @@ def test_the_null_class_stands_between_the_classes(told):
     told.condition_dropout = 0.3
     folder = run(quickly(by_class(told)))
     assert Conditioning.read(folder.model) == Conditioning(
-        image_channels=3, class_names=("bright", "dark"), withheld=True
+        image_channels=3, class_names=("bright", "dark"), cond_dropout=True
     )
     unet, diffusion = read_pipeline(folder.model)
     for label in (0, 1):
