@@ -1,6 +1,6 @@
 """A model with averaged weights of another length: `python scripts/ema.py --length 0.08`.
 
-For a run that kept averages for it (train.ema_lengths [0.05, 0.1]), of any kind of model.
+For a run that kept averages for it (train.ema_sigma_rel [0.05, 0.1]), of any kind of model.
 """
 
 import shutil
@@ -35,13 +35,13 @@ def main() -> None:
     kept = sorted(Path("runs").glob("*/averages/"), key=lambda path: path.stat().st_mtime)
     if not args.run and not kept:
         raise UserError(
-            "no run in runs/ has averages; train one with --train.ema_lengths, or give --run"
+            "no run in runs/ has averages; train one with --train.ema_sigma_rel, or give --run"
         )
     run = args.run or kept[-1].parent
     snapshots = Snapshots(run / "averages")
     steps, model = snapshots.steps(), run / "model"
     if not steps:
-        raise UserError(f"{run}/averages: has no averages; train with --train.ema_lengths")
+        raise UserError(f"{run}/averages: has no averages; train with --train.ema_sigma_rel")
     step = args.step or steps[-1]
     if step not in steps:
         near = min(steps, key=lambda kept: abs(kept - step))

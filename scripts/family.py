@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ddpm_unet.command_line import read_settings, user_errors
 from ddpm_unet.config import SegmentConfig
-from ddpm_unet.config.yaml_file import read_yaml
+from ddpm_unet.config.reading import read_yaml
 from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.evaluation.cost import forward_cost
 from ddpm_unet.evaluation.diagram import draw, trace

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.config.typed import from_plain, read_json
+from ddpm_unet.config.reading import from_plain, read_json
 from ddpm_unet.data.folder import natural, visible_files
 from ddpm_unet.data.pictures import EXTENSIONS
 from ddpm_unet.data.planes import Planes, enlarged, one_hot

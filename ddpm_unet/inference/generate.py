@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ddpm_unet.diffusion.sampling import Moment, sample
 from ddpm_unet.errors import UserError
-from ddpm_unet.memory import keep_freed_memory
 
 Conditions = Callable[[Sequence[int]], dict[str, Tensor]]
 """From numbers of images to what else the denoiser is told of them, by argument."""
@@ -88,7 +87,6 @@ def generate(
     """
     if num_images < 1 or batch_size < 1:
         raise UserError(f"{num_images} images in batches of {batch_size}: give at least 1 of both")
-    keep_freed_memory()
     starts = range(0, num_images, batch_size)
     for start in starts[accelerator.process_index :: accelerator.num_processes]:
         indices = list(range(start, min(start + batch_size, num_images)))

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from ddpm_unet.inference.grid import WHOLE, Axis, Tiling, plan
-from ddpm_unet.memory import keep_freed_memory
 
 Predict = Callable[[Tensor], Tensor]
 """Tiles `[B, C, *tile]` to predictions `[B, K, *tile]`, or smaller by `margin` on every side."""
@@ -67,7 +66,6 @@ def predict_bands(
     axes = plan(image.shape[:-1], tiling)
     if tiling.pixels:
         batch_size = max(1, min(batch_size, tiling.pixels // prod(axis.tile for axis in axes)))
-    keep_freed_memory()
     return _bands(predict, image, axes, tiling.margin, batch_size, device)
 
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddpm_unet.config import DenoiseConfig
-from ddpm_unet.config.limits import check_limits
+from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.latents import LatentWindows
 from ddpm_unet.data.planes import planes_of
@@ -51,10 +51,10 @@ class DenoiseJob:
 
     def __init__(self, config: DenoiseConfig) -> None:
         check_limits(config)
-        if config.train.patience:
+        if config.train.early_stopping_patience:
             raise UserError(
-                f"train.patience {config.train.patience}: is for segmentation, a denoiser has no "
-                "score to wait for; set it to 0"
+                f"train.early_stopping_patience {config.train.early_stopping_patience}: is for "
+                "segmentation, a denoiser has no score to wait for; set it to 0"
             )
         check_preview(config.preview, config.diffusion.num_train_timesteps)
         self.config = config
