@@ -63,13 +63,20 @@ def read_folder(folder: Path, sets: int, count: int) -> Any:
     return torch.from_numpy(np.stack(arrays)).movedim(-1, 1)
 
 
-def read_source(settings: DenoiseConfig, held_out: bool, count: int) -> Any:
-    """Real images of a data source, as training sees them, `uint8 [count, C, H, W]`."""
+def read_real(args: Namespace, others: list[str], model: Path | None) -> Any:
+    """Real images for two sets, as training sees them, `uint8 [2 N, C, H, W]`."""
     from ddpm_unet.data import sources
     from ddpm_unet.data.stream import Stream, to_model_range
 
-    if held_out:
-        found = sources.held_out(settings.data)
+    if args.reference:
+        return read_folder(args.reference, 2, args.num_images)
+    config = model.resolve().parent / "config.yaml" if model else None
+    settings, _ = read_settings(
+        DenoiseConfig, config if config and config.is_file() else None, others
+    )
+    count = 2 * args.num_images
+    if args.held_out:
+        found: Any = sources.held_out(settings.data)
         if found is None or len(found) < count:
             raise UserError(
                 f"data.source {settings.data.source}: holds {len(found or [])} images out, and "
@@ -85,8 +92,20 @@ def levels(images: Any) -> Any:
     return ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
-def draw(args: Namespace, folder: Path, extractor: Any, accelerator: Any) -> tuple[Any, Any]:
+def check(name: object, shape: Any, real: Any) -> None:
+    """Refuse images of another shape (C, H, W) than the real ones."""
+    if tuple(shape) != tuple(real.shape[1:]):
+        raise UserError(
+            f"{name}: images of {tuple(shape)}, but the real ones are of {tuple(real.shape[1:])}; "
+            "give a --reference or --data settings that fit"
+        )
+
+
+def draw(
+    args: Namespace, folder: Path, real: Any, extractor: Any, accelerator: Any
+) -> tuple[Any, Any]:
     """Draw the model's images and describe them: the description, and the first images."""
+    import torch
     from safetensors.torch import load_file, save_file
 
     from ddpm_unet.diffusion.samplers import make_scheduler
@@ -112,7 +131,8 @@ def draw(args: Namespace, folder: Path, extractor: Any, accelerator: Any) -> tup
     denoiser = steered(network, told.null_class(unet.config), args.guidance)
     conditions = in_turn(told.classes(unet.config), None, None, None, device)
     shape = image_shape(unet.config, None, told.drawn_channels)
-    options = {"self_conditioning": True} if told.self_conditioning else {}
+    channels, *sides = space.shape(shape)
+    check(folder, (channels - told.mask_classes, *sides), real)
     weights = sum(float(p.detach().double().sum()) for p in unet.parameters())
     job = {
         "model": str(folder.resolve()), "weights": weights, "seed": args.seed,
@@ -132,7 +152,7 @@ def draw(args: Namespace, folder: Path, extractor: Any, accelerator: Any) -> tup
         found = sample(
             partial(denoiser, **conditions(indices)), scheduler, shape, seed=args.seed,
             indices=indices, steps=args.steps, device=device,
-            progress=accelerator.is_main_process, **options,
+            progress=accelerator.is_main_process, self_conditioning=told.self_conditioning,
         )  # fmt: skip
         images = levels(space.pictures(told.parted(found)[0])).contiguous()
         tensors = describe(images, extractor).tensors()
@@ -143,8 +163,6 @@ def draw(args: Namespace, folder: Path, extractor: Any, accelerator: Any) -> tup
     accelerator.wait_for_everyone()
     tables = [load_file(parts / f"{start:06d}.safetensors") for start in starts]
     shown = [table.pop("images") for table in tables]
-    import torch
-
     return Description.join(Description(**table) for table in tables), torch.cat(shown)
 
 
@@ -172,39 +190,29 @@ def main() -> None:
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     extractor = load_extractor(args.extractor).to(accelerator.device)
     with output_folder(args.out):
-        sets, shown, config = {}, {}, None
-        if args.model or not args.folders:
+        folder = args.model
+        if not folder and not args.folders:
             cure = "train one with scripts/train_ddpm.py, or give --model"
-            folder = args.model or newest_or_shipped(SHIPPED, "model_index.json", cure)
-            config = folder.resolve().parent / "config.yaml"
-            sets["drawn"], shown["drawn"] = draw(args, folder, extractor, accelerator)
+            folder = newest_or_shipped(SHIPPED, "model_index.json", cure)
+        real = read_real(args, others, folder)
+        sets, shown = {}, {}
+        for entry in args.folders:
+            name, _, made = entry.partition("=")
+            if not made or not Path(made).is_dir():
+                raise UserError(f"{entry}: give name=folder, one of generated images")
+            images = read_folder(Path(made), 1, args.num_images)
+            check(name, images.shape[1:], real)
+            sets[name], shown[name] = describe(images, extractor), images[:SHOWN]
+        if folder:
+            sets["drawn"], shown["drawn"] = draw(args, folder, real, extractor, accelerator)
         if not accelerator.is_main_process:
             return
-        count = args.num_images
-        for entry in args.folders:
-            name, _, folder = entry.partition("=")
-            if not folder or not Path(folder).is_dir():
-                raise UserError(f"{entry}: give name=folder, one of generated images")
-            images = read_folder(Path(folder), 1, count)
-            sets[name], shown[name] = describe(images, extractor), images[:SHOWN]
-        if args.reference:
-            real = read_folder(args.reference, 2, count)
-        else:
-            settings, _ = read_settings(
-                DenoiseConfig, config if config and config.is_file() else None, others
-            )
-            real = read_source(settings, args.held_out, 2 * count)
-        for name, images in shown.items():
-            if images.shape[1:] != real.shape[1:]:
-                raise UserError(
-                    f"{name}: images of {tuple(images.shape[1:])}, but the real ones are of "
-                    f"{tuple(real.shape[1:])}; give a --reference or --data settings that fit"
-                )
         reference, other = (describe(part, extractor) for part in (real[::2], real[1::2]))
         found = Evaluation.of(sets, reference, other)
         shown = {"reference": real[::2][:SHOWN], **shown}
         found.plot(args.out / "page.png", {n: x.float() / 127.5 - 1 for n, x in shown.items()})
-        result = {"num_images": count, "extractor": args.extractor, "scores": found.scores}
+        result = {"num_images": args.num_images, "extractor": args.extractor}
+        result["scores"] = found.scores
         (args.out / "scores.json").write_text(json.dumps(result, indent=1))
     print(f"{found.table()}\nwritten: {args.out}")
     accelerator.end_training()

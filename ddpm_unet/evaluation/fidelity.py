@@ -291,8 +291,8 @@ class Evaluation:
         """Title, and name, x and y of each set: spectra, and histograms as shares."""
 
         def shares(values: dict[str, Tensor]) -> list[tuple[str, np.ndarray, np.ndarray]]:
-            ends = [float(f(torch.cat(list(values.values())))) for f in (torch.min, torch.max)]
-            edges = np.linspace(*ends, 25)
+            whole = torch.cat(list(values.values()))
+            edges = np.linspace(float(whole.min()), float(whole.max()), 25)
             lines = []
             for name, found in values.items():
                 counts, _ = np.histogram(found.numpy(), edges)
