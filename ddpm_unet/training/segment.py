@@ -27,8 +27,7 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.metrics import confusion, overlap
 from ddpm_unet.evaluation.plots import save_picture
 from ddpm_unet.evaluation.rand import thinned_scores
-from ddpm_unet.inference.colors import class_colors
-from ddpm_unet.inference.overlay import side_by_side
+from ddpm_unet.inference.overlay import class_colors, side_by_side
 from ddpm_unet.inference.segmentation import (
     Preparation,
     SegmentationModel,

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMPipeline
 
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.conditions import Conditioning
+from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import image_shape, read_pipeline
 from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
