@@ -21,7 +21,7 @@ from ddpm_unet.data.splits import split_pictures
 from ddpm_unet.data.target_set import TargetSet
 from ddpm_unet.data.targets import picture_settings
 from ddpm_unet.errors import UserError
-from ddpm_unet.evaluation.picture_scores import SMALLEST, picture_scores, torchmetrics_of_images
+from ddpm_unet.evaluation.image_quality import SMALLEST, image_scores, torchmetrics_of_images
 from ddpm_unet.evaluation.plots import save_picture
 from ddpm_unet.inference.overlay import displayable
 from ddpm_unet.inference.regression import completed, numbers
@@ -123,7 +123,7 @@ class RegressJob:
         """A picture's `SCORES`, and 1, `float32 [4]` on `device`."""
         item = pictures[number]
         predicted = self._predict(model, item["image"], device)
-        found = picture_scores(predicted, item["target"].to(device))
+        found = image_scores(predicted, item["target"].to(device))
         return torch.tensor([*(found[name] for name in SCORES), 1.0], device=device)
 
     def scores(self, counts: Tensor) -> dict[str, float]:
