@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ def compute(func: Any, args: Any, kwargs: Any) -> Any:
     return return_and_correct_aliasing(func, args, kwargs, out)
 
 
-@lru_cache(maxsize=None)
+@cache
 def composite(func: Any) -> bool:
     """Whether CUDA takes an operator apart into others."""
     key = "CompositeImplicitAutograd"
@@ -208,7 +208,7 @@ def indexed(func: Any, there: bool, indices: list[torch.Tensor]) -> None:
 
 
 def wait(kind: str) -> None:
-    """Count a wait, with the two innermost lines of the project, else of diffusers or accelerate."""
+    """Count a wait, with the two innermost lines of the project (else a line of a library)."""
     frame, found = sys._getframe(1), []
     while frame and len(found) < 2:
         name = frame.f_code.co_filename

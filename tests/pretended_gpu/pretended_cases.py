@@ -1,4 +1,4 @@
-"""Trainings and samplers, each for a few steps: `python pretended_cases.py FOLDER`, in an empty folder.
+"""Trainings and samplers, each for a few steps: `python pretended_cases.py FOLDER`.
 
 Writes FOLDER/found.json: of each case its losses or a sum of its images, and its waits for the
 device by kind and place, a step. On the pretended device where its library was loaded, else on a

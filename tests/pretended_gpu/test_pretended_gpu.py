@@ -44,11 +44,8 @@ def library(tmp_path_factory):
     if include is None:
         pytest.skip("the headers of the CUDA runtime are not installed")
     path = tmp_path_factory.mktemp("pretended") / "libcuda.so.1"
-    subprocess.run(
-        ["gcc", "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", "-o", path]
-        + [HERE / "device.c", f"-I{include}", f"-I{HERE}"],
-        check=True,
-    )
+    flags = ["-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", f"-I{include}", f"-I{HERE}"]
+    subprocess.run(["gcc", *flags, "-o", path, HERE / "device.c"], check=True)
     return path
 
 
