@@ -58,7 +58,12 @@ def found(library, tmp_path_factory):
         ("cuda", {"LD_PRELOAD": str(library), "CUDA_VISIBLE_DEVICES": "0"}),
     ):
         folder = tmp_path_factory.mktemp(device)
-        paths = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
+        paths = [
+            str(HERE),
+            str(HERE.parent / "gpu"),
+            str(HERE.parents[1]),
+            os.environ.get("PYTHONPATH", ""),
+        ]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | added
         command = [sys.executable, HERE / "pretended_cases.py", folder]
         with (folder / "log").open("w") as log:
