@@ -38,7 +38,7 @@ def main() -> None:
     import torch
     from tqdm import tqdm
 
-    from ddpm_unet.data.folder import list_pictures
+    from ddpm_unet.data.folder import list_images
     from ddpm_unet.data.points import list_points
     from ddpm_unet.inference.colors import class_colors
     from ddpm_unet.inference.files import FilePredictor, FileSegmenter
@@ -91,7 +91,7 @@ def main() -> None:
             raise UserError(f"{path}: no such file or folder")
         inside = ["."]
         if path.is_dir():
-            inside = list_points(path) if preparation.voxel else list_pictures(path, dims)[0]
+            inside = list_points(path) if preparation.voxel else list_images(path, dims)[0]
         paths += [path / p for p in inside]
     names = output_names(paths, args.out)
     for path in paths:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_unet.data.pictures import read_picture
+from ddpm_unet.data.images import read_image
 from ddpm_unet.data.pixels import convert_channels, to_unit
 from ddpm_unet.diffusion.editing import Inversion, inpaint, slerp
 from ddpm_unet.errors import UserError
@@ -95,7 +95,7 @@ def read_images(paths: Sequence[Path], channels: int, size: Sequence[int] | None
     """
     images = []
     for path in paths:
-        picture = convert_channels(read_picture(path), channels, path.name)
+        picture = convert_channels(read_image(path), channels, path.name)
         size = size or picture.shape[:2]
         if picture.shape[:2] != tuple(size):
             have, want = (" x ".join(map(str, s)) for s in (picture.shape[:2], size))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from ddpm_unet.data.pictures import TIFF_MAGIC, read_picture, read_stack
+from ddpm_unet.data.images import TIFF_MAGIC, read_image, read_stack
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.tiles import Rows
 
@@ -135,10 +135,10 @@ def open_planes(
         Per plane rows `[H, W, C]`, uint8, uint16 or float32, to be read within the context.
 
     Raises:
-        UserError: As `read_picture` and `read_stack`; also while reading rows.
+        UserError: As `read_image` and `read_stack`; also while reading rows.
     """
     if not is_tiff(path):
-        yield [read_picture(path, max_pixels)]
+        yield [read_image(path, max_pixels)]
         return
     with _streamed(path, stream_above) as planes:
         yield planes or list(read_stack(path, max_pixels))
@@ -168,6 +168,7 @@ def _pages(file: tifffile.TiffFile, limit: float) -> int:
     ) and (
         page.axes in ("YX", "YXS")
         and str(page.dtype) in ("uint8", "uint16", "float32")
+        and page.bitspersample > 4
         and page.photometric in (_BLACK_IS_ZERO, _RGB)
         and (orientation is None or orientation.value == 1)
     )

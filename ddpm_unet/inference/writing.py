@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 
 from ddpm_unet.data.folder import split_ending
-from ddpm_unet.data.nifti import Space, write
+from ddpm_unet.data.volumes import Space, write_nifti
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.colors import class_colors
 from ddpm_unet.inference.overlay import draw_overlay
@@ -193,7 +193,9 @@ class NiftiVolume:
     def close(self) -> None:
         """Save the file."""
         classes = self._values.ndim == 4
-        write(self._path, self._values.swapaxes(0, 1) if classes else self._values, self._space)
+        write_nifti(
+            self._path, self._values.swapaxes(0, 1) if classes else self._values, self._space
+        )
 
 
 class PaletteImage:
