@@ -14,23 +14,21 @@ from ddpm_unet.config.data import (
     SplitConfig,
     ValueRange,
 )
-from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig, LucidrainsConfig
+from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig
 from ddpm_unet.config.jobs import AutoencodeConfig, CheckConfig, DenoiseConfig, SegmentConfig
 from ddpm_unet.config.network import AutoencoderConfig, ClassicConfig, HeadConfig, UNetConfig
-from ddpm_unet.config.process import (
+from ddpm_unet.config.training import (
     BetaSchedule,
     DiffusionConfig,
-    PredictionType,
-    VarianceType,
-)
-from ddpm_unet.config.training import (
     LossName,
     PictureLoss,
     PredictConfig,
+    PredictionType,
     PreviewConfig,
     RegressionConfig,
     SegmentLossConfig,
     TrainConfig,
+    VarianceType,
 )
 
 __all__ = [
@@ -49,7 +47,6 @@ __all__ = [
     "ImageDataConfig",
     "LatentConfig",
     "LossName",
-    "LucidrainsConfig",
     "MaskKind",
     "PairDataConfig",
     "PictureLoss",

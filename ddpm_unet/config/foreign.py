@@ -1,4 +1,4 @@
-"""Checkpoints of other toolkits: what their tensors do not say, and a network of theirs.
+"""Checkpoints of other toolkits: what their tensors do not say.
 
 What is told has no defaults: what is needed and not given is asked for.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ddpm_unet.config.network import UNetConfig
-from ddpm_unet.config.process import BetaSchedule, PredictionType
+from ddpm_unet.config.training import BetaSchedule, PredictionType
 
 
 @dataclass(frozen=True)
@@ -58,34 +57,3 @@ class ForeignProcessConfig:
     beta_start: float | None = None
     beta_end: float | None = None
     drop_variance: bool = False
-
-
-@dataclass
-class LucidrainsConfig(UNetConfig):
-    """Architecture of a `LucidrainsUNet`.
-
-    Of the settings of a `UNetConfig` it has in_channels, out_channels, sample_size,
-    block_out_channels, dropout, and for a segmentation head norm_num_groups.
-
-    Args:
-        mid_channels: Channels of the middle.
-        full_attention: Per level from fine to coarse: full attention instead of linear.
-        attention_heads: Per level: heads of the attention. The middle has those of the coarsest.
-        head_dims: Per level: channels of a head.
-        memory: Learned keys and values of every head.
-        flip_sin_to_cos: Sines first, always.
-        freq_shift: 1, always.
-    """
-
-    mid_channels: int = 512
-    full_attention: tuple[bool, ...] = (False, False, True)
-    attention_heads: tuple[int, ...] = (4, 4, 4)
-    head_dims: tuple[int, ...] = (32, 32, 32)
-    memory: int = 4
-    flip_sin_to_cos: bool = False
-    freq_shift: int = 1
-
-    @property
-    def channels_below(self) -> tuple[int, ...]:
-        """Channels of the next coarser level, or middle, per level."""
-        return (*self.block_out_channels[1:], self.mid_channels)

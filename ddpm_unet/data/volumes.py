@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Space:
     header: Any = None
 
     @classmethod
-    def of_spacing(cls, spacing: tuple[float, float, float], size: tuple[int, ...]) -> Space:
+    def of_spacing(cls, spacing: Sequence[float], size: Sequence[int]) -> Space:
         """Canonical axes; spacing in millimetres and size in voxels along slices, rows, columns."""
         depth, height, width = size
         return cls(np.diag([*reversed(spacing), 1.0]), (width, height, depth))

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_unet.config import HeadConfig, UNetConfig
-from ddpm_unet.config.foreign import LucidrainsConfig
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.architecture import up_levels
 from ddpm_unet.models.pretrained import model_folder
@@ -92,8 +91,6 @@ def pixel_head(config: HeadConfig, unet: UNetConfig) -> PixelHead:
             f"feature_alphas has {len(config.feature_alphas)} entries and feature_timesteps"
             f" {len(config.feature_timesteps)}; give the cumulative alpha of every timestep"
         )
-    if isinstance(unet, LucidrainsConfig):
-        raise UserError('transfer "features" reads a UNet only; fine-tune this network instead')
     channels = [level.channels for level in up_levels(unet) for _ in range(level.layers)]
     layers = config.feature_layers
     if layers is None:

@@ -20,15 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.config.foreign import LucidrainsConfig
-from ddpm_unet.config.typed import from_plain, read_json
+from ddpm_unet.config.reading import from_plain, read_json
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.checks import CONDITIONAL_ONLY, DDPM_ONLY, check
 from ddpm_unet.replace import replace_json
 
 DDPM = "UNet2DModel"
 CONDITIONAL = "UNet2DConditionModel"
-LUCIDRAINS = "LucidrainsUNet"
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -49,7 +47,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "block_out_channels": (320, 640, 1280, 1280),
         "cross_attention_dim": 1280,
     },
-    LUCIDRAINS: {},
 }
 
 # Keys of diffusers with the one value that this network has.
@@ -83,18 +80,7 @@ FIXED: dict[str, dict[str, Any]] = {
         "conv_in_kernel": 3,
         "conv_out_kernel": 3,
     },
-    LUCIDRAINS: {},
 }
-
-# What a LucidrainsUNet has of the settings of a UNet.
-LUCIDRAINS_TOO = (
-    "in_channels",
-    "out_channels",
-    "sample_size",
-    "block_out_channels",
-    "dropout",
-    "norm_num_groups",
-)
 
 # The attention layers of google/ddpm-* (diffusers 0.0.4) had other names.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -146,8 +132,6 @@ def read_config(folder: str | PathLike[str]) -> UNetConfig:
             raise UserError(
                 f"{path}: unknown key {key!r} of a {kind}; remove it if it means nothing"
             )
-    if kind == LUCIDRAINS:
-        return from_plain(LucidrainsConfig, settings, path)
     config = from_plain(UNetConfig, settings, path)
     downs, ups = (
         tuple(block.removeprefix("UNetRes") for block in blocks)
@@ -172,8 +156,6 @@ def settings_of(config: UNetConfig) -> dict[str, Any]:
     `dims` is said of volumes only; diffusers knows no such key.
     """
     kind = CONDITIONAL if config.conditional else DDPM
-    if isinstance(config, LucidrainsConfig):
-        kind = LUCIDRAINS
     settings = {key: value for key, value in asdict(config).items() if key in _keys(kind)}
     if config.dims == 2:
         settings.pop("dims", None)
@@ -267,9 +249,6 @@ def check_weights(
 
 
 def _keys(kind: str) -> set[str]:
-    if kind == LUCIDRAINS:
-        general = {field.name for field in fields(UNetConfig)} - set(LUCIDRAINS_TOO)
-        return {field.name for field in fields(LucidrainsConfig)} - general
     foreign = DDPM_ONLY if kind == CONDITIONAL else CONDITIONAL_ONLY
     return {field.name for field in fields(UNetConfig)} - set(foreign)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +32,6 @@ class UNet(nn.Module):
     Raises:
         UserError: The configuration makes no network; names the setting and the cure.
     """
-
-    kinds: ClassVar[dict[type[UNetConfig], type[UNet]]] = {}
-    """The subclass that is made of each other kind of configuration that may be read."""
-
-    def __init_subclass__(cls, config: type[UNetConfig] | None = None) -> None:
-        super().__init_subclass__()
-        if config is not None:
-            UNet.kinds[config] = cls
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -194,7 +185,7 @@ class UNet(nn.Module):
             config, weights = pretrained.read_config(source), pretrained.read_weights(source)
             cure = "take the weights that belong to this configuration"
         with torch.device("meta"):
-            unet = cls.kinds.get(type(config), cls)(config)
+            unet = cls(config)
         pretrained.check_weights(source, unet.state_dict(), weights, cure)
         unet.load_state_dict(weights, assign=True)
         return unet.eval()

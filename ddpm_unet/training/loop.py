@@ -26,7 +26,6 @@ from ddpm_unet.config import TrainConfig
 from ddpm_unet.data.loader import shares
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import plot_metrics
-from ddpm_unet.memory import keep_freed_memory
 from ddpm_unet.randomness import torch_seeds
 from ddpm_unet.training.accelerator import laid_out, open_accelerator
 from ddpm_unet.training.checkpoint import prune_checkpoints, write_checkpoint
@@ -99,8 +98,6 @@ class Training:
         self.seed = seed
         set_seed(seed)
         native.enable(config.native)
-        if accelerator.device.type == "cpu":
-            keep_freed_memory()
         network: Any = laid_out(job.build_model(), config.channels_last, accelerator.device)
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
@@ -113,7 +110,7 @@ class Training:
             self.network,
             getattr(self.optimizer, "optimizer", self.optimizer),
             config.ema_decay,
-            config.ema_lengths,
+            config.ema_sigma_rel,
             accelerator.device,
         )
         self.saved: int | None = None
@@ -290,7 +287,7 @@ class Training:
             state.worse += 1
 
     def _stale(self) -> bool:
-        return 0 < self.config.patience <= self.state.worse
+        return 0 < self.config.early_stopping_patience <= self.state.worse
 
     def _draw(self) -> None:
         self.model.eval()

@@ -23,7 +23,6 @@ from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.inference.segmentation import tiling as default_tiling
 from ddpm_unet.inference.tiles import predict_tiles
-from ddpm_unet.memory import keep_freed_memory
 
 
 @dataclass
@@ -62,7 +61,6 @@ def _sampling(
     unet, diffusion = read_pipeline(HISTOLOGY)
     scheduler = make_scheduler("ddpm", diffusion)
     steps = 4
-    keep_freed_memory()  # as `generate` does
 
     def draw(images: int, side: int) -> None:
         shape = (unet.config.in_channels, side, side)

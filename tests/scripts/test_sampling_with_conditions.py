@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from ddpm_unet.config import DiffusionConfig, UNetConfig
 from ddpm_unet.data.planes import Planes
-from ddpm_unet.inference.conditions import Conditioning
+from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import Autoencoder

@@ -14,7 +14,7 @@ from ddpm_unet.data.stream import Stream
 from ddpm_unet.diffusion.conditions import beside_the_input, withheld
 from ddpm_unet.diffusion.objective import Objective
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.conditions import Conditioning
+from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
@@ -125,7 +125,7 @@ def test_the_null_class_stands_between_the_classes(told):
     told.condition_dropout = 0.3
     folder = run(quickly(by_class(told)))
     assert Conditioning.read(folder.model) == Conditioning(
-        image_channels=3, class_names=("bright", "dark"), withheld=True
+        image_channels=3, class_names=("bright", "dark"), cond_dropout=True
     )
     unet, diffusion = read_pipeline(folder.model)
     for label in (0, 1):

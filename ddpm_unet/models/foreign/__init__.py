@@ -16,7 +16,7 @@ from torch import Tensor
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.config.foreign import ForeignConfig
 from ddpm_unet.errors import UserError
-from ddpm_unet.models.foreign import compvis, guided_diffusion, lucidrains, monai
+from ddpm_unet.models.foreign import compvis, guided_diffusion, monai
 from ddpm_unet.models.foreign.checkpoint import Checkpoint, PeerNetwork
 from ddpm_unet.models.pretrained import read_file, single
 
@@ -38,7 +38,7 @@ class Peer(Protocol):
         """The toolkit's own network with these weights."""
 
 
-PEERS: tuple[Peer, ...] = (guided_diffusion, compvis, lucidrains, monai)
+PEERS: tuple[Peer, ...] = (guided_diffusion, compvis, monai)
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
 
