@@ -52,10 +52,12 @@ def test_a_model_is_compared_with_its_training_data_and_goes_on_where_it_stopped
     found = scores(home / "evaluation")
     assert set(found) == {"real", "drawn", "made"}
     assert (home / "evaluation" / "page.png").exists()
-    (home / "evaluation" / "parts" / "000004.safetensors").unlink()
+    (home / "evaluation" / "parts" / "000004-000008.safetensors").unlink()
     again = run("evaluate.py", [*JOB, *MODEL, "made=made"])
     assert again.out.count("images drawn") == 1
     assert scores(home / "evaluation") == found
+    more = run("evaluate.py", [*JOB, *MODEL, "--num_images", 9])
+    assert more.out.count("images drawn") == 1
     other = run("evaluate.py", [*JOB, *MODEL, "--seed", 1])
     assert other.out.count("images drawn") == 3
 
