@@ -23,8 +23,8 @@ from ddpm_unet.models import UNet
 from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths
 from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.distributed import merge_rows
 from ddpm_unet.training.loop import train
-from ddpm_unet.training.processes import merge_rows
 from ddpm_unet.training.run_folder import RunFolder
 from ddpm_unet.training.segment import SegmentJob
 
@@ -39,7 +39,7 @@ SHARDED = {
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
     monkeypatch.setattr(loop, "plot_metrics", lambda records, path: None)
-    monkeypatch.setattr("ddpm_unet.training.processes.SECONDS_FOR_LAST_WORDS", 0.2)
+    monkeypatch.setattr("ddpm_unet.training.distributed.SECONDS_FOR_LAST_WORDS", 0.2)
 
 
 @pytest.fixture(params=["denoise", "segment"])
