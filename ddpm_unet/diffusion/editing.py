@@ -6,13 +6,19 @@ Going on from a noised image (img2img) is `sample` with `start`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_unet import randomness
-from ddpm_unet.diffusion.process import GaussianDiffusion, Network, batch_time, coefficients
-from ddpm_unet.diffusion.process import mean_channels
+from ddpm_unet.diffusion.process import (
+    GaussianDiffusion,
+    Network,
+    batch_time,
+    coefficients,
+    mean_channels,
+)
 from ddpm_unet.diffusion.samplers import LinearPlan, LinearSampler, Sampler
 from ddpm_unet.diffusion.sampling import Noise, StepInfo
 from ddpm_unet.errors import UserError

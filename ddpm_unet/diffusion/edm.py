@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddpm_unet import randomness
 from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.diffusion.process import Network
+from ddpm_unet.diffusion.process import GaussianDiffusion, Network
 from ddpm_unet.errors import UserError
 
 
@@ -31,7 +31,6 @@ class EDMDiffusion(nn.Module):
         sigma_min: The last noise level of sampling before 0.
         sigma_max: The first.
         rho: How sampling spaces them: 7 puts more at low noise than 1 (eq. 5).
-        clip_sample: Images that are predicted on the way are kept in [-1, 1]; false for latents.
 
     Raises:
         UserError: Numbers that make no sense.
@@ -44,7 +43,7 @@ class EDMDiffusion(nn.Module):
         torch.Size([])
     """
 
-    num_timesteps, prediction_type, variance_type = 100_000, "epsilon", "fixed_small"
+    prediction_type, variance_type, clip_sample = "epsilon", "fixed_small", False
 
     def __init__(
         self,
@@ -54,7 +53,6 @@ class EDMDiffusion(nn.Module):
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
         rho: float = 7.0,
-        clip_sample: bool = False,
     ) -> None:
         super().__init__()
         if not (sigma_data > 0 and p_std > 0 and rho > 0 and 0 < sigma_min < sigma_max):
@@ -64,7 +62,6 @@ class EDMDiffusion(nn.Module):
             )
         self.sigma_data, self.p_mean, self.p_std = sigma_data, p_mean, p_std
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
-        self.clip_sample = clip_sample
 
     @property
     def config(self) -> dict[str, Any]:
@@ -72,9 +69,9 @@ class EDMDiffusion(nn.Module):
         return {name: getattr(self, name) for name in _ARGUMENTS}
 
     @classmethod
-    def from_config(cls, config: DiffusionConfig, **changes: Any) -> EDMDiffusion:
+    def from_config(cls, config: DiffusionConfig) -> EDMDiffusion:
         """Of the settings of a training with process "edm"."""
-        return cls(**{**{name: getattr(config, name) for name in _ARGUMENTS}, **changes})
+        return cls(**{name: getattr(config, name) for name in _ARGUMENTS})
 
     @classmethod
     def from_scheduler_config(cls, saved: Mapping[str, Any]) -> EDMDiffusion:
@@ -91,13 +88,10 @@ class EDMDiffusion(nn.Module):
 
     def scheduler_config(self) -> dict[str, Any]:
         """The configuration of diffusers' EDMEulerScheduler for it."""
-        return {
-            "_class_name": "EDMEulerScheduler",
-            "prediction_type": "epsilon",
-            "sigma_schedule": "karras",
-            "num_train_timesteps": 1000,
-            **self.config,
-        }
+        usual = {"p_mean": -1.2, "p_std": 1.2}  # which diffusers does not know
+        config = {k: v for k, v in self.config.items() if k not in usual or v != usual[k]}
+        kind = {"_class_name": "EDMEulerScheduler", "prediction_type": "epsilon"}
+        return {**kind, "sigma_schedule": "karras", "num_train_timesteps": 1000, **config}
 
     def output_channels(self, image_channels: int) -> int:
         """Channels of a prediction for images of so many."""
@@ -216,4 +210,26 @@ def _like(values: Tensor, images: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (images.ndim - 1))
 
 
-_ARGUMENTS = ("sigma_data", "p_mean", "p_std", "sigma_min", "sigma_max", "rho", "clip_sample")
+_ARGUMENTS = ("sigma_data", "p_mean", "p_std", "sigma_min", "sigma_max", "rho")
+
+
+Diffusion = GaussianDiffusion | EDMDiffusion
+
+
+def make_diffusion(config: DiffusionConfig, latents: bool = False) -> Diffusion:
+    """The process of the settings of a training.
+
+    Args:
+        config: The settings.
+        latents: What is denoised has no bounds to be clipped to.
+    """
+    if config.process == "edm":
+        return EDMDiffusion.from_config(config)
+    return GaussianDiffusion.from_config(config, **({"clip_sample": False} if latents else {}))
+
+
+def diffusion_of_scheduler(saved: Mapping[str, Any]) -> Diffusion:
+    """The process of a diffusers scheduler's configuration."""
+    if str(saved.get("_class_name")).startswith("EDM"):
+        return EDMDiffusion.from_scheduler_config(saved)
+    return GaussianDiffusion.from_scheduler_config(saved)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,30 +138,6 @@ def mean_channels(prediction: Tensor, channels: int) -> Tensor:
     return prediction if prediction.shape[1] == channels else prediction[:, :channels]
 
 
-class Diffusion(Protocol):
-    """What samplers and training need of a process: `GaussianDiffusion` and `EDMDiffusion`."""
-
-    clip_sample: bool
-
-    @property
-    def config(self) -> dict[str, Any]: ...
-    def scheduler_config(self) -> dict[str, Any]: ...
-    def sigmas(self, steps: int) -> Tensor: ...
-    def preconditioning(self, sigma: float) -> tuple[float, float, float, float]: ...
-    def predict(self, network: Network, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor: ...
-    def predict_x0(self, x_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor: ...
-    def draw(
-        self,
-        seed: int,
-        positions: randomness.Positions,
-        shape: Sequence[int],
-        device: torch.device | str = "cpu",
-    ) -> tuple[Tensor, Tensor]: ...
-    def losses(
-        self, network: Network, x0: Tensor, t: Tensor | None, noise: Tensor | None, **options: Any
-    ) -> Tensor: ...
-
-
 class GaussianDiffusion(nn.Module):
     """The forward process, and the training loss of a network that predicts its noise.
 
@@ -245,7 +221,7 @@ class GaussianDiffusion(nn.Module):
             changes: Arguments that are other than the settings say.
         """
         settings = {"num_timesteps": config.num_train_timesteps}
-        settings |= {n: getattr(config, n) for n in _ARGUMENTS if n != "num_timesteps"}
+        settings |= {n: getattr(config, n) for n in _ARGUMENTS[1:]}
         return cls(**{**settings, **changes})
 
     @classmethod
@@ -275,9 +251,9 @@ class GaussianDiffusion(nn.Module):
         config = {"_class_name": "DDPMScheduler", "num_train_timesteps": self.num_timesteps}
         skipped = ("num_timesteps", "rescale_betas_zero_snr", "snr_shift")
         config |= {name: value for name, value in self.config.items() if name not in skipped}
+        config["timestep_spacing"] = "linspace"  # diffusers' own leaves the last timesteps out
         if self.rescale_betas_zero_snr:
-            # Timesteps must begin with the last, which diffusers' own spacing leaves out.
-            config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "linspace"}
+            config["rescale_betas_zero_snr"] = True
         if self.snr_shift != 1:
             config["snr_shift"] = self.snr_shift
         if self.beta_schedule not in DIFFUSERS_SCHEDULES or self.snr_shift != 1:
@@ -419,10 +395,12 @@ class GaussianDiffusion(nn.Module):
         timesteps, and x_0 is c_skip x + c_out times its prediction.
         """
         time = float(np.interp(math.log(sigma), self._log_sigmas, np.arange(self.num_timesteps)))
-        abar = torch.tensor(1 / (1 + sigma**2), dtype=torch.float64)
-        mix = coefficients(self.prediction_type, abar)
-        c_in = float(mix["sqrt_alphas_cumprod"])
-        return c_in, time, c_in * float(mix["x0_from_x"]), float(mix["x0_from_prediction"])
+        a = 1 / math.sqrt(1 + sigma**2)
+        s = sigma * a
+        targets = {"epsilon": (0.0, 1.0), "sample": (1.0, 0.0), "v_prediction": (-s, a)}
+        p, q = targets[self.prediction_type]
+        determinant = a * q - s * p
+        return a, time, a * q / determinant, -s / determinant
 
     def losses(
         self,

@@ -20,13 +20,8 @@ import torch
 from torch import Tensor
 
 from ddpm_unet.diffusion import solvers
-from ddpm_unet.diffusion.process import (
-    EPSILON_AT_ZERO_SNR,
-    Diffusion,
-    GaussianDiffusion,
-    coefficients,
-    mean_channels,
-)
+from ddpm_unet.diffusion.edm import Diffusion
+from ddpm_unet.diffusion.process import GaussianDiffusion, coefficients, mean_channels
 from ddpm_unet.errors import UserError
 
 SAMPLERS = {
@@ -41,7 +36,8 @@ SAMPLERS = {
 }
 LCM = "lcm"
 """Only for the models that were distilled for it."""
-CLEAN = -1  # the timestep of a clean image, where abar is 1
+_OTHER_WAYS = ("Inverse", "UnCLIP", "SCM", "CogVideoX")
+"""Schedulers of diffusers that are asked in another way, or lead elsewhere."""
 
 Draw = Callable[[float], Tensor]
 """From a standard deviation to noise of it, `[B, *shape]`, in a tensor to be overwritten."""
@@ -66,9 +62,7 @@ class Plan(Protocol):
     def model_input(self, index: int, x: Tensor) -> Tensor:
         """What the network sees."""
 
-    def step(
-        self, index: int, x: Tensor, prediction: Tensor, draw: Draw
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, index: int, x: Tensor, prediction: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         """The next x, and the predicted image."""
 
 
@@ -85,7 +79,7 @@ class Sampler(Protocol):
     diffusion: Diffusion | None
     clip: bool
 
-    def plan(self, steps: int, eta: float, generators: list[torch.Generator]) -> Plan:
+    def plan(self, steps: int, eta: float | None, generators: list[torch.Generator]) -> Plan:
         """Make it ready.
 
         Raises:
@@ -180,12 +174,18 @@ def _scheduler(
     """A sampler of a class of diffusers, at the forward process of `diffusion`."""
     import diffusers  # takes seconds
 
-    kind = getattr(diffusers, class_name, None)
-    needed = ("sigma_data",) if not isinstance(diffusion, GaussianDiffusion) else ("beta_schedule",)
-    known = inspect.signature(kind).parameters if isinstance(kind, type) else {}
-    takes = inspect.signature(kind.step).parameters if hasattr(kind, "step") else {}
-    required = [p for p in takes.values() if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD]
-    if not {*needed, "prediction_type"} <= set(known) or len(required) != 4:
+    needed = "beta_schedule" if isinstance(diffusion, GaussianDiffusion) else "sigma_data"
+    try:
+        kind = getattr(diffusers, class_name)
+        known = inspect.signature(kind).parameters
+        takes = inspect.signature(kind.step).parameters.values()
+        # self, prediction, timestep and state
+        fits = {needed, "prediction_type"} <= set(known) and sum(
+            p.default is p.empty for p in takes
+        ) == 4
+    except (AttributeError, TypeError, ImportError):
+        fits = False
+    if not fits or any(word in class_name for word in _OTHER_WAYS):
         raise UserError(
             f"scheduler_config.json names {class_name}, which is no sampler of such a model here; "
             f"give --sampler, one of {', '.join(SAMPLERS)}"
@@ -207,9 +207,9 @@ class LinearSampler:
     """DDPM and DDIM: every coefficient is known before the loop begins.
 
     A step is x_0 = clip(a x + b prediction), then x' = c x + d x_0 + e prediction + s noise, where
-    a learned variance (Nichol 2021, arXiv:2102.09672, eq. 15) multiplies s. It gives what diffusers'
-    schedulers give, except where those are wrong: "trailing" rounds to an extra timestep -1 for
-    some numbers of steps, and DDIM takes t - T // steps for the next timestep, whatever it is.
+    a learned variance (Nichol 2021, arXiv:2102.09672, eq. 15) multiplies s. It gives
+    what diffusers' schedulers give, except where those are wrong: "trailing" rounds to an extra
+    timestep -1 for some numbers of steps, and DDIM takes t - T // steps for the next timestep.
 
     Args:
         diffusion: The forward process.
@@ -266,9 +266,9 @@ class LinearSampler:
             raise UserError(f"unknown timestep_spacing {self.timestep_spacing!r}")
         return [int(t) for t in times if 0 <= t < total]
 
-    def plan(self, steps: int, eta: float, generators: list[torch.Generator]) -> LinearPlan:
+    def plan(self, steps: int, eta: float | None, generators: list[torch.Generator]) -> LinearPlan:
         """Work the coefficients out."""
-        return LinearPlan(self, steps, eta)
+        return LinearPlan(self, steps, eta or 0.0)
 
 
 class Coefficients(NamedTuple):
@@ -328,9 +328,7 @@ class LinearPlan:
         """The state itself."""
         return x
 
-    def step(
-        self, index: int, x: Tensor, prediction: Tensor, draw: Draw
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, index: int, x: Tensor, prediction: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         """The next x and the x_0 predicted on the way; x and the prediction stay as they are."""
         c = self._steps[index]
         output, prediction = prediction, mean_channels(prediction, x.shape[1])
@@ -373,7 +371,7 @@ class SolverSampler:
         """As the forward process says; what the network predicts is clipped on the way."""
         return self.diffusion.clip_sample
 
-    def plan(self, steps: int, eta: float, generators: list[torch.Generator]) -> SolverPlan:
+    def plan(self, steps: int, eta: float | None, generators: list[torch.Generator]) -> SolverPlan:
         """Choose the noise levels."""
         return SolverPlan(self, (self.sigmas or self.diffusion.sigmas)(steps))
 
@@ -459,7 +457,9 @@ class SchedulerSampler:
         self.name = name or type(scheduler).__name__
         self.clip = diffusion is not None and diffusion.clip_sample
 
-    def plan(self, steps: int, eta: float, generators: list[torch.Generator]) -> SchedulerPlan:
+    def plan(
+        self, steps: int, eta: float | None, generators: list[torch.Generator]
+    ) -> SchedulerPlan:
         """Set its timesteps."""
         return SchedulerPlan(self, steps, eta, generators)
 
@@ -468,7 +468,11 @@ class SchedulerPlan:
     """The steps of a `SchedulerSampler`."""
 
     def __init__(
-        self, sampler: SchedulerSampler, steps: int, eta: float, generators: list[torch.Generator]
+        self,
+        sampler: SchedulerSampler,
+        steps: int,
+        eta: float | None,
+        generators: list[torch.Generator],
     ) -> None:
         self._scheduler = scheduler = sampler.scheduler
         self._config: Mapping[str, Any] = getattr(scheduler, "config", {})
@@ -485,7 +489,7 @@ class SchedulerPlan:
         self._from(0)
         known = inspect.signature(scheduler.step).parameters
         options = {"eta": eta, "generator": generators}
-        self._options = {name: value for name, value in options.items() if name in known}
+        self._options = {k: v for k, v in options.items() if k in known and v is not None}
         self._learned = self._config.get("variance_type") == "learned_range" and hasattr(
             scheduler, "variance_type"
         )
@@ -522,14 +526,16 @@ class SchedulerPlan:
         scale = getattr(self._scheduler, "scale_model_input", None)
         return scale(x, self._times[index]) if scale else x
 
-    def step(
-        self, index: int, x: Tensor, prediction: Tensor, draw: Draw
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, index: int, x: Tensor, prediction: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         """The scheduler draws the noise itself; x_0 is its own, if it says one."""
         means = mean_channels(prediction, x.shape[1])
         seen = self.model_input(index, x)
         given = prediction if self._learned else means
-        output = self._scheduler.step(given, self._times[index], x, **self._options)
+        try:
+            output = self._scheduler.step(given, self._times[index], x, **self._options)
+        except (NotImplementedError, ValueError) as error:
+            cause = " ".join(str(error).split())[:200]
+            raise UserError(f"{type(self._scheduler).__name__}: {cause}") from error
         following = output[0] if isinstance(output, tuple) else output.prev_sample
         x0 = None if isinstance(output, tuple) else output.get("pred_original_sample")
         if x0 is None and self._mix is not None:

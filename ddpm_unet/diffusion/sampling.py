@@ -11,7 +11,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_unet import randomness
-from ddpm_unet.diffusion.process import Diffusion, Network, batch_time
+from ddpm_unet.diffusion.edm import Diffusion
+from ddpm_unet.diffusion.process import Network, batch_time
 from ddpm_unet.diffusion.samplers import SolverPlan, make_sampler
 from ddpm_unet.errors import UserError
 
@@ -86,7 +87,7 @@ def timesteps(sampler: Any, steps: int) -> Tensor:
     Raises:
         UserError: A number of steps that it cannot take.
     """
-    return torch.tensor(sampler.plan(steps, 0.0, []).times)
+    return torch.tensor(sampler.plan(steps, None, []).times)
 
 
 def sample(
@@ -99,7 +100,7 @@ def sample(
     steps: int,
     diffusion: Diffusion | None = None,
     device: torch.device | str = "cpu",
-    eta: float = 0.0,
+    eta: float | None = None,
     self_conditioning: bool = False,
     start: Tensor | None = None,
     strength: float = 1.0,
@@ -120,7 +121,7 @@ def sample(
         diffusion: The forward process that the network was trained on.
         device: Where to compute. The noise is drawn there, so that another kind of device
             draws other images.
-        eta: Noise of DDIM: 0 for none, 1 for that of DDPM.
+        eta: Noise of DDIM: 0 for none, 1 for that of DDPM; None for what the sampler usually has.
         self_conditioning: Give the network, as `estimate`, the image predicted in the step
             before, clipped to [-1, 1] if the sampler clips, and zeros at first (Chen 2022).
         start: Images `[B or 1, *shape]` to noise and go on from, instead of noise alone (Meng

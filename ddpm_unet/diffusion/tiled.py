@@ -10,6 +10,7 @@ from torch import Tensor
 from ddpm_unet.diffusion.process import Network, time_of
 from ddpm_unet.errors import UserError
 
+
 def tiled(
     network: Network, tile: int, overlap: int, *, periodic: bool = False, batch: int = 16
 ) -> Network:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.data.planes import Planes
 from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Conditioning, in_turn, read_context, read_planes
 from ddpm_unet.inference.denoiser import generate
@@ -76,7 +76,7 @@ def draw(unet, files, batch_size, told=ALL, count=5, label=None, steps=3, **guid
     )
     batches = generate(
         steered(unet, told.null_class(unet.config), **guidance),
-        make_scheduler("ddpm", GaussianDiffusion()),
+        make_sampler("ddpm", GaussianDiffusion()),
         image_shape(unet.config, channels=told.image_channels),
         count,
         seed=0,

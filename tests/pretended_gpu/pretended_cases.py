@@ -59,11 +59,11 @@ def per(found: Counter[tuple[str, str]], steps: int) -> dict[str, float]:
 def sampling(name: str) -> Found:
     """Images that a sampler draws, and the waits within its steps but the first and last."""
     from ddpm_unet.diffusion.process import GaussianDiffusion
-    from ddpm_unet.diffusion.samplers import make_scheduler
+    from ddpm_unet.diffusion.samplers import make_sampler
     from ddpm_unet.diffusion.sampling import sample
     from ddpm_unet.models.timetable import timetabled
 
-    scheduler = make_scheduler(name, GaussianDiffusion())
+    scheduler = make_sampler(name, GaussianDiffusion())
     unet = timetabled(small_unet(), torch.arange(1000))
     marks: list[Counter[tuple[str, str]]] = []
     images = sample(
