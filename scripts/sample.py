@@ -65,6 +65,7 @@ def main() -> None:
     import torch
     from accelerate import Accelerator
 
+    from ddpm_unet.cpu import accelerate_cpu
     from ddpm_unet.diffusion.samplers import make_scheduler
     from ddpm_unet.diffusion.sampling import FilmStrip, timesteps
     from ddpm_unet.diffusion.tiled import tiled
@@ -82,7 +83,7 @@ def main() -> None:
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline, read_scheduler
     from ddpm_unet.inference.steering import check_guidance, read_guide, steered
     from ddpm_unet.inference.writing import output_folder, save_masks
-    from ddpm_unet.models.timetable import timetabled
+    from ddpm_unet.models import precompute_time_embeddings
     from ddpm_unet.training.run_folder import newest_or_shipped
 
     edit = Edit(args.init_image, args.strength, args.mask, args.resamplings, args.interpolate)
@@ -90,7 +91,7 @@ def main() -> None:
     folder = args.model or newest_or_shipped(SHIPPED, "model_index.json", cure)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     unet, diffusion = read_pipeline(folder)
-    unet.to(accelerator.device)
+    unet = accelerate_cpu(unet.to(accelerator.device))
     told = Conditioning.read(folder)
     told.check(unet.config, folder)
     space = PictureSpace(folder, accelerator.device)
@@ -109,7 +110,7 @@ def main() -> None:
         if args.sampler
         else read_scheduler(folder)
     )
-    network = timetabled(unet, timesteps(scheduler, args.steps))
+    network = precompute_time_embeddings(unet, timesteps(scheduler, args.steps))
     denoiser = steered(
         network, told.null_class(unet.config), args.guidance, args.guidance_interval, guide
     )

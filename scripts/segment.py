@@ -38,6 +38,7 @@ def main() -> None:
     import torch
     from tqdm import tqdm
 
+    from ddpm_unet.cpu import accelerate_cpu
     from ddpm_unet.data.folder import list_pictures
     from ddpm_unet.data.points import list_points
     from ddpm_unet.inference.colors import class_colors
@@ -58,7 +59,7 @@ def main() -> None:
     cure = "train one with scripts/train_seg.py, or give --model"
     folder = args.model or newest_or_shipped(SHIPPED, PREPARATION, cure)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    model = load_segmentation_model(folder, args.levels).to(device)
+    model = accelerate_cpu(load_segmentation_model(folder, args.levels).to(device))
     preparation = Preparation.read(folder, model)
     dims = dimensions(model)
     targets, count = preparation.targets, model.config.num_classes

@@ -15,7 +15,6 @@ from ddpm_unet.config.data import (
     SplitConfig,
 )
 from ddpm_unet.config.jobs import AutoencodeConfig, DenoiseConfig, SegmentConfig
-from ddpm_unet.config.network import AutoencoderConfig, ClassicConfig, HeadConfig, UNetConfig
 from ddpm_unet.config.process import DiffusionConfig
 from ddpm_unet.config.training import (
     PredictConfig,
@@ -67,36 +66,6 @@ LIMITS: dict[type, dict[str, Limits]] = {
         "gamma": (0, 10),
         "noise": SHARE,
     },
-    UNetConfig: {
-        "in_channels": (1, 65_536),
-        "out_channels": (1, 65_536),
-        "sample_size": (1, 65_536),
-        "block_out_channels": (1, 16_384),
-        "layers_per_block": (1, 64),
-        "transformer_layers_per_block": (1, 64),
-        "cross_attention_dim": (1, 65_536),
-        "norm_num_groups": POSITIVE,
-        "attn_norm_num_groups": POSITIVE,
-        "attention_head_dim": POSITIVE,
-        "mid_block_scale_factor": (1e-6, 1e6),
-        "norm_eps": (1e-12, 1),
-        "dropout": BELOW_1,
-        "num_class_embeds": (1, 1_000_000),
-    },
-    AutoencoderConfig: {
-        "latent_channels": (1, 65_536),
-        "block_out_channels": (1, 16_384),
-        "layers_per_block": (1, 64),
-        "norm_num_groups": POSITIVE,
-    },
-    ClassicConfig: {"depth": (2, 8), "base_width": (1, 4096), "dropout": BELOW_1},
-    HeadConfig: {
-        "num_classes": (1, 256),
-        "class_colors": (0, 255),
-        "timestep": (0, 100_000),
-        "feature_alphas": (1e-12, 1),
-        "feature_widths": (1, 65_536),
-    },
     DiffusionConfig: {"num_train_timesteps": (1, 100_000), "min_snr_gamma": (1e-6, 1e6)},
     TrainConfig: {
         "steps": (1, 10**9),
@@ -137,7 +106,7 @@ def check_limits(settings: Any, prefix: str = "") -> None:
         if is_dataclass(value):
             check_limits(value, f"{name}.")
             continue
-        least, most = limits.get(field.name, UNLISTED)
+        least, most = field.metadata.get("bounds") or limits.get(field.name, UNLISTED)
         for number in _numbers(value):
             if not least <= number <= most:  # NaN is neither
                 shown = number if isinstance(number, int) else f"{number:g}"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ddpm_unet.errors import UserError
 
 Settings = TypeVar("Settings")
+Value = TypeVar("Value")
+UNLISTED = (0, 2**53)  # up to which floats hold every whole number
 _WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -18,6 +21,54 @@ _WORDS: dict[Any, str] = {
     str: "text",
     type(None): "null",
 }
+
+
+def bounded(default: Value, least: float, most: float = UNLISTED[1]) -> Value:
+    """A dataclass field whose numbers, or those in its tuples, lie between two bounds."""
+    return field(default=default, metadata={"bounds": (least, most)})
+
+
+def check_settings(settings: Any) -> None:
+    """Refuse values of a wrong type, unknown choices, numbers out of bounds and NaN.
+
+    Args:
+        settings: A dataclass; fields that are not `bounded` are finite and at least 0.
+
+    Raises:
+        UserError: Names the setting and what it may be.
+    """
+    hints = get_type_hints(type(settings))
+    for each in fields(settings):
+        value = getattr(settings, each.name)
+        try:
+            _converted(value, hints[each.name])
+        except ValueError:
+            raise UserError(wrong_type(each.name, value, hints[each.name])) from None
+        check_bounds(each.name, value, each.metadata.get("bounds", UNLISTED))
+
+
+def check_bounds(name: str, value: Any, bounds: tuple[float, float]) -> None:
+    """Refuse numbers out of bounds, and NaN; in tuples too.
+
+    Raises:
+        UserError: Names the setting and its bounds.
+    """
+    least, most = bounds
+    for number in _numbers(value):
+        if not least <= number <= most:  # NaN is neither
+            shown = number if isinstance(number, int) else f"{number:g}"
+            wanted = f"between {least:.12g} and {most:.12g}"
+            if most == UNLISTED[1]:
+                wanted = f"at least {least:g}"
+            raise UserError(f"{name} {shown}: must be {wanted}")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, tuple | list):
+        for entry in value:
+            yield from _numbers(entry)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -102,6 +153,8 @@ def _converted(value: Any, hint: Any) -> Any:
     elif origin is tuple:
         if isinstance(value, list | tuple):
             kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+            if len(kinds) != len(value):
+                raise ValueError
             return tuple(_converted(v, k) for v, k in zip(value, kinds, strict=True))
     elif type(value) is hint or (hint is float and type(value) is int):
         return value

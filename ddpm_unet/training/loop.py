@@ -21,8 +21,8 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from tqdm import tqdm
 
-from ddpm_unet import native
 from ddpm_unet.config import TrainConfig
+from ddpm_unet.cpu import accelerate_cpu
 from ddpm_unet.data.loader import shares
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import plot_metrics
@@ -97,8 +97,9 @@ class Training:
         self.job, self.run, self.config, self.accelerator = job, run, config, accelerator
         self.seed = seed
         set_seed(seed)
-        native.enable(config.native)
         network: Any = laid_out(job.build_model(), config.channels_last, accelerator.device)
+        if config.native and accelerator.device.type == "cpu":
+            accelerate_cpu(network)
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         if config.compile:

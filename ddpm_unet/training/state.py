@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ddpm_unet.cpu import FusedAdamWEMA, is_accelerated
 from ddpm_unet.training.ema import EMA, PowerEMA
-from ddpm_unet.training.one_pass import Update
 from ddpm_unet.training.optimizer import load_optimizer_state, optimizer_state
 from ddpm_unet.training.post_hoc import BUFFERS
 from ddpm_unet.training.sharding import copy_into, whole
@@ -52,7 +52,7 @@ class TrainingState:
         self.network, self.optimizer = network, optimizer
         self.named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
         self.ema = EMA([p for _, p in self.named], ema_decay)
-        self._at_once = Update(optimizer, self.ema)
+        self._fused = FusedAdamWEMA(optimizer, self.ema) if is_accelerated(network) else None
         self.powers = {f"{s:g}": PowerEMA(self.ema.parameters, s) for s in ema_lengths}
         self.step = 0
         self.best, self.worse = -math.inf, 0
@@ -70,11 +70,11 @@ class TrainingState:
             step_optimizer: Takes the step.
             scaled: The gradients are, so that nobody else can.
         """
-        if scaled:
+        if scaled or self._fused is None:
             step_optimizer()
             self.ema.update(self.step)
         else:
-            self._at_once(self.step, step_optimizer)
+            self._fused(self.step, step_optimizer)
         for average in self.powers.values():
             average.update(self.step)
 

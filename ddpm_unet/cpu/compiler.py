@@ -1,4 +1,4 @@
-"""C++ beside the Python that calls it: compiled at first use, for the machine at hand.
+"""C++ compiled at first use, and the tensors that it may be given in torch's place.
 
 What is compiled lies in the user's cache folder. Where there is no compiling, torch's own functions
 serve, which one line of the log says.
@@ -11,8 +11,7 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from ctypes import CDLL
 from functools import lru_cache
 from pathlib import Path
@@ -30,21 +29,21 @@ COMPILE = [
 PLAIN = (Tensor, torch.nn.Parameter)
 
 logger = logging.getLogger(__name__)
-_enabled = True
 
 
 @lru_cache
-def library(source: Path, *options: str) -> CDLL | None:
+def library(source: Path) -> CDLL | None:
     """The compiled functions of a source file; None, said in the log, where there is no compiling.
 
     Args:
         source: C++ of functions with C's names, which may include headers from its folder.
-        options: Further arguments of the compiler.
     """
     try:
-        return CDLL(str(_compiled(source, *options)))
+        if platform.system() != "Linux":
+            raise OSError(f"compiled functions are for Linux, this is {platform.system()}")
+        return CDLL(str(_compiled(source)))
     except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
-        _say(f"some computing is not by our own compiled functions, but slower: {error}")
+        _say(f"torch's own functions serve in place of faster compiled ones: {error}")
         return None
 
 
@@ -79,41 +78,26 @@ def serves(*tensors: Tensor | None) -> bool:
     return unseen() and plain(*tensors) and not differentiated(*tensors)
 
 
-def enable(on: bool = True) -> None:
-    """Compute by compiled functions where they apply, as is the default, or nowhere."""
-    global _enabled
-    _enabled = on
+def transformed() -> bool:
+    """Whether torch follows or transforms what is computed.
 
-
-def enabled() -> bool:
-    """Whether compiled functions are to be used where they apply."""
-    return _enabled
-
-
-@contextmanager
-def disabled() -> Iterator[None]:
-    """Torch's own functions everywhere, inside a `with`."""
-    before = _enabled
-    enable(False)
-    try:
-        yield
-    finally:
-        enable(before)
+    As it does in torch.compile, torch.export, tracing, vmap and its kin and forward derivatives.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
 
 
 def unseen() -> bool:
     """Whether torch need not see the operation.
 
-    It wants to in torch.compile, torch.export and tracing, under autocast, in functional
-    transforms and forward differentiation, under modes such as a FLOP counter's, and if `disabled`.
+    It wants to where it is `transformed`, under autocast, and in modes such as a FLOP counter's.
     """
-    return _enabled and not (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch.is_autocast_enabled("cpu")
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
+    return not (
+        transformed() or torch.is_autocast_enabled("cpu") or torch._C._len_torch_dispatch_stack()
     )
 
 
@@ -122,11 +106,11 @@ def _say(line: str) -> None:
     logger.warning(line)
 
 
-def _compiled(source: Path, *options: str) -> Path:
+def _compiled(source: Path) -> Path:
     """The library for this source, compiler command and processor, compiled if it is not there."""
     # Linked with torch's own OpenMP, whose threads it shares.
     runtime = sorted(map(str, (Path(torch.__file__).parent / "lib").glob("libgomp*")))
-    command = [*COMPILE, "-shared", "-fPIC", str(source), "-Wl,--as-needed", *options, *runtime]
+    command = [*COMPILE, "-shared", "-fPIC", str(source), "-Wl,--as-needed", *runtime]
     circumstances = (command, torch.__version__, platform.machine(), _processor())
     key = hashlib.sha256(repr(circumstances).encode())
     for part in [source, *sorted(source.parent.glob("*.h"))]:

@@ -16,25 +16,27 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
+from ddpm_unet.cpu.compiler import transformed
+
 Function = Callable[..., Tensor]
 
 
-def forgetful(function: Function, *inputs: Tensor | None) -> Tensor:
+def recompute(function: Function, *inputs: Tensor | None) -> Tensor:
     """`function(*inputs)`, of which the inputs alone are kept for the backward pass.
 
     Args:
         function: Without randomness; does not change its inputs.
         inputs: At least one, and all that have a gradient.
     """
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if transformed() or not torch.is_grad_enabled():
         return function(*inputs)  # a compiler chooses for itself what to keep
-    output: Tensor = _Forgetful.apply(function, *inputs)
+    output: Tensor = _Recompute.apply(function, *inputs)
     return output
 
 
-def without_keeping(layer: Function, x: Tensor) -> Tensor:
-    """`layer(x)`; where its backward pass needs an x that is `forgetful`, x is computed again."""
-    node: Any = None if torch.compiler.is_compiling() else x.grad_fn
+def keep_recipe(layer: Function, x: Tensor) -> Tensor:
+    """`layer(x)`; where its backward pass needs an x of `recompute`, x is computed again."""
+    node: Any = None if transformed() else x.grad_fn
     if not hasattr(node, "recipe"):
         return layer(x)
     storage, shape = x.untyped_storage()._cdata, x.shape  # not x: the graph keeps the hooks
@@ -51,7 +53,7 @@ def without_keeping(layer: Function, x: Tensor) -> Tensor:
 
 
 class _Recipe:
-    """How to compute a forgotten tensor, and its gradient, from what a node of the graph keeps."""
+    """How to compute a tensor that is not kept, and its gradient, from what a node keeps."""
 
     def __init__(self, function: Function, device: str) -> None:
         self._function = function
@@ -96,7 +98,7 @@ class _Recipe:
             return self._function(*inputs)
 
 
-class _Forgetful(torch.autograd.Function):
+class _Recompute(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, function: Function, *inputs: Tensor | None) -> Tensor:
         ctx.save_for_backward(*inputs)

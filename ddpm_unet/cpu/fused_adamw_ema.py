@@ -6,19 +6,32 @@ from collections.abc import Callable
 from ctypes import CDLL, c_double, c_int, c_long, c_void_p
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
-from ddpm_unet import native
-from ddpm_unet.training.ema import EMA
+from ddpm_unet.cpu.compiler import functions, plain, unseen
 
 SOURCE = Path(__file__).with_name("adamw.cpp")
 
 
-class Update:
+class Average(Protocol):
+    """An exponential moving average of parameters."""
+
+    parameters: list[Parameter]
+    averages: list[Tensor]
+
+    def decay_at(self, step: int) -> float:
+        """The weight of the past at optimiser step number `step` (from 0)."""
+
+    def update(self, step: int) -> None:
+        """Take in the weights after that step."""
+
+
+class FusedAdamWEMA:
     """An optimiser's step, and its parameters taken into their average.
 
     Args:
@@ -26,11 +39,11 @@ class Update:
         ema: The average of the optimiser's parameters.
     """
 
-    def __init__(self, optimizer: Optimizer, ema: EMA) -> None:
+    def __init__(self, optimizer: Optimizer, ema: Average) -> None:
         self.optimizer, self.ema = optimizer, ema
         self._averages = dict(zip(ema.parameters, ema.averages, strict=True))
         # Asked before `found_inf` is, which on a GPU would be waiting for it.
-        self._possible = type(optimizer) is AdamW and native.plain(*ema.parameters)
+        self._possible = type(optimizer) is AdamW and plain(*ema.parameters)
         self._ready = False
 
     @torch.no_grad()
@@ -47,11 +60,11 @@ class Update:
             otherwise()
             self.ema.update(step)
             return
-        functions: Any = library()
+        compiled: Any = library()
         for settings, steps, table in tables:
             torch._foreach_add_(steps, 1)
             count = int(steps[0])
-            functions.adamw(
+            compiled.adamw(
                 table.data_ptr(),
                 len(table),
                 *(settings["lr"], settings["weight_decay"], *settings["betas"], settings["eps"]),
@@ -62,7 +75,7 @@ class Update:
 
     def _tables(self) -> list[tuple[dict[str, Any], list[Tensor], Tensor]] | None:
         """Settings, counts of steps and addresses of every group; None where torch is to do it."""
-        if not self._possible or not native.unseen():
+        if not self._possible or not unseen():
             return None
         skipped = getattr(self.optimizer, "found_inf", None)
         if skipped is not None and skipped:
@@ -94,7 +107,7 @@ class Update:
                 return False
             for p, state in zip(settings["params"], states, strict=True):
                 tensors = (p, state["exp_avg"], state["exp_avg_sq"], self._averages[p])
-                if not native.plain(*tensors) or not all(x.is_contiguous() for x in tensors):
+                if not plain(*tensors) or not all(x.is_contiguous() for x in tensors):
                     return False
             trained += len(states)
             if len({int(state["step"]) for state in states}) > 1:
@@ -105,4 +118,4 @@ class Update:
 @lru_cache(maxsize=1)
 def library() -> CDLL | None:
     """The compiled function; None where there is no compiling."""
-    return native.functions(SOURCE, adamw=[c_void_p, c_long, *[c_double] * 8, c_int])
+    return functions(SOURCE, adamw=[c_void_p, c_long, *[c_double] * 8, c_int])

@@ -2,19 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import reduce
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import pairwise
 from math import prod, sqrt
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
-from ddpm_unet import native
 from ddpm_unet.config import ClassicConfig
-from ddpm_unet.models.layers.convolution import convolution
+from ddpm_unet.models.layers import convolution
+
+
+class Recomputing(nn.Module):
+    """A module that runs its blocks by `run`.
+
+    Attributes:
+        checkpointing: Whether the backward pass computes the blocks' activations again.
+    """
+
+    checkpointing = False
+
+    def run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        """The block's output."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return block(*inputs)
+        contexts = partial(_recomputing, block)
+        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+def _recomputing(block: nn.Module) -> tuple[AbstractContextManager[Any], Any]:
+    """Contexts of the first and the second forward pass of a checkpointed block."""
+    return nullcontext(), _spare_statistics(block)
+
+
+@contextmanager
+def _spare_statistics(block: nn.Module) -> Iterator[None]:
+    """Batch normalisation counts a batch once: what the recomputation adds is thrown away."""
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    kept = [norm._buffers for norm in norms]
+    for norm in norms:
+        norm._buffers = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers = buffers
 
 
 class ConvBlock(nn.Sequential):
@@ -35,48 +73,21 @@ class ConvBlock(nn.Sequential):
                 self.append(layer(config, "BatchNorm")(o))
             self.append(nn.ReLU(inplace=True))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, channels[0], *space]` to `[B, channels[-1], *space]`, 2 less without padding.
 
-        Where nothing is trained, the normalisation is part of the convolution's weights.
-        """
-        if (
-            not self.normed
-            or self.training
-            or not native.unseen()
-            or native.differentiated(x, *self.parameters())
-        ):
-            return super().forward(x)
-        for conv, norm, relu in zip(*[iter(self)] * 3, strict=True):
-            factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            weight = conv.weight * factor.reshape(-1, *[1] * (conv.weight.dim() - 1))
-            x = relu(conv._conv_forward(x, weight, norm.bias - norm.running_mean * factor))
-        return x
+class Pool(nn.Module):
+    """Maxima of `factor` x `factor` (x `factor`) pixels.
 
-
-class Double(nn.ConvTranspose2d):
-    """The up-convolution of stride 2, each pixel becoming 2 x 2.
-
-    Args:
-        channels: Of the input.
-        out: Of the output.
+    A rest at the far sides is pooled alone; the decoder crops it again.
     """
 
-    def __init__(self, channels: int, out: int) -> None:
-        super().__init__(channels, out, kernel_size=2, stride=2)
+    def __init__(self, factor: int = 2) -> None:
+        super().__init__()
+        self.factor = factor
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """`[B, channels, H, W]` to `[B, out, 2H, 2W]`."""
-        assert self.bias is not None
-        if not native.serves(x, self.weight, self.bias):
-            return super().forward(x, output_size)
-        # A product, and its values two by two as complex numbers, which is how they lie in memory:
-        # on a CPU up to three times as fast as torch's.
-        weight = rearrange(self.weight, "c k i j -> (k i j) c 1 1")
-        values = F.conv2d(x, weight, self.bias.repeat_interleave(4))
-        left, right = rearrange(values, "b (k i j) h w -> j b k h i w", i=2, j=2)
-        pairs = torch.complex(left, right)
-        return rearrange(torch.view_as_real(pairs), "b k h i w j -> b k (h i) (w j)")
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, *space]` to a `factor`-th of each size, rounded up."""
+        pooling = F.max_pool2d if x.dim() == 4 else F.max_pool3d
+        return pooling(x, kernel_size=self.factor, ceil_mode=True)
 
 
 class Up(nn.Module):
@@ -99,11 +110,7 @@ class Up(nn.Module):
         self.up: nn.Module
         if config.upsample == "transposed":
             up = channels if config.doubling == "before_pooling" else width
-            self.up = (
-                Double(channels, up)
-                if config.dims == 2
-                else nn.ConvTranspose3d(channels, up, kernel_size=2, stride=2)
-            )
+            self.up = layer(config, "ConvTranspose")(channels, up, kernel_size=2, stride=2)
         else:
             self.up = Interpolate(config)
         self.block = ConvBlock(config, up if self.add else up + sum(skips), width, out or width)
@@ -135,6 +142,41 @@ class Interpolate(nn.Module):
         return x if self.same else centre(x, [n - 2 for n in x.shape[2:]])
 
 
+class ContractingPath(Recomputing):
+    """Two 3x3 convolutions a level, 2x2 max pooling between levels (Ronneberger 2015).
+
+    Attributes:
+        widths: Channels of every level's activations.
+
+    Args:
+        config: The architecture.
+    """
+
+    def __init__(self, config: ClassicConfig) -> None:
+        super().__init__()
+        self.widths = widths(config)
+        if halved(config):
+            self.widths[-1] //= 2
+        self.pool = Pool()
+        self.blocks = nn.ModuleList()
+        channels = config.in_channels
+        for width, out in zip(widths(config), self.widths, strict=True):
+            first = width // 2 if config.doubling == "before_pooling" else out
+            self.blocks.append(ConvBlock(config, channels, first, out))
+            channels = out
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """`[B, in_channels, H, W]` to `[B, widths[i], ~H / 2^i, ~W / 2^i]` for every level i."""
+        features: list[Tensor] = []
+        for level, block in enumerate(self.blocks):
+            x = self.run(block, self.pool(features[-1]) if features else images)
+            if level >= len(self.blocks) - 2:
+                x = self.dropout(x)
+            features.append(x)
+        return features
+
+
 def layer(config: ClassicConfig, kind: str) -> Callable[..., nn.Module]:
     """`torch.nn`'s 2-D or 3-D layer: "Conv" -> `nn.Conv2d` or `nn.Conv3d`."""
     return getattr(nn, f"{kind}{config.dims}d")
@@ -157,21 +199,6 @@ def halved(config: ClassicConfig) -> bool:
         and config.upsample == "bilinear"
         and config.doubling == "after_pooling"
     )
-
-
-def pool(x: Tensor, factor: int = 2) -> Tensor:
-    """Divide the size by `factor`; a rest is pooled alone, the decoder crops it again."""
-    if (
-        x.device.type == "cpu"
-        and native.unseen()
-        and not native.differentiated(x)
-        and not any(size % factor for size in x.shape[2:])
-    ):
-        for dim in range(2, x.dim()):  # the same, ten times faster there
-            x = reduce(torch.maximum, x.unflatten(dim, (-1, factor)).unbind(dim + 1))
-        return x
-    pooling = F.max_pool2d if x.dim() == 4 else F.max_pool3d
-    return pooling(x, kernel_size=factor, ceil_mode=True)
 
 
 def centre(x: Tensor, size: Sequence[int]) -> Tensor:

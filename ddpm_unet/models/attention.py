@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from ddpm_unet.models.layers import attend
-from ddpm_unet.models.layers.convolution import convolution, zeroed
+from ddpm_unet.models.layers import convolution, zeroed
 
 
 class Attention(nn.Module):
@@ -19,6 +17,7 @@ class Attention(nn.Module):
         head_dim: Channels of a head.
         context_channels: Channels of the source of keys and values, by default `channels`.
         bias: Biases of the three input projections.
+        group_norm: A normalisation for the caller to apply, first in the order of parameters.
     """
 
     def __init__(
@@ -29,9 +28,11 @@ class Attention(nn.Module):
         context_channels: int | None = None,
         *,
         bias: bool,
+        group_norm: nn.GroupNorm | None = None,
     ) -> None:
         super().__init__()
         inner = heads * head_dim
+        self.group_norm = group_norm
         self.heads = heads
         self.to_q = nn.Linear(channels, inner, bias=bias)
         self.to_k = nn.Linear(context_channels or channels, inner, bias=bias)
@@ -52,12 +53,14 @@ class Attention(nn.Module):
             `[B, N, channels]`.
         """
         source = tokens if context is None else context
-        projected = self.to_q(tokens), self.to_k(source), self.to_v(source)
-        if bias is None and attend.applies(*projected, self.heads):
-            return self.to_out[0](attend.attend(*projected, self.heads))
-        q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=self.heads) for x in projected)
+        q, k, v = self.to_q(tokens), self.to_k(source), self.to_v(source)
+        return self.to_out[0](self.mix(q, k, v, bias))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """`softmax(q k^T / sqrt(D) + bias) v` of every head; all `[B, tokens, heads * D]`."""
+        q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.to_out[0](rearrange(mixed, "b h n d -> b n (h d)"))
+        return mixed.transpose(1, 2).flatten(2)
 
 
 class SelfAttention(Attention):
@@ -82,18 +85,18 @@ class SelfAttention(Attention):
         eps: float,
         output_scale: float = 1.0,
     ) -> None:
-        super().__init__(channels, heads, head_dim, bias=True)
-        self.group_norm = nn.GroupNorm(groups, channels, eps) if groups else None
+        norm = nn.GroupNorm(groups, channels, eps) if groups else None
+        super().__init__(channels, heads, head_dim, bias=True, group_norm=norm)
         self.output_scale = output_scale
         zeroed(self.to_out[0])
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
-        """`[B, C, *space]` to the same; called like `Transformer`, but blind to the context."""
+        """`[B, C, *space]` to the same; called like `Transformer`, without using the context."""
         h = x if self.group_norm is None else self.group_norm(x)
-        h = super().forward(rearrange(h, "b c ... -> b (...) c").contiguous())
-        x = x + rearrange(h, "b n c -> b c n").reshape(x.shape)
+        h = super().forward(h.flatten(2).transpose(1, 2).contiguous())
+        x = x + h.transpose(1, 2).reshape(x.shape)
         return x if self.output_scale == 1 else x / self.output_scale
 
 
@@ -220,14 +223,14 @@ class Transformer(nn.Module):
         h = self.norm(x)
         if not self.linear:
             h = self.proj_in(h)
-        tokens = rearrange(h, "b c ... -> b (...) c").contiguous()
+        tokens = h.flatten(2).transpose(1, 2).contiguous()
         if self.linear:
             tokens = self.proj_in(tokens)
         for block in self.transformer_blocks:
             tokens = block(tokens, context, bias)
         if self.linear:
             tokens = self.proj_out(tokens)
-        h = rearrange(tokens, "b n c -> b c n").reshape(x.shape[0], -1, *x.shape[2:])
+        h = tokens.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])
         if not self.linear:
             h = self.proj_out(h)
         return x + h
