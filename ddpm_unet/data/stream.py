@@ -55,7 +55,11 @@ class Stream(Dataset[Batch]):
         positions = np.asarray(positions, dtype=np.int64)
         items = order(self.seed, positions, self.epoch_length)
         picture = np.searchsorted(self._bounds, items, side="right")
-        return random_windows(self.images.layout, picture, self.config, self.seed, positions)
+        sizes, config = self.images.layout.sizes[picture], self.config
+        # Resized images are mirrored left-right only.
+        flips = [config.flips and config.fit == "crop"] * (sizes.shape[1] - 1) + [config.flips]
+        room = sizes - config.size + 1
+        return random_windows(room, picture, flips, config.rot90, self.seed, positions)
 
     def __getitems__(self, positions: Sequence[int] | np.ndarray) -> Batch:
         """The batch at these positions, whatever they are.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
@@ -9,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.image_set import Layout
 from ddpm_unet.randomness import bits, integers
 
@@ -66,14 +66,20 @@ def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
 
 
 def random_windows(
-    layout: Layout, picture: np.ndarray, config: ImageDataConfig, seed: int, positions: np.ndarray
+    room: np.ndarray,
+    image: np.ndarray,
+    flips: Sequence[bool],
+    rot90: bool,
+    seed: int,
+    positions: np.ndarray,
 ) -> Windows:
-    """A random window of each position's picture, any place as likely as another.
+    """A random window of each position's image, any place as likely as another.
 
     Args:
-        layout: Sizes of all pictures.
-        picture: The picture at each position, `int64 [B]`.
-        config: Window size, flips ("resize" mirrors left-right only) and turns.
+        room: Number of places of a window along each axis, `int64 [B, axes]`, at least 1.
+        image: The image at each position, `int64 [B]`.
+        flips: Whether to mirror along each axis.
+        rot90: Whether to turn.
         seed: Of the run.
         positions: In the training stream, `int64 [B]`.
     """
@@ -81,21 +87,16 @@ def random_windows(
     def draw(purpose: str, high: int | np.ndarray) -> np.ndarray:
         return integers(seed, f"data/{purpose}", positions, high)
 
-    room = layout.sizes[picture] - config.size + 1
     axes = room.shape[1]
-    flips = [config.flips and config.fit == "crop"] * (axes - 1) + [config.flips]
     corner, mirrored = np.zeros_like(room), np.zeros(room.shape, dtype=bool)
-    turns = np.zeros(len(room), dtype=np.int64)
-    free = (room > 1).any(0).tolist()
     for axis, name in enumerate(CORNER[-axes:]):
-        if free[axis]:
+        if (room[:, axis] > 1).any():
             corner[:, axis] = draw(name, room[:, axis])
     for axis, name in enumerate(MIRRORED[-axes:]):
         if flips[axis]:
             mirrored[:, axis] = draw(name, 2)
-    if config.turns:
-        turns = draw("turns", 4)
-    return Windows(picture, corner, turns, mirrored)
+    turns = draw("turns", 4) if rot90 else np.zeros(len(room), dtype=np.int64)
+    return Windows(image, corner, turns, mirrored)
 
 
 def grid_windows(layout: Layout, size: int) -> Windows:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.config.typed import check_settings
+from ddpm_unet.config.reading import check_settings
 from ddpm_unet.errors import UserError
 
 AttentionKind = Literal["self", "cross"] | None

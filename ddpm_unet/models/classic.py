@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ddpm_unet.config import ClassicConfig, HeadConfig
-from ddpm_unet.config.typed import check_settings
+from ddpm_unet.config.reading import check_settings
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.classic_layers import ContractingPath, Recomputing, corner, he_initialise
 from ddpm_unet.models.decoders import (

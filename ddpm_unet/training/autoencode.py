@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ddpm_unet.config import AutoencodeConfig
-from ddpm_unet.config.limits import check_limits
+from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data.sources import held_out, open_images
 from ddpm_unet.data.stream import Stream, to_model_range
 from ddpm_unet.errors import UserError

@@ -32,7 +32,7 @@ def packed_pictures(effort: Effort) -> Measured:
         place.mkdir()
         write_pictures(place, count, SIZE)
         config = ImageDataConfig(
-            source=str(place), size=SIZE, fit="resize", turns=False, include_held_out=True
+            source=str(place), size=SIZE, fit="resize", rot90=False, include_held_out=True
         )
         images = open_images(config)
         plain = ImageDataConfig(**vars(config) | {"flips": False})

@@ -65,7 +65,7 @@ SET = image_set(ImageDataConfig(size=8, class_labels=True), (9, 30), (8, 8), (25
 @pytest.mark.parametrize("turns", [False, True])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_items_are_turned_windows_of_their_pictures(flips: bool, turns: bool, dtype: str) -> None:
-    config = ImageDataConfig(size=8, flips=flips, turns=turns)
+    config = ImageDataConfig(size=8, flips=flips, rot90=turns)
     images = image_set(config, (9, 30), (25, 16), dtype=dtype)
     stream = Stream(images, config, seed=0)
     positions = np.arange(200)
@@ -129,7 +129,7 @@ def test_epoch_length_of_resized_pictures_is_their_number() -> None:
 
 
 def test_depth_reaches_the_model_uncut() -> None:
-    config = ImageDataConfig(size=4, flips=False, turns=False)
+    config = ImageDataConfig(size=4, flips=False, rot90=False)
     deep = np.arange(16, dtype=np.uint16).reshape(4, 4, 1)
     images = open_collection(ArrayCollection([deep], "a"), config)
     found = Stream(images, config, 0)[7]["image"]

@@ -9,10 +9,10 @@ from in_process import run
 from PIL import Image
 from scipy import ndimage
 
-from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.data.pictures import read_picture
 from ddpm_unet.data.planes import Planes
-from ddpm_unet.inference.conditions import Conditioning
+from ddpm_unet.diffusion.process import GaussianDiffusion
+from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models.unet import UNet
 
@@ -65,11 +65,11 @@ def test_pan_sharpening_from_a_picture_to_the_table(here):
 def test_many_samples_of_a_tile_and_their_map(here, small_unet):
     done("make_pairs.py", "staining a.png --scale 1 --out pairs")
     config = replace(small_unet, in_channels=2, out_channels=1, sample_size=16)
-    write_pipeline(here / "model", UNet(config), DiffusionConfig())
+    write_pipeline(here / "model", UNet(config), GaussianDiffusion())
     place = "--images pairs/test/images --targets pairs/test/targets --tiles 2 --samples 3"
     refused = run("uncertainty.py", f"--model model {place}".split())
     assert refused.status == 2
-    Conditioning(image_channels=1, planes=Planes("picture", 1)).write(here / "model")
+    Conditioning(image_channels=1, concat_cond=Planes("picture", 1)).write(here / "model")
     told = done("uncertainty.py", f"--model model {place} --steps 2 --sampler ddim")
     assert "2 tiles, 3 samples each" in told
     scores = json.loads((here / "uncertainty/scores.json").read_text())

@@ -12,8 +12,9 @@ from accelerate.state import AcceleratorState, PartialState
 from PIL import Image
 from scipy import ndimage
 
-from ddpm_unet.config import ClassicConfig, DiffusionConfig, UNetConfig
+from ddpm_unet.config import ClassicConfig, UNetConfig
 from ddpm_unet.data.points import read_points
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.inference.segmentation import Preparation
 from ddpm_unet.models import UNet
@@ -69,7 +70,7 @@ def test_volumes_are_sampled(run, tmp_path, ending):
         up_block_types=("UpBlock2D", "UpBlock2D"), layers_per_block=1, norm_num_groups=2,
         attention_head_dim=4,
     )  # fmt: skip
-    write_pipeline(tmp_path / "model", UNet(unet), DiffusionConfig())
+    write_pipeline(tmp_path / "model", UNet(unet), GaussianDiffusion())
     nifti = ["--nifti"] * (ending == ".nii.gz")
     run("sample.py", "--model", "model", "--steps", 2, "--num_images", 3, "--film", 2, *nifti)
     names = {path.name for path in (tmp_path / "generated").iterdir()}
@@ -96,7 +97,7 @@ def test_floats_are_predicted_from_nifti(run, tmp_path, capsys, channels):
     flags = (
         "--task regress --init scratch --data.images images --data.masks targets --data.dims 3 "
         "--data.size 12 --data.scale 0.8 --data.value_range percentiles --data.target_range "
-        "[-100,150] --data.augment.turns false --data.augment.elastic_sigma 0 "
+        "[-100,150] --data.augment.rot90 false --data.augment.elastic_sigma 0 "
         "--data.split.validation 1 --data.split.test 1 --architecture classic --classic.dims 3 "
         "--classic.padding same --classic.depth 2 --classic.base_width 8 --train.steps 60 "
         "--train.batch_size 2 --train.warmup_steps 2 --train.lr 0.01 --train.ema_decay 0.5 "

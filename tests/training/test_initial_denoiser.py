@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_unet.config import DiffusionConfig, HeadConfig, PairDataConfig, SegmentConfig
+from ddpm_unet.config import HeadConfig, PairDataConfig, SegmentConfig
 from ddpm_unet.data.planes import Planes
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.conditions import Conditioning
+from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet
 from ddpm_unet.training.initial_denoiser import channels_of, choose_denoiser
@@ -23,7 +24,7 @@ def write(settings, tmp_path):
 
     def write(name, told=None, latents=False, **changes):
         folder = tmp_path / name
-        write_pipeline(folder, UNet(replace(settings.model, **changes)), DiffusionConfig())
+        write_pipeline(folder, UNet(replace(settings.model, **changes)), GaussianDiffusion())
         if told:
             told.write(folder)
         if latents:
@@ -55,7 +56,7 @@ UNFIT = {
         "denoises images with their masks",
     ),
     "masks": (
-        {"out_channels": 1, "told": Conditioning(1, planes=Planes("classes", 2))},
+        {"out_channels": 1, "told": Conditioning(1, concat_cond=Planes("classes", 2))},
         "goes by a condition beside the image",
     ),
     "self": (

@@ -25,9 +25,9 @@ from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import save_images
-from ddpm_unet.inference.conditions import Conditioning
+from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import read_pipeline
-from ddpm_unet.inference.writing import save_masks
+from ddpm_unet.inference.writers import save_masks
 from ddpm_unet.training import loop
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.loop import train
@@ -87,8 +87,8 @@ def test_what_is_denoised_is_the_image_and_its_mask(joint):
     image = batch["image"].float() / 127.5 - 1
     mask = torch.where(batch["condition"] == torch.arange(2)[:, None, None], 1.0, -1.0)
     clean = torch.cat([image, mask], dim=1)
-    timesteps, noise = job.objective.draw(joint.seed, positions, clean.shape[1:])
-    torch.testing.assert_close(seen[0], job.objective.add_noise(clean, timesteps, noise))
+    timesteps, noise = job.diffusion.draw(joint.seed, positions, clean.shape[1:])
+    torch.testing.assert_close(seen[0], job.diffusion.add_noise(clean, timesteps, noise))
     torch.testing.assert_close(losses, clean.square().flatten(1).mean(1))
 
 
@@ -101,7 +101,7 @@ def test_pairs_are_drawn_and_train_a_segmenter(joint, tmp_path, monkeypatch):
     unet, diffusion = read_pipeline(folder.model)
     scheduler = make_scheduler("ddim", diffusion)
     drawn = sample(unet, scheduler, (5, 8, 8), seed=0, indices=range(8), steps=12)
-    images, masks = told.parted(drawn)
+    images, masks = told.split(drawn)
     assert ((images.mean(1) > 0) == masks).float().mean() > 0.9, "masks of other images"
     assert 0.2 < masks.float().mean() < 0.8
     monkeypatch.chdir(tmp_path)

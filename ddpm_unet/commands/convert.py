@@ -1,0 +1,158 @@
+"""From a checkpoint of another toolkit to a folder of this one, which diffusers reads too.
+
+    ddpm-unet convert FILE OUT --heads 4 --qkv_order heads_first
+    ddpm-unet convert FILE OUT --heads 1 --size 64 --prediction_type epsilon
+
+The first writes the network alone, for `train_seg.py --init OUT`; the second, told of the noise
+too, a pipeline for `sample.py --model OUT`. What is missing is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig
+from ddpm_unet.diffusion.process import GaussianDiffusion, alphas_cumprod
+from ddpm_unet.errors import UserError
+from ddpm_unet.inference.pipeline import write_pipeline
+from ddpm_unet.models import UNet
+from ddpm_unet.models.convert import recognise
+from ddpm_unet.models.pretrained import read_file
+
+
+def convert(
+    file: Path, out: Path, told: ForeignConfig, process: ForeignProcessConfig
+) -> tuple[UNet, GaussianDiffusion | None]:
+    """Write a network's folder or, if anything of the noise is told, a pipeline's.
+
+    Returns:
+        The network, and the forward process of the pipeline.
+
+    Raises:
+        UserError: The file cannot be read, something must be told, or `out` has files in it.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: has files in it; name a new folder")
+    unet = UNet.from_pretrained(file, told)
+    variances = unet.config.out_channels == 2 * unet.config.in_channels
+    if process.drop_variance:
+        if not variances:
+            raise UserError(f"{file}: predicts no variances; leave --drop_variance out")
+        unet = without_variance(unet)
+    unet.config.sample_size = process.size
+    if replace(process, drop_variance=False) == ForeignProcessConfig():
+        unet.save_pretrained(out)
+        return unet, None
+    learned = variances and not process.drop_variance
+    settings = forward_process(file, process)
+    diffusion = GaussianDiffusion(
+        **settings, variance_type="learned_range" if learned else "fixed_small"
+    )
+    write_pipeline(out, unet, diffusion)
+    return unet, diffusion
+
+
+def without_variance(unet: UNet) -> UNet:
+    """The network without the second half of its outputs, the variances (Nichol 2021)."""
+    channels = unet.config.out_channels // 2
+    weights = unet.state_dict()
+    for name in ("conv_out.weight", "conv_out.bias"):
+        weights[name] = weights[name][:channels].clone()
+    half = type(unet)(replace(unet.config, out_channels=channels))
+    half.load_state_dict(weights)
+    return half.eval()
+
+
+def forward_process(file: Path, process: ForeignProcessConfig) -> dict[str, Any]:
+    """Arguments of the forward process, from the file's `betas` if there are any, else as told.
+
+    Raises:
+        UserError: Something is not told, or is other than the file's betas say.
+    """
+    known = {key: value for key, value in asdict(process).items() if value is not None}
+    read = read_schedule(file)
+    needed = ["size", "prediction_type"]
+    if read is None:
+        needed += ["num_train_timesteps", "beta_schedule"]
+        ends = process.beta_schedule not in ("squaredcos_cap_v2", "logistic")
+        needed += ["beta_start", "beta_end"] * ends
+    missing = [f"--{name}" for name in needed if name not in known]
+    if missing:
+        raise UserError(
+            f"{file}: the tensors do not say everything that sampling needs; give also"
+            f" {', '.join(missing)}, or none of this for the network alone"
+        )
+    for name, value in (read or {}).items():
+        if known.setdefault(name, value) != value:
+            raise UserError(f"{file}: its betas have {name} {value}, not {known[name]}")
+    for name in ("size", "drop_variance"):
+        del known[name]
+    known["num_timesteps"] = known.pop("num_train_timesteps")
+    return known
+
+
+def read_schedule(file: Path) -> dict[str, Any] | None:
+    """The settings of the schedule whose betas lie in a file, None if there are none.
+
+    Raises:
+        UserError: They are of no schedule known here.
+    """
+    tensors = read_file(file)
+    held = next((tensors[n].double() for n in tensors if f".{n}".endswith(".betas")), None)
+    if held is None:
+        return None
+    steps, start, end = len(held), *(float(f"{end:.6g}") for end in (held[0], held[-1]))
+    schedules: tuple[dict[str, Any], ...] = (
+        {"beta_schedule": "linear", "beta_start": start, "beta_end": end},
+        {"beta_schedule": "scaled_linear", "beta_start": start, "beta_end": end},
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"beta_schedule": "logistic"},
+    )
+    for schedule in schedules:
+        if torch.allclose(
+            alphas_cumprod(steps, **schedule), (1 - held).cumprod(0), rtol=0, atol=1e-4
+        ):
+            return {"num_train_timesteps": steps, **schedule}
+    raise UserError(f"{file}: its betas are of no known schedule; convert the network alone")
+
+
+def report(
+    file: Path, out: Path, told: ForeignConfig, process: ForeignProcessConfig
+) -> Iterator[str]:
+    """Convert, and say in lines what was done."""
+    unet, diffusion = convert(file, out, told, process)
+    config = unet.config
+    name = recognise(file, told).NAME
+    size = sum(p.numel() for p in unet.parameters())
+    yield (
+        f"{name}: {config.in_channels} to {config.out_channels} channels, levels of"
+        f" {', '.join(map(str, config.block_out_channels))}, {size:,} parameters"
+    )
+    what = "the network alone, as nothing was told of the noise"
+    if diffusion:
+        what = (
+            f"a pipeline: {diffusion.num_train_timesteps} steps of {diffusion.beta_schedule} noise,"
+            f" {diffusion.prediction_type} predicted, variance {diffusion.variance_type}"
+        )
+    yield f"written: {out}, {what}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Convert the checkpoint that the command line names."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="ddpm-unet convert", description=main.__doc__)
+    parser.add_argument("file", type=Path, help="safetensors file")
+    parser.add_argument("out", type=Path, help="folder written to")
+    parser.add_class_arguments(ForeignConfig)
+    parser.add_class_arguments(ForeignProcessConfig)
+    given = parser.parse_args(arguments)
+    told = ForeignConfig(**{f.name: given[f.name] for f in fields(ForeignConfig)})
+    process = ForeignProcessConfig(**{f.name: given[f.name] for f in fields(ForeignProcessConfig)})
+    for line in report(given.file, given.out, told, process):
+        print(line)

@@ -1,0 +1,622 @@
+"""One protocol for data: whatever gives images by number can be trained on.
+
+An item is an image, a pair (image, label) or (image, mask), or a dict with the keys of `Item`.
+`as_dataset` brings the items of any such data set into one form; `stream_of` is the endless
+training stream over it, in which everything is a function of (seed, position).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ddpm_unet.data.image_set import ImageSet
+from ddpm_unet.data.masks import IGNORE_INDEX
+from ddpm_unet.data.pictures import picture_array
+from ddpm_unet.data.pixels import to_unit
+from ddpm_unet.data.stream import Batch, to_model_range
+from ddpm_unet.data.windows import order, orient_windows, random_windows
+from ddpm_unet.errors import UserError
+from ddpm_unet.randomness import seeded
+
+LOOKED_AT = 64
+"""Items whose values decide whether float images lie in [0, 1] or in [-1, 1]."""
+Range = tuple[float, float]
+KEYS = ("image", "mask", "label", "target", "weight", "condition", "context")
+
+
+class Item(TypedDict, total=False):
+    """One item of a data set; only the image must be there. Volumes have a depth before H.
+
+    Attributes:
+        image: `[C, H, W]`, uint8 or float32 in [-1, 1].
+        mask: Class of each pixel, `int64 [H, W]`, IGNORE_INDEX where unlabelled.
+        label: Class of the image.
+        target: Numbers to predict, `float32 [K, H, W]` in [-1, 1].
+        weight: Weight of each pixel in the loss, `float32 [H, W]`.
+        condition: An image to go by, `[K, H, W]` as `image`, or classes, `int16 [1, H, W]`.
+        context: Vectors to attend to, `float32 [L, C]`.
+    """
+
+    image: Tensor
+    mask: Tensor
+    label: int
+    target: Tensor
+    weight: Tensor
+    condition: Tensor
+    context: Tensor
+
+
+class ImageDataset(Dataset[Item]):
+    """The items of a data set in one form; see `as_dataset`.
+
+    Attributes:
+        channels: Of the images.
+        dims: 2, or 3 for volumes.
+        dtype: torch.uint8 or torch.float32.
+        value_range: Values of the data set's images that become -1 and 1; None for integers'.
+        classes: Name of each label, if the data set says.
+    """
+
+    def __init__(
+        self,
+        items: Any,
+        *,
+        columns: Mapping[str, str] | None = None,
+        value_range: Range | None = None,
+        num_classes: int | None = None,
+        ignore_value: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        """See `as_dataset`."""
+        self.title = name or type(items).__name__
+        self._check_source(items)
+        features = getattr(items, "features", None)
+        self.columns = dict(columns or {})
+        if features:  # of Hugging Face: what is not used is not decoded either
+            self.columns = _columns_of(features, self.columns, self.title)
+            items = items.select_columns(list(dict.fromkeys(self.columns.values())))
+        self.items = items
+        self.num_classes, self.ignore_value = num_classes, ignore_value
+        label = (features or {}).get(self.columns.get("label", ""))
+        self.classes = tuple(map(str, getattr(label, "names", getattr(items, "classes", ()))))
+        self.value_range = value_range
+        first = self._raw(0)["image"]
+        values = _planes(first, self.name(0))
+        if values.dtype.kind == "f" and value_range is None:
+            self.value_range = self._float_range()
+        self.dims, self.channels, self._stored = values.ndim - 1, len(values), values.dtype
+        self.dtype = self._image(first, self.name(0)).dtype
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Item:
+        """One item. IndexError beyond the last; UserError names what is at fault."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.title} has {len(self)} items")
+        raw, name = self._raw(index), self.name(index)
+        image = self._image(raw["image"], name)
+        item: Item = {"image": image}
+        space = tuple(image.shape[1:])
+        if "mask" in raw:
+            item["mask"] = self._mask(raw["mask"], space, name)
+        if "label" in raw:
+            item["label"] = int(raw["label"])
+        if "target" in raw:
+            item["target"] = _beside(raw["target"], self.dims, space, f"{name}: its target")
+        if "weight" in raw:
+            weight = _beside(raw["weight"], self.dims, space, f"{name}: its weight", within=None)
+            item["weight"] = weight[0]
+        if "condition" in raw:
+            what = f"{name}: its condition"
+            item["condition"] = _beside(raw["condition"], self.dims, space, what, keep_bytes=True)
+        if "context" in raw:
+            context = torch.as_tensor(np.asarray(raw["context"]), dtype=torch.float32)
+            if context.ndim != 2 or not context.isfinite().all():
+                raise UserError(f"{name}: its context must be finite vectors [L, C]")
+            item["context"] = context
+        return item
+
+    def name(self, index: int) -> str:
+        """What messages call an item."""
+        named = getattr(self.items, "name", None)
+        return named(index) if callable(named) else f"{self.title}[{index}]"
+
+    @property
+    def digest(self) -> str:
+        """A digest of the number of items, and of the shapes and values of 16 of them."""
+        digest = hashlib.blake2b(f"{len(self)}".encode(), digest_size=16)
+        for index in _spread(len(self), 16):
+            image = self[index]["image"]
+            digest.update(f"{tuple(image.shape)}".encode() + image.numpy().tobytes())
+        return digest.hexdigest()
+
+    def describe(self) -> str:
+        """One line for the log."""
+        values = (
+            "" if self.dtype == torch.uint8 else f", values {self.value_range or 'of the type'}"
+        )
+        kind = "image" if self.dims == 2 else "volume"
+        keys = [key for key in self[0] if key != "image"]
+        beside = f", each with {' and '.join(keys)}" if keys else ""
+        return (
+            f"{self.title}: {len(self):,} {kind}{'s' * (len(self) > 1)}, "
+            f"{self.channels} channel{'s' * (self.channels > 1)}{values}{beside}"
+        )
+
+    def _check_source(self, items: Any) -> None:
+        if isinstance(items, tuple) and any(isinstance(part, Tensor) for part in items):
+            raise UserError(
+                "a tuple of tensors is no data set; give torch.utils.data.TensorDataset(*tensors)"
+            )
+        if isinstance(items, Mapping):
+            parts = ", ".join(map(str, items))
+            raise UserError(f"{self.title}: is a dict of {parts}; give one of them")
+        if not hasattr(items, "__getitem__") or not hasattr(items, "__len__"):
+            raise UserError(
+                f"{self.title}: has no length and items by number, which resuming needs; give a "
+                "map-style data set (of Hugging Face: without streaming)"
+            )
+        if len(items) == 0:
+            raise UserError(f"{self.title}: is empty; give at least one image")
+
+    def _raw(self, index: int) -> dict[str, Any]:
+        """What an item holds, by the names of `KEYS`."""
+        item, name = self.items[index], self.name(index)
+        if isinstance(item, Mapping):
+            raw = {
+                key: item[self.columns.get(key, key)]
+                for key in KEYS
+                if self.columns.get(key, key) in item
+            }
+            if "image" not in raw:
+                raise UserError(
+                    f"{name}: has no image, but {', '.join(map(str, item))}; say which is the "
+                    'image with columns={"image": ...}'
+                )
+            if "label" in raw and not _is_number(raw["label"]):  # a mask under that name
+                raw.setdefault("mask", raw["label"])
+                del raw["label"]
+            return {key: value for key, value in raw.items() if value is not None}
+        if not isinstance(item, tuple | list):
+            return {"image": item}
+        if len(item) not in (1, 2):
+            raise UserError(
+                f"{name}: has {len(item)} parts; give (image, label), (image, mask) or a dict"
+            )
+        if len(item) == 1:
+            return {"image": item[0]}
+        return {"image": item[0], "label" if _is_number(item[1]) else "mask": item[1]}
+
+    def _image(self, value: Any, name: str) -> Tensor:
+        values = _planes(value, name, self.dims)
+        if (len(values), values.dtype) != (self.channels, self._stored):
+            found, first = (
+                f"{channels} channel{'s' * (channels > 1)} of {dtype}"
+                for channels, dtype in (
+                    (len(values), values.dtype),
+                    (self.channels, self._stored),
+                )
+            )
+            raise UserError(
+                f"{name}: has {found}, the first image {first}; bring all images to one form"
+            )
+        if values.dtype.kind == "f":
+            low, high = self.value_range or (-1.0, 1.0)
+            if values.size and not low <= values.min() <= values.max() <= high:
+                raise UserError(
+                    f"{name}: float values from {values.min():g} to {values.max():g}, not within "
+                    f"{low:g} to {high:g}; say what is black and white with value_range=(low, high)"
+                )
+        elif values.dtype == np.uint8 and self.value_range is None:
+            return torch.from_numpy(np.ascontiguousarray(values))
+        elif values.dtype.kind in "i" and self.value_range is None:
+            raise UserError(
+                f"{name}: is {values.dtype}; give uint8, uint16 or floats, or say what is black "
+                "and white with value_range=(low, high)"
+            )
+        if values.dtype.kind == "f" and self.value_range == (-1.0, 1.0):
+            return torch.from_numpy(np.ascontiguousarray(values))
+        return torch.from_numpy(np.ascontiguousarray(to_unit(values, self.value_range, name)))
+
+    def _float_range(self) -> Range:
+        """[0, 1] unless one of the items looked at has values below 0."""
+        low = 0.0
+        for index in _spread(len(self), LOOKED_AT):
+            values = _planes(self._raw(index)["image"], self.name(index))
+            low = min(low, float(values.min(initial=0)))
+        return (0.0, 1.0) if low == 0 else (-1.0, 1.0)
+
+    def _mask(self, value: Any, space: tuple[int, ...], name: str) -> Tensor:
+        value = value.detach().cpu() if isinstance(value, Tensor) else value
+        mask = np.asarray(value)  # of a palette picture its indices
+        if mask.dtype.kind not in "iub":
+            raise UserError(
+                f"{name}: its mask is {mask.dtype}; give whole numbers, the class of each pixel"
+            )
+        if mask.shape != space and mask.size == np.prod(space):  # an axis of one channel
+            mask = mask.reshape(space)
+        if mask.shape != space:
+            sizes = (" x ".join(map(str, shape[::-1])) for shape in (mask.shape, space))
+            raise UserError("{}: its mask is {} pixels, the image {}".format(name, *sizes))
+        classes = mask.astype(np.int64)
+        if self.ignore_value is not None:
+            classes[classes == self.ignore_value] = IGNORE_INDEX
+        known = classes[classes != IGNORE_INDEX]
+        most = known.max(initial=0) if self.num_classes is None else self.num_classes - 1
+        if known.size and not 0 <= known.min() <= known.max() <= most:
+            strange = known.max() if known.max() > most else known.min()
+            raise UserError(
+                f"{name}: its mask has the class {strange}, not 0 to {most}; number the classes "
+                "from 0, or name the value of unlabelled pixels with ignore_value"
+            )
+        return torch.from_numpy(classes)
+
+
+def as_dataset(
+    data: Any,
+    *,
+    columns: Mapping[str, str] | None = None,
+    value_range: Range | None = None,
+    num_classes: int | None = None,
+    ignore_value: int | None = None,
+    name: str | None = None,
+) -> ImageDataset:
+    """Any data set of images as one whose items are dicts (see `Item`).
+
+    It takes everything with a length and items by number: lists of tensors, arrays or Pillow
+    images, a tensor `[N, C, H, W]`, TensorDataset, the sets of torchvision and Hugging Face.
+    Tensors are `[C, H, W]` or `[H, W]`, arrays and Pillow images `[H, W, C]` or `[H, W]` (arrays
+    of at most 4 channels, which may come first too); volumes have a depth before H.
+
+    Values: uint8 stays as it is until it is on the device; uint16 is taken by its full range.
+    Floats lie in [0, 1], or in [-1, 1] if any of 64 images spread over the set has a value below
+    0. `value_range` says otherwise; what lies outside of it is refused in floats.
+
+    Args:
+        data: The data set.
+        columns: Where items are dicts, the name of each thing there, such as {"image": "img"}.
+            Of a Hugging Face set, columns of one kind are found by themselves.
+        value_range: Values that become -1 and 1.
+        num_classes: Refuse masks with other classes than 0 to num_classes - 1.
+        ignore_value: Value of unlabelled pixels in masks.
+        name: For messages.
+
+    Raises:
+        UserError: Something in the first items cannot be an image; later items when they are met.
+
+    Example:
+        >>> images = torch.rand(10, 3, 32, 32)
+        >>> as_dataset(list(images)).describe()
+        'list: 10 images, 3 channels, values (0.0, 1.0)'
+        >>> as_dataset(list(zip(images, range(10))))[3]["label"]
+        3
+    """
+    if isinstance(data, ImageDataset):
+        return data
+    if isinstance(data, ImageSet) and data.layout.dtype.kind == "f":
+        value_range = value_range or (-1.0, 1.0)
+    return ImageDataset(
+        data,
+        columns=columns,
+        value_range=value_range,
+        num_classes=num_classes,
+        ignore_value=ignore_value,
+        name=name,
+    )
+
+
+class DatasetStream(Dataset[Batch]):
+    """Windows of a data set's images, endlessly: epoch after epoch in a new order.
+
+    An epoch visits each item once. What stands at a position is a function of (seed, position).
+
+    Attributes:
+        dataset: The items.
+        digest: Of the data set, to tell whether it changed between stop and resume.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        *,
+        size: int | None = None,
+        flips: bool = False,
+        rot90: bool = False,
+        seed: int = 0,
+        for_masks: bool = False,
+        middle: bool = False,
+        transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> None:
+        """See `stream_of` and `grid_of`."""
+        self.dataset, self.size, self.seed = dataset, size, seed
+        self.flips, self.rot90, self.middle = flips, rot90, middle
+        self.for_masks, self.transform = for_masks, transform
+        first = dataset[0]
+        self.space = [size] * dataset.dims if size else list(first["image"].shape[1:])
+        self._keys = first.keys()
+        if for_masks and not self._keys & {"mask", "target"}:
+            raise UserError(
+                f"{dataset.name(0)}: has no mask; give items (image, mask), or dicts with both"
+            )
+        if rot90 and self.space[-1] != self.space[-2]:
+            raise UserError("rot90: turns square images only; give size, or set rot90 to False")
+
+    @property
+    def digest(self) -> str:
+        """That of the data set."""
+        return self.dataset.digest
+
+    @property
+    def epoch_length(self) -> int:
+        """Positions in an epoch."""
+        return len(self.dataset)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, positions: Sequence[int] | np.ndarray) -> Batch:
+        """The batch at these positions, whatever they are.
+
+        Returns:
+            "image" `[B, C, *space]`, uint8 for `to_model_range` or float32 in [-1, 1] (always
+            float32 with for_masks); "position" `int64 [B]`; whatever else the items have, "context"
+            with zeros behind the shorter ones and "context_mask" `bool [B, L]`.
+        """
+        positions = np.asarray(positions, dtype=np.int64)
+        numbers = order(self.seed, positions, len(self.dataset)).tolist()
+        items = [self._item(number) for number in numbers]
+        sizes = np.array([item["image"].shape[1:] for item in items], dtype=np.int64)
+        room = sizes.reshape(len(items), -1) - self.space + 1
+        flips = [self.flips] * self.dataset.dims
+        windows = random_windows(room, np.array(numbers), flips, self.rot90, self.seed, positions)
+        corners = (room - 1) // 2 if self.middle else windows.corner
+        batch: Batch = {}
+        for key in self._keys:
+            values = [item[key] for item in items]  # type: ignore[literal-required]
+            if key == "label":
+                batch[key] = torch.tensor(values)
+            elif key == "context":
+                batch |= _padded(values)
+            else:
+                batch[key] = self._windows(values, corners, windows)
+        if self.for_masks:
+            batch["image"] = to_model_range(batch["image"])
+        if self.transform:
+            batch = self._transformed(batch, positions)
+        return batch | {"position": torch.from_numpy(positions)}
+
+    def __getitem__(self, position: int) -> Batch:
+        return {key: values[0] for key, values in self.__getitems__([position]).items()}
+
+    def name(self, position: int) -> str:
+        """The item at a position, for messages."""
+        return self.dataset.name(int(order(self.seed, np.array([position]), len(self))[0]))
+
+    def describe(self) -> str:
+        """One line for the log."""
+        size = " x ".join(map(str, self.space[::-1]))
+        changes = " and ".join(["mirrored"] * self.flips + ["turned"] * self.rot90)
+        cut = "in the middle" if self.middle else "at random"
+        how = f"windows of {size} {cut}" if self.size else size
+        return f"{self.dataset.describe()}, {how}{', ' * bool(changes)}{changes}"
+
+    def _item(self, number: int) -> Item:
+        item, name = self.dataset[number], self.dataset.name(number)
+        if item.keys() != self._keys:
+            missing = ", ".join(sorted(self._keys ^ item.keys()))
+            raise UserError(f"{name}: differs from the first item in its {missing}; give all alike")
+        lengths = list(item["image"].shape[1:])
+        found = " x ".join(map(str, lengths[::-1]))
+        if self.size is None and lengths != self.space:
+            wanted = " x ".join(map(str, self.space[::-1]))
+            raise UserError(
+                f"{name}: is {found} pixels, the first image {wanted}; give size, to train on "
+                "windows, or resize the images"
+            )
+        if min(lengths) < min(self.space):
+            raise UserError(
+                f"{name}: {found} pixels hold no window of size {self.size}; lower size, or resize "
+                "the images"
+            )
+        return item
+
+    def _windows(self, values: list[Tensor], corners: np.ndarray, windows: Any) -> Tensor:
+        shape = (*values[0].shape[: values[0].ndim - len(self.space)], *self.space)
+        batch = np.empty((len(values), *shape), dtype=values[0].numpy().dtype)
+        for window, planes, corner in zip(batch, values, corners.tolist(), strict=True):
+            places = zip(corner, self.space, strict=True)
+            cut: Any = (..., *(slice(start, start + length) for start, length in places))
+            window[:] = planes.numpy()[cut]
+        flat = batch.reshape(len(values), -1, *self.space)
+        if not self.middle:
+            orient_windows(flat, windows)
+        return torch.from_numpy(flat.reshape(batch.shape))
+
+    def _transformed(self, batch: Batch, positions: np.ndarray) -> Batch:
+        """Each item changed under torch's generator set by its position."""
+        from torchvision import tv_tensors
+
+        changed = []
+        for row, position in enumerate(positions.tolist()):
+            item: dict[str, Any] = {key: values[row] for key, values in batch.items()}
+            item["image"] = tv_tensors.Image(to_model_range(item["image"]))
+            for key in item.keys() & {"mask", "weight", "target"}:
+                item[key] = tv_tensors.Mask(item[key])
+            assert self.transform is not None
+            with seeded(self.seed, "data/augment", position):
+                done = self.transform(item)
+            changed.append(
+                {k: v.as_subclass(Tensor) if isinstance(v, Tensor) else v for k, v in done.items()}
+            )
+        return {key: torch.stack([item[key] for item in changed]) for key in changed[0]}
+
+
+def stream_of(
+    data: Any,
+    *,
+    size: int | None = None,
+    flips: bool = False,
+    rot90: bool = False,
+    seed: int = 0,
+    for_masks: bool = False,
+    transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    **reading: Any,
+) -> DatasetStream:
+    """The training stream over a data set: `stream.__getitems__(positions)` is a finished batch.
+
+    Order, windows and orientations are functions of (seed, position), so that a run resumes bit
+    for bit on any number of processes.
+
+    Args:
+        data: Whatever `as_dataset` takes.
+        size: Cut windows of so many pixels a side at random places; None takes whole images, all
+            of one size.
+        flips: Mirror along every axis at random.
+        rot90: Turn by a random multiple of 90 degrees.
+        seed: Of the run.
+        for_masks: The items must have masks or targets, and images come as float32.
+        transform: A further change of each item, a dict of tv_tensors as torchvision's v2
+            transforms take it; it draws from torch's global generator, which the position sets.
+        **reading: Of `as_dataset`.
+
+    Example:
+        >>> stream = stream_of(torch.rand(10, 3, 40, 50), size=32, flips=True, seed=1)
+        >>> stream.__getitems__(range(4))["image"].shape
+        torch.Size([4, 3, 32, 32])
+    """
+    return DatasetStream(
+        as_dataset(data, **reading),
+        size=size,
+        flips=flips,
+        rot90=rot90,
+        seed=seed,
+        for_masks=for_masks,
+        transform=transform,
+    )
+
+
+def grid_of(
+    data: Any, *, size: int | None = None, for_masks: bool = False, **reading: Any
+) -> DatasetStream:
+    """Each item once, unturned and cut in its middle, in a fixed shuffled order: for validation."""
+    dataset = as_dataset(data, **reading)
+    return DatasetStream(dataset, size=size, for_masks=for_masks, middle=True)
+
+
+def _planes(value: Any, name: str, dims: int | None = None) -> np.ndarray:
+    """An image `[C, *space]` as an array of its own type."""
+    if isinstance(value, Image.Image):
+        return np.moveaxis(picture_array(value, name), -1, 0)
+    if isinstance(value, Tensor):
+        values = value.detach().cpu()
+        array = values.float().numpy() if values.dtype.is_floating_point else values.numpy()
+        wrong = array.ndim == 3 and array.shape[-1] <= 4 < array.shape[0]
+        if array.ndim == 2:
+            array = array[None]
+    elif isinstance(value, np.ndarray):
+        array = value.astype(np.float32) if value.dtype.kind == "f" else value
+        wrong = False
+        if array.ndim == 2:
+            array = array[None]
+        elif array.ndim in (3, 4) and array.shape[-1] <= 4:
+            array = np.moveaxis(array, -1, 0)
+        else:
+            wrong = array.ndim in (3, 4) and array.shape[0] > 4
+    else:
+        raise UserError(
+            f"{name}: is a {type(value).__name__}; an image is a tensor, an array or a Pillow image"
+        )
+    if array.ndim not in (3, 4) or wrong or not array.size:
+        raise UserError(
+            f"{name}: has the shape {list(value.shape)}; give an image as a tensor [C, H, W] or an "
+            "array [H, W, C], a volume with a depth before H"
+        )
+    if array.dtype == bool:
+        array = array.astype(np.float32)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise UserError(f"{name}: has values that are NaN or infinite; replace them")
+    if dims is not None and array.ndim != dims + 1:
+        raise UserError(
+            f"{name}: has the shape {list(value.shape)}, but the first image {dims} axes without "
+            "its channels; bring all images to one form"
+        )
+    return array
+
+
+def _beside(
+    value: Any,
+    dims: int,
+    space: tuple[int, ...],
+    what: str,
+    *,
+    keep_bytes: bool = False,
+    within: Range | None = (-1.0, 1.0),
+) -> Tensor:
+    """Planes `[K, *space]` that belong to an image: float32, or bytes and classes (int16)."""
+    if isinstance(value, np.ndarray | Tensor) and value.ndim == dims:
+        value = value[None] if isinstance(value, Tensor) else value[..., None]
+    planes = _planes(value, what, dims)
+    if planes.shape[1:] != space:
+        found, wanted = (" x ".join(map(str, shape[::-1])) for shape in (planes.shape[1:], space))
+        raise UserError(f"{what}: is {found} pixels, the image {wanted}; make it as large")
+    if planes.dtype.kind == "i" and keep_bytes:
+        return torch.from_numpy(planes.astype(np.int16))
+    if planes.dtype == np.uint8 and keep_bytes:
+        return torch.from_numpy(np.ascontiguousarray(planes))
+    if planes.dtype.kind != "f":
+        planes = to_unit(planes, None, what)
+    elif within and not within[0] <= planes.min() <= planes.max() <= within[1]:
+        raise UserError(
+            f"{what}: float values from {planes.min():g} to {planes.max():g}, not within -1 to 1"
+        )
+    return torch.from_numpy(np.ascontiguousarray(planes))
+
+
+def _padded(sequences: list[Tensor]) -> Batch:
+    longest = max(map(len, sequences))
+    context = torch.zeros(len(sequences), longest, sequences[0].shape[1])
+    mask = torch.zeros(len(sequences), longest, dtype=torch.bool)
+    for row, place, sequence in zip(context, mask, sequences, strict=True):
+        row[: len(sequence)] = sequence
+        place[: len(sequence)] = True
+    return {"context": context, "context_mask": mask}
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a second part of an item is the class of the image."""
+    return not isinstance(value, Image.Image) and np.ndim(value) == 0
+
+
+def _columns_of(features: Mapping[str, Any], given: dict[str, str], title: str) -> dict[str, str]:
+    """Columns of a Hugging Face set: those given, else those of a kind of which there is one."""
+    for key, column in given.items():
+        if key not in KEYS or column not in features:
+            raise UserError(
+                f"{title}: has no column {column} for {key}; it has {', '.join(features)}"
+            )
+    found = {key: key for key in KEYS if key in features} | given
+    for key, kind in (("image", "Image"), ("label", "ClassLabel")):
+        if key not in found:
+            alike = [name for name, feature in features.items() if type(feature).__name__ == kind]
+            if len(alike) == 1:
+                found[key] = alike[0]
+    if "image" not in found:
+        raise UserError(
+            f"{title}: has the columns {', '.join(features)}; say which holds the image with "
+            'columns={"image": ...}'
+        )
+    return found
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Up to so many of the numbers 0 to count - 1, first and last among them."""
+    return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))

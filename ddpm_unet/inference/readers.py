@@ -1,0 +1,228 @@
+"""Image files as rows: whole in memory, or read from a large TIFF as they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import torch
+from torch import Tensor
+
+from ddpm_unet.data.pictures import TIFF_MAGIC, read_picture, read_stack
+from ddpm_unet.data.pixels import convert_channels, to_unit
+from ddpm_unet.errors import UserError
+from ddpm_unet.inference.tiles import Rows
+
+_BLACK_IS_ZERO, _RGB = 1, 2
+_LARGEST_SEGMENT = 2**24  # pixels of a strip or tile that memory can hold a few times
+
+
+def is_tiff(path: str | Path) -> bool:
+    """Whether a file is a TIFF by its first bytes; False if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) in TIFF_MAGIC
+    except OSError:
+        return False
+
+
+class Prepared:
+    """Rows of another source after a function of the pixels, as the network wants them.
+
+    Args:
+        source: `[..., C]`.
+        prepare: Maps an array `[..., C]` to `[..., C']`, each pixel by itself.
+        channels: C'.
+    """
+
+    def __init__(self, source: Rows, prepare: Callable[[np.ndarray], np.ndarray], channels: int):
+        self.source = source
+        self.prepare = prepare
+        self.shape = (*source.shape[:-1], channels)
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        return self.prepare(np.asarray(self.source[rows]))
+
+
+class TiffRows:
+    """One page of an open TIFF; reading some rows decodes only the strips or tiles they touch.
+
+    Attributes:
+        shape: Height, width, channels.
+        dtype: uint8, uint16 or float32.
+
+    Args:
+        file: The open file.
+        number: The page within its only series.
+    """
+
+    def __init__(self, file: tifffile.TiffFile, number: int) -> None:
+        series, page = file.series[0], file.series[0].keyframe
+        self.path = Path(file.filehandle.path)
+        self.shape = (page.imagelength, page.imagewidth, page.samplesperpixel)
+        self.dtype = np.dtype(str(page.dtype))
+        self._file, self._key = file, page
+        # Uncompressed pixels may lie in the file one after the other, page after page.
+        self._offset = series.dataoffset and series.dataoffset + number * page.nbytes
+        self._page: Any = None if self._offset else series.pages[number]
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        low, high, _ = rows.indices(self.shape[0])
+        try:
+            if self._offset:
+                array = self._stored(self._offset, low, high)
+            else:
+                array = self._decoded(low, high)
+        except Exception as error:  # decoders raise ValueError, zlib.error, struct.error, ...
+            cause = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(
+                f"{self.path}: is damaged or truncated ({cause}); replace or remove the file"
+            ) from error
+        if self.dtype.kind == "f" and not np.isfinite(array).all():
+            row, column = np.argwhere(~np.isfinite(array))[0][:2]
+            raise UserError(
+                f"{self.path}: has NaN or infinite values, the first at row {low + row}, column "
+                f"{column}; mend or remove the file"
+            )
+        return array
+
+    def _stored(self, page: int, low: int, high: int) -> np.ndarray:
+        _, width, channels = self.shape
+        values = width * channels
+        array = self._file.filehandle.read_array(
+            self.dtype.newbyteorder(self._file.byteorder),
+            count=(high - low) * values,
+            offset=page + low * values * self.dtype.itemsize,
+        )
+        return array.reshape(high - low, width, channels)
+
+    def _decoded(self, low: int, high: int) -> np.ndarray:
+        key, page = self._key, self._page
+        across, tall = key.chunked[1], key.chunks[0]
+        first, last = low // tall * across, -(-high // tall) * across
+        band = np.zeros((high - low, *self.shape[1:]), dtype=self.dtype)
+        segments = self._file.filehandle.read_segments(
+            page.dataoffsets[first:last], page.databytecounts[first:last], range(first, last)
+        )
+        for data, index in segments:
+            decoded, (_, _, top, left, _), (_, height, width, _) = key.decode(data, index)
+            if decoded is None:  # a sparse file leaves out what is all zero
+                continue
+            above, below = max(low - top, 0), min(high - top, height)
+            right = min(left + width, self.shape[1])
+            rows = decoded[0, above:below, : right - left]
+            band[top + above - low : top + below - low, left:right] = rows
+        return band
+
+
+@contextmanager
+def open_planes(
+    path: str | Path, max_pixels: float = 200.0, stream_above: float = 16.0
+) -> Iterator[Sequence[Rows]]:
+    """The planes of a picture file: one, or every page of a TIFF.
+
+    A TIFF of more than `stream_above` million pixels whose pixels need no conversion (grey or
+    colour, 8 or 16 bits or float32, stored plainly or in moderate strips or tiles) is read row by
+    row and may be of any size.
+
+    Args:
+        path: The file.
+        max_pixels: Refuse to decode more than so many million pixels at once.
+        stream_above: Million pixels.
+
+    Yields:
+        Per plane rows `[H, W, C]`, uint8, uint16 or float32, to be read within the context.
+
+    Raises:
+        UserError: As `read_picture` and `read_stack`; also while reading rows.
+    """
+    if not is_tiff(path):
+        yield [read_picture(path, max_pixels)]
+        return
+    with _streamed(path, stream_above) as planes:
+        yield planes or list(read_stack(path, max_pixels))
+
+
+@contextmanager
+def _streamed(path: str | Path, stream_above: float) -> Iterator[list[TiffRows]]:
+    """The pages of a TIFF that can and should be streamed, else an empty list."""
+    try:
+        file = tifffile.TiffFile(path)
+    except (OSError, ValueError, tifffile.TiffFileError):
+        yield []  # reading it whole will name the fault
+        return
+    with file:
+        pages = _pages(file, stream_above * 1e6)
+        yield [TiffRows(file, number) for number in range(pages)]
+
+
+def _pages(file: tifffile.TiffFile, limit: float) -> int:
+    """Pages of a TIFF of more than `limit` pixels that can be streamed, else 0."""
+    if len(file.series) != 1:
+        return 0
+    series, page = file.series[0], file.series[0].keyframe
+    orientation = page.tags.get("Orientation")
+    plain = (
+        series.axes in ("YX", "YXS") or (series.axes[1:] in ("YX", "YXS") and series.axes[0] != "C")
+    ) and (
+        page.axes in ("YX", "YXS")
+        and str(page.dtype) in ("uint8", "uint16", "float32")
+        and page.photometric in (_BLACK_IS_ZERO, _RGB)
+        and (orientation is None or orientation.value == 1)
+    )
+    pages = series.size // page.size if plain and page.size else 0
+    if pages * page.imagelength * page.imagewidth <= limit:
+        return 0
+    if series.dataoffset:
+        complete = series.dataoffset + series.nbytes <= file.filehandle.size
+        return pages if complete else 0
+    parts: list[Any] = list(series.pages)
+    if page.chunks[0] * page.chunks[1] > _LARGEST_SEGMENT or len(parts) != pages:
+        return 0
+    ends = (o + n for p in parts for o, n in zip(p.dataoffsets, p.databytecounts, strict=True))
+    if max(ends) > file.filehandle.size:
+        return 0
+    try:
+        TiffRows(file, 0)[0:1]
+    except UserError:  # a compression that needs another decoder
+        return 0
+    return pages
+
+
+def read_images(paths: Sequence[Path], channels: int, size: Sequence[int] | None = None) -> Tensor:
+    """Images of one size, `float32 [N, channels, H, W]` in [-1, 1], black to white.
+
+    Args:
+        paths: Their files.
+        channels: Given to each.
+        size: Side, or height and width; None for those of the first.
+
+    Raises:
+        UserError: One cannot be read, or is of another size.
+    """
+    images = []
+    wanted = None if size is None else (size[0], size[-1])
+    for path in paths:
+        image = convert_channels(read_picture(path), channels, path.name)
+        wanted = wanted or (image.shape[0], image.shape[1])
+        if image.shape[:2] != wanted:
+            have, want = (" x ".join(map(str, s)) for s in (image.shape[:2], wanted))
+            raise UserError(f"{path}: has {have} pixels, not {want}; resize it, or change size")
+        images.append(torch.from_numpy(to_unit(image, name=path.name)).movedim(-1, 0))
+    return torch.stack(images)
+
+
+def read_hole(path: Path, size: Sequence[int]) -> Tensor:
+    """Where an image is white, `bool [1, 1, H, W]`.
+
+    Raises:
+        UserError: It cannot be read, is of another size, or is black everywhere.
+    """
+    hole = read_images([path], 1, size) > 0
+    if not hole.any():
+        raise UserError(f"{path}: is black everywhere; make white what is to be painted")
+    return hole

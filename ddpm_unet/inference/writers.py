@@ -1,0 +1,311 @@
+"""Where predictions go: class masks, probabilities and overlays, written as rows come in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from ddpm_unet.data.folder import split_ending
+from ddpm_unet.data.nifti import Space, write
+from ddpm_unet.errors import UserError
+from ddpm_unet.inference.overlay import class_colors, draw_overlay
+
+_LARGEST_OVERLAY = 4096
+
+
+def output_names(paths: Sequence[Path], out: Path) -> list[str]:
+    """A name for each picture's outputs: its stem, or its whole name where stems clash.
+
+    Names never contain a folder, so nothing is written outside `out`.
+
+    Raises:
+        UserError: Two pictures of one name, or pictures that lie in `out` themselves, where they
+            or their masks could be overwritten.
+    """
+    stems = [Path(split_ending(path)[0]).name for path in paths]
+    folded = [stem.casefold() for stem in stems]
+    names = [
+        stem if folded.count(stem.casefold()) == 1 else path.name
+        for path, stem in zip(paths, stems, strict=True)
+    ]
+    seen: dict[str, Path] = {}
+    for path, name in zip(paths, names, strict=True):
+        if path.resolve().parent == out.resolve():
+            raise UserError(f"{path}: lies in the output folder {out}; choose another with --out")
+        other = seen.setdefault(name.casefold(), path)
+        if other is not path:
+            raise UserError(
+                f"{path} and {other}: would be written under one name; segment them into "
+                "different folders with --out"
+            )
+    return names
+
+
+@contextmanager
+def output_folder(path: Path) -> Iterator[Path]:
+    """Make a folder to write to; after an error, what is empty of it is removed again.
+
+    Raises:
+        UserError: It cannot be made or written to.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be written to ({error.strerror}); choose another with --out"
+            ) from error
+        yield path
+    except BaseException:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def finished(path: Path) -> Iterator[Path]:
+    """A path beside the final one to write to; it gets its name when all went well."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class TiffPlanes:
+    """An uncompressed TIFF of planes `[..., H, W]`, written in any order of rows.
+
+    Memory holds nothing of it. TIFFs above 4 GB become BigTIFFs.
+
+    Args:
+        path: The file.
+        shape: `[..., H, W]`.
+        dtype: Of the values.
+        axes: tifffile's letters for the axes, for instance "ZYX".
+        colors: A colour per value, `uint8 [K, 3]`: the TIFF becomes a palette picture.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, ...],
+        dtype: type,
+        axes: str,
+        colors: np.ndarray | None = None,
+    ) -> None:
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.shape = shape
+        options: dict[str, Any] = {"photometric": "minisblack"}
+        if colors is not None:
+            table = np.zeros((3, 256), dtype=np.uint16)
+            table[:, : len(colors)] = colors.T.astype(np.uint16) * 257
+            options = {"photometric": "palette", "colormap": table}
+        place = tifffile.imwrite(
+            path,
+            shape=shape,
+            dtype=self.dtype,
+            byteorder="<",
+            metadata={"axes": axes},
+            returnoffset=True,
+            **options,
+        )
+        assert place is not None
+        self._offset = place[0]
+        self._file = open(path, "r+b")  # noqa: SIM115 (closed by close)
+
+    def write(self, plane: int, row: int, values: np.ndarray) -> None:
+        """Write `[planes, rows, W]` from a plane and row on; planes are counted in C order."""
+        height, width = self.shape[-2:]
+        for number, rows in enumerate(values, start=plane):
+            self._file.seek(self._offset + (number * height + row) * width * self.dtype.itemsize)
+            self._file.write(np.ascontiguousarray(rows, dtype=self.dtype).data)
+
+    def close(self) -> None:
+        """End writing."""
+        self._file.close()
+
+
+class NpzPlanes:
+    """An npz file with one array, `probabilities` float32 `[..., H, W]`, written in any order.
+
+    Memory holds nothing of it; a file of its size lies beside it until it is closed.
+
+    Args:
+        path: The file.
+        shape: `[..., H, W]`.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self._path = path
+        self._unpacked = path.with_name(f"{path.name}.npy")
+        self._array = np.lib.format.open_memmap(self._unpacked, "w+", np.float32, shape)
+        self._planes = self._array.reshape(-1, *shape[-2:])
+
+    def write(self, plane: int, row: int, values: np.ndarray) -> None:
+        """Write `[planes, rows, W]` from a plane and row on; planes are counted in C order."""
+        self._planes[plane : plane + len(values), row : row + values.shape[1]] = values
+
+    def close(self) -> None:
+        """Pack the file."""
+        try:
+            with open(self._path, "wb") as file:
+                np.savez_compressed(file, probabilities=self._array)
+        finally:
+            self._unpacked.unlink()
+
+
+class NiftiVolume:
+    """A compressed NIfTI volume in the space of another, saved when closed.
+
+    Until then its values lie in a nameless file beside it.
+
+    Args:
+        path: The file.
+        shape: `[D, H, W]`, or `[D, K, H, W]` whose K becomes the file's fourth axis.
+        dtype: Of the values.
+        space: Where its voxels lie.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: type, space: Space) -> None:
+        self._path, self._space = path, space
+        with TemporaryFile(dir=path.parent) as file:
+            self._values: np.ndarray = np.memmap(file, dtype, "w+", shape=shape)
+
+    def write(self, plane: int, row: int, values: np.ndarray) -> None:
+        """Write `[planes, rows, W]` from a plane and row on; planes are counted in C order."""
+        planes = self._values.reshape(-1, *self._values.shape[-2:])
+        planes[plane : plane + len(values), row : row + values.shape[1]] = values
+
+    def close(self) -> None:
+        """Save the file."""
+        classes = self._values.ndim == 4
+        write(self._path, self._values.swapaxes(0, 1) if classes else self._values, self._space)
+
+
+class PaletteImage:
+    """A class mask as a palette PNG, saved when closed.
+
+    Args:
+        path: The file.
+        shape: Height and width.
+        colors: `uint8 [K, 3]`.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int], colors: np.ndarray) -> None:
+        self._path, self._colors = path, colors
+        self._classes = np.zeros(shape, dtype=np.uint8)
+
+    def write(self, plane: int, row: int, values: np.ndarray) -> None:
+        """Take rows `[1, rows, W]` of plane 0."""
+        self._classes[row : row + values.shape[1]] = values[plane]
+
+    def close(self) -> None:
+        """Save the file."""
+        image = Image.fromarray(self._classes).convert("P")
+        image.putpalette(self._colors.tobytes())
+        image.save(self._path, format="PNG")
+
+
+class OverlayPictures:
+    """Overlays, one page per plane, no side longer than 4096 pixels (every k-th pixel is drawn).
+
+    Args:
+        path: A PNG (one plane) or TIFF.
+        shape: Planes, height, width.
+        colors: `uint8 [K, 3]`.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], colors: np.ndarray) -> None:
+        self._path, self._shape, self._colors = path, shape, colors
+        self._every = -(-max(shape[1:]) // _LARGEST_OVERLAY)
+        self._rows: list[tuple[np.ndarray, np.ndarray]] = []
+        self._tiff = tifffile.TiffWriter(path) if shape[0] > 1 else None
+
+    def write(self, row: int, picture: np.ndarray, classes: np.ndarray) -> None:
+        """Take rows of the picture, `[planes, rows, W, C]`, and of its classes, without C."""
+        k = self._every
+        skip = -row % k
+        for rows, found in zip(picture, classes, strict=True):
+            self._rows.append((rows[skip::k, ::k].copy(), found[skip::k, ::k].copy()))
+            if row + rows.shape[0] == self._shape[1]:
+                self._draw()
+
+    def close(self) -> None:
+        """End writing."""
+        if self._tiff is not None:
+            self._tiff.close()
+
+    def _draw(self) -> None:
+        pictures, classes = zip(*self._rows, strict=True)
+        self._rows = []
+        overlay = draw_overlay(np.concatenate(pictures), np.concatenate(classes), self._colors)
+        if self._tiff is not None:
+            self._tiff.write(overlay, photometric="rgb", compression="zlib", metadata=None)
+        else:
+            Image.fromarray(overlay).save(self._path, format="PNG")
+
+
+def write_image(path: Path, pixels: np.ndarray, spacing: Sequence[float] | None = None) -> None:
+    """Write an image or volume as PNG, TIFF or NIfTI, by the ending of its name.
+
+    Args:
+        path: The file, complete as soon as it appears.
+        pixels: `[H, W, C]` or `[D, H, W, C]`, uint8, uint16 or float32; a PNG holds 8 bits of 1, 3
+            or 4 channels, or 16 bits of one.
+        spacing: Millimetres from voxel to voxel along (depth,) height and width.
+    """
+    grey = pixels.shape[-1] == 1
+    flat = pixels[..., 0] if grey else pixels
+    with finished(path) as part:
+        if path.name.endswith((".nii", ".nii.gz")):
+            affine = np.diag([*reversed(spacing or (1.0, 1.0, 1.0)), 1.0])
+            write(part, flat if grey else np.moveaxis(pixels, -1, 0), Space(affine))
+        elif path.suffix == ".png":
+            Image.fromarray(flat).save(part, "PNG")
+        else:
+            axes = "ZYX"[-pixels.ndim + 1 :] + "S" * (not grey)
+            options: dict[str, Any] = {"metadata": {"axes": axes}}
+            if spacing:
+                options["resolution"] = tuple(10 / s for s in spacing[:-3:-1])
+                options["resolutionunit"] = "CENTIMETER"
+                options["metadata"] |= {"spacing": spacing[0], "unit": "mm"}
+            color = pixels.shape[-1] in (3, 4) and pixels.dtype.kind == "u"
+            tifffile.imwrite(
+                part,
+                flat,
+                photometric="rgb" if color else "minisblack",
+                planarconfig=None if grey else "contig",
+                compression="zlib",
+                **options,
+            )
+
+
+def image_ending(dims: int, channels: int, dtype: np.dtype | type, nifti: bool = False) -> str:
+    """The ending of files that hold such images without loss."""
+    if dims == 3:
+        return ".nii.gz" if nifti else ".tif"
+    kind = (np.dtype(dtype).name, channels)
+    fits = kind in [("uint8", 1), ("uint8", 3), ("uint8", 4), ("uint16", 1)]
+    return ".png" if fits else ".tif"
+
+
+def save_masks(classes: np.ndarray, num_classes: int, paths: Sequence[Path]) -> None:
+    """Write masks, class indices `[B, H, W]`, as palette PNGs."""
+    colors = class_colors(num_classes)
+    for rows, path in zip(classes, paths, strict=True):
+        picture = PaletteImage(path, rows.shape, colors)
+        picture.write(0, 0, rows[None])
+        picture.close()
