@@ -33,11 +33,10 @@ from ddpm_unet.config import DenoiseConfig, ImageDataConfig, TrainConfig, UNetCo
 from ddpm_unet.cpu import FusedAdamWEMA
 from ddpm_unet.models import UNet
 from ddpm_unet.training.denoise import DenoiseJob
-from ddpm_unet.training.ema import EMA
 from ddpm_unet.training.job import Batch
 from ddpm_unet.training.loop import train
-from ddpm_unet.training.optimizer import build_optimizer
 from ddpm_unet.training.run_folder import RunFolder
+from ddpm_unet.training.state import EMA, build_optimizer
 
 Step = Callable[[], object]
 

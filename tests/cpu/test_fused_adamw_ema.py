@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from ddpm_unet.cpu import FusedAdamWEMA, fused_adamw_ema
-from ddpm_unet.training.ema import EMA
+from ddpm_unet.training.state import EMA
 
 SIZES = [(3,), (40, 7), (2, 3, 5, 5), (70_001,)]
 
