@@ -7,7 +7,7 @@ import pytest
 
 SEGMENTING = """
 from ddpm_unet.inference.files import FileSegmenter
-from ddpm_unet.inference.segmentation import class_probabilities
+from ddpm_unet.inference.predictor import class_probabilities
 from ddpm_unet.models.segmenter import load_segmentation_model
 """
 SAMPLING = """

@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images = read_images(begin, denoiser.image_channels, args.size) if begin else None
     film = FilmStrip(args.film) if args.film > 0 else None
     shard = (accelerator.process_index, accelerator.num_processes)
-    with at_speed(denoiser.unet, accelerator.device, args.precision, args.compile) as network:
+    with at_speed(denoiser.unet, accelerator.device, args) as network:
         denoiser.network = network if args.compile else None
         given: dict[str, Any] = {
             "steps": args.steps,
