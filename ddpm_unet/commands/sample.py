@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from accelerate import Accelerator
 
     from ddpm_unet.commands.shared import at_speed, shipped
-    from ddpm_unet.diffusion.sampling import FilmStrip
+    from ddpm_unet.diffusion.sampling import Trajectory
     from ddpm_unet.evaluation.plots import save_film
     from ddpm_unet.inference.conditioning import read_concat_cond, read_context
     from ddpm_unet.inference.denoiser import Denoiser, check_edit, check_guidance, read_guide
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sampler_name, sampler = denoiser.named_sampler(args.sampler)
     begin = [*(args.interpolate or ()), *([args.init_image] if args.init_image else [])]
     images = read_images(begin, denoiser.image_channels, args.size) if begin else None
-    film = FilmStrip(args.film) if args.film > 0 else None
+    film = Trajectory(args.film) if args.film > 0 else None
     shard = (accelerator.process_index, accelerator.num_processes)
     with at_speed(denoiser.unet, accelerator.device, args) as network:
         denoiser.network = network if args.compile else None
@@ -102,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "guide": args.guide and read_guide(args.guide, denoiser),
             "init_image": None if args.interpolate else images,
             "strength": args.strength,
-            "mask": args.mask and read_hole(args.mask, images.shape[2:]),
+            "mask": (images is not None and args.mask and read_hole(args.mask, images.shape[2:]))
+            or None,
             "resamplings": args.resamplings,
             "interpolate": images if args.interpolate else None,
             "tile": args.tile,
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if accelerator.is_main_process:
                 out.grid()
                 if film:
-                    frames = [denoiser.decode(conditioning.split(x)[0]) for x in film.frames]
+                    frames = [denoiser.decode(conditioning.split(x)[0]) for x in film.images]
                     save_film(frames, args.out / "film.png")
     accelerator.print(f"written: {args.out / 'grid.png'} and {out.what}")
     accelerator.end_training()

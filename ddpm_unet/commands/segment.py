@@ -115,7 +115,8 @@ def _write(predictor: Any, path: Path, base: Path, args: Namespace) -> Any:
 
     own, config = predictor.preprocessing, predictor.model.config
     if own.voxel:
-        return write_points(*predictor.points(path), base, npz=args.probabilities == "npz")
+        points, probabilities = predictor.points(path)
+        return write_points(points, probabilities, base, npz=args.probabilities == "npz")
     with predictor.open(path) as source:
         if own.targets:
             return write_regression(source, base, own.targets, args.picture)

@@ -290,7 +290,7 @@ def cond_in_turn(
             vectors, mask = context.take([i % len(context) for i in indices])
             found |= {"context": vectors.to(device), "context_mask": mask.to(device)}
         if concat_cond is not None:
-            found["planes"] = concat_cond[[i % len(concat_cond) for i in indices]].to(device)
+            found["concat_cond"] = concat_cond[[i % len(concat_cond) for i in indices]].to(device)
         return found
 
     return cond

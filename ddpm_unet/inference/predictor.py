@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ddpm_unet.config import PredictConfig, ValueRange
 from ddpm_unet.data.nifti import Space
-from ddpm_unet.data.pictures import image_array, picture_info, read_picture
+from ddpm_unet.data.pictures import picture_array, picture_info, read_picture
 from ddpm_unet.data.points import PointSet, from_grid, read_points, to_grid
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.volumes import is_nifti, read_volume, volume_info, volume_space
@@ -310,7 +310,7 @@ class Predictor:
             read = read_volume if self.dims == 3 else read_picture
             return read(path, self.max_pixels), path.name
         if not isinstance(image, Tensor | np.ndarray):
-            return image_array(image, "the image"), "the image"
+            return picture_array(image, "the image"), "the image"
         array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
         if array.dtype == np.float64:
             array = array.astype(np.float32)

@@ -77,7 +77,8 @@ def write_masks(
             drawn = OverlayImages(path, (pages, height, width), colors)
             stack.enter_context(closing(drawn))
         if probabilities:
-            every, scores = (*size[:-2], num_classes, height, width), None  # type: tuple, Format
+            every: tuple[int, ...] = (*size[:-2], num_classes, height, width)
+            scores: Format
             if probabilities == "npz":
                 scores = NpzPlanes(file("probabilities.npz"), every)
             elif source.space:

@@ -17,6 +17,7 @@ from ddpm_unet.config import SegmentConfig
 from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.pair_stream import PairStream
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.splits import split_pictures
 from ddpm_unet.data.target_set import TargetSet
 from ddpm_unet.data.targets import picture_settings
@@ -25,9 +26,9 @@ from ddpm_unet.evaluation.picture_scores import SMALLEST, picture_scores, torchm
 from ddpm_unet.evaluation.plots import save_picture
 from ddpm_unet.inference.overlay import displayable
 from ddpm_unet.inference.predictor import (
-    Preprocessing,
     SegmentationModel,
     add_residual,
+    regressed_values,
     tiling,
 )
 from ddpm_unet.inference.tiles import predict_tiles

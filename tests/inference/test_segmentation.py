@@ -50,7 +50,7 @@ def test_probabilities_are_the_softmax_and_one_score_means_two_classes():
 @torch.inference_mode()
 def test_turns_treat_all_directions_alike():
     tiles = torch.randn(1, 1, 60, 60)
-    predict = class_probabilities(classic(), turns=True)
+    predict = class_probabilities(classic(), average=True)
     turned = predict(tiles.rot90(1, (2, 3)).flip(2)).flip(2).rot90(-1, (2, 3))
     torch.testing.assert_close(turned, predict(tiles))
 

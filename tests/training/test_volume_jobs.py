@@ -170,7 +170,7 @@ def test_balls_are_found_though_a_few_slices_are_labelled(segmenting, balls):
     assert score_test(SegmentJob(segmenting), folder)["dice_class 1"] > 0.75
     model = load_segmentation_model(folder.model)
     assert model.config.dims == 3
-    assert Preprocessing.read(folder.model, model).value_range == "percentiles"
+    assert Preprocessing.read(folder.model, model.in_channels).value_range == "percentiles"
     picture = Image.open(folder.path / "test.png")
     assert picture.size == (2 * 14 * (256 // 18), 4 * 18 * (256 // 18))
 

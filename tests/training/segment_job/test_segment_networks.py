@@ -26,7 +26,7 @@ def test_grey_images_and_a_denoiser_of_colours(settings, grey_cells):
     settings.unlabelled.source = f"{grey_cells}/images"
     folder = run(settings)
     model = load_segmentation_model(folder.model)
-    assert Preprocessing.read(folder.model, model).channels == 1
+    assert Preprocessing.read(folder.model, model.in_channels).channels == 1
     assert records(folder, "mean_dice")
 
 
