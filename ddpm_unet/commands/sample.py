@@ -215,13 +215,13 @@ class Output:
         import numpy as np
         import torch
 
-        from ddpm_unet.data.pictures import read_picture
+        from ddpm_unet.data.images import read_image
         from ddpm_unet.data.volumes import read_volume
         from ddpm_unet.evaluation.plots import save_grid, save_side_by_side
         from ddpm_unet.inference.overlay import displayable
 
         def first(place: Path) -> torch.Tensor:
-            read = read_picture if self.dims == 2 else read_volume
+            read = read_image if self.dims == 2 else read_volume
             shown = []
             for index in range(min(self.count, 64)):
                 path = self.path(place, index)

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
     from tqdm.auto import tqdm
 
-    from ddpm_unet.data.folder import list_pictures
+    from ddpm_unet.data.folder import list_images
     from ddpm_unet.data.points import list_points
     from ddpm_unet.data.preprocessing import FILES
     from ddpm_unet.inference.predictor import Predictor
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"{path}: no such file or folder")
         inside = ["."]
         if path.is_dir():
-            inside = list_points(path) if own.voxel else list_pictures(path, predictor.dims)[0]
+            inside = list_points(path) if own.voxel else list_images(path, predictor.dims)[0]
         paths += [path / p for p in inside]
     names = output_names(paths, args.out)
     for path in paths:

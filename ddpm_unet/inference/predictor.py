@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from ddpm_unet.config import PredictConfig, ValueRange
-from ddpm_unet.data.nifti import Space
-from ddpm_unet.data.pictures import picture_array, picture_info, read_picture
+from ddpm_unet.data.images import image_array, image_info, read_image
 from ddpm_unet.data.points import PointSet, from_grid, read_points, to_grid
 from ddpm_unet.data.preprocessing import Preprocessing
-from ddpm_unet.data.volumes import is_nifti, read_volume, volume_info, volume_space
+from ddpm_unet.data.volumes import Space, is_nifti, read_volume, volume_info, volume_space
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.objects import ObjectRow, find_objects
 from ddpm_unet.inference.overlay import displayable
@@ -307,10 +306,10 @@ class Predictor:
         """`[*space, C]` and a name for messages."""
         if isinstance(image, str | PathLike):
             path = Path(image)
-            read = read_volume if self.dims == 3 else read_picture
+            read = read_volume if self.dims == 3 else read_image
             return read(path, self.max_pixels), path.name
         if not isinstance(image, Tensor | np.ndarray):
-            return picture_array(image, "the image"), "the image"
+            return image_array(image, "the image"), "the image"
         array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
         if array.dtype == np.float64:
             array = array.astype(np.float32)
@@ -366,7 +365,7 @@ class Predictor:
         elif is_tiff(path):
             info = volume_info(path, math.inf)
         else:
-            info = picture_info(path, self.max_pixels)
+            info = image_info(path, self.max_pixels)
         own.check_depth(info.dtype, math.inf, path.name)
 
     @contextmanager

@@ -22,7 +22,7 @@ from ddpm_unet.data.splits import split_pictures
 from ddpm_unet.data.target_set import TargetSet
 from ddpm_unet.data.targets import picture_settings
 from ddpm_unet.errors import UserError
-from ddpm_unet.evaluation.picture_scores import SMALLEST, picture_scores, torchmetrics_of_images
+from ddpm_unet.evaluation.image_quality import SMALLEST, image_scores, torchmetrics_of_images
 from ddpm_unet.evaluation.plots import save_picture
 from ddpm_unet.inference.overlay import displayable
 from ddpm_unet.inference.predictor import (
@@ -70,6 +70,11 @@ class RegressJob:
         return "\n".join(
             [str(self.report), self.split["how"], f"training on {self.pairs.describe()}"]
         )
+
+    @property
+    def digest(self) -> str | None:
+        """Of the data."""
+        return None
 
     def name(self, position: int) -> str:
         """The picture at a stream position."""
@@ -128,7 +133,7 @@ class RegressJob:
         """A picture's `SCORES`, and 1, `float32 [4]` on `device`."""
         item = pictures[number]
         predicted = self._predict(model, item["image"], device)
-        found = picture_scores(predicted, item["target"].to(device))
+        found = image_scores(predicted, item["target"].to(device))
         return torch.tensor([*(found[name] for name in SCORES), 1.0], device=device)
 
     def scores(self, counts: Tensor) -> dict[str, float]:
@@ -146,7 +151,7 @@ class RegressJob:
         """None."""
         return {}
 
-    def draw(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
+    def preview(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
         """The first validation picture (else training one), its prediction and its target."""
         with accelerator.autocast():
             picture = self.compare(model, self.validation or self.pairs, accelerator.device)

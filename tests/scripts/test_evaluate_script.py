@@ -7,7 +7,7 @@ from in_process import run
 from PIL import Image
 from torch import nn
 
-from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.evaluation import extractors
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet
@@ -32,7 +32,7 @@ def home(tmp_path, monkeypatch, small_unet):
             values = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(values).save(tmp_path / kind / f"{i}.png")
     torch.manual_seed(0)
-    write_pipeline(tmp_path / "run" / "model", UNet(small_unet), DiffusionConfig())
+    write_pipeline(tmp_path / "run" / "model", UNet(small_unet), GaussianDiffusion())
     (tmp_path / "run" / "config.yaml").write_text("data: {source: real, size: 8}\n")
     return tmp_path
 
@@ -52,10 +52,12 @@ def test_a_model_is_compared_with_its_training_data_and_goes_on_where_it_stopped
     found = scores(home / "evaluation")
     assert set(found) == {"real", "drawn", "made"}
     assert (home / "evaluation" / "page.png").exists()
-    (home / "evaluation" / "parts" / "000004.safetensors").unlink()
+    (home / "evaluation" / "parts" / "000004-000008.safetensors").unlink()
     again = run("evaluate.py", [*JOB, *MODEL, "made=made"])
     assert again.out.count("images drawn") == 1
     assert scores(home / "evaluation") == found
+    more = run("evaluate.py", [*JOB, *MODEL, "--num_images", 9])
+    assert more.out.count("images drawn") == 1
     other = run("evaluate.py", [*JOB, *MODEL, "--seed", 1])
     assert other.out.count("images drawn") == 3
 

@@ -128,7 +128,7 @@ def test_floats_are_predicted_from_nifti(run, tmp_path, capsys, channels):
 
 
 def test_proteins_are_made_and_their_atoms_classified(run, tmp_path):
-    run("make_proteins.py", "--count", 2, "--out", "proteins")
+    run("examples/make_proteins.py", "--count", 2, "--out", "proteins")
     points = read_points(tmp_path / "proteins" / "0001.npz")
     assert 0.03 < points.labels.mean() < 0.3
     assert points.features.sum(1).tolist() == [1] * len(points.labels)
