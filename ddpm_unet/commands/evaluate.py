@@ -51,15 +51,15 @@ def read_folder(folder: Path, sets: int, count: int) -> Any:
     import numpy as np
     import torch
 
-    from ddpm_unet.data.folder import list_pictures
-    from ddpm_unet.data.pictures import read_picture
+    from ddpm_unet.data.folder import list_images
+    from ddpm_unet.data.images import read_image
 
-    files = list_pictures(folder)[0]
+    files = list_images(folder)[0]
     if len(files) < sets * count:
         raise UserError(
             f"{folder}: has {len(files)} images; give --num_images {len(files) // sets}"
         )
-    arrays = [read_picture(folder / file) for file in files[: sets * count]]
+    arrays = [read_image(folder / file) for file in files[: sets * count]]
     for file, array in zip(files, arrays, strict=False):
         if array.shape != arrays[0].shape or array.dtype != np.uint8:
             raise UserError(f"{folder / file}: is no 8-bit image of the size of {files[0]}")

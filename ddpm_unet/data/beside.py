@@ -11,13 +11,12 @@ from typing_extensions import override
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.collection import Collection
 from ddpm_unet.data.folder import split_ending, visible_files
-from ddpm_unet.data.header import PictureInfo
-from ddpm_unet.data.pictures import EXTENSIONS, picture_info, read_picture
+from ddpm_unet.data.images import EXTENSIONS, ImageInfo, image_info, read_image
 from ddpm_unet.data.planes import class_indices
 from ddpm_unet.data.sequences import ENDINGS as SEQUENCES
 from ddpm_unet.data.sequences import Sequences, read_sequence
 from ddpm_unet.data.text import encode_texts, read_caption
-from ddpm_unet.data.volumes import ENDINGS, read_volume, volume_info
+from ddpm_unet.data.volumes import VOLUME_EXTENSIONS, read_volume, volume_info
 from ddpm_unet.errors import UserError
 
 
@@ -74,7 +73,7 @@ class ConditionPictures(Collection):
             UserError: As `files_beside`.
         """
         self.pictures, self.config = pictures, config
-        endings = ENDINGS if config.dims == 3 else EXTENSIONS
+        endings = VOLUME_EXTENSIONS if config.dims == 3 else EXTENSIONS
         self.paths = files_beside(pictures, str(config.condition), endings, "condition")
 
     def __len__(self) -> int:
@@ -88,7 +87,7 @@ class ConditionPictures(Collection):
     def read(self, index: int) -> np.ndarray:
         config, path = self.config, self.paths[index]
         classes = config.condition_classes
-        read = read_volume if config.dims == 3 else read_picture
+        read = read_volume if config.dims == 3 else read_image
         picture = read(path, config.max_pixels, classes is not None)
         if classes is not None:
             picture = class_indices(picture, classes, path)
@@ -98,14 +97,14 @@ class ConditionPictures(Collection):
         return picture
 
     @override
-    def info(self, index: int) -> PictureInfo:
-        look = volume_info if self.config.dims == 3 else picture_info
+    def info(self, index: int) -> ImageInfo:
+        look = volume_info if self.config.dims == 3 else image_info
         info = look(self.paths[index], self.config.max_pixels)
         factor = self._factor(index, info.size)
         *depth, height, width = (factor * length for length in info.size)
         if self.config.condition_classes is None:
-            return PictureInfo(height, width, info.channels, info.dtype, *depth)
-        return PictureInfo(height, width, 1, np.dtype(np.int16), *depth)
+            return ImageInfo(height, width, info.channels, info.dtype, *depth)
+        return ImageInfo(height, width, 1, np.dtype(np.int16), *depth)
 
     def _factor(self, index: int, size: tuple[int, ...]) -> int:
         wanted = self.pictures.info(index).size

@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 from typing_extensions import override
 
-from ddpm_unet.data.header import PictureInfo
+from ddpm_unet.data.images import ImageInfo
 
 
 class Collection(ABC):
@@ -41,13 +41,13 @@ class Collection(ABC):
     def read(self, index: int) -> np.ndarray:
         """Decode: `[H, W, C]`, or `[D, H, W, C]` of a volume; uint8, uint16 or float32."""
 
-    def info(self, index: int) -> PictureInfo:
+    def info(self, index: int) -> ImageInfo:
         """Shape and type, without decoding where the format allows it."""
         picture = self.read(index)
         *depth, height, width, channels = picture.shape
-        return PictureInfo(height, width, channels, picture.dtype, *depth)
+        return ImageInfo(height, width, channels, picture.dtype, *depth)
 
-    def infos(self) -> Iterator[PictureInfo]:
+    def infos(self) -> Iterator[ImageInfo]:
         """`info` of every picture in order."""
         return map(self.info, range(len(self)))
 
@@ -101,7 +101,7 @@ class _View(Collection):
         return owner.read(number)
 
     @override
-    def info(self, index: int) -> PictureInfo:
+    def info(self, index: int) -> ImageInfo:
         owner, number = self.find(index)
         return owner.info(number)
 
@@ -119,7 +119,7 @@ class Part(_View):
         return len(self.indices)
 
     @override
-    def infos(self) -> Iterator[PictureInfo]:
+    def infos(self) -> Iterator[ImageInfo]:
         return map(self.whole.info, self.indices.tolist())
 
     @override
@@ -142,7 +142,7 @@ class Joined(_View):
         return int(self.starts[-1])
 
     @override
-    def infos(self) -> Iterator[PictureInfo]:
+    def infos(self) -> Iterator[ImageInfo]:
         return chain.from_iterable(part.infos() for part in self.parts)
 
     @override

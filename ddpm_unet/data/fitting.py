@@ -9,12 +9,12 @@ import torch
 from torch.nn.functional import interpolate
 
 from ddpm_unet.config import ImageDataConfig
-from ddpm_unet.data.header import PictureInfo, check_pixels
+from ddpm_unet.data.images import ImageInfo, check_pixels
 from ddpm_unet.data.pixels import box, convert_channels, normalised, to_unit
 from ddpm_unet.errors import UserError
 
 
-def fitted_info(info: PictureInfo, config: ImageDataConfig, name: str) -> PictureInfo:
+def fitted_info(info: ImageInfo, config: ImageDataConfig, name: str) -> ImageInfo:
     """What `fit_picture` will make of a picture.
 
     Raises:
@@ -35,7 +35,7 @@ def fitted_info(info: PictureInfo, config: ImageDataConfig, name: str) -> Pictur
         check_pixels(name, (*size, info.channels), config.max_pixels)
     *depth, height, width = size
     dtype = np.dtype(np.float32) if config.value_range == "percentiles" else info.dtype
-    return PictureInfo(height, width, config.channels or info.channels, dtype, *depth)
+    return ImageInfo(height, width, config.channels or info.channels, dtype, *depth)
 
 
 def fit_picture(picture: np.ndarray, config: ImageDataConfig, name: str) -> np.ndarray:

@@ -21,7 +21,7 @@ from typing_extensions import override
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.collection import Collection
 from ddpm_unet.data.fitting import fit_picture, fitted_info
-from ddpm_unet.data.header import PictureInfo
+from ddpm_unet.data.images import ImageInfo
 from ddpm_unet.data.pixels import box
 from ddpm_unet.data.sequences import Sequences
 from ddpm_unet.errors import UserError
@@ -236,8 +236,8 @@ def open_collection(collection: Collection, config: ImageDataConfig) -> ImageSet
 def survey(collection: Collection, config: ImageDataConfig) -> Layout:
     """Shapes of the fitted pictures from their headers; errors as `open_collection`."""
     sizes: list[tuple[int, ...]] = []
-    first: PictureInfo | None = None
-    seen: dict[PictureInfo, tuple[int, ...]] = {}  # most pictures are like others
+    first: ImageInfo | None = None
+    seen: dict[ImageInfo, tuple[int, ...]] = {}  # most pictures are like others
     infos = _with_progress(collection.infos(), len(collection), "looking at pictures")
     for index, info in enumerate(infos):
         if info not in seen:
@@ -250,7 +250,7 @@ def survey(collection: Collection, config: ImageDataConfig) -> Layout:
     return Layout(np.array(sizes, dtype=np.int64), first.channels, first.dtype)
 
 
-def _check_alike(info: PictureInfo, first: PictureInfo, collection: Collection, index: int) -> None:
+def _check_alike(info: ImageInfo, first: ImageInfo, collection: Collection, index: int) -> None:
     name, other = collection.name(index), collection.name(0)
     if info.channels != first.channels:
         raise UserError(

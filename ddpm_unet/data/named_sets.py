@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from ddpm_unet.data.collection import Collection
 from ddpm_unet.data.downloads import one_at_a_time
-from ddpm_unet.data.pictures import picture_array
+from ddpm_unet.data.images import image_array
 from ddpm_unet.errors import UserError
 
 
@@ -34,7 +34,7 @@ class ItemCollection(Collection):
 
     @override
     def read(self, index: int) -> np.ndarray:
-        return picture_array(self.picture(self.items[index]), self.name(index))
+        return image_array(self.picture(self.items[index]), self.name(index))
 
     def picture(self, item: Any) -> Any:
         """The picture in an item."""

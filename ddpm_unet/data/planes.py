@@ -14,7 +14,7 @@ from torch import Tensor
 from ddpm_unet import randomness
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.image_set import ImageSet
-from ddpm_unet.data.pictures import read_picture
+from ddpm_unet.data.images import read_image
 from ddpm_unet.data.pixels import to_unit
 from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.data.volumes import read_volume
@@ -68,7 +68,7 @@ class Planes:
         Raises:
             UserError: It cannot be read, or has other channels or classes.
         """
-        read = read_volume if dims == 3 else read_picture
+        read = read_volume if dims == 3 else read_image
         picture = read(path, max_pixels, self.kind == "classes")
         if self.kind == "classes":
             classes = class_indices(picture, self.channels, path)

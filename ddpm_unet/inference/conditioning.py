@@ -12,12 +12,12 @@ from torch import Tensor
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.config.reading import from_plain, read_json
 from ddpm_unet.data.folder import natural, visible_files
-from ddpm_unet.data.pictures import EXTENSIONS
+from ddpm_unet.data.images import EXTENSIONS
 from ddpm_unet.data.planes import Planes, enlarged, one_hot
 from ddpm_unet.data.sequences import ENDINGS as SEQUENCES
 from ddpm_unet.data.sequences import Sequences, read_sequence
 from ddpm_unet.data.text import encode_texts
-from ddpm_unet.data.volumes import ENDINGS as VOLUMES
+from ddpm_unet.data.volumes import VOLUME_EXTENSIONS as VOLUMES
 from ddpm_unet.errors import UserError
 from ddpm_unet.replace import replace_json
 

@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 
 from ddpm_unet.data.folder import split_ending
-from ddpm_unet.data.nifti import Space, write
+from ddpm_unet.data.volumes import Space, write_nifti
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.overlay import class_colors, draw_overlay
 
@@ -95,7 +95,7 @@ class TiffPlanes:
         shape: `[..., H, W]`.
         dtype: Of the values.
         axes: tifffile's letters for the axes, for instance "ZYX".
-        colors: A colour per value, `uint8 [K, 3]`: the TIFF becomes a palette picture.
+        colors: A colour per value, `uint8 [K, 3]`: the TIFF becomes a palette image.
     """
 
     def __init__(
@@ -192,34 +192,46 @@ class NiftiVolume:
     def close(self) -> None:
         """Save the file."""
         classes = self._values.ndim == 4
-        write(self._path, self._values.swapaxes(0, 1) if classes else self._values, self._space)
+        write_nifti(
+            self._path, self._values.swapaxes(0, 1) if classes else self._values, self._space
+        )
 
 
-class PaletteImage:
-    """A class mask as a palette PNG, saved when closed.
+class PngImage:
+    """A PNG of 8 bits (grey, RGB, or a palette) or 16 (grey), saved when closed.
 
     Args:
         path: The file.
-        shape: Height and width.
-        colors: `uint8 [K, 3]`.
+        shape: Channels, height, width.
+        dtype: uint8 or uint16.
+        colors: A colour per value, `uint8 [K, 3]`, for a palette.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int], colors: np.ndarray) -> None:
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int, int],
+        dtype: str = "uint8",
+        colors: np.ndarray | None = None,
+    ) -> None:
         self._path, self._colors = path, colors
-        self._classes = np.zeros(shape, dtype=np.uint8)
+        self._values = np.zeros(shape, dtype)
 
     def write(self, plane: int, row: int, values: np.ndarray) -> None:
-        """Take rows `[1, rows, W]` of plane 0."""
-        self._classes[row : row + values.shape[1]] = values[plane]
+        """Take rows `[channels, rows, W]` from a channel and row on."""
+        self._values[plane : plane + len(values), row : row + values.shape[1]] = values
 
     def close(self) -> None:
         """Save the file."""
-        image = Image.fromarray(self._classes).convert("P")
-        image.putpalette(self._colors.tobytes())
+        grey = len(self._values) == 1
+        image = Image.fromarray(self._values[0] if grey else np.moveaxis(self._values, 0, -1))
+        if self._colors is not None:
+            image = image.convert("P")
+            image.putpalette(self._colors.tobytes())
         image.save(self._path, format="PNG")
 
 
-class OverlayPictures:
+class OverlayImages:
     """Overlays, one page per plane, no side longer than 4096 pixels (every k-th pixel is drawn).
 
     Args:
@@ -271,8 +283,8 @@ def write_image(path: Path, pixels: np.ndarray, spacing: Sequence[float] | None 
     flat = pixels[..., 0] if grey else pixels
     with finished(path) as part:
         if path.name.endswith((".nii", ".nii.gz")):
-            affine = np.diag([*reversed(spacing or (1.0, 1.0, 1.0)), 1.0])
-            write(part, flat if grey else np.moveaxis(pixels, -1, 0), Space(affine))
+            space = Space.of_spacing(spacing or (1.0, 1.0, 1.0), pixels.shape[:3])
+            write_nifti(part, flat if grey else np.moveaxis(pixels, -1, 0), space)
         elif path.suffix == ".png":
             Image.fromarray(flat).save(part, "PNG")
         else:
@@ -306,6 +318,7 @@ def save_masks(classes: np.ndarray, num_classes: int, paths: Sequence[Path]) -> 
     """Write masks, class indices `[B, H, W]`, as palette PNGs."""
     colors = class_colors(num_classes)
     for rows, path in zip(classes, paths, strict=True):
-        picture = PaletteImage(path, rows.shape, colors)
-        picture.write(0, 0, rows[None])
-        picture.close()
+        with finished(path) as part:
+            image = PngImage(part, (1, *rows.shape), colors=colors)
+            image.write(0, 0, rows[None])
+            image.close()

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from ddpm_unet.inference.files import FileSegmenter
 from PIL import Image
 
 from ddpm_unet.config import ClassicConfig, PredictConfig
 from ddpm_unet.data.pixels import normalised, to_unit
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.files import FileSegmenter
 from ddpm_unet.inference.overlay import class_colors, displayable, draw_overlay, side_by_side
-from ddpm_unet.inference.segmentation import Preparation, class_probabilities, tiling
+from ddpm_unet.inference.predictor import class_probabilities, tiling
 from ddpm_unet.inference.tiles import Tiling
 from ddpm_unet.inference.writers import output_names
 from ddpm_unet.models.classic import ClassicUNet
@@ -30,7 +31,7 @@ def model() -> ClassicUNet:
 
 
 def segmenter(model: ClassicUNet, **changes) -> FileSegmenter:
-    preparation = Preparation(1, value_range="percentiles")
+    preparation = Preprocessing(1, value_range="percentiles")
     settings = {
         "predict": class_probabilities(model),
         "prepare": preparation.pixels,
@@ -93,7 +94,7 @@ def test_a_picture_is_no_volume(model, tmp_path):
 def test_percentiles_of_pictures_are_those_of_the_whole(tmp_path):
     pages = RNG.normal(size=(2, 40, 30)).astype(np.float32)
     tifffile.imwrite(tmp_path / "a.tif", pages)
-    preparation = Preparation(1, value_range="percentiles")
+    preparation = Preprocessing(1, value_range="percentiles")
     FileSegmenter(
         predict=lambda x: torch.cat([-x, x], dim=1),
         prepare=preparation.pixels,

@@ -9,7 +9,7 @@ from in_process import run
 from PIL import Image
 from scipy import ndimage
 
-from ddpm_unet.data.pictures import read_picture
+from ddpm_unet.data.images import read_image
 from ddpm_unet.data.planes import Planes
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.inference.conditioning import Conditioning
@@ -34,8 +34,8 @@ def done(script, line):
 
 def test_pan_sharpening_from_a_picture_to_the_table(here):
     assert "1 pair(s)" in done("make_pairs.py", "pansharpening a.png --scale 1 --out pairs")
-    assert read_picture("pairs/train/images/a.tif").shape == (96, 104, 4)
-    assert read_picture("pairs/test/targets/a.tif").shape == (96, 52, 3)
+    assert read_image("pairs/train/images/a.tif").shape == (96, 104, 4)
+    assert read_image("pairs/test/targets/a.tif").shape == (96, 52, 3)
     shared = "--data.images pairs/train/images --data.masks pairs/train/targets --data.size 16"
     told = done("train_seg.py", f"--task regress {shared} --check")
     assert "targets: 3 channels of uint8" in told
@@ -67,10 +67,10 @@ def test_many_samples_of_a_tile_and_their_map(here, small_unet):
     config = replace(small_unet, in_channels=2, out_channels=1, sample_size=16)
     write_pipeline(here / "model", UNet(config), GaussianDiffusion())
     place = "--images pairs/test/images --targets pairs/test/targets --tiles 2 --samples 3"
-    refused = run("uncertainty.py", f"--model model {place}".split())
+    refused = run("examples/uncertainty.py", f"--model model {place}".split())
     assert refused.status == 2
     Conditioning(image_channels=1, concat_cond=Planes("picture", 1)).write(here / "model")
-    told = done("uncertainty.py", f"--model model {place} --steps 2 --sampler ddim")
+    told = done("examples/uncertainty.py", f"--model model {place} --steps 2 --sampler ddim")
     assert "2 tiles, 3 samples each" in told
     scores = json.loads((here / "uncertainty/scores.json").read_text())
     assert len(scores["bin_rmse"]) == 10
