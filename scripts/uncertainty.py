@@ -61,7 +61,7 @@ def main() -> None:
     from tqdm import tqdm
 
     from ddpm_unet.data.check import check_pairs
-    from ddpm_unet.data.target_set import TargetSet
+    from ddpm_unet.data.labelled import TargetSet
     from ddpm_unet.diffusion.conditioning import concat_cond
     from ddpm_unet.diffusion.samplers import make_scheduler
     from ddpm_unet.evaluation.plots import save_side_by_side
