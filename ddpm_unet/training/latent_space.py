@@ -19,7 +19,7 @@ from ddpm_unet.data.sources import CACHE
 from ddpm_unet.data.stream import Grid, Stream, to_model_range
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.autoencoder import Autoencoder
-from ddpm_unet.training.processes import on_main, share_json
+from ddpm_unet.training.distributed import on_main, share_json
 
 BATCH = 16
 FREE = ("source", "root", "workers", "memory_limit", "max_pixels", "class_labels", "context",
