@@ -40,8 +40,8 @@ from ddpm_unet.inference.pipeline import (
 )
 from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import Autoencoder, autoencoder_of
+from ddpm_unet.models.precomputed import precompute_time_embeddings
 from ddpm_unet.models.pretrained import check_weights, read_file
-from ddpm_unet.models.timetable import timetabled
 
 CHECKPOINT = "ema.safetensors"
 SAME_IN_A_GUIDE = (
@@ -245,7 +245,7 @@ class Denoiser:
         cond = cond_in_turn(own.classes(config), labels, context, concat_cond, device)
         _, chosen = self.named_sampler(sampler)
         times = timesteps(chosen, steps)
-        network = self.network or timetabled(self.unet, times)
+        network = self.network or precompute_time_embeddings(self.unet, times)
         denoise = self._guided(network, guidance, guidance_interval, guide)
 
         wanted = [size] if isinstance(size, int) else size
