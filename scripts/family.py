@@ -22,13 +22,12 @@ from torch import Tensor
 
 from ddpm_unet.command_line import read_settings, user_errors
 from ddpm_unet.config import SegmentConfig
-from ddpm_unet.config.yaml_file import read_yaml
+from ddpm_unet.config.reading import read_yaml
 from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.evaluation.cost import forward_cost
 from ddpm_unet.evaluation.diagram import draw, trace
 from ddpm_unet.evaluation.metrics import confusion, overlap
-from ddpm_unet.inference.colors import class_colors
-from ddpm_unet.inference.overlay import displayable, draw_overlay
+from ddpm_unet.inference.overlay import class_colors, displayable, draw_overlay
 from ddpm_unet.inference.segmentation import SegmentationModel, class_probabilities, tiling
 from ddpm_unet.inference.tiles import predict_tiles
 from ddpm_unet.models.classic import ClassicUNet

@@ -14,7 +14,7 @@ import numpy as np
 
 from ddpm_unet.command_line import ArgumentParser, user_errors, whole
 from ddpm_unet.data.points import ELEMENTS
-from ddpm_unet.inference.writing import output_folder
+from ddpm_unet.inference.writers import output_folder
 
 SPACING = 2.3  # Angstrom between neighbours on the lattice
 SHARES = {"inside": (0.66, 0.16, 0.16, 0.02), "polar": (0.40, 0.28, 0.31, 0.01)}

@@ -66,10 +66,10 @@ def main() -> None:
     from ddpm_unet.diffusion.samplers import make_scheduler
     from ddpm_unet.evaluation.plots import save_side_by_side
     from ddpm_unet.evaluation.uncertainty import calibration, mean_and_spread, plot_reliability
-    from ddpm_unet.inference.conditions import Conditioning
-    from ddpm_unet.inference.generate import generate
+    from ddpm_unet.inference.conditioning import Conditioning
+    from ddpm_unet.inference.denoiser import generate
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
-    from ddpm_unet.inference.writing import output_folder
+    from ddpm_unet.inference.writers import output_folder
     from ddpm_unet.replace import replace_json
 
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
@@ -77,17 +77,17 @@ def main() -> None:
     unet, diffusion = read_pipeline(args.model)
     told = Conditioning.read(args.model)
     shape = image_shape(unet.config, channels=told.image_channels)
-    if told.planes is None or told.planes.kind != "picture" or len(shape) != 3:
+    if told.concat_cond is None or told.concat_cond.kind != "image" or len(shape) != 3:
         raise UserError(f"{args.model}: does not go by pictures; train one with data.condition")
     told.check(unet.config, args.model)
     if unet.config.conditional or unet.config.num_class_embeds:
         raise UserError(f"{args.model}: wants a class or context too; train one with neither")
     data = PairDataConfig(images=args.images, masks=args.targets, mask_kind="pictures")
     pairs = TargetSet(check_pairs(data))
-    if (pairs.channels, pairs.targets.channels) != (told.planes.channels, shape[0]):
+    if (pairs.channels, pairs.targets.channels) != (told.concat_cond.channels, shape[0]):
         raise UserError(
             f"{args.images}: has {pairs.channels} channels and {args.targets} "
-            f"{pairs.targets.channels}; the model goes by {told.planes.channels} and makes "
+            f"{pairs.targets.channels}; the model goes by {told.concat_cond.channels} and makes "
             f"{shape[0]}"
         )
     planes, truth = cut_tiles(pairs, shape[-1], args.tiles)
@@ -104,8 +104,9 @@ def main() -> None:
             seed=args.seed,
             steps=args.steps,
             batch_size=args.batch_size,
-            accelerator=accelerator,
-            conditions=conditions,
+            device=accelerator.device,
+            shard=(accelerator.process_index, accelerator.num_processes),
+            cond=conditions,
             self_conditioning=told.self_conditioning,
         )
         images = []

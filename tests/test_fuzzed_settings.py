@@ -11,9 +11,8 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from ddpm_unet.command_line import read_settings, setting_names
 from ddpm_unet.config import CheckConfig, DenoiseConfig, SegmentConfig
-from ddpm_unet.config.limits import LIMITS, UNLISTED
+from ddpm_unet.config.reading import WHOLE, read_settings, setting_names
 from ddpm_unet.errors import UserError
 from ddpm_unet.training.run_folder import plain
 
@@ -142,7 +141,7 @@ def valid(draw: st.DrawFn, kind: type) -> Any:
         group = draw(st.sampled_from([chosen, *filter(is_dataclass, vars(chosen).values())]))
         hints = {n: h for n, h in get_type_hints(type(group)).items() if not is_dataclass(h)}
         name = draw(st.sampled_from(sorted(hints)))
-        limits = LIMITS.get(type(group), {}).get(name, UNLISTED)
+        limits = type(group).__dataclass_fields__[name].metadata.get("limits", (0, WHOLE))
         setattr(group, name, draw(allowed(hints[name], *limits)))
     return chosen
 

@@ -13,7 +13,7 @@ from ddpm_unet.models.segmenter import load_segmentation_model
 SAMPLING = """
 from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.diffusion.samplers import make_scheduler
-from ddpm_unet.inference.generate import generate
+from ddpm_unet.inference.denoiser import generate
 make_scheduler("ddpm", DiffusionConfig())
 """
 

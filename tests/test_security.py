@@ -14,7 +14,7 @@ from ddpm_unet.config import DenoiseConfig, UNetConfig
 from ddpm_unet.data.pictures import read_picture
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import read_pipeline
-from ddpm_unet.inference.writing import output_names
+from ddpm_unet.inference.writers import output_names
 from ddpm_unet.models import UNet
 from ddpm_unet.models.segmenter import load_segmentation_model
 from ddpm_unet.training.checkpoint import newest_checkpoint, write_checkpoint

@@ -17,20 +17,18 @@ from ddpm_unet.config.data import (
 from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig
 from ddpm_unet.config.jobs import AutoencodeConfig, CheckConfig, DenoiseConfig, SegmentConfig
 from ddpm_unet.config.network import AutoencoderConfig, ClassicConfig, HeadConfig, UNetConfig
-from ddpm_unet.config.process import (
+from ddpm_unet.config.training import (
     BetaSchedule,
     DiffusionConfig,
-    PredictionType,
-    VarianceType,
-)
-from ddpm_unet.config.training import (
     LossName,
     PictureLoss,
     PredictConfig,
+    PredictionType,
     PreviewConfig,
     RegressionConfig,
     SegmentLossConfig,
     TrainConfig,
+    VarianceType,
 )
 
 __all__ = [

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ddpm_unet.config.reading import FINITE, SHARE, limited
+
 MaskKind = Literal[
     "auto", "classes", "values", "threshold", "colors", "instances", "boundaries", "pictures"
 ]
@@ -28,8 +30,10 @@ class ImageDataConfig:
         value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
             is the full range: 255 for 8 bits, 65535 for 16, and floats must be within 0 to 1;
             "percentiles" are the 0.5 and 99.5 percentiles of each picture's channels (for MRI).
-        flips: Mirror at random: left-right and, for "crop", along the other axes.
-        turns: Turn by a random multiple of 90 degrees, volumes in the plane of their slices.
+        flips: Mirror at random: left-right and, for "crop", along the other axes. Null does so for
+            folders and builtin:histology; the other sets are of things that have a left and an up.
+        rot90: Turn by a random multiple of 90 degrees, volumes in the plane of their slices; null
+            as for flips.
         class_labels: Take a class from the data set, or from the folder's sub-folder names.
         condition: What the denoiser goes by, beside the noisy image: a folder with a picture for
             each image, found by its name, as large or a whole number of times smaller;
@@ -51,23 +55,23 @@ class ImageDataConfig:
     source: str = "builtin:histology"
     root: str | None = None
     dims: Literal[2, 3] = 2
-    size: int = 64
+    size: int = limited(64, 1, 65_536)
     fit: Literal["crop", "resize"] = "crop"
-    scale: float = 1.0
-    channels: int | None = None
-    value_range: ValueRange = None
-    flips: bool = True
-    turns: bool = True
+    scale: float = limited(1.0, 1e-3, 1e3)
+    channels: int | None = limited(None, 1, 1024)
+    value_range: ValueRange = limited(None, *FINITE)
+    flips: bool | None = None
+    rot90: bool | None = None
     class_labels: bool = False
     condition: str | None = None
-    condition_classes: int | None = None
+    condition_classes: int | None = limited(None, 2, 256)
     joint_masks: bool = False
     context: str | None = None
     text_encoder: str | None = None
     include_held_out: bool = False
-    workers: int = 0
+    workers: int = limited(0, 0, 1024)
     memory_limit: int = 2048
-    max_pixels: float = 200.0
+    max_pixels: float = limited(200.0, 1e-6, 10**9)
 
 
 @dataclass
@@ -85,7 +89,7 @@ class LatentConfig:
     """
 
     autoencoder: str | None = None
-    epochs: int = 4
+    epochs: int = limited(4, 1, 10_000)
     sample: bool = True
     cache: str | None = None
 
@@ -113,7 +117,7 @@ class SplitConfig:
     test: float = 0.0
     folds: int = 0
     fold: int = 0
-    limit: int | None = None
+    limit: int | None = limited(None, 1)
     gap: int = 32
     seed: int = 0
 
@@ -124,7 +128,7 @@ class AugmentConfig:
 
     Args:
         flips: Mirror along every axis.
-        turns: Turn by a random multiple of 90 degrees, volumes in the plane of their slices.
+        rot90: Turn by a random multiple of 90 degrees, volumes in the plane of their slices.
         elastic_sigma: Standard deviation, in pixels, of the displacements of a coarse grid,
             joined by bicubic interpolation (Ronneberger 2015). Above size / 12 it may fold.
         elastic_grid: Nodes of that grid along each side of the window.
@@ -137,13 +141,13 @@ class AugmentConfig:
     """
 
     flips: bool = True
-    turns: bool = True
-    elastic_sigma: float = 10.0
-    elastic_grid: int = 3
-    brightness: float = 0.1
-    contrast: float = 0.2
-    gamma: float = 0.2
-    noise: float = 0.03
+    rot90: bool = True
+    elastic_sigma: float = limited(10.0, 0, 1000)
+    elastic_grid: int = limited(3, 1, 64)
+    brightness: float = limited(0.1, *SHARE)
+    contrast: float = limited(0.2, 0, 10)
+    gamma: float = limited(0.2, 0, 10)
+    noise: float = limited(0.03, *SHARE)
     intensity: bool | None = None
 
 
@@ -160,8 +164,8 @@ class ExtraPairsConfig:
 
     images: str | None = None
     masks: str | None = None
-    share: float = 0.5
-    scale: float = 1.0
+    share: float = limited(0.5, *SHARE)
+    scale: float = limited(1.0, 1e-3, 1e3)
 
 
 @dataclass
@@ -214,29 +218,29 @@ class PairDataConfig:
     images: str = "builtin:histology"
     masks: str = "builtin:nucleus"
     dims: Literal[2, 3] = 2
-    voxel: float = 1.0
+    voxel: float = limited(1.0, 1e-6, 10**6)
     image_name: str = "{}"
     mask_name: str = "{}"
     skip_unlabelled: bool = False
     mask_kind: MaskKind = "auto"
-    mask_values: tuple[int, ...] = ()
-    ignore_value: int | tuple[int, int, int] | None = None
-    boundary_width: int = 1
-    num_classes: int | None = None
+    mask_values: tuple[int, ...] = limited((), *FINITE)
+    ignore_value: int | tuple[int, int, int] | None = limited(None, *FINITE)
+    boundary_width: int = limited(1, 1, 1000)
+    num_classes: int | None = limited(None, 2, 256)
     class_names: tuple[str, ...] = ()
-    class_colors: tuple[tuple[int, int, int], ...] = ()
-    channels: int | None = None
-    value_range: ValueRange = None
-    target_range: tuple[float, float] | None = None
-    scale: float = 1.0
-    size: int = 128
+    class_colors: tuple[tuple[int, int, int], ...] = limited((), 0, 255)
+    channels: int | None = limited(None, 1, 1024)
+    value_range: ValueRange = limited(None, *FINITE)
+    target_range: tuple[float, float] | None = limited(None, *FINITE)
+    scale: float = limited(1.0, 1e-3, 1e3)
+    size: int = limited(128, 1, 65_536)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     extra: ExtraPairsConfig = field(default_factory=ExtraPairsConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     border_w0: float = 10.0
-    border_sigma: float = 5.0
+    border_sigma: float = limited(5.0, 0.001, 10**6)
     border_classes: tuple[int, ...] = ()
     include_held_out: bool = False
-    workers: int = 0
+    workers: int = limited(0, 0, 1024)
     memory_limit: int = 2048
-    max_pixels: float = 200.0
+    max_pixels: float = limited(200.0, 1e-6, 10**9)

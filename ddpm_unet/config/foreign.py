@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ddpm_unet.config.process import BetaSchedule, PredictionType
+from ddpm_unet.config.training import BetaSchedule, PredictionType
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import Literal
 
 from ddpm_unet.config.data import ImageDataConfig, LatentConfig, PairDataConfig
 from ddpm_unet.config.network import AutoencoderConfig, ClassicConfig, HeadConfig, UNetConfig
-from ddpm_unet.config.process import DiffusionConfig
+from ddpm_unet.config.reading import SEED, SHARE, limited
 from ddpm_unet.config.training import (
+    DiffusionConfig,
     PredictConfig,
     PreviewConfig,
     RegressionConfig,
@@ -42,9 +43,9 @@ class DenoiseConfig:
 
     run: str | None = None
     resume: Literal["auto", "never"] = "auto"
-    seed: int = 0
+    seed: int = limited(0, *SEED)
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
-    condition_dropout: float = 0.0
+    condition_dropout: float = limited(0.0, *SHARE)
     self_conditioning: bool = False
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
@@ -73,7 +74,7 @@ class AutoencodeConfig:
 
     run: str | None = None
     resume: Literal["auto", "never"] = "auto"
-    seed: int = 0
+    seed: int = limited(0, *SEED)
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     kl_weight: float = 1e-4
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
@@ -120,7 +121,7 @@ class SegmentConfig:
 
     run: str | None = None
     resume: Literal["auto", "never"] = "auto"
-    seed: int = 0
+    seed: int = limited(0, *SEED)
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
     task: Literal["segment", "regress"] = "segment"
     init: str | None = None
@@ -133,7 +134,7 @@ class SegmentConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     loss: SegmentLossConfig = field(default_factory=SegmentLossConfig)
     regression: RegressionConfig = field(default_factory=RegressionConfig)
-    layer_decay: float = 1.0
+    layer_decay: float = limited(1.0, 1e-6, 1)
     predict: PredictConfig = field(default_factory=PredictConfig)
     criterion: Literal["mean_dice", "mean_iou"] = "mean_dice"
     cell_class: int | None = None
@@ -149,3 +150,31 @@ class CheckConfig:
     """
 
     data: PairDataConfig = field(default_factory=PairDataConfig)
+
+
+SCRIPTS: dict[str, type] = {
+    "train_ddpm": DenoiseConfig,
+    "train_seg": SegmentConfig,
+    "train_autoencoder": AutoencodeConfig,
+}
+
+_RUN = (
+    "run", "train.steps", "train.batch_size", "train.micro_batch", "train.lr",
+    "train.mixed_precision",
+)  # fmt: skip
+COMMON: dict[type, tuple[str, ...]] = {
+    DenoiseConfig: (
+        *_RUN, "data.source", "data.size", "data.fit", "data.scale", "data.channels",
+        "data.value_range", "data.flips", "data.rot90", "data.class_labels", "data.workers",
+        "model.block_out_channels", "model.layers_per_block", "diffusion.prediction_type",
+        "train.validate_every", "train.sample_every",
+    ),
+    AutoencodeConfig: (*_RUN, "data.source", "data.size", "kl_weight"),
+    SegmentConfig: (
+        *_RUN, "init", "architecture", "task", "data.images", "data.masks", "data.mask_kind",
+        "data.num_classes", "data.class_names", "data.size", "data.scale", "data.value_range",
+        "data.split.by", "data.split.validation", "data.split.test", "data.augment.flips",
+        "data.augment.rot90", "head.transfer", "loss.name", "train.early_stopping_patience",
+    ),
+}  # fmt: skip
+"""The settings that people use, which --help lists; --help-all lists all."""

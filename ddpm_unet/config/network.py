@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ddpm_unet.config.reading import BELOW_1, limited
+
 
 @dataclass
 class UNetConfig:
@@ -59,29 +61,29 @@ class UNetConfig:
         num_class_embeds: Number of classes of the class embedding table.
     """
 
-    in_channels: int = 3
-    out_channels: int = 3
-    sample_size: int | tuple[int, ...] | None = None
+    in_channels: int = limited(3, 1, 65_536)
+    out_channels: int = limited(3, 1, 65_536)
+    sample_size: int | tuple[int, ...] | None = limited(None, 1, 65_536)
     dims: Literal[2, 3] = 2
     center_input_sample: bool = False
     down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D")
     mid_block_type: str | None = "UNetMidBlock2D"
     up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
-    block_out_channels: tuple[int, ...] = (64, 128, 128)
-    layers_per_block: int | tuple[int, ...] = 2
+    block_out_channels: tuple[int, ...] = limited((64, 128, 128), 1, 16_384)
+    layers_per_block: int | tuple[int, ...] = limited(2, 1, 64)
     downsample_padding: int = 1
     downsample_type: Literal["conv", "resnet"] = "conv"
     upsample_type: Literal["conv", "resnet"] = "conv"
     add_attention: bool = True
-    mid_block_scale_factor: float = 1.0
+    mid_block_scale_factor: float = limited(1.0, 1e-6, 10**6)
     act_fn: str = "silu"
-    dropout: float = 0.0
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    attn_norm_num_groups: int | None = None
-    attention_head_dim: int | tuple[int, ...] | None = 8
-    cross_attention_dim: int | tuple[int, ...] | None = None
-    transformer_layers_per_block: int | tuple[int, ...] = 1
+    dropout: float = limited(0.0, *BELOW_1)
+    norm_num_groups: int = limited(32, 1)
+    norm_eps: float = limited(1e-5, 1e-12, 1)
+    attn_norm_num_groups: int | None = limited(None, 1)
+    attention_head_dim: int | tuple[int, ...] | None = limited(8, 1)
+    cross_attention_dim: int | tuple[int, ...] | None = limited(None, 1, 65_536)
+    transformer_layers_per_block: int | tuple[int, ...] = limited(1, 1, 64)
     use_linear_projection: bool = False
     only_cross_attention: bool | tuple[bool, ...] = False
     upcast_attention: bool = False
@@ -89,7 +91,7 @@ class UNetConfig:
     flip_sin_to_cos: bool = True
     resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
     class_embed_type: Literal["timestep", "identity"] | None = None
-    num_class_embeds: int | None = None
+    num_class_embeds: int | None = limited(None, 1, 10**6)
 
     @property
     def conditional(self) -> bool:
@@ -110,10 +112,10 @@ class AutoencoderConfig:
         mid_block_add_attention: Self-attention in the middle of both.
     """
 
-    latent_channels: int = 4
-    block_out_channels: tuple[int, ...] = (16, 32, 64)
-    layers_per_block: int = 1
-    norm_num_groups: int = 8
+    latent_channels: int = limited(4, 1, 65_536)
+    block_out_channels: tuple[int, ...] = limited((16, 32, 64), 1, 16_384)
+    layers_per_block: int = limited(1, 1, 64)
+    norm_num_groups: int = limited(8, 1)
     mid_block_add_attention: bool = False
 
 
@@ -155,14 +157,14 @@ class ClassicConfig:
     encoder: str = "classic"
     decoder: Literal["unet", "fcn", "ternaus", "nested", "full_scale"] = "unet"
     deep_supervision: bool = False
-    depth: int = 5
-    base_width: int = 64
+    depth: int = limited(5, 2, 8)
+    base_width: int = limited(64, 1, 4096)
     doubling: Literal["after_pooling", "before_pooling"] = "after_pooling"
     padding: Literal["valid", "same"] = "valid"
     norm: Literal["none", "batch"] = "none"
     upsample: Literal["transposed", "bilinear"] = "transposed"
     skip: Literal["concat", "add"] = "concat"
-    dropout: float = 0.5
+    dropout: float = limited(0.5, *BELOW_1)
     one_logit: bool = False
 
 
@@ -188,15 +190,15 @@ class HeadConfig:
         feature_seed: "features": seed of the noise, the same for every image.
     """
 
-    num_classes: int = 2
+    num_classes: int = limited(2, 1, 256)
     class_names: tuple[str, ...] = ()
-    class_colors: tuple[tuple[int, int, int], ...] = ()
+    class_colors: tuple[tuple[int, int, int], ...] = limited((), 0, 255)
     transfer: Literal["finetune", "frozen", "features", "joint"] = "finetune"
-    timestep: int = 0
+    timestep: int = limited(0, 0, 100_000)
     class_label: int | None = None
     repeat_grey: bool = False
     feature_timesteps: tuple[int, ...] = (50, 150, 250)
-    feature_alphas: tuple[float, ...] = ()
+    feature_alphas: tuple[float, ...] = limited((), 1e-12, 1)
     feature_layers: tuple[int, ...] | None = None
-    feature_widths: tuple[int, int] = (128, 32)
+    feature_widths: tuple[int, int] = limited((128, 32), 1, 65_536)
     feature_seed: int = 0

@@ -1,12 +1,61 @@
-"""The loop, its loss, its pictures."""
+"""The diffusion process, the loop, its losses, its images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from ddpm_unet.config.reading import BELOW_1, SHARE, limited
+
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+EPSILON_AT_ZERO_SNR = (
+    "rescale_betas_zero_snr: with prediction_type epsilon the last timestep says nothing of the "
+    "image; take v_prediction or sample"
+)
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "logistic"]
+VarianceType = Literal["fixed_small", "fixed_large", "learned_range"]
 LossName = Literal["cross_entropy", "dice", "cross_entropy+dice", "focal", "border"]
 PictureLoss = Literal["l1", "l2", "huber", "ssim"]
+
+
+@dataclass
+class DiffusionConfig:
+    """The forward process and what the network predicts.
+
+    Args:
+        num_train_timesteps: Length T of the chain.
+        beta_schedule: "linear" (Ho 2020), "scaled_linear" (latent diffusion),
+            "squaredcos_cap_v2" (cosine, Nichol 2021) or "logistic" (sigmoid, Jabri 2022, the
+            usual one of denoising-diffusion-pytorch).
+        beta_start: First beta (linear, scaled_linear).
+        beta_end: Last beta (linear, scaled_linear).
+        rescale_betas_zero_snr: Leave nothing of the image at the last timestep, where sampling
+            begins (Lin 2023); with prediction type "sample" or "v_prediction" only.
+        prediction_type: "epsilon" (the noise), "sample" (x0) or "v_prediction" (Salimans 2022).
+        min_snr_gamma: Min-SNR loss weighting (Hang 2023, gamma = 5); null for the plain loss.
+        variance_type: Variance of a reverse step: "fixed_small" (that of the posterior, Ho 2020),
+            "fixed_large" (beta), or "learned_range": the network predicts one between the two, in
+            as many channels again (Nichol 2021).
+        vlb_weight: "learned_range": weight of the variational bound, in bits per dimension, in
+            the hybrid loss (Nichol 2021, eq. 16).
+        clip_sample: Images that are predicted on the way are kept within [-1, 1]. Latents never
+            are.
+    """
+
+    num_train_timesteps: int = limited(1000, 1, 100_000)
+    beta_schedule: BetaSchedule = "linear"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    rescale_betas_zero_snr: bool = False
+    prediction_type: PredictionType = "epsilon"
+    min_snr_gamma: float | None = limited(None, 1e-6, 10**6)
+    variance_type: VarianceType = "fixed_small"
+    vlb_weight: float = 0.001
+    clip_sample: bool = True
+
+    def output_channels(self, image_channels: int) -> int:
+        """Channels of a prediction for images of so many."""
+        return image_channels * (2 if self.variance_type == "learned_range" else 1)
 
 
 @dataclass
@@ -26,7 +75,7 @@ class TrainConfig:
         weight_decay: AdamW's is decoupled, RMSprop's is part of the gradient.
         clip_norm: Largest norm of the whole gradient; 0 leaves it as it is.
         ema_decay: Averaging of the weights, after a warm-up of (1 + step) / (10 + step).
-        ema_lengths: Averages kept besides, from which `scripts/ema.py` makes one of any length
+        ema_sigma_rel: Averages kept besides, from which `scripts/ema.py` makes one of any length
             afterwards (Karras 2024): their standard deviations as shares of the training, usually
             [0.05, 0.1]; empty for none.
         ema_every: Steps between snapshots of these averages.
@@ -43,35 +92,35 @@ class TrainConfig:
         validate_every: Steps between validations; 0 for none.
         sample_every: Steps between picture grids; 0 for none.
         log_every: Steps between lines of metrics.jsonl (the loss is their mean).
-        patience: Stop after so many validations without a better score; 0 never. For jobs that
-            keep their best model (segmentation).
+        early_stopping_patience: Stop after so many validations without a better score; 0 never.
+            For jobs that keep their best model (segmentation).
     """
 
-    steps: int = 20_000
-    batch_size: int = 32
+    steps: int = limited(20_000, 1, 10**9)
+    batch_size: int = limited(32, 1, 10**6)
     micro_batch: int = 0
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
-    lr: float = 2e-4
+    lr: float = limited(2e-4, 1e-12, 10)
     lr_schedule: Literal["constant", "cosine"] = "cosine"
     warmup_steps: int = 500
-    betas: tuple[float, float] = (0.9, 0.999)
-    momentum: float = 0.9
+    betas: tuple[float, float] = limited((0.9, 0.999), *BELOW_1)
+    momentum: float = limited(0.9, *BELOW_1)
     weight_decay: float = 0.0
     clip_norm: float = 1.0
-    ema_decay: float = 0.9999
-    ema_lengths: tuple[float, ...] = ()
-    ema_every: int = 500
+    ema_decay: float = limited(0.9999, *SHARE)
+    ema_sigma_rel: tuple[float, ...] = limited((), 0.01, 0.28)
+    ema_every: int = limited(500, 1)
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
     compile: bool = False
     channels_last: bool | None = None
     native: bool = True
-    checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
+    checkpoint_every: int = limited(1000, 1)
+    keep_checkpoints: int = limited(2, 1)
     validate_every: int = 1000
     sample_every: int = 1000
-    log_every: int = 10
-    patience: int = 0
+    log_every: int = limited(10, 1)
+    early_stopping_patience: int = 0
 
 
 @dataclass
@@ -84,9 +133,9 @@ class PreviewConfig:
         validation_images: Images whose denoising loss is measured in a validation.
     """
 
-    num_images: int = 16
-    steps: int = 25
-    validation_images: int = 128
+    num_images: int = limited(16, 1, 4096)
+    steps: int = limited(25, 1)
+    validation_images: int = limited(128, 1)
 
 
 @dataclass
@@ -102,7 +151,7 @@ class SegmentLossConfig:
     """
 
     name: LossName = "cross_entropy+dice"
-    class_weights: tuple[float, ...] = ()
+    class_weights: tuple[float, ...] = limited((), 0, 10**6)
     focal_gamma: float = 2.0
     denoise_weight: float = 1.0
 
@@ -120,7 +169,7 @@ class RegressionConfig:
     """
 
     loss: PictureLoss = "l1"
-    huber_delta: float = 0.1
+    huber_delta: float = limited(0.1, 1e-6, 2)
     residual: bool = False
 
 
@@ -136,10 +185,10 @@ class PredictConfig:
             Null takes 32, of volumes 16.
         margin: Pixels of a tile's border where a network with padding is not trusted; null takes
             16, of volumes 8.
-        turns: Average over the 8 flips and quarter turns.
+        tta: Average over the 8 flips and quarter turns.
     """
 
-    tile: int | None = None
+    tile: int | None = limited(None, 1, 65_536)
     overlap: int | None = None
     margin: int | None = None
-    turns: bool = False
+    tta: bool = False

@@ -32,7 +32,7 @@ def augmentation(config: AugmentConfig, size: int, dims: int = 2) -> v2.Transfor
     if config.flips:
         changes += [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
         changes += [RandomDepthFlip()] * (dims - 2)
-    if config.turns:
+    if config.rot90:
         changes.append(QuarterTurns())
     changing = config.brightness or config.contrast or config.gamma or config.noise
     if changing and config.intensity is not False:

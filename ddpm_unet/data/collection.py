@@ -116,7 +116,9 @@ class Selection(Collection):
         self.owners = np.repeat(np.arange(len(parts)), list(map(len, chosen)))
         self.indices = np.concatenate(chosen)
         if self.parts[0].labels is not None:
-            labels = [c.labels[i] for c, i in zip(self.parts, chosen, strict=True) if c.labels is not None]
+            labels = [
+                c.labels[i] for c, i in zip(self.parts, chosen, strict=True) if c.labels is not None
+            ]
             self.labels = np.concatenate(labels)
         self.classes, self.note = self.parts[0].classes, self.parts[0].note
 
@@ -328,7 +330,9 @@ def fashion_mnist(root: str | None, train: bool, cache: Path) -> tuple[np.ndarra
     Raises:
         UserError: No files and no network, or a damaged file.
     """
-    names = [f"{'train' if train else 't10k'}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]
+    names = [
+        f"{'train' if train else 't10k'}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")
+    ]
     place = Path(root) if root else cache
     cure = "give a folder with the four idx files as root"
     if root is None:
@@ -339,7 +343,9 @@ def fashion_mnist(root: str | None, train: bool, cache: Path) -> tuple[np.ndarra
     paths: list[Path] = []
     for folder in (place, place / "FashionMNIST" / "raw"):
         either = [(folder / name, folder / f"{name}.gz") for name in names]
-        paths = paths or [path for pair in either if (path := next(filter(Path.is_file, pair), None))]
+        paths = paths or [
+            path for pair in either if (path := next(filter(Path.is_file, pair), None))
+        ]
     if len(paths) < 2:
         raise UserError(f"{place}: holds no {names[0]}(.gz) and {names[1]}(.gz); {cure}")
     images, labels = map(read_idx, paths)

@@ -403,9 +403,7 @@ def _text_encoder(folder: Path) -> tuple[Any, Any]:
     try:
         from transformers import AutoModelForTextEncoding, AutoTokenizer
     except ImportError:
-        raise UserError(
-            'captions need transformers; run `pip install "ddpm-unet[text]"`'
-        ) from None
+        raise UserError('captions need transformers; run `pip install "ddpm-unet[text]"`') from None
     if not (folder / "config.json").is_file():
         raise UserError(f"text_encoder {folder}: no such folder of a text encoder")
     own = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))

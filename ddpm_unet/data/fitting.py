@@ -9,7 +9,6 @@ import torch
 from torch.nn.functional import interpolate
 
 
-
 def resize(planes: np.ndarray, *size: int) -> np.ndarray:
     """Antialiased linear resampling, type kept (16 bits, and volumes, pass through float32).
 

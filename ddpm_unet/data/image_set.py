@@ -347,9 +347,7 @@ def _check_alike(info: PictureInfo, first: PictureInfo, collection: Collection, 
         )
 
 
-def _fitted(
-    collection: Collection, fit: Fit, layout: Layout, index: int
-) -> np.ndarray:
+def _fitted(collection: Collection, fit: Fit, layout: Layout, index: int) -> np.ndarray:
     name = collection.name(index)
     planes = fit.apply(collection.read(index), name)
     expected = (layout.channels, *layout.sizes[index])

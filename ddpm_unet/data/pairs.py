@@ -217,10 +217,10 @@ def _space_fault(space: Space, mask: Space | None, config: PairDataConfig) -> st
     if mask and not space.agrees(mask):
         return "its voxels lie elsewhere than its image's (the affines differ); resample the mask"
     _, y, x = space.spacing
-    if config.augment.turns and abs(y - x) > 0.01 * min(y, x):
+    if config.augment.rot90 and abs(y - x) > 0.01 * min(y, x):
         return (
             f"quarter turns would distort slices of {x:.3g} x {y:.3g} mm voxels; "
-            "set data.augment.turns false"
+            "set data.augment.rot90 false"
         )
     return ""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ddpm_unet.config import ImageDataConfig, PairDataConfig
-from ddpm_unet.config.limits import check_limits
+from ddpm_unet.config.reading import check_limits
 from ddpm_unet.errors import UserError
 
 

@@ -62,7 +62,7 @@ def open_stream(config: ImageDataConfig, seed: int, images: ImageSet | None = No
     """
     tissue = not config.source.startswith(NAMED) or config.source == "builtin:histology"
     flips, rot90 = (
-        tissue if setting is None else setting for setting in (config.flips, config.turns)
+        tissue if setting is None else setting for setting in (config.flips, config.rot90)
     )
     return Stream(images or open_images(config), flips=flips, rot90=rot90, seed=seed)
 

@@ -6,6 +6,7 @@ a function of (seed, position), so any process can make any part of any batch, i
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
@@ -58,6 +59,7 @@ class _Windowed(Dataset[Batch], ABC):
 
     images: ImageSet
     size: int
+    _choices: tuple[object, ...] = ()
 
     @abstractmethod
     def windows(self, positions: Positions) -> Windows:
@@ -94,6 +96,16 @@ class _Windowed(Dataset[Batch], ABC):
         """Of the names and sizes of the images, to tell whether some were added or removed."""
         return self.images.digest
 
+    def fingerprint(self) -> str:
+        """A digest of all that decides the pixels of the windows."""
+        said = [
+            type(self).__name__,
+            self.images.fingerprint(),
+            str(self.images.fit),
+            *self._choices,
+        ]
+        return hashlib.blake2b(str(said).encode(), digest_size=16).hexdigest()
+
     def _turned(self, images: ImageSet, windows: Windows, value_range: ValueRange) -> Tensor:
         pixels = images.cut(windows.image, windows.corner, self.size)
         orient_windows(pixels, windows)
@@ -119,6 +131,7 @@ class Stream(_Windowed):
     ) -> None:
         self.images, self.size, self.seed = images, images.fit.size, seed
         self.flips, self.rot90 = flips, rot90
+        self._choices = (flips, rot90, seed)
         self._bounds = np.cumsum(window_counts(images.layout.sizes, self.size))
 
     @property

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.config.process import EPSILON_AT_ZERO_SNR
+from ddpm_unet.config.training import EPSILON_AT_ZERO_SNR
 from ddpm_unet.errors import UserError
 
 _COMMON = {"timestep_spacing": "linspace"}

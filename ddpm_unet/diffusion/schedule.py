@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.config.process import EPSILON_AT_ZERO_SNR
+from ddpm_unet.config.training import EPSILON_AT_ZERO_SNR
 from ddpm_unet.errors import UserError
 
 MAX_BETA = 0.999

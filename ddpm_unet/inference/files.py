@@ -19,10 +19,10 @@ from ddpm_unet.data.pictures import picture_info
 from ddpm_unet.data.volumes import is_nifti, read_volume, volume_info, volume_space
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.overlay import displayable
+from ddpm_unet.inference.readers import Prepared, is_tiff, open_planes
 from ddpm_unet.inference.resampling import predict_scaled
-from ddpm_unet.inference.sources import Prepared, is_tiff, open_planes
 from ddpm_unet.inference.tiles import Predict, Rows, Tiling
-from ddpm_unet.inference.writing import (
+from ddpm_unet.inference.writers import (
     NiftiVolume,
     NpzPlanes,
     OverlayPictures,

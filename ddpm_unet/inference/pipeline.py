@@ -16,8 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ddpm_unet.config import DiffusionConfig, UNetConfig
-from ddpm_unet.config.limits import check_limits
-from ddpm_unet.config.typed import from_plain, read_json
+from ddpm_unet.config.reading import check_limits, from_plain, read_json
 from ddpm_unet.diffusion.samplers import saved_scheduler, trained_betas
 from ddpm_unet.diffusion.schedule import betas
 from ddpm_unet.errors import UserError

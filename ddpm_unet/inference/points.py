@@ -12,7 +12,7 @@ from typing_extensions import override
 from ddpm_unet.data.points import from_grid, read_points, to_grid
 from ddpm_unet.inference.files import FileSegmenter
 from ddpm_unet.inference.tiles import predict_tiles
-from ddpm_unet.inference.writing import finished
+from ddpm_unet.inference.writers import finished
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from ddpm_unet.inference.files import FilePredictor, Part
 from ddpm_unet.inference.segmentation import SegmentationModel
 from ddpm_unet.inference.tiles import Predict
 from ddpm_unet.inference.turns import over_turns
-from ddpm_unet.inference.writing import NiftiVolume, finished
+from ddpm_unet.inference.writers import NiftiVolume, finished
 
 
 def completed(output: Tensor, images: Tensor, residual: bool) -> Tensor:

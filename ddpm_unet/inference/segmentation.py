@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddpm_unet.config import ImageDataConfig, PredictConfig, ValueRange
-from ddpm_unet.config.typed import from_plain, read_json
+from ddpm_unet.config.reading import from_plain, read_json
 from ddpm_unet.data.pixels import convert_channels, normalised, to_unit
 from ddpm_unet.data.settings import check_data_settings
 from ddpm_unet.data.targets import Targets

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddpm_unet.config.typed import read_json
+from ddpm_unet.config.reading import read_json
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.pretrained import (
     CONFIG,

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.config.limits import check_limits
+from ddpm_unet.config.reading import check_limits
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.architecture import (
     DOWN_BLOCKS,

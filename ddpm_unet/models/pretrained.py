@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.config.typed import from_plain, read_json
+from ddpm_unet.config.reading import from_plain, read_json
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.checks import CONDITIONAL_ONLY, DDPM_ONLY, check
 from ddpm_unet.replace import replace_json

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ddpm_unet.config import ClassicConfig, HeadConfig
-from ddpm_unet.config.limits import check_limits
-from ddpm_unet.config.typed import from_plain, read_json
+from ddpm_unet.config.reading import check_limits, from_plain, read_json
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.pretrained import CONFIG
 from ddpm_unet.replace import replace_json

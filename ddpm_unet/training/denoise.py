@@ -12,11 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddpm_unet.config import DenoiseConfig
-from ddpm_unet.config.limits import check_limits
+from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data.image_set import ImageSet
-from ddpm_unet.data.latents import LatentWindows
-from ddpm_unet.data.planes import planes_of
-from ddpm_unet.data.sources import held_out, open_images
+from ddpm_unet.data.sources import concat_condition, held_out, open_stream
 from ddpm_unet.data.stream import Grid, Stream, to_model_range
 from ddpm_unet.diffusion.conditions import (
     SelfConditioning,
@@ -28,12 +26,13 @@ from ddpm_unet.diffusion.objective import Objective
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import save_grid
-from ddpm_unet.inference.conditions import Conditioning
-from ddpm_unet.inference.generate import Conditions, generate_together, of_class
+from ddpm_unet.inference.conditioning import Cond, Conditioning, class_cond
+from ddpm_unet.inference.denoiser import generate_together
 from ddpm_unet.inference.pipeline import image_shape, write_pipeline
 from ddpm_unet.models import UNet
+from ddpm_unet.models.autoencoder import Autoencoder
 from ddpm_unet.training.job import Batch, even_batches, micro_batches
-from ddpm_unet.training.latent_space import LatentSpace
+from ddpm_unet.training.latent_space import LatentSpace, LatentWindows
 from ddpm_unet.training.settings import check_preview
 
 
@@ -51,17 +50,18 @@ class DenoiseJob:
 
     def __init__(self, config: DenoiseConfig) -> None:
         check_limits(config)
-        if config.train.patience:
+        if config.train.early_stopping_patience:
             raise UserError(
-                f"train.patience {config.train.patience}: is for segmentation, a denoiser has no "
-                "score to wait for; set it to 0"
+                f"train.early_stopping_patience {config.train.early_stopping_patience}: is for "
+                "segmentation, a denoiser has no score to wait for; set it to 0"
             )
         check_preview(config.preview, config.diffusion.num_train_timesteps)
         self.config = config
-        self.images = open_images(config.data)
+        self.stream: Stream | LatentWindows = open_stream(config.data, config.seed)
+        self._described = self.stream.describe()
+        self.images = self.stream.images
         self.held_out: Grid | LatentWindows | None = held_out(config.data)
-        self.stream: Stream | LatentWindows = Stream(self.images, config.data, config.seed)
-        self.latent = LatentSpace(config, self.images) if config.latent.autoencoder else None
+        self.latent = _latent_space(config, self.images)
         self.diffusion = config.diffusion
         if self.latent:
             self.diffusion = replace(config.diffusion, clip_sample=False)
@@ -70,8 +70,8 @@ class DenoiseJob:
         self.told = Conditioning(
             image_channels=self.latent.channels if self.latent else self.images.layout.channels,
             class_names=self.images.classes if config.data.class_labels else (),
-            withheld=config.condition_dropout > 0,
-            planes=planes_of(config.data, self.images),
+            cond_dropout=config.condition_dropout > 0,
+            concat_cond=concat_condition(config.data, self.images),
             text_encoder=config.data.text_encoder,
             self_conditioning=config.self_conditioning,
             mask_classes=(config.data.condition_classes or 0) * config.data.joint_masks,
@@ -79,7 +79,7 @@ class DenoiseJob:
 
     def describe(self) -> str:
         """What the data are, and in which space they are denoised."""
-        data, images = self.config.data, self.images.describe()
+        data, images = self.config.data, self._described
         if data.fit == "crop" and data.scale != 1:
             images += f", at data.scale {data.scale:g}"
         return "\n".join([images, *([self.latent.describe()] if self.latent else [])])
@@ -101,9 +101,10 @@ class DenoiseJob:
         """This process's micro-batches."""
         config = self.config
         if self.latent and isinstance(self.stream, Stream):
-            self.stream = self.latent.training(accelerator)
+            self.stream = self.latent.training(self.stream, accelerator)
             if isinstance(self.held_out, Grid):
-                self.held_out = self.latent.validation(self.held_out, accelerator)
+                count = config.preview.validation_images
+                self.held_out = self.latent.validation(self.held_out, count, accelerator)
         workers = config.data.workers
         return micro_batches(self.stream, first_step, config.train, workers, accelerator)
 
@@ -144,19 +145,19 @@ class DenoiseJob:
                 seed=self.config.seed,
                 steps=self.config.preview.steps,
                 accelerator=accelerator,
-                conditions=conditions,
+                cond=conditions,
                 self_conditioning=self.told.self_conditioning,
             )
         if accelerator.is_main_process:
-            images, masks = self.told.parted(drawn)
+            images, masks = self.told.split(drawn)
             if self.latent:
                 images = self.latent.autoencoder.to(accelerator.device).decode(images)
             if masks is not None:
                 levels = masks[:, None] * (2 / (self.told.mask_classes - 1)) - 1
                 images = torch.cat([images, levels.expand_as(images)], dim=-1)
-            if self.told.planes:
+            if self.told.concat_cond:
                 planes = conditions(range(len(images)))["planes"]
-                beside = self.told.planes.shown(planes, images.shape[1])
+                beside = self.told.concat_cond.shown(planes, images.shape[1])
                 images = torch.cat([beside.to(images.device), images], dim=-1)
             save_grid(images, path)
 
@@ -197,15 +198,15 @@ class DenoiseJob:
         """What the denoiser is told of the images of a batch, by argument."""
         names = {"class_labels": "label", "context": "context", "context_mask": "context_mask"}
         told = {name: batch[key] for name, key in names.items() if key in batch}
-        if self.told.planes is not None:
+        if self.told.concat_cond is not None:
             condition = batch.get("condition")
-            told["planes"] = self.told.planes.of_batch(images, condition, seed, positions)
+            told["planes"] = self.told.concat_cond.of_batch(images, condition, seed, positions)
         return told
 
-    def _of_grid(self, device: torch.device) -> Conditions:
+    def _of_grid(self, device: torch.device) -> Cond:
         """For grids: all classes in turn, or the conditions of the first held-out windows."""
-        if self.told.planes is None and self.images.context is None:
-            return of_class(None, len(self.told.class_names) or None, device)
+        if self.told.concat_cond is None and self.images.context is None:
+            return class_cond(None, len(self.told.class_names) or None, device)
         kept = self.held_out
         source = kept or self.stream
 
@@ -215,6 +216,24 @@ class DenoiseJob:
             return self.conditions(batch, to_model_range(batch["image"]), positions, seed=0)
 
         return conditions
+
+
+def _latent_space(config: DenoiseConfig, images: ImageSet) -> LatentSpace | None:
+    latent = config.latent
+    if latent.autoencoder is None:
+        return None
+    if config.data.condition:
+        raise UserError(
+            f"data.condition {config.data.condition}: latents are denoised without condition "
+            "images; set it, or latent.autoencoder, to null"
+        )
+    return LatentSpace(
+        Autoencoder(latent.autoencoder),
+        images,
+        epochs=latent.epochs,
+        sample=latent.sample,
+        cache=latent.cache,
+    )
 
 
 def check_network(config: DenoiseConfig, told: Conditioning, images: ImageSet) -> None:
@@ -227,7 +246,7 @@ def check_network(config: DenoiseConfig, told: Conditioning, images: ImageSet) -
     what = "latents" if config.latent.autoencoder else "images"
     what += " with their masks" * (told.mask_classes > 0)
     assert channels is not None, "a job knows the channels of its images"
-    if config.condition_dropout and not (told.class_names or told.planes or images.context):
+    if config.condition_dropout and not (told.class_names or told.concat_cond or images.context):
         raise UserError(
             f"condition_dropout {config.condition_dropout:g}: the images come without a class, "
             "context or condition to withhold; set it to 0"
@@ -235,7 +254,7 @@ def check_network(config: DenoiseConfig, told: Conditioning, images: ImageSet) -
     given = {
         f"the {what}'": channels,
         "an estimate's": channels * told.self_conditioning,
-        "the condition's": told.planes.channels if told.planes else 0,
+        "the condition's": told.concat_cond.channels if told.concat_cond else 0,
     }
     needed = sum(given.values())
     if model.in_channels != needed:
@@ -266,10 +285,10 @@ def check_network(config: DenoiseConfig, told: Conditioning, images: ImageSet) -
             f"model.dims = {model.dims}, but data.dims = {config.data.dims}; set both to "
             "2 for pictures, or 3 for volumes"
         )
-    classes = len(told.class_names) + told.withheld if told.class_names else None
+    classes = len(told.class_names) + told.cond_dropout if told.class_names else None
     if model.num_class_embeds != classes:
         cure = f"set it to {classes}" if classes else "set it to null, or data.class_labels true"
-        none = " and one for none" if told.withheld else ""
+        none = " and one for none" if told.cond_dropout else ""
         raise UserError(
             f"model.num_class_embeds = {model.num_class_embeds}, but the images come with "
             f"{len(told.class_names) or 'no'} classes{none}; {cure}"

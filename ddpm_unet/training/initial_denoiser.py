@@ -11,7 +11,7 @@ from ddpm_unet.data.pairs import complete_settings, find_pairs
 from ddpm_unet.data.pixels import convert_channels
 from ddpm_unet.data.settings import check_data_settings
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.conditions import Conditioning
+from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.models.autoencoder import PLACES
 from ddpm_unet.models.pretrained import model_folder, read_config
 
@@ -57,7 +57,7 @@ def why_not(folder: Path, config: SegmentConfig, channels: int | None) -> str | 
         return "denoises latents"
     if told.mask_classes:
         return "denoises images with their masks"
-    if told.planes:
+    if told.concat_cond:
         return "goes by a condition beside the image"
     if told.self_conditioning:
         return "is told its own estimate"

@@ -110,7 +110,7 @@ class Training:
             self.network,
             getattr(self.optimizer, "optimizer", self.optimizer),
             config.ema_decay,
-            config.ema_lengths,
+            config.ema_sigma_rel,
             accelerator.device,
         )
         self.saved: int | None = None
@@ -287,7 +287,7 @@ class Training:
             state.worse += 1
 
     def _stale(self) -> bool:
-        return 0 < self.config.patience <= self.state.worse
+        return 0 < self.config.early_stopping_patience <= self.state.worse
 
     def _draw(self) -> None:
         self.model.eval()

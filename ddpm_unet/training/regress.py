@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddpm_unet.config import SegmentConfig
-from ddpm_unet.config.limits import check_limits
+from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.pair_stream import PairStream
 from ddpm_unet.data.splits import split_pictures
@@ -176,7 +176,7 @@ class RegressJob:
     def _predict(self, model: nn.Module, image: Tensor, device: torch.device) -> Tensor:
         """What a whole picture becomes, `float32 [K, H, W]` on `device`."""
         predict, network = self.config.predict, _any(model)
-        found = numbers(network, self.config.regression.residual, predict.turns)
+        found = numbers(network, self.config.regression.residual, predict.tta)
         return predict_tiles(found, image, tiling(network, predict), device=device).to(device)
 
     def _scored(self, part: str) -> TargetSet:

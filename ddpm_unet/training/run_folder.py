@@ -23,6 +23,7 @@ from typing import IO, Any
 import yaml
 from safetensors import SafetensorError
 
+from ddpm_unet.config.reading import current_names
 from ddpm_unet.errors import UserError
 from ddpm_unet.replace import replace_text
 
@@ -106,7 +107,7 @@ class RunFolder:
             saved = None
         if not isinstance(saved, dict):
             raise UserError(f"{path}: not a run's settings; choose another --run folder")
-        return saved
+        return current_names(saved)
 
     def release(self) -> None:
         """Let others use the folder. The end of the process does the same, however it comes."""

@@ -53,10 +53,10 @@ def somebody_validates(config: SegmentConfig, split: Split) -> bool:
     Raises:
         UserError: None does, and training is to wait for its score.
     """
-    if not split["validation"] and config.train.patience:
+    if not split["validation"] and config.train.early_stopping_patience:
         raise UserError(
-            f"train.patience {config.train.patience}: no picture validates; set "
-            "data.split.validation, or train.patience 0"
+            f"train.early_stopping_patience {config.train.early_stopping_patience}: no image "
+            "validates; set data.split.validation, or train.early_stopping_patience 0"
         )
     return bool(split["validation"])
 

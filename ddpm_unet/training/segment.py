@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ddpm_unet.config import SegmentConfig
-from ddpm_unet.config.limits import check_limits
+from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.extra_pairs import WithExtra
 from ddpm_unet.data.labelled import LabelledSet
@@ -27,8 +27,7 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.metrics import confusion, overlap
 from ddpm_unet.evaluation.plots import save_picture
 from ddpm_unet.evaluation.rand import thinned_scores
-from ddpm_unet.inference.colors import class_colors
-from ddpm_unet.inference.overlay import side_by_side
+from ddpm_unet.inference.overlay import class_colors, side_by_side
 from ddpm_unet.inference.segmentation import (
     Preparation,
     SegmentationModel,
@@ -237,7 +236,7 @@ class SegmentJob:
     def _probabilities(self, model: nn.Module, image: Tensor, device: torch.device) -> Tensor:
         """Probability of every class of a whole picture, `float32 [K, H, W]`."""
         network: Any = model
-        probabilities = class_probabilities(network, self.config.predict.turns)
+        probabilities = class_probabilities(network, self.config.predict.tta)
         tiles = tiling(network, self.config.predict)
         return predict_tiles(probabilities, image, tiles, device=device)
 

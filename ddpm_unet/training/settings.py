@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ddpm_unet.config import PreviewConfig, TrainConfig
-from ddpm_unet.config.limits import check_limits
+from ddpm_unet.config.reading import check_limits
 from ddpm_unet.errors import UserError
 
 
@@ -19,8 +19,8 @@ def check_training(config: TrainConfig) -> None:
             f"train.micro_batch {config.micro_batch}: is more than train.batch_size "
             f"{config.batch_size}; lower it, or set 0 for each process's whole share"
         )
-    if len(set(config.ema_lengths)) < len(config.ema_lengths):
-        raise UserError("train.ema_lengths: has a length twice; give each once")
+    if len(set(config.ema_sigma_rel)) < len(config.ema_sigma_rel):
+        raise UserError("train.ema_sigma_rel: has a length twice; give each once")
 
 
 def check_preview(config: PreviewConfig, timesteps: int) -> None:

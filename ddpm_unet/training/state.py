@@ -29,7 +29,7 @@ class TrainingState:
         network: The network, as the processes share it (its parameters may be sharded).
         optimizer: Its optimiser, not wrapped.
         ema_decay: See `EMA`.
-        ema_lengths: Of further averages, see `PowerEMA`.
+        ema_sigma_rel: Of further averages, see `PowerEMA`.
         device: Where sums and counts are kept, so that no step waits for them.
 
     Attributes:
@@ -46,14 +46,14 @@ class TrainingState:
         network: nn.Module,
         optimizer: Optimizer,
         ema_decay: float,
-        ema_lengths: Iterable[float],
+        ema_sigma_rel: Iterable[float],
         device: torch.device,
     ) -> None:
         self.network, self.optimizer = network, optimizer
         self.named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
         self.ema = EMA([p for _, p in self.named], ema_decay)
         self._at_once = Update(optimizer, self.ema)
-        self.powers = {f"{s:g}": PowerEMA(self.ema.parameters, s) for s in ema_lengths}
+        self.powers = {f"{s:g}": PowerEMA(self.ema.parameters, s) for s in ema_sigma_rel}
         self.step = 0
         self.best, self.worse = -math.inf, 0
         self.best_step: int | None = None

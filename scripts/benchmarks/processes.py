@@ -73,7 +73,7 @@ def main() -> None:
     from benchmarks.timing import Timer
     from benchmarks.training import TimedJob, TrainConfig, job_settings, run_rounds
     from ddpm_unet.diffusion.samplers import make_scheduler
-    from ddpm_unet.inference.generate import generate
+    from ddpm_unet.inference.denoiser import generate
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
 
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
@@ -98,7 +98,8 @@ def main() -> None:
             seed=0,
             steps=steps,
             batch_size=BATCH // accelerator.num_processes,
-            accelerator=accelerator,
+            device=accelerator.device,
+            shard=(accelerator.process_index, accelerator.num_processes),
         )
         for _ in batches:
             pass

@@ -26,7 +26,7 @@ from ddpm_unet import randomness
 from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import sample
-from ddpm_unet.inference.generate import generate
+from ddpm_unet.inference.denoiser import generate
 from ddpm_unet.inference.pipeline import image_shape, read_pipeline
 from ddpm_unet.models import UNet
 
@@ -125,7 +125,8 @@ def end_to_end(
             seed=SEED,
             steps=steps,
             batch_size=images,
-            accelerator=accelerator,
+            device=accelerator.device,
+            shard=(accelerator.process_index, accelerator.num_processes),
         )
         return torch.cat([batch for _, batch in batches])
 

@@ -16,7 +16,7 @@ SAMPLING = {
     OURS: """
 from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.diffusion.samplers import make_scheduler
-from ddpm_unet.inference.generate import generate
+from ddpm_unet.inference.denoiser import generate
 from ddpm_unet.inference.pipeline import read_pipeline
 make_scheduler("ddpm", DiffusionConfig())
 """,

@@ -16,9 +16,8 @@ from benchmarks.rows import MONAI, OURS, SMP, Measured, installed
 from benchmarks.timing import Effort, Timer
 from ddpm_unet import native
 from ddpm_unet.config import PredictConfig
-from ddpm_unet.inference.grid import Tiling, plan
 from ddpm_unet.inference.segmentation import tiling as default_tiling
-from ddpm_unet.inference.tiles import predict_tiles
+from ddpm_unet.inference.tiles import Tiling, plan, predict_tiles
 
 WIDTH = 16
 """Channels at the finest level: a quarter of the usual 64, a sixteenth of the work."""

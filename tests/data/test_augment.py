@@ -81,7 +81,7 @@ def test_image_mask_and_weight_move_together(position):
 
 
 def test_nothing_switched_on_changes_nothing():
-    off = AugmentConfig(**PLAIN, flips=False, turns=False, elastic_sigma=0.0)
+    off = AugmentConfig(**PLAIN, flips=False, rot90=False, elastic_sigma=0.0)
     made, before = apply(off), sample()
     assert all(torch.equal(made[key], before[key]) for key in before)
 

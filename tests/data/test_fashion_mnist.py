@@ -62,7 +62,7 @@ def test_training_and_test_split(tmp_path: Path) -> None:
         root=str(tmp_path),
         size=28,
         flips=False,
-        turns=False,
+        rot90=False,
         class_labels=True,
     )
     images, kept = open_images(config), held_out(config)

@@ -13,7 +13,7 @@ from ddpm_unet.data.loader import StepBatches, make_loader
 from ddpm_unet.data.pair_stream import PairStream
 
 PLAIN = AugmentConfig(
-    flips=False, turns=False, elastic_sigma=0, brightness=0, contrast=0, gamma=0, noise=0
+    flips=False, rot90=False, elastic_sigma=0, brightness=0, contrast=0, gamma=0, noise=0
 )
 SIZES = [(64, 64), (40, 80), (10, 24)]
 
@@ -53,7 +53,7 @@ def test_a_batch_is_what_the_loop_takes(folders):
 
 
 def test_image_and_mask_are_the_same_window_turned_for_each_position(folders):
-    turning = replace(PLAIN, turns=True, flips=True)
+    turning = replace(PLAIN, rot90=True, flips=True)
     plain, turned = (
         stream(folders, augment=augment).__getitems__(range(60)) for augment in (PLAIN, turning)
     )
@@ -127,7 +127,7 @@ def test_a_plain_data_loader_takes_it_too(folders):
     assert batch["image"].shape == (1, 16, 16)
 
 
-@pytest.mark.parametrize("augment", [PLAIN, replace(PLAIN, flips=True, turns=True)])
+@pytest.mark.parametrize("augment", [PLAIN, replace(PLAIN, flips=True, rot90=True)])
 def test_context_surrounds_the_same_window(folders, augment):
     narrow, wide = (
         stream(folders, border=True, augment=augment, context=n).__getitems__(range(12))

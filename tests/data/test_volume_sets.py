@@ -29,7 +29,7 @@ from ddpm_unet.randomness import seeded
 
 RNG = np.random.default_rng(0)
 PLAIN = AugmentConfig(
-    flips=False, turns=False, elastic_sigma=0, brightness=0, contrast=0, gamma=0, noise=0
+    flips=False, rot90=False, elastic_sigma=0, brightness=0, contrast=0, gamma=0, noise=0
 )
 
 
@@ -71,9 +71,9 @@ def test_a_mask_that_lies_elsewhere_and_turns_that_would_distort(folders, tmp_pa
     save(tmp_path / "masks/a.nii", np.ones(good.shape, np.uint8), np.diag([1, 2.1, 2, 1]))
     assert "affines differ" in check_pairs(config(tmp_path)).faults[0]
     save(tmp_path / "masks/a.nii", np.ones(good.shape, np.uint8), np.diag([1, 2, 2, 1]))
-    turning = check_pairs(config(tmp_path, augment=replace(PLAIN, turns=True)))
-    assert "set data.augment.turns false" in turning.faults[0]
-    assert not check_pairs(config(folders, augment=replace(PLAIN, turns=True))).faults
+    turning = check_pairs(config(tmp_path, augment=replace(PLAIN, rot90=True)))
+    assert "set data.augment.rot90 false" in turning.faults[0]
+    assert not check_pairs(config(folders, augment=replace(PLAIN, rot90=True))).faults
 
 
 def test_a_mask_of_another_size(folders, tmp_path):
@@ -167,7 +167,7 @@ def test_image_and_mask_of_a_volume_move_together(position):
 
 
 def test_flips_and_turns_of_volumes_give_all_sixteen_orientations():
-    change = replace(PLAIN, flips=True, turns=True)
+    change = replace(PLAIN, flips=True, rot90=True)
     volume = torch.arange(27).reshape(3, 3, 3)
     wanted = [
         upright.flip(0) if deep else upright

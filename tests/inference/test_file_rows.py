@@ -5,7 +5,7 @@ from PIL import Image
 
 from ddpm_unet.data.pictures import read_stack
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.sources import Prepared, TiffRows, is_tiff, open_planes
+from ddpm_unet.inference.readers import Prepared, TiffRows, is_tiff, open_planes
 
 
 def pixels(*shape, dtype=np.uint8, seed=0):

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.colors import class_colors
 from ddpm_unet.inference.files import FileSegmenter
+from ddpm_unet.inference.overlay import class_colors
 from ddpm_unet.inference.tiles import Tiling
 
 
@@ -137,7 +137,7 @@ GROWTH = """
 import re, sys
 from pathlib import Path
 import numpy as np, torch
-from ddpm_unet.inference.colors import class_colors
+from ddpm_unet.inference.overlay import class_colors
 from ddpm_unet.inference.files import FileSegmenter
 from ddpm_unet.inference.tiles import Tiling
 

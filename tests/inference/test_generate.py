@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.generate import generate, generate_together
+from ddpm_unet.inference.denoiser import generate, generate_together
 
 
 class Process:

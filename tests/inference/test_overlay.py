@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from ddpm_unet.inference.colors import class_colors
-from ddpm_unet.inference.overlay import displayable, draw_overlay
+from ddpm_unet.inference.overlay import class_colors, displayable, draw_overlay
 
 
 def test_colors_are_distinct():

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from ddpm_unet.inference.editing import Edit, read_images
 from PIL import Image
 
 from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.editing import Edit, read_images
-from ddpm_unet.inference.generate import generate
+from ddpm_unet.inference.denoiser import generate
 
 
 def grey_pixels(x, t):

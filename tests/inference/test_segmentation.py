@@ -7,8 +7,8 @@ from torch.nn.functional import interpolate, pad
 
 from ddpm_unet.config import ClassicConfig, HeadConfig, PredictConfig, UNetConfig
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.colors import class_colors
 from ddpm_unet.inference.files import FileSegmenter
+from ddpm_unet.inference.overlay import class_colors
 from ddpm_unet.inference.segmentation import (
     Preparation,
     class_probabilities,

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ddpm_unet.config import ClassicConfig
-from ddpm_unet.inference.grid import Tiling, plan
-from ddpm_unet.inference.tiles import predict_bands, predict_tiles
+from ddpm_unet.inference.tiles import Tiling, plan, predict_bands, predict_tiles
 from ddpm_unet.inference.turns import over_turns
 from ddpm_unet.models.classic import ClassicUNet
 

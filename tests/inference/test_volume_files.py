@@ -12,12 +12,11 @@ from PIL import Image
 from ddpm_unet.config import ClassicConfig, PredictConfig
 from ddpm_unet.data.pixels import normalised, to_unit
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.colors import class_colors
 from ddpm_unet.inference.files import FileSegmenter
-from ddpm_unet.inference.overlay import displayable, draw_overlay, side_by_side
+from ddpm_unet.inference.overlay import class_colors, displayable, draw_overlay, side_by_side
 from ddpm_unet.inference.segmentation import Preparation, class_probabilities, tiling
 from ddpm_unet.inference.tiles import Tiling
-from ddpm_unet.inference.writing import output_names
+from ddpm_unet.inference.writers import output_names
 from ddpm_unet.models.classic import ClassicUNet
 
 AFFINE = np.array([[0, -2.0, 0, 10], [1.0, 0, 0, -20], [0, 0, 3.0, 5], [0, 0, 0, 1]])

@@ -6,8 +6,8 @@ import tifffile
 from PIL import Image
 
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.colors import class_colors
-from ddpm_unet.inference.writing import (
+from ddpm_unet.inference.overlay import class_colors
+from ddpm_unet.inference.writers import (
     OverlayPictures,
     PaletteImage,
     TiffPlanes,

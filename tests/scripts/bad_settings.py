@@ -93,9 +93,9 @@ SETTINGS = [
     Case("a tracker that is not installed", "train_ddpm", "--tracker wandb",
          "tracker wandb: is not installed; pip install wandb, or set tracker none",
          only="no wandb"),
-    Case("patience without a score", "train_ddpm", "--train.patience 3",
-         "train.patience 3: is for segmentation, a denoiser has no score to wait for; set it "
-         "to 0"),
+    Case("patience without a score", "train_ddpm", "--train.early_stopping_patience 3",
+         "train.early_stopping_patience 3: is for segmentation, a denoiser has no score to wait "
+         "for; set it to 0"),
     Case("a seed of text", "train_ddpm", "--seed text",
          "--seed is 'text'; it must be a whole number"),
     Case("a seed of -1", "train_ddpm", "--seed -1", "seed -1: must be between 0 and 4294967295"),
@@ -204,8 +204,8 @@ SETTINGS = [
          "--diffusion.variance_type learned_range",
          "model.out_channels = 3, but diffusion.variance_type learned_range predicts a variance "
          "for each of the images' 3 channels; set it to 6"),
-    Case("an average longer than the training", "train_ddpm", "--train.ema_lengths [0.9]",
-         "train.ema_lengths 0.9: must be between 0.01 and 0.28"),
+    Case("an average longer than the training", "train_ddpm", "--train.ema_sigma_rel [0.9]",
+         "train.ema_sigma_rel 0.9: must be between 0.01 and 0.28"),
     Case("no such autoencoder", "train_ddpm", "--latent.autoencoder nowhere",
          "nowhere: does not exist; name the folder of an autoencoder, or of a pipeline with vae/ "
          "in it"),

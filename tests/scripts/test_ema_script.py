@@ -7,7 +7,7 @@ from in_process import run
 from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.models.segmenter import load_segmentation_model
 
-KEPT = ["--train.ema_lengths", "[0.05,0.1]", "--train.ema_every", 2, "--train.steps", 6]
+KEPT = ["--train.ema_sigma_rel", "[0.05,0.1]", "--train.ema_every", 2, "--train.steps", 6]
 SMALL = """
 data: {size: 8}
 model:
@@ -77,7 +77,7 @@ def test_of_a_segmenter(home, architecture):
     ("flags", "message"),
     [
         ("--run nowhere --length 0.1", "nowhere/averages: has no averages; train with --train.ema"),
-        ("--length 0.1", "no run in runs/ has averages; train one with --train.ema_lengths, or"),
+        ("--length 0.1", "no run in runs/ has averages; train one with --train.ema_sigma_rel, or"),
         ("--length 0.5", "is no number between 0.01 and 0.28"),
     ],
 )

@@ -11,8 +11,8 @@ from scipy import ndimage
 
 from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.data.pictures import read_picture
-from ddpm_unet.data.planes import Planes
-from ddpm_unet.inference.conditions import Conditioning
+from ddpm_unet.data.conditioning import ConcatCondition
+from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models.unet import UNet
 
@@ -69,7 +69,7 @@ def test_many_samples_of_a_tile_and_their_map(here, small_unet):
     place = "--images pairs/test/images --targets pairs/test/targets --tiles 2 --samples 3"
     refused = run("uncertainty.py", f"--model model {place}".split())
     assert refused.status == 2
-    Conditioning(image_channels=1, planes=Planes("picture", 1)).write(here / "model")
+    Conditioning(image_channels=1, concat_cond=ConcatCondition("image", 1)).write(here / "model")
     told = done("uncertainty.py", f"--model model {place} --steps 2 --sampler ddim")
     assert "2 tiles, 3 samples each" in told
     scores = json.loads((here / "uncertainty/scores.json").read_text())

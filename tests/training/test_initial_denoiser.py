@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from ddpm_unet.config import DiffusionConfig, HeadConfig, PairDataConfig, SegmentConfig
-from ddpm_unet.data.planes import Planes
+from ddpm_unet.data.conditioning import ConcatCondition
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.conditions import Conditioning
+from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet
 from ddpm_unet.training.initial_denoiser import channels_of, choose_denoiser
@@ -55,7 +55,7 @@ UNFIT = {
         "denoises images with their masks",
     ),
     "masks": (
-        {"out_channels": 1, "told": Conditioning(1, planes=Planes("classes", 2))},
+        {"out_channels": 1, "told": Conditioning(1, concat_cond=ConcatCondition("classes", 2))},
         "goes by a condition beside the image",
     ),
     "self": (

@@ -20,14 +20,14 @@ from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.extra_pairs import WithExtra
 from ddpm_unet.data.labelled import LabelledSet
 from ddpm_unet.data.pair_stream import PairStream
-from ddpm_unet.data.stream import Stream
+from ddpm_unet.data.sources import open_stream
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import save_images
-from ddpm_unet.inference.conditions import Conditioning
+from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import read_pipeline
-from ddpm_unet.inference.writing import save_masks
+from ddpm_unet.inference.writers import save_masks
 from ddpm_unet.training import loop
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.loop import train
@@ -76,7 +76,7 @@ def joint(settings, tmp_path):
 def test_what_is_denoised_is_the_image_and_its_mask(joint):
     job = DenoiseJob(joint)
     positions = range(6)
-    batch = Stream(job.images, joint.data, joint.seed).__getitems__(positions)
+    batch = open_stream(joint.data, joint.seed, job.images).__getitems__(positions)
     seen = []
 
     def network(x, t):
@@ -101,7 +101,7 @@ def test_pairs_are_drawn_and_train_a_segmenter(joint, tmp_path, monkeypatch):
     unet, diffusion = read_pipeline(folder.model)
     scheduler = make_scheduler("ddim", diffusion)
     drawn = sample(unet, scheduler, (5, 8, 8), seed=0, indices=range(8), steps=12)
-    images, masks = told.parted(drawn)
+    images, masks = told.split(drawn)
     assert ((images.mean(1) > 0) == masks).float().mean() > 0.9, "masks of other images"
     assert 0.2 < masks.float().mean() < 0.8
     monkeypatch.chdir(tmp_path)

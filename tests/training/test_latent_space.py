@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from ddpm_unet.inference.picture_space import PictureSpace
 from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
 from safetensors.numpy import load_file
@@ -19,7 +20,6 @@ from ddpm_unet.data.windows import order
 from ddpm_unet.diffusion.samplers import SAMPLERS, make_scheduler
 from ddpm_unet.diffusion.sampling import Noise, sample
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.picture_space import PictureSpace
 from ddpm_unet.inference.pipeline import read_pipeline, write_pipeline
 from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import Autoencoder

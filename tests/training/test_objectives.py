@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMPipeline
 
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.conditions import Conditioning
+from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import image_shape, read_pipeline
 from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
@@ -41,7 +41,7 @@ class KilledJob(DenoiseJob):
 
 
 def test_kept_averages_resume_bit_for_bit(settings, tmp_path):
-    settings.train.ema_lengths, settings.train.ema_every = (0.05, 0.1), 4
+    settings.train.ema_sigma_rel, settings.train.ema_every = (0.05, 0.1), 4
     whole = run(settings)
     settings.run = str(tmp_path / "killed")
     job = KilledJob(settings)
@@ -68,10 +68,10 @@ def test_kept_averages_resume_bit_for_bit(settings, tmp_path):
 
 def test_averages_that_a_checkpoint_lacks_are_named(settings):
     run(settings)
-    settings.train.ema_lengths = (0.05,)
-    with pytest.raises(UserError, match=r"train\.ema_lengths = \[\], not \[0\.05\]"):
+    settings.train.ema_sigma_rel = (0.05,)
+    with pytest.raises(UserError, match=r"train\.ema_sigma_rel = \[\], not \[0\.05\]"):
         run(settings)
-    settings.train.ema_lengths = (0.05, 0.05)
+    settings.train.ema_sigma_rel = (0.05, 0.05)
     with pytest.raises(UserError, match="has a length twice"):
         run(settings)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from ddpm_unet.config import PairDataConfig, SegmentConfig
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.generate import generate
+from ddpm_unet.inference.denoiser import generate
 from ddpm_unet.models import UNet
 from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths
@@ -145,7 +145,8 @@ def test_images_are_the_same_on_any_number_of_processes(denoise):
             )  # fmt: skip
             for indices, values in generate(
                 unet, scheduler, (3, 8, 8), 37,
-                seed=0, steps=2, batch_size=5, accelerator=accelerator,
+                seed=0, steps=2, batch_size=5, device=accelerator.device,
+            shard=(accelerator.process_index, accelerator.num_processes),
             ):  # fmt: skip
                 found |= dict(zip(indices, values, strict=True))
         return found

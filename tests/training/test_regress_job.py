@@ -227,7 +227,7 @@ def test_input_and_target_move_together_and_only_the_input_may_change_in_intensi
     assert near[0].max() < 1e-6
     assert near[1].min() > 1e-3
     assert torch.equal(plain["target"], changed["target"])
-    unmoved = batch_of(same, flips=False, turns=False)
+    unmoved = batch_of(same, flips=False, rot90=False)
     assert not torch.equal(unmoved["target"], plain["target"])
 
 

@@ -22,7 +22,7 @@ ABSURD = {
     "validate_every": (-1,),
     "sample_every": (-1,),
     "log_every": (0, -1),
-    "patience": (-1,),
+    "early_stopping_patience": (-1,),
 }
 
 

@@ -84,7 +84,7 @@ class Checkpoint:
         if missing:
             raise UserError(
                 f"{self.file}: the tensors of a {self.peer} U-Net do not say everything; give"
-                f" python -m ddpm_unet.inference.convert also {' and '.join(missing)}"
+                f" ddpm-unet convert also {' and '.join(missing)}"
             )
 
     def possible_heads(self, channels: Sequence[int], attends: Sequence[bool]) -> str:

@@ -105,7 +105,7 @@ def test_the_kept_model_is_the_average_of_its_step(settings, tmp_path):
 
 
 def test_early_stopping_ends_and_stays_ended(settings, tmp_path):
-    settings.train.steps, settings.train.patience = 100, 3
+    settings.train.steps, settings.train.early_stopping_patience = 100, 3
     stopped = run(settings, scripted(settings))
     ended = files(stopped.path)
     assert records(stopped, "mean_dice") == list(ScriptedJob.series[:5])
@@ -122,8 +122,8 @@ def test_early_stopping_ends_and_stays_ended(settings, tmp_path):
 
 
 def test_patience_needs_pictures_that_validate(settings):
-    settings.data.split.validation, settings.train.patience = 0, 2
-    with pytest.raises(UserError, match=r"train\.patience 2: no picture validates"):
+    settings.data.split.validation, settings.train.early_stopping_patience = 0, 2
+    with pytest.raises(UserError, match=r"train\.patience 2: no image validates"):
         SegmentJob(settings)
 
 

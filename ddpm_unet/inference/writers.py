@@ -16,8 +16,7 @@ from PIL import Image
 from ddpm_unet.data.folder import split_ending
 from ddpm_unet.data.nifti import Space, write
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.colors import class_colors
-from ddpm_unet.inference.overlay import draw_overlay
+from ddpm_unet.inference.overlay import class_colors, draw_overlay
 
 _LARGEST_OVERLAY = 4096
 
@@ -257,6 +256,50 @@ class OverlayPictures:
             self._tiff.write(overlay, photometric="rgb", compression="zlib", metadata=None)
         else:
             Image.fromarray(overlay).save(self._path, format="PNG")
+
+
+def write_image(path: Path, pixels: np.ndarray, spacing: Sequence[float] | None = None) -> None:
+    """Write an image or volume as PNG, TIFF or NIfTI, by the ending of its name.
+
+    Args:
+        path: The file, complete as soon as it appears.
+        pixels: `[H, W, C]` or `[D, H, W, C]`, uint8, uint16 or float32; a PNG holds 8 bits of 1, 3
+            or 4 channels, or 16 bits of one.
+        spacing: Millimetres from voxel to voxel along (depth,) height and width.
+    """
+    grey = pixels.shape[-1] == 1
+    flat = pixels[..., 0] if grey else pixels
+    with finished(path) as part:
+        if path.name.endswith((".nii", ".nii.gz")):
+            affine = np.diag([*reversed(spacing or (1.0, 1.0, 1.0)), 1.0])
+            write(part, flat if grey else np.moveaxis(pixels, -1, 0), Space(affine))
+        elif path.suffix == ".png":
+            Image.fromarray(flat).save(part, "PNG")
+        else:
+            axes = "ZYX"[-pixels.ndim + 1 :] + "S" * (not grey)
+            options: dict[str, Any] = {"metadata": {"axes": axes}}
+            if spacing:
+                options["resolution"] = tuple(10 / s for s in spacing[:-3:-1])
+                options["resolutionunit"] = "CENTIMETER"
+                options["metadata"] |= {"spacing": spacing[0], "unit": "mm"}
+            color = pixels.shape[-1] in (3, 4) and pixels.dtype.kind == "u"
+            tifffile.imwrite(
+                part,
+                flat,
+                photometric="rgb" if color else "minisblack",
+                planarconfig=None if grey else "contig",
+                compression="zlib",
+                **options,
+            )
+
+
+def image_ending(dims: int, channels: int, dtype: np.dtype | type, nifti: bool = False) -> str:
+    """The ending of files that hold such images without loss."""
+    if dims == 3:
+        return ".nii.gz" if nifti else ".tif"
+    kind = (np.dtype(dtype).name, channels)
+    fits = kind in [("uint8", 1), ("uint8", 3), ("uint8", 4), ("uint16", 1)]
+    return ".png" if fits else ".tif"
 
 
 def save_masks(classes: np.ndarray, num_classes: int, paths: Sequence[Path]) -> None:

@@ -1,4 +1,4 @@
-"""Picture files as rows: whole in memory, or read from a large TIFF as they are needed."""
+"""Image files as rows: whole in memory, or read from a large TIFF as they are needed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import tifffile
+import torch
+from torch import Tensor
 
 from ddpm_unet.data.pictures import TIFF_MAGIC, read_picture, read_stack
+from ddpm_unet.data.pixels import convert_channels, to_unit
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.tiles import Rows
 
@@ -188,3 +191,38 @@ def _pages(file: tifffile.TiffFile, limit: float) -> int:
     except UserError:  # a compression that needs another decoder
         return 0
     return pages
+
+
+def read_images(paths: Sequence[Path], channels: int, size: Sequence[int] | None = None) -> Tensor:
+    """Images of one size, `float32 [N, channels, H, W]` in [-1, 1], black to white.
+
+    Args:
+        paths: Their files.
+        channels: Given to each.
+        size: Side, or height and width; None for those of the first.
+
+    Raises:
+        UserError: One cannot be read, or is of another size.
+    """
+    images = []
+    wanted = None if size is None else (size[0], size[-1])
+    for path in paths:
+        image = convert_channels(read_picture(path), channels, path.name)
+        wanted = wanted or (image.shape[0], image.shape[1])
+        if image.shape[:2] != wanted:
+            have, want = (" x ".join(map(str, s)) for s in (image.shape[:2], wanted))
+            raise UserError(f"{path}: has {have} pixels, not {want}; resize it, or change size")
+        images.append(torch.from_numpy(to_unit(image, name=path.name)).movedim(-1, 0))
+    return torch.stack(images)
+
+
+def read_hole(path: Path, size: Sequence[int]) -> Tensor:
+    """Where an image is white, `bool [1, 1, H, W]`.
+
+    Raises:
+        UserError: It cannot be read, is of another size, or is black everywhere.
+    """
+    hole = read_images([path], 1, size) > 0
+    if not hole.any():
+        raise UserError(f"{path}: is black everywhere; make white what is to be painted")
+    return hole

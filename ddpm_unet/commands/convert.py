@@ -1,7 +1,7 @@
 """From a checkpoint of another toolkit to a folder of this one, which diffusers reads too.
 
-    python -m ddpm_unet.inference.convert FILE OUT --heads 4 --qkv_order heads_first
-    python -m ddpm_unet.inference.convert FILE OUT --heads 1 --size 64 --prediction_type epsilon
+    ddpm-unet convert FILE OUT --heads 4 --qkv_order heads_first
+    ddpm-unet convert FILE OUT --heads 1 --size 64 --prediction_type epsilon
 
 The first writes the network alone, for `train_seg.py --init OUT`; the second, told of the noise
 too, a pipeline for `sample.py --model OUT`. What is missing is asked for.
@@ -9,14 +9,13 @@ too, a pipeline for `sample.py --model OUT`. What is missing is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ddpm_unet.command_line import user_errors
 from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig
 from ddpm_unet.diffusion.schedule import alphas_cumprod
@@ -168,22 +167,17 @@ def report(
     yield f"written: {out}, {what}"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Convert the checkpoint that the command line names."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(description=main.__doc__)
+    parser = ArgumentParser(prog="ddpm-unet convert", description=main.__doc__)
     parser.add_argument("file", type=Path, help="safetensors file")
     parser.add_argument("out", type=Path, help="folder written to")
     parser.add_class_arguments(ForeignConfig)
     parser.add_class_arguments(ForeignProcessConfig)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     told = ForeignConfig(**{f.name: given[f.name] for f in fields(ForeignConfig)})
     process = ForeignProcessConfig(**{f.name: given[f.name] for f in fields(ForeignProcessConfig)})
-    with user_errors():
-        for line in report(given.file, given.out, told, process):
-            print(line)
-
-
-if __name__ == "__main__":
-    main()
+    for line in report(given.file, given.out, told, process):
+        print(line)

@@ -1,0 +1,103 @@
+"""Bits per dimension of held-out images under a denoiser: `python scripts/likelihood.py`.
+
+Under `accelerate launch` several processes share the images; the result is the same.
+The data are those of the model's training, as the config.yaml beside its folder says; --config and
+every dotted flag of train_ddpm.py (--data.source DIR) change them.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from ddpm_unet.command_line import ArgumentParser, read_settings, whole
+from ddpm_unet.commands.shared import shipped
+from ddpm_unet.config import DenoiseConfig
+from ddpm_unet.errors import UserError
+
+SHIPPED = shipped("histology64")
+
+
+def parse(arguments: Sequence[str] | None) -> tuple[Namespace, list[str]]:
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
+    add("--images", type=whole(2), default=64, help="images, at most (default 64)")
+    add("--parts", type=whole(2), default=40, help="timesteps asked of each image (default 40)")
+    add("--all", action="store_true", help="windows of all pictures, not of those held out")
+    add("--batch_size", type=whole(1), default=16, help="images at a time (default 16)")
+    add("--out", type=Path, default=Path("likelihood"), help="folder written to")
+    return parser.parse_known_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args, others = parse(arguments)
+
+    import torch
+    from accelerate import Accelerator
+    from tqdm import tqdm
+
+    from ddpm_unet.data.stream import Grid, to_model_range
+    from ddpm_unet.diffusion.conditions import beside_the_input
+    from ddpm_unet.evaluation.likelihood import measure, plot_likelihood
+    from ddpm_unet.inference.conditioning import Conditioning
+    from ddpm_unet.inference.pipeline import image_shape, read_pipeline
+    from ddpm_unet.inference.writers import output_folder
+    from ddpm_unet.training.denoise import DenoiseJob
+    from ddpm_unet.training.processes import merge_rows
+    from ddpm_unet.training.run_folder import newest_or_shipped
+
+    cure = "train one with scripts/train_ddpm.py, or give --model"
+    folder = args.model or newest_or_shipped(SHIPPED, "model_index.json", cure)
+    unet, diffusion = read_pipeline(folder)
+    config = folder.resolve().parent / "config.yaml"
+    settings, _ = read_settings(DenoiseConfig, config if config.is_file() else None, others)
+    job = DenoiseJob(replace(settings, diffusion=diffusion))
+    told = Conditioning.read(folder)
+    told.check(unet.config, folder)
+    if told.self_conditioning or job.latent:
+        what = "is told its own estimate" if told.self_conditioning else "denoises latents"
+        raise UserError(f"{folder}: {what}, so that it gives images no likelihood; take another")
+    channels = image_shape(unet.config, [settings.data.size], told.image_channels)[0]
+    if channels != job.images.layout.channels:
+        raise UserError(
+            f"data.source: has images of {job.images.layout.channels} channels, {folder} is of "
+            f"{channels}; set data.channels"
+        )
+    windows = Grid(job.images) if args.all else job.held_out
+    if not isinstance(windows, Grid):
+        raise UserError(f"data.source {settings.data.source}: holds no picture out; give --all")
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    device, main_one = accelerator.device, accelerator.is_main_process
+    network: Any = unet.to(device)
+    count = min(args.images, len(windows))
+    batched = [range(i, min(i + args.batch_size, count)) for i in range(0, count, args.batch_size)]
+    mine = batched[accelerator.process_index :: accelerator.num_processes]
+
+    def batches() -> Iterator[tuple[range, torch.Tensor, Any]]:
+        for positions in tqdm(mine, "Likelihood", disable=not main_one):
+            batch = {k: v.to(device) for k, v in windows.__getitems__(positions).items()}
+            images = told.with_masks(to_model_range(batch["image"]), batch.get("condition"))
+            conditions = job.conditions(batch, images, positions, seed=0)
+            yield positions, images, partial(beside_the_input(network), **conditions)
+
+    def merge(rows: torch.Tensor) -> torch.Tensor:
+        return merge_rows(rows, list(chain(*mine)), count, accelerator)
+
+    with output_folder(args.out):
+        found = measure(batches(), diffusion, args.parts, merge=merge)
+        if main_one:
+            (args.out / "likelihood.json").write_text(json.dumps(asdict(found), indent=1))
+            plot_likelihood(found, args.out / "likelihood.png")
+    accelerator.print(
+        f"{found.bits:.3f} +- {found.standard_error:.3f} bits per dimension of "
+        f"{found.images} images, {diffusion.variance_type} variances: L_0 {found.last:.3f}, "
+        f"steps {found.steps:.3f}, L_T {found.prior:.2g}\nwritten: {args.out}"
+    )
+    accelerator.end_training()

@@ -1,0 +1,237 @@
+"""Draw images from a trained denoiser: `python scripts/sample.py --steps 1000`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ddpm_unet.command_line import ArgumentParser, whole
+from ddpm_unet.diffusion.samplers import described
+
+SETTINGS = "settings.json"
+
+
+def parse(arguments: Sequence[str] | None) -> Namespace:
+    """The flags."""
+    from ddpm_unet.commands.shared import add_speed
+
+    parser = ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
+    add("--steps", type=int, default=1000, help="denoising steps (default 1000)")
+    add(
+        "--sampler",
+        nargs="?",
+        const="list",
+        help="ddpm, ddim, dpm++, ... (default: the one that the model's folder names, ddpm if it "
+        "was trained here); without a name, list them",
+    )
+    add("--num_images", type=int, default=16, help="images to draw (default 16)")
+    add("--batch_size", type=int, default=16, help="images per process and batch (default 16)")
+    add("--size", type=int, nargs="+", help="height and width, pixels (default: as trained)")
+    add("--class", dest="label", help="class of all images, by number or name (default: in turn)")
+    add("--context", type=Path, nargs="+", help="sequences to attend to, .npy or .safetensors")
+    add("--prompt", nargs="+", help="captions, for a model that was trained with a text encoder")
+    add("--condition", type=Path, nargs="+", help="images to condition on, or a folder of them")
+    add("--guidance", type=float, help="scale of guidance: above 1, closer to the condition")
+    add("--guidance_interval", type=float, nargs=2, metavar=("LO", "HI"), help="timesteps guided")
+    add("--guide", type=Path, help="a checkpoint or model that guides (autoguidance)")
+    add("--init_image", type=Path, help="image to noise and go on from, or to fill by --mask")
+    add("--strength", type=float, help="share of the steps taken from --init_image (default 0.5)")
+    add("--mask", type=Path, help="paint --init_image anew where this image is white")
+    add("--resamplings", type=whole(1, 1000), default=5, help="passes over each step with --mask")
+    add("--interpolate", type=Path, nargs=2, metavar="IMAGE", help="images from one to another")
+    add("--tile", type=whole(8, 10**6), help="side of the windows of larger images")
+    add("--periodic", action="store_true", help="with --tile: images that tile the plane")
+    add("--seed", type=int, default=0, help="image i is a function of (seed, i)")
+    add("--film", type=whole(0, 1000), default=0, help="also a film strip of so many moments")
+    add("--nifti", action="store_true", help="write volumes as .nii.gz, not as TIFF stacks")
+    add("--npz", action="store_true", help="write a .npz of arr_0 [N, H, W, C] per batch instead")
+    add("--out", type=Path, default=Path("generated"), help="folder written to (default generated)")
+    add_speed(parser)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw images."""
+    args = parse(arguments)
+    if args.sampler in ("list", "help"):
+        print(described())
+        return
+
+    import torch
+    from accelerate import Accelerator
+
+    from ddpm_unet.commands.shared import at_speed, shipped
+    from ddpm_unet.diffusion.sampling import FilmStrip
+    from ddpm_unet.evaluation.plots import save_film
+    from ddpm_unet.inference.conditioning import read_concat_cond, read_context
+    from ddpm_unet.inference.denoiser import Denoiser, check_edit, check_guidance, read_guide
+    from ddpm_unet.inference.readers import read_hole, read_images
+    from ddpm_unet.inference.writers import output_folder
+    from ddpm_unet.training.run_folder import newest_or_shipped
+
+    check_edit(args.init_image, args.strength, args.mask, args.interpolate, args.num_images)
+    cure = "train one with scripts/train_ddpm.py, or give --model"
+    folder = args.model or newest_or_shipped(shipped("histology64"), "model_index.json", cure)
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    denoiser = Denoiser.from_pretrained(folder).to(accelerator.device)
+    conditioning, config = denoiser.conditioning, denoiser.unet.config
+    check_guidance(conditioning, args.guidance, args.guidance_interval, args.guide)
+    concat_cond = read_concat_cond(conditioning, args.condition, config.dims, args.size)
+    sampler_name, sampler = denoiser.named_sampler(args.sampler)
+    begin = [*(args.interpolate or ()), *([args.init_image] if args.init_image else [])]
+    images = read_images(begin, denoiser.image_channels, args.size) if begin else None
+    film = FilmStrip(args.film) if args.film > 0 else None
+    shard = (accelerator.process_index, accelerator.num_processes)
+    with at_speed(denoiser.unet, accelerator.device, args.precision, args.compile) as network:
+        denoiser.network = network if args.compile else None
+        given: dict[str, Any] = {
+            "steps": args.steps,
+            "sampler": sampler,
+            "seed": args.seed,
+            "batch_size": args.batch_size,
+            "size": args.size,
+            "class_labels": args.label,
+            "context": read_context(conditioning, config, args.context, args.prompt),
+            "concat_cond": concat_cond,
+            "guidance": args.guidance,
+            "guidance_interval": args.guidance_interval,
+            "guide": args.guide and read_guide(args.guide, denoiser),
+            "init_image": None if args.interpolate else images,
+            "strength": args.strength,
+            "mask": args.mask and read_hole(args.mask, images.shape[2:]),
+            "resamplings": args.resamplings,
+            "interpolate": images if args.interpolate else None,
+            "tile": args.tile,
+            "periodic": args.periodic,
+            "shard": shard,
+            "progress": accelerator.is_main_process,
+            "callback": film,
+        }
+        kept: set[int] = set()
+        job = denoiser.job(args.num_images, **given, skip=kept)
+        shape = job.image_shape
+        out = Output(args, denoiser, folder)
+        with output_folder(args.out):
+            kept |= out.kept(accelerator)
+            accelerator.print(
+                f"{args.num_images} images of {'x'.join(map(str, shape))}{out.with_masks} from "
+                f"{folder}, {args.steps} {sampler_name} steps, {shard[1]} process(es)"
+                + (f", {len(kept)} of them there already" if kept else "")
+            )
+            for indices, drawn, masks in job:
+                out.write(indices, drawn, masks)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                out.grid()
+                if film:
+                    frames = [denoiser.decode(conditioning.split(x)[0]) for x in film.frames]
+                    save_film(frames, args.out / "film.png")
+    accelerator.print(f"written: {args.out / 'grid.png'} and {out.what}")
+    accelerator.end_training()
+
+
+class Output:
+    """The files of a job in a folder.
+
+    Args:
+        args: The flags.
+        denoiser: Whose images they are.
+        model: Its folder.
+    """
+
+    def __init__(self, args: Namespace, denoiser: Any, model: Path) -> None:
+        from ddpm_unet.inference.writers import image_ending
+
+        self.folder, self.count, self.batch = args.out, args.num_images, args.batch_size
+        self.denoiser, self.npz = denoiser, args.npz
+        self.classes = denoiser.conditioning.mask_classes
+        self.with_masks = f" with masks of {self.classes} classes" if self.classes else ""
+        self.places = [args.out / n for n in (("images", "masks") if self.classes else ("",))]
+        self.dims, channels = denoiser.unet.config.dims, denoiser.image_channels
+        self.ending = image_ending(self.dims, channels, denoiser.dtype, args.nifti)
+        self.what = "one .npz per batch" if self.npz else "one file per image"
+        free = ("out", "num_images", "film", "precision", "compile")
+        self.made_by = {k: str(v) for k, v in vars(args).items() if k not in free}
+        weights = max(model.rglob("*.safetensors"))
+        self.made_by["weights"] = f"{weights.resolve()} {weights.stat().st_mtime_ns}"
+
+    def path(self, place: Path, index: int) -> Path:
+        """The file of an image."""
+        if self.npz:
+            first = index // self.batch * self.batch
+            last = min(first + self.batch, self.count) - 1
+            return place / f"{first:05d}-{last:05d}.npz"
+        return place / f"{index:05d}{self.ending}"
+
+    def kept(self, accelerator: Any) -> set[int]:
+        """Images of a job of the same settings that was stopped; those of others are removed."""
+        from ddpm_unet.config.reading import read_json
+        from ddpm_unet.replace import replace_json
+
+        file = self.folder / SETTINGS
+        same = file.is_file() and read_json(file) == self.made_by
+        there = {
+            index
+            for index in range(self.count)
+            if all(self.path(place, index).is_file() for place in self.places)
+        }
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process and not same:
+            for index in there:
+                for place in self.places:
+                    self.path(place, index).unlink(missing_ok=True)
+            for place in self.places:
+                place.mkdir(exist_ok=True)
+            replace_json(file, self.made_by)
+        accelerator.wait_for_everyone()
+        return there if same else set()
+
+    def write(self, indices: Sequence[int], images: Any, masks: Any) -> None:
+        """Write the images of a batch."""
+        import numpy as np
+
+        from ddpm_unet.inference.writers import finished, save_masks, write_image
+
+        pixels = self.denoiser.to_pixels(images)
+        masks = None if masks is None else masks.cpu().numpy()
+        if self.npz:
+            for place, arrays in zip(self.places, (pixels, masks), strict=False):
+                with finished(self.path(place, indices[0])) as part, open(part, "wb") as file:
+                    np.savez_compressed(file, arr_0=np.asarray(arrays))
+            return
+        if masks is not None:
+            files = [self.path(self.places[1], index) for index in indices]
+            save_masks(masks, self.classes, files)
+        for index, array in zip(indices, pixels, strict=True):
+            write_image(self.path(self.places[0], index), array, self.denoiser.spacing)
+
+    def grid(self) -> None:
+        """grid.png of the first images, read back from their files."""
+        import numpy as np
+        import torch
+
+        from ddpm_unet.data.pictures import read_picture
+        from ddpm_unet.data.volumes import read_volume
+        from ddpm_unet.evaluation.plots import save_grid, save_side_by_side
+        from ddpm_unet.inference.overlay import displayable
+
+        def first(place: Path) -> torch.Tensor:
+            read = read_picture if self.dims == 2 else read_volume
+            shown = []
+            for index in range(min(self.count, 64)):
+                path = self.path(place, index)
+                packed = self.npz and np.load(path)["arr_0"][index % self.batch]
+                array = packed if self.npz else read(path)
+                shown.append(displayable(array))
+            return torch.from_numpy(np.stack(shown)).movedim(-1, 1) / 127.5 - 1
+
+        shown = [first(place) for place in self.places]
+        if self.classes:
+            titles = [place.name for place in self.places]
+            save_side_by_side(list(zip(titles, shown, strict=True)), self.folder / "grid.png")
+        else:
+            save_grid(shown[0], self.folder / "grid.png")

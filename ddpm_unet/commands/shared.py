@@ -1,0 +1,57 @@
+"""What commands have in common: the models at hand, precision, and compiling."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from ddpm_unet.errors import UserError
+
+PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
+CHECKOUT = Path(__file__).parents[2]
+
+
+def recipe(name: str) -> Path:
+    """The file of a recipe that ships: in a checkout in configs/, else in the package.
+
+    Raises:
+        UserError: There is none of this name.
+    """
+    for folder in (CHECKOUT / "configs", CHECKOUT / "ddpm_unet" / "recipes"):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{name}: no such recipe is installed; give --config FILE")
+
+
+def shipped(name: str) -> Path:
+    """The folder of a model that ships with a checkout."""
+    return CHECKOUT / "samples" / name / "model"
+
+
+def add_speed(parser: argparse.ArgumentParser) -> None:
+    """Add --precision and --compile."""
+    parser.add_argument(
+        "--precision",
+        choices=list(PRECISIONS),
+        default="fp32",
+        help="of the network's arithmetic (default fp32)",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the network first: minutes, then faster"
+    )
+
+
+@contextmanager
+def at_speed(
+    model: Any, device: Any, precision: str = "fp32", compile: bool = False
+) -> Iterator[Any]:
+    """Give what computes in place of a model, in this precision while the context lasts."""
+    import torch
+
+    name = PRECISIONS[precision]
+    autocast = torch.autocast(device.type, getattr(torch, name)) if name else nullcontext()
+    with autocast:
+        yield torch.compile(model) if compile else model

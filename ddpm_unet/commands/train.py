@@ -1,0 +1,85 @@
+"""Training: `ddpm-unet train-ddpm`, `train-seg` and `train-autoencoder`, and `check`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ddpm_unet.command_line import read_settings
+from ddpm_unet.commands.shared import recipe, shipped
+from ddpm_unet.config import AutoencodeConfig, CheckConfig, DenoiseConfig, SegmentConfig
+
+
+def train_ddpm(arguments: Sequence[str] | None = None) -> None:
+    """Train a U-Net to denoise images."""
+    settings, name = read_settings(DenoiseConfig, recipe("histology64.yaml"), arguments)
+    settings.run = settings.run or f"runs/{name}"
+
+    from ddpm_unet.training.denoise import DenoiseJob
+    from ddpm_unet.training.loop import train
+    from ddpm_unet.training.run_folder import RunFolder
+
+    train(DenoiseJob(settings), RunFolder(Path(settings.run)), settings)
+
+
+def train_autoencoder(arguments: Sequence[str] | None = None) -> None:
+    """Train an autoencoder for latent denoising."""
+    default = recipe("histology_autoencoder.yaml")
+    settings, name = read_settings(AutoencodeConfig, default, arguments)
+    settings.run = settings.run or f"runs/{name}"
+
+    from ddpm_unet.training.autoencode import AutoencodeJob
+    from ddpm_unet.training.loop import train
+    from ddpm_unet.training.run_folder import RunFolder
+
+    train(AutoencodeJob(settings), RunFolder(Path(settings.run)), settings)
+
+
+def train_seg(arguments: Sequence[str] | None = None) -> None:
+    """Train a U-Net to segment from a handful of masks; with --task regress, to regress.
+
+    Without --init it starts from the newest run's denoiser that takes such images, and says which.
+    With --check it only looks at the images and masks, and says what it found.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = [a for a in given if a != "--check"]
+    settings, name = read_settings(SegmentConfig, recipe("histology_nuclei.yaml"), arguments)
+
+    from ddpm_unet.data.targets import picture_settings
+
+    data = picture_settings(settings.data) if settings.task == "regress" else settings.data
+    if len(arguments) < len(given):
+        from ddpm_unet.data.check import print_check
+
+        print_check(data)
+        return
+    settings.run = settings.run or f"runs/{name}"
+
+    from ddpm_unet.training.initial_denoiser import choose_denoiser
+    from ddpm_unet.training.loop import train
+    from ddpm_unet.training.regress import RegressJob
+    from ddpm_unet.training.run_folder import RunFolder, models_at_hand
+    from ddpm_unet.training.scoring import score_test
+    from ddpm_unet.training.segment import SegmentJob
+
+    run = RunFolder(Path(settings.run))
+    settings.init = settings.init or run.setting("init")
+    if settings.architecture == "unet" and not settings.init:
+        cure = "train one with scripts/train_ddpm.py, or give --init DIR or --init scratch"
+        folders = models_at_hand(shipped("histology64"), "model_index.json", cure)
+        denoiser, chosen = choose_denoiser(settings, data, folders, cure)
+        settings.init = str(denoiser)
+        if os.environ.get("RANK", "0") == "0":
+            print(chosen)
+    job = RegressJob(settings) if settings.task == "regress" else SegmentJob(settings)
+    train(job, run, settings)
+    score_test(job, run)
+
+
+def check(arguments: Sequence[str] | None = None) -> None:
+    """Say what is right and wrong with images and masks."""
+    from ddpm_unet.data.check import print_check
+
+    print_check(read_settings(CheckConfig, None, arguments)[0].data)

@@ -1,0 +1,436 @@
+"""From YAML, JSON and flags to dataclasses of settings; whatever does not fit is one line."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import re
+import sys
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from ddpm_unet.errors import UserError
+
+Settings = TypeVar("Settings")
+Limits = tuple[float, float]
+
+WHOLE = 2**53  # up to which floats hold every whole number
+FINITE: Limits = (-1e300, 1e300)
+SEED: Limits = (0, 2**32 - 1)
+SHARE: Limits = (0, 1)
+BELOW_1: Limits = (0, 1 - 1e-9)
+RENAMED = {
+    "data.turns": "data.rot90",
+    "data.augment.turns": "data.augment.rot90",
+    "unlabelled.turns": "unlabelled.rot90",
+    "predict.turns": "predict.tta",
+    "train.early_stopping_patience": "train.early_stopping_patience",
+    "train.ema_lengths": "train.ema_sigma_rel",
+}
+"""Settings of earlier versions, and what they are called now."""
+_BOOL = "tag:yaml.org,2002:bool"
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+}
+
+
+def limited(default: Any, least: float, most: float = WHOLE) -> Any:
+    """A field of a dataclass whose numbers must lie between `least` and `most`."""
+    return field(default=default, metadata={"limits": (least, most)})
+
+
+def check_limits(settings: Any, prefix: str = "") -> None:
+    """Refuse numbers that no job could use, and NaN. Those without limits must be at least 0.
+
+    Args:
+        settings: A dataclass of settings, with others in it.
+        prefix: What the names of its settings begin with in messages.
+
+    Raises:
+        UserError: Names the setting and its limits.
+    """
+    for each in fields(settings):
+        name, value = f"{prefix}{each.name}", getattr(settings, each.name)
+        if is_dataclass(value):
+            check_limits(value, f"{name}.")
+            continue
+        least, most = each.metadata.get("limits", (0, WHOLE))
+        for number in _numbers(value):
+            if not least <= number <= most:  # NaN is neither
+                shown = f"{number:g}" if isinstance(number, float) else number
+                raise UserError(f"{name} {shown}: must be {_within(least, most)}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The settings in a JSON file.
+
+    Raises:
+        UserError: It is missing, unreadable, or holds something else than settings.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not readable ({error}); copy the model again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds no settings; copy the model again")
+    return values
+
+
+def from_plain(kind: type[Settings], values: Mapping[str, Any], source: object) -> Settings:
+    """A dataclass of type `kind`, whose annotations say what each value must be.
+
+    Args:
+        kind: The dataclass.
+        values: Value of each field; fields that are left out keep their default. Lists become
+            tuples.
+        source: What the message begins with, such as the file that holds the values.
+
+    Raises:
+        UserError: An unknown field, or a value of another type; names source and field.
+    """
+    hints = get_type_hints(kind)
+    settings = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise UserError(f"{source}: unknown key {name!r}; remove it if it means nothing")
+        try:
+            settings[name] = _converted(value, hints[name])
+        except (ValueError, OverflowError):
+            raise UserError(_wrong_type(f"{source}: {name}", value, hints[name])) from None
+    try:
+        return kind(**settings)
+    except TypeError as error:  # a field without default is missing
+        raise UserError(f"{source}: {error}; copy the model again") from error
+
+
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """The settings in a file.
+
+    Raises:
+        UserError: It cannot be read, is not YAML, repeats a key, or holds no settings.
+    """
+    try:
+        values = _Loader(path.read_bytes()).get_single_data()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give a YAML file of settings"
+        ) from error
+    except yaml.MarkedYAMLError as error:
+        place = f"line {error.problem_mark.line + 1}" if error.problem_mark else "somewhere"
+        raise UserError(f"{path}: {place}: {error.problem}; mend the YAML") from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: is not YAML ({cause}); give a YAML file of settings") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds no settings; write lines such as `seed: 0`")
+    return values
+
+
+def current_names(values: dict[Any, Any], prefix: str = "") -> dict[Any, Any]:
+    """The settings that an earlier version wrote, under the names of this one."""
+    found = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            value = current_names(value, f"{name}.")
+        found[RENAMED.get(name, name).rsplit(".", 1)[-1]] = value
+    return found
+
+
+def setting_names(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and type of every setting and group of settings of a dataclass."""
+    for name, hint in get_type_hints(kind).items():
+        yield f"{prefix}{name}", hint
+        if is_dataclass(hint):
+            yield from setting_names(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+
+
+def read_settings(
+    kind: type[Settings], default_config: Path | None, arguments: Sequence[str] | None = None
+) -> tuple[Settings, str]:
+    """Settings from `--config FILE`, overridden by dotted flags; `--help` prints them and exits.
+
+    Args:
+        kind: Dataclass of the settings.
+        default_config: Read when there is no `--config`; None for the settings' own defaults. A
+            run folder's `config.yaml` may be one of an earlier version.
+        arguments: Instead of the process's own.
+
+    Returns:
+        The settings, and the name (without suffix) of the configuration file, "" without one.
+
+    Raises:
+        UserError: An unknown key (with the nearest valid one), a value of the wrong type or out
+            of its choices or limits, or a file that is missing or not YAML.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if {"--help", "-h", "--help-all"} & set(arguments):
+        default = default_config.name if default_config else "none"
+        print(_help(kind, default, everything="--help-all" in arguments))
+        raise SystemExit(0)
+    reader = _Reader(kind)
+    flags = reader.flags(arguments)
+    given = flags.pop("config", [])
+    if len(given) > 1:
+        raise UserError(f"--config: is given {len(given)} times; give one")
+    file = Path(given[0]) if given else default_config
+    if file is not None:
+        values = read_yaml(file)
+        if file.name == "config.yaml":
+            values = current_names(values)
+        reader.take(values, f"{file}: ")
+    for name, texts in flags.items():
+        reader.put(name, _from_text(texts[-1], reader.names[name]), texts[-1], f"--{name}")
+    settings = _build(kind, reader.values)
+    check_limits(settings)
+    return settings, "" if file is None else file.stem
+
+
+@dataclass
+class _Reader:
+    """Values by dotted name, from files and flags, of the settings of `kind`."""
+
+    kind: type
+
+    def __post_init__(self) -> None:
+        self.names = dict(setting_names(self.kind))
+        self.values: dict[str, Any] = {}
+
+    def flags(self, arguments: Sequence[str]) -> dict[str, list[str]]:
+        """The texts given to every flag, in order."""
+        found: dict[str, list[str]] = {}
+        rest = list(arguments)
+        while rest:
+            flag, equals, text = rest.pop(0).partition("=")
+            name = flag.removeprefix("--")
+            if flag == name:
+                raise UserError(f"unrecognized arguments: {flag}; --help lists all settings")
+            if name != "config":
+                self.known(name, "--")
+                if is_dataclass(self.names[name]):
+                    raise UserError(f"--{name}: is a group of settings; give one as --{name}.NAME")
+            if not equals and rest and not rest[0].startswith("--"):
+                text, equals = rest.pop(0), "="
+            if name == "config" and not text:
+                raise UserError("--config: needs a value, a YAML file of settings")
+            if not equals:
+                raise UserError(
+                    f"argument --{name}: expected one argument; --help lists all settings"
+                )
+            found.setdefault(name, []).append(text)
+        return found
+
+    def take(self, values: dict[Any, Any], where: str, prefix: str = "") -> None:
+        """Take over nested settings."""
+        for key, value in values.items():
+            name = f"{prefix}{key}"
+            self.known(name, where)
+            if is_dataclass(self.names[name]):
+                if not isinstance(value, dict):
+                    raise UserError(_wrong_type(f"{where}{name}", value, self.names[name]))
+                self.take(value, where, f"{name}.")
+            else:
+                self.put(name, value, value, f"{where}{name}")
+
+    def put(self, name: str, value: Any, shown: Any, where: str) -> None:
+        """Set a setting."""
+        try:
+            self.values[name] = _converted(value, self.names[name])
+        except (ValueError, OverflowError):
+            raise UserError(_wrong_type(where, shown, self.names[name])) from None
+
+    def known(self, name: str, where: str) -> None:
+        """Refuse a name of no setting, with the nearest one."""
+        if name not in self.names:
+            refuse_unknown(name, self.names, where, self.kind)
+
+
+def refuse_unknown(
+    name: str, known: Iterable[str], where: str, kind: type | None = None
+) -> NoReturn:
+    """Refuse a name that is not known, with the nearest one, the new one or the right script.
+
+    Raises:
+        UserError: Always.
+    """
+    known = set(known)
+    leaves = {n.rsplit(".", 1)[-1]: n for n in sorted(known)}
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near = near or [
+        leaves[leaf]
+        for leaf in difflib.get_close_matches(name.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.6)
+    ]
+    cure = f"did you mean {near[0]}?" if near else "--help lists all settings"
+    others = _others(name, kind)
+    if others:
+        cure = f"it is one of {' and '.join(others)}"
+    if RENAMED.get(name) in known:
+        cure = f"it is now {RENAMED[name]}"
+    shown = name if name.isprintable() else repr(name)
+    raise UserError(f"{where}{shown}: no such setting; {cure}")
+
+
+def _others(name: str, kind: type | None) -> list[str]:
+    """The scripts that have such a setting."""
+    if kind is None:
+        return []
+    from ddpm_unet.config.jobs import SCRIPTS
+
+    return [f"scripts/{s}.py" for s, of in SCRIPTS.items() if name in dict(setting_names(of))]
+
+
+def _build(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """A dataclass and those within it, from values by dotted name."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        full = f"{prefix}{name}"
+        if is_dataclass(hint):
+            found[name] = _build(hint, values, f"{full}.")
+        elif full in values:
+            found[name] = values[full]
+    return kind(**found)
+
+
+def _help(kind: Any, default: str, everything: bool) -> str:
+    """What `--help` prints: the settings that people use, or all."""
+    from ddpm_unet.config.jobs import COMMON
+
+    common = set(COMMON.get(kind, ()))
+    shown = everything or not common
+    lines = [
+        f"usage: {Path(sys.argv[0]).name} [--config FILE] [--NAME VALUE ...]", "",
+        inspect.getdoc(kind).splitlines()[0], "",  # type: ignore[union-attr]
+        f"  --config FILE\n      YAML file of the settings below (default {default}).",
+        *_described(kind(), common, shown),
+    ]  # fmt: skip
+    return "\n".join(lines + ([] if shown else ["", "--help-all lists all settings."]))
+
+
+def _described(settings: Any, common: set[str], everything: bool, prefix: str = "") -> list[str]:
+    kind, lines = type(settings), []
+    text = inspect.getdoc(kind) or ""
+    texts = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", text, re.M))
+    for name, hint in get_type_hints(kind).items():
+        full, value = f"{prefix}{name}", getattr(settings, name)
+        if is_dataclass(value):
+            lines += _described(value, common, everything, f"{full}.")
+        elif everything or full in common:
+            shown = _in_one_line(list(value) if isinstance(value, tuple) else value)
+            said = re.sub(r"\n *", "\n      ", texts.get(name, ""))
+            lines.append(f"  --{full} ({_in_words(hint)}; default {shown})\n      {said}")
+    return lines
+
+
+def _from_text(text: str, hint: Any) -> Any:
+    """What a flag's text means: text where the setting is text, else YAML."""
+    if hint is str or (hint == str | None and text != "null"):
+        return text
+    try:
+        return _Loader(text).get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+
+
+def _wrong_type(name: str, value: Any, hint: Any) -> str:
+    """The line that refuses a value."""
+    text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+    shown = text if len(text) <= 60 else f"{text[:57]}..."
+    return f"{name} is {shown}; it must be {_in_words(hint)}"
+
+
+def _in_words(hint: Any) -> str:
+    """What values a type annotation allows, for people."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_in_words, args))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}" if len(args) > 1 else str(args[0])
+    if origin is tuple and args[-1] is not Ellipsis:
+        return f"[{', '.join(map(_in_words, args))}]"
+    if origin is tuple:
+        return f"a list, each {_in_words(args[0])}"
+    return _WORDS.get(hint, "a group of settings")
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    """`value`, with tuples for lists.
+
+    Raises:
+        ValueError: It is not of the type `hint`.
+    """
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        for choice in args:
+            try:
+                return _converted(value, choice)
+            except ValueError:
+                continue
+    elif origin is Literal:
+        if any(value == choice and type(value) is type(choice) for choice in args):
+            return value
+    elif origin is tuple:
+        if isinstance(value, list | tuple):
+            kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+            return tuple(_converted(v, k) for v, k in zip(value, kinds, strict=True))
+    elif hint is float:
+        if type(value) in (int, float) or (type(value) is str and _EXPONENT.fullmatch(value)):
+            return float(value)
+    elif type(value) is hint:
+        return value
+    raise ValueError
+
+
+def _in_one_line(value: Any) -> str:
+    """A value as YAML."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, tuple | list):
+        for entry in value:
+            yield from _numbers(entry)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def _within(least: float, most: float) -> str:
+    if (least, most) == FINITE:
+        return "a finite number"
+    if most == WHOLE:
+        return f"at least {least:g}"
+    return f"between {least:.12g} and {most:.12g}"
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe loading without what surprises: repeated keys, aliases, and `no` for false."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (as in PyYAML)
+        letter: [(tag, form) for tag, form in resolvers if tag != _BOOL or letter in "tTfF"]
+        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(None, None, "has an alias (*)", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if (name := str(key.value)) in seen:
+                raise yaml.MarkedYAMLError(None, None, f"repeats {name}", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,563 @@
+"""A trained denoiser with its forward process and sampler, and images drawn from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.data.conditioning import Sequences
+from ddpm_unet.diffusion.conditions import beside_the_input
+from ddpm_unet.diffusion.editing import Inversion, inpaint, slerp
+from ddpm_unet.diffusion.guidance import beside_another, guided, told_nothing
+from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.sampling import Moment, timesteps
+from ddpm_unet.diffusion.sampling import sample as sample_batch
+from ddpm_unet.diffusion.tiled import tiled
+from ddpm_unet.errors import UserError
+from ddpm_unet.inference.conditioning import Cond, Conditioning, cond_in_turn, uncond
+from ddpm_unet.inference.pipeline import (
+    image_shape,
+    read_pipeline,
+    read_scheduler,
+    write_pipeline,
+)
+from ddpm_unet.models import UNet
+from ddpm_unet.models.autoencoder import Autoencoder, autoencoder_of
+from ddpm_unet.models.pretrained import check_weights, read_file
+from ddpm_unet.models.timetable import timetabled
+
+CHECKPOINT = "ema.safetensors"
+SAME_IN_A_GUIDE = (
+    "in_channels", "out_channels", "dims", "num_class_embeds", "cross_attention_dim"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """Images to be drawn; iterating draws them.
+
+    Args:
+        image_shape: Shape of one image, (C, H, W) or (C, D, H, W).
+        batches: Per batch the indices of its images, the images `float32 [B, *image_shape]` in
+            [-1, 1], and the classes of their pixels `int64 [B, *space]` where the denoiser makes
+            masks too.
+    """
+
+    image_shape: tuple[int, ...]
+    batches: Iterator[tuple[list[int], Tensor, Tensor | None]]
+
+    def __iter__(self) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
+        return self.batches
+
+
+class Denoiser:
+    """A U-Net, the forward process it was trained on, a sampler, and what it is conditioned on.
+
+    Example:
+        >>> from ddpm_unet import Denoiser, GaussianDiffusion, UNet
+        >>> unet = UNet(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,),
+        ...             layers_per_block=1, norm_num_groups=4)
+        >>> denoiser = Denoiser(unet, GaussianDiffusion(num_timesteps=10))
+        >>> denoiser.sample(2, steps=4, sampler="ddim", seed=0).shape
+        (2, 8, 8, 1)
+
+    Args:
+        unet: The network.
+        diffusion: The forward process.
+        sampler: A name ("ddpm", "ddim", "dpm++", ...), or an object with diffusers' `step`.
+        conditioning: What it is conditioned on; None for what the network's config says.
+        codec: Between images and the latents that it denoises; None for a denoiser of pixels.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        diffusion: DiffusionConfig,
+        sampler: Any = "ddpm",
+        conditioning: Conditioning | None = None,
+        codec: Autoencoder | None = None,
+    ) -> None:
+        self.unet, self.diffusion, self.sampler = unet, diffusion, sampler
+        self.conditioning = conditioning or Conditioning()
+        self.codec = codec
+        self.network: Callable[..., Tensor] | None = None
+        """Computes in place of the U-Net, for instance a compiled one."""
+
+    @classmethod
+    def from_pretrained(cls, folder: str | PathLike[str]) -> Denoiser:
+        """Read the folder of a run's model or of a diffusers pipeline.
+
+        Raises:
+            UserError: Something is missing or not supported; names it.
+        """
+        folder = Path(folder)
+        unet, diffusion = read_pipeline(folder)
+        conditioning = Conditioning.read(folder)
+        conditioning.check(unet.config, folder)
+        denoiser = cls(unet, diffusion, "ddpm", conditioning, autoencoder_of(folder))
+        denoiser.sampler = partial(read_scheduler, folder)
+        return denoiser
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write a folder that `from_pretrained` and diffusers' pipelines read."""
+        write_pipeline(Path(folder), self.unet, self.diffusion, None, self.codec)
+        if self.conditioning != Conditioning(self.conditioning.image_channels):
+            self.conditioning.write(Path(folder))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.unet.conv_in.weight.device
+
+    def to(self, device: torch.device | str) -> Denoiser:
+        """Move it to a device; returns itself."""
+        self.unet.to(device)
+        if self.codec:
+            self.codec.to(device)
+        return self
+
+    def named_sampler(self, sampler: Any = None) -> tuple[str, Any]:
+        """A sampler's name and object: the given one's, else the denoiser's own.
+
+        Raises:
+            UserError: An unknown name, or one that draws wrong images of such a denoiser.
+        """
+        chosen = self.sampler if sampler is None else sampler
+        if isinstance(chosen, str):
+            return chosen, make_scheduler(chosen, self.diffusion)
+        if isinstance(chosen, partial):
+            return chosen()
+        return type(chosen).__name__, chosen
+
+    def sample(self, num_images: int = 1, **options: Any) -> np.ndarray:
+        """Draw images; image i is a function of (seed, i), whatever batch it is drawn in.
+
+        Args:
+            num_images: Images to draw.
+            options: See `job`.
+
+        Returns:
+            `uint8 [num_images, H, W, C]`; volumes `[num_images, D, H, W, C]`.
+
+        Raises:
+            UserError: See `job`.
+        """
+        batches = (images for _, images, _ in self.job(num_images, **options))
+        return np.concatenate([self.to_pixels(images) for images in batches])
+
+    def job(
+        self,
+        num_images: int,
+        *,
+        steps: int = 1000,
+        sampler: Any = None,
+        seed: int = 0,
+        batch_size: int = 16,
+        size: int | Sequence[int] | None = None,
+        class_labels: str | int | Sequence[int] | None = None,
+        context: Sequences | None = None,
+        concat_cond: Tensor | None = None,
+        guidance: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guide: UNet | None = None,
+        init_image: Tensor | None = None,
+        strength: float | None = None,
+        mask: Tensor | None = None,
+        resamplings: int = 5,
+        interpolate: Tensor | None = None,
+        tile: int | None = None,
+        periodic: bool = False,
+        shard: tuple[int, int] = (0, 1),
+        skip: Container[int] = (),
+        progress: bool = False,
+        callback: Callable[[Moment], None] | None = None,
+    ) -> Job:
+        """Check what is asked for, and give what draws it.
+
+        Batches are cut from the whole job before they are dealt to processes, so an image meets
+        the same neighbours, and comes out bit for bit the same, on any number of processes.
+
+        Args:
+            num_images: Images in all.
+            steps: Denoising steps.
+            sampler: As of the class; None for the denoiser's own.
+            seed: Seed of the job.
+            batch_size: Images at a time.
+            size: Side or sides of the images, pixels; None for those of the training.
+            class_labels: A class for all images, by number or name, or several in turn; None for
+                all in turn.
+            context: Sequences to attend to, in turn.
+            concat_cond: Images to concatenate, `[N, K, *space]`, in turn.
+            guidance: Scale of guidance; above 1 it moves away from the guide.
+            guidance_interval: Lowest and highest guided timestep (Kynkaanniemi 2024).
+            guide: A weaker denoiser (autoguidance, Karras 2024); None for the unconditional
+                prediction (classifier-free guidance, Ho 2022).
+            init_image: Image `[1, C, H, W]` in [-1, 1] that is noised and gone on from.
+            strength: Share of the steps taken from it; None for half of them.
+            mask: `bool [1, 1, H, W]`, where init_image is to be painted anew, from noise.
+            resamplings: With a mask, passes over each step (Lugmayr 2022).
+            interpolate: Two images `[2, C, H, W]` to go between.
+            tile: Side of the windows in which images larger than the training's are denoised.
+            periodic: With tile: images that tile the plane.
+            shard: This process and their number.
+            skip: Indices of images that are there; a batch of them alone is left out.
+            progress: Show a progress bar per batch.
+            callback: Called after every step of the first batch.
+
+        Raises:
+            UserError: Arguments that contradict each other or the denoiser; names the argument.
+        """
+        own, config, device = self.conditioning, self.unet.config, self.device
+        if num_images < 1 or batch_size < 1:
+            raise UserError(
+                f"{num_images} images in batches of {batch_size}: give at least 1 of both"
+            )
+        check_guidance(own, guidance, guidance_interval, guide)
+        check_edit(init_image, strength, mask, interpolate, num_images)
+        labels: Any = class_labels
+        if labels is None or isinstance(labels, str | int):
+            labels = own.class_number(labels, config)
+        cond = cond_in_turn(own.classes(config), labels, context, concat_cond, device)
+        _, chosen = self.named_sampler(sampler)
+        network = self.network or timetabled(self.unet, timesteps(chosen, steps))
+        denoise = self._guided(network, guidance, guidance_interval, guide)
+
+        wanted = [size] if isinstance(size, int) else size
+        if wanted is None and concat_cond is not None:
+            wanted = list(concat_cond.shape[2:])
+        sides = wanted and [self._latent_side(side, "size") for side in wanted]
+        shape = image_shape(config, sides, own.drawn_channels)
+        start = interpolate if init_image is None else init_image
+        if start is not None:
+            start = self._encoded(start, shape, sized=bool(sides), holed=mask is not None)
+            shape = tuple(start.shape[1:])
+        if tile:
+            side = self._latent_side(tile, "tile")
+            if len(shape) > 3 or side > min(shape[1:]):
+                why = "volumes are drawn whole" if len(shape) > 3 else "the images are smaller"
+                raise UserError(f"tile {tile}: {why}; leave it out, or give another size")
+            denoise = tiled(denoise, side, side // 2, periodic=periodic)
+        options: dict[str, Any] = {"self_conditioning": own.self_conditioning}
+        if mask is not None or interpolate is not None:
+            name = "mask" if interpolate is None else "interpolate"
+            if own.self_conditioning or (interpolate is not None and cond([0])):
+                what = "its own estimate" if own.self_conditioning else "a cond"
+                raise UserError(f"{name}: the denoiser needs {what}, which is not known here")
+            assert start is not None
+            options = {"draw": _interpolation(start, num_images)}
+            if mask is not None:
+                options = {"draw": _painting(start[0], mask[0], resamplings)}
+        elif start is not None:
+            options |= {"start": start, "strength": 0.5 if strength is None else strength}
+        drawn = generate(
+            denoise, chosen, shape, num_images, seed=seed, steps=steps, batch_size=batch_size,
+            device=device, shard=shard, skip=skip, cond=cond, progress=progress,
+            callback=callback, **options,
+        )  # fmt: skip
+        channels, *space = shape
+        if self.codec:
+            channels, space = self.codec.channels, [self.codec.factor * n for n in space]
+        finished = (
+            (indices, self.decode(images), masks)
+            for indices, (images, masks) in ((i, own.split(x)) for i, x in drawn)
+        )
+        return Job((channels - own.mask_classes, *space), finished)
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images it makes."""
+        if self.codec:
+            return self.codec.channels
+        config = self.unet.config
+        return self.conditioning.image_channels or min(config.in_channels, config.out_channels)
+
+    dtype = np.dtype(np.uint8)
+    spacing: tuple[float, ...] | None = None
+
+    def to_pixels(self, images: Tensor) -> np.ndarray:
+        """Images `[B, C, *space]` in [-1, 1] as pixels `uint8 [B, *space, C]`."""
+        levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+        return levels.movedim(1, -1).cpu().numpy()
+
+    def decode(self, drawn: Tensor) -> Tensor:
+        """Images `[B, C, *space]` in [-1, 1] of what was drawn."""
+        return self.codec.decode(drawn) if self.codec else drawn
+
+    def _latent_side(self, side: int, name: str) -> int:
+        return self.codec.latent_size(side, name) if self.codec else side
+
+    def _guided(
+        self,
+        network: Callable[..., Tensor],
+        scale: float | None,
+        interval: tuple[float, float] | None,
+        guide: UNet | None,
+    ) -> Callable[..., Tensor]:
+        denoise = beside_the_input(network)
+        if scale is None:
+            return denoise
+        pair = (
+            told_nothing(denoise, self.conditioning.null_class(self.unet.config))
+            if guide is None
+            else beside_another(denoise, beside_the_input(guide.to(self.device)))
+        )
+        return guided(denoise, pair, scale, *([interval] if interval else []))
+
+    def _encoded(self, images: Tensor, shape: Sequence[int], sized: bool, holed: bool) -> Tensor:
+        """Images to begin with, as the denoiser draws, `[N, *shape]`."""
+        if self.codec is None:
+            want = tuple(shape) if sized else (shape[0], *images.shape[2:])
+            if tuple(images.shape[1:]) != want:
+                have, asked = (" x ".join(map(str, s)) for s in (images.shape[1:], want))
+                raise UserError(f"the image to begin with is {have}, not {asked}; resize it")
+            return images
+        if holed:
+            raise UserError(
+                "mask: the model draws latents, which mix what is in the hole and around it; "
+                "leave it out, or take a model of pixels"
+            )
+        sides = [self.codec.latent_size(side, "an image of") for side in images.shape[2:]]
+        if sized and sides != list(shape[1:]):
+            raise UserError(f"the image to begin with has sides {list(images.shape[2:])}, not size")
+        return self.codec.encode(images.to(self.device))[0].cpu()
+
+
+def sample(
+    unet: UNet, diffusion: DiffusionConfig, num_images: int = 1, **options: Any
+) -> np.ndarray:
+    """Draw images from a network: `Denoiser(unet, diffusion).sample(num_images, ...)`.
+
+    Example:
+        >>> from ddpm_unet import GaussianDiffusion, UNet, sample
+        >>> unet = UNet(sample_size=8, in_channels=3, out_channels=3, block_out_channels=(8,),
+        ...             layers_per_block=1, norm_num_groups=4)
+        >>> images = sample(unet, GaussianDiffusion(num_timesteps=10), 2, steps=4)
+        >>> images.shape, images.dtype
+        ((2, 8, 8, 3), dtype('uint8'))
+
+    Args:
+        unet: The network.
+        diffusion: Its forward process.
+        num_images: Images to draw.
+        options: See `Denoiser.job`.
+
+    Returns:
+        `uint8 [num_images, H, W, C]`.
+    """
+    return Denoiser(unet, diffusion).sample(num_images, **options)
+
+
+def generate(
+    denoiser: Callable[..., Tensor],
+    sampler: Any,
+    shape: Sequence[int],
+    num_images: int,
+    *,
+    seed: int,
+    steps: int,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    shard: tuple[int, int] = (0, 1),
+    skip: Container[int] = (),
+    cond: Cond = uncond,
+    progress: bool = False,
+    callback: Callable[[Moment], None] | None = None,
+    draw: Callable[..., Tensor] = sample_batch,
+    **options: Any,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Draw images 0 .. num_images - 1 in batches, this process those of its batches.
+
+    Args:
+        denoiser: `(x, t, **cond) -> prediction`, on the device.
+        sampler: A diffusers scheduler.
+        shape: Shape of one image, (C, H, W).
+        num_images: Images in all.
+        seed: Seed of the job.
+        steps: Denoising steps.
+        batch_size: Images per batch.
+        device: Where to compute.
+        shard: This process and their number.
+        skip: Indices of images that are there; a batch of them alone is left out.
+        cond: The cond of each image.
+        progress: Show a progress bar per batch.
+        callback: Called after every step of this process's first batch.
+        draw: What draws the images of a batch, with the arguments of `diffusion.sampling.sample`.
+        options: Further arguments of `draw`.
+
+    Yields:
+        Indices of the images, and the images `float32 [B, *shape]`.
+    """
+    starts = range(0, num_images, batch_size)
+    for start in starts[shard[0] :: shard[1]]:
+        indices = list(range(start, min(start + batch_size, num_images)))
+        if all(index in skip for index in indices):
+            continue
+        images = draw(
+            partial(denoiser, **cond(indices)), sampler, shape, seed=seed, indices=indices,
+            steps=steps, device=device, progress=progress, callback=callback, **options,
+        )  # fmt: skip
+        callback = None
+        yield indices, images
+
+
+def generate_together(
+    denoiser: Callable[..., Tensor],
+    sampler: Any,
+    shape: Sequence[int],
+    num_images: int,
+    *,
+    seed: int,
+    steps: int,
+    accelerator: Accelerator,
+    cond: Cond = uncond,
+    **options: Any,
+) -> Tensor:
+    """Draw images with all processes at once and give them to all, `[num_images, *shape]`.
+
+    Every process draws equally many (a few are thrown away), so that none waits for another,
+    even where the denoiser itself is split over the processes. Arguments as in `generate`.
+    """
+    each = math.ceil(num_images / accelerator.num_processes)
+    first = accelerator.process_index * each
+    indices = range(first, first + each)
+    images = sample_batch(
+        partial(denoiser, **cond(indices)), sampler, shape, seed=seed, indices=indices,
+        steps=steps, device=accelerator.device, **options,
+    )  # fmt: skip
+    gathered: Any = accelerator.gather(images)
+    return torch.as_tensor(gathered)[:num_images]
+
+
+def check_guidance(
+    conditioning: Conditioning,
+    guidance: float | None,
+    guidance_interval: tuple[float, float] | None,
+    guide: Any,
+) -> None:
+    """Refuse guidance without a guide, and the reverse.
+
+    Raises:
+        UserError: Names the argument.
+    """
+    if guidance is None and (guidance_interval or guide):
+        name = "guide" if guide else "guidance_interval"
+        raise UserError(f"{name}: does nothing without guidance, its scale; give both")
+    if guidance is not None and guidance != 1 and not (conditioning.cond_dropout or guide):
+        raise UserError(
+            "guidance: the model was trained without condition dropout, so classifier-free "
+            "guidance has no unconditional prediction; train with condition_dropout, or give an "
+            "earlier checkpoint of its run as guide"
+        )
+    if guidance is not None and not math.isfinite(guidance):
+        raise UserError(f"guidance {guidance}: give a finite number")
+    if guidance_interval and not guidance_interval[0] <= guidance_interval[1]:
+        low, high = guidance_interval
+        raise UserError(f"guidance_interval {low:g} {high:g}: give the lower timestep first")
+
+
+def check_edit(
+    init_image: Any, strength: float | None, mask: Any, interpolate: Any, num_images: int
+) -> None:
+    """Refuse ways to begin that contradict each other; each may be an image or its path.
+
+    Raises:
+        UserError: Names the argument.
+    """
+    if init_image is None and (mask is not None or strength is not None):
+        name = "mask" if mask is not None else "strength"
+        raise UserError(f"{name}: needs an image to begin with; give init_image too")
+    if mask is not None and strength is not None:
+        raise UserError("strength: a hole is painted from noise; leave strength or mask out")
+    if interpolate is not None and init_image is not None:
+        raise UserError("interpolate: goes between its own images; leave init_image out")
+    if interpolate is not None and num_images < 2:
+        raise UserError(f"num_images {num_images}: the two ends are among them; give 2 or more")
+
+
+def read_guide(folder: str | PathLike[str], denoiser: Denoiser) -> UNet:
+    """The network that guides a denoiser.
+
+    Args:
+        folder: A checkpoint of the same run, whose averaged weights are taken, or the folder of a
+            model of the same conditioning, prediction and forward process, of any size.
+        denoiser: The one to be guided.
+
+    Raises:
+        UserError: Names what is missing or differs.
+    """
+    folder, unet = Path(folder), denoiser.unet
+    if (folder / CHECKPOINT).is_file():
+        weights = read_file(folder / CHECKPOINT)
+        with torch.device("meta"):
+            guide = UNet(unet.config)
+        check_weights(
+            folder, guide.state_dict(), weights, "take a checkpoint of the model's own run"
+        )
+        guide.load_state_dict(weights, assign=True)
+        return guide.eval()
+    guide, process = read_pipeline(folder)
+    own, others = asdict(guide.config), asdict(unet.config)
+    trained = asdict(denoiser.diffusion)
+    differing = [
+        *(name for name in SAME_IN_A_GUIDE if own[name] != others[name]),
+        *(name for name, value in asdict(process).items() if value != trained[name]),
+        *(["its conditioning"] if Conditioning.read(folder) != denoiser.conditioning else []),
+    ]
+    if differing:
+        raise UserError(
+            f"{folder}: differs from the model in {differing[0]}; a guide must have the same "
+            "conditioning, prediction and noise"
+        )
+    return guide
+
+
+def _painting(image: Tensor, hole: Tensor, resamplings: int) -> Callable[..., Tensor]:
+    """What draws images like `image` `[C, H, W]`, painted anew in the hole by steps of DDPM."""
+
+    def draw(denoiser: Any, sampler: Any, shape: Sequence[int], **options: Any) -> Tensor:
+        return inpaint(denoiser, sampler, image, hole, resamplings=resamplings, **options)
+
+    return draw
+
+
+def _interpolation(ends: Tensor, num_images: int) -> Callable[..., Tensor]:
+    """What draws images evenly spaced from one to another, along the arc between their noises.
+
+    The ends are inverted when the first batch is drawn, and how far the way back misses them is
+    printed. Nothing is random, and the steps are those of DDIM.
+    """
+    inverted: list[Tensor] = []
+
+    def draw(
+        denoiser: Any,
+        sampler: Any,
+        shape: Sequence[int],
+        *,
+        indices: Sequence[int],
+        steps: int,
+        device: torch.device,
+        progress: bool = False,
+        **unused: Any,
+    ) -> Tensor:
+        path = Inversion(denoiser, sampler, steps, device)
+        if not inverted:
+            inverted.extend(path.to_noise(ends, progress=progress))
+            error = (path.to_images(torch.stack(inverted)).cpu() - ends).square().mean().sqrt()
+            if progress:
+                tqdm.write(f"inverted and back: off by {error / 2:.2%} of the range, rms")
+        shares = [i / (num_images - 1) for i in indices]
+        return path.to_images(slerp(inverted[0], inverted[1], shares), progress)
+
+    return draw
