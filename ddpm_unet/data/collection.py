@@ -270,7 +270,7 @@ def huggingface_set(
         missing = asked or "train"
         raise UserError(f"source {title}: has no split {missing}, only {', '.join(splits)}")
     rows = splits[split]
-    given = {key: options[key] for key in ("image", "label") if key in options}
+    given = {key: options[key] for key in OPTIONS[-2:] if key in options}
     columns = find_columns(rows.features, given, f"source {title}")
     if class_labels and "label" not in columns:
         raise UserError(

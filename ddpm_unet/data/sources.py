@@ -166,7 +166,8 @@ def _open(collection: Collection, config: ImageDataConfig) -> ImageSet:
         max_pixels=config.max_pixels,
     )
     images = open_collection(collection, fit, config.memory_limit)
-    condition, beside = config.condition or "", None
+    condition = config.condition or ""
+    beside: Collection | None = None
     if condition in BUILTIN_MASKS:
         types = condition == "builtin:nucleus-type"
         masks = [histology.mask_of(collection.name(i), types) for i in range(len(collection))]

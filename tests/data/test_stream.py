@@ -178,8 +178,10 @@ def test_windows_stay_the_same_between_versions() -> None:
 
 def test_what_is_changed_is_said_with_the_cure() -> None:
     assert "random" not in Stream(SET).describe()
-    assert Stream(SET, flips=True).describe().endswith(
-        "mirrored at random (where left and up matter, set flips to false)"
+    assert (
+        Stream(SET, flips=True)
+        .describe()
+        .endswith("mirrored at random (where left and up matter, set flips to false)")
     )
     assert "set flips and rot90 to false" in Stream(SET, flips=True, rot90=True).describe()
 
