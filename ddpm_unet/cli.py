@@ -13,6 +13,7 @@ COMMANDS = {
     "segment": ("segment:main", "segment images of any size"),
     "train-autoencoder": ("train:train_autoencoder", "train an autoencoder for latent denoising"),
     "check": ("train:check", "say what is right and wrong with images and masks"),
+    "evaluate": ("evaluate:main", "measure how like real images generated ones are"),
     "likelihood": ("likelihood:main", "bits per dimension of images under a denoiser"),
     "score-images": ("score_pictures:main", "score predicted images against true ones"),
     "ema": ("ema:main", "a model of averaged weights of another length"),

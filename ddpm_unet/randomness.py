@@ -41,6 +41,14 @@ def integers(seed: int, purpose: str, positions: Positions, high: int | np.ndarr
     return (uniform(seed, purpose, positions) * high).astype(np.int64)
 
 
+def on_device(values: np.ndarray, device: torch.device | str) -> Tensor:
+    """The numbers as a tensor on a device, without waiting for an accelerator."""
+    tensor = torch.from_numpy(values)
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def torch_seeds(seed: int, purpose: str, positions: Positions) -> list[int]:
     """A seed per position for torch's generators, of which the CPU one reads 32 bits.
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ddpm_unet.command_line import read_settings, user_errors
 from ddpm_unet.config import DenoiseConfig, SegmentConfig
-from ddpm_unet.data.folder import list_pictures
+from ddpm_unet.data.folder import list_images
 from ddpm_unet.evaluation.metrics import overlap
 from ddpm_unet.models.segmenter import load_segmentation_model
 from ddpm_unet.training.denoise import DenoiseJob
@@ -123,7 +123,7 @@ def train_denoiser(args: argparse.Namespace) -> Path:
     gathered.mkdir(exist_ok=True)
     split = read_settings(SegmentConfig, CONFIGS / f"{args.set}_segmenter.yaml", [])[0].data.split
     for number, folder in enumerate(args.unlabelled):
-        names = list_pictures(folder)[0]
+        names = list_images(folder)[0]
         if folder.samefile(args.images):
             names = names[: -int(split.test)]
         for name in names:

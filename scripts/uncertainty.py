@@ -62,7 +62,7 @@ def main() -> None:
 
     from ddpm_unet.data.check import check_pairs
     from ddpm_unet.data.target_set import TargetSet
-    from ddpm_unet.diffusion.conditions import beside_the_input
+    from ddpm_unet.diffusion.conditioning import concat_cond
     from ddpm_unet.diffusion.samplers import make_scheduler
     from ddpm_unet.evaluation.plots import save_side_by_side
     from ddpm_unet.evaluation.uncertainty import calibration, mean_and_spread, plot_reliability
@@ -93,11 +93,11 @@ def main() -> None:
     planes, truth = cut_tiles(pairs, shape[-1], args.tiles)
 
     def conditions(indices: Sequence[int]) -> dict[str, Any]:
-        return {"planes": planes[[i // args.samples for i in indices]].to(device)}
+        return {"concat_cond": planes[[i // args.samples for i in indices]].to(device)}
 
     with output_folder(args.out):
         drawn = generate(
-            beside_the_input(unet.to(device)),
+            concat_cond(unet.to(device)),
             make_scheduler(args.sampler, diffusion),
             shape,
             args.tiles * args.samples,

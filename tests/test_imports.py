@@ -11,10 +11,10 @@ from ddpm_unet.inference.segmentation import class_probabilities
 from ddpm_unet.models.segmenter import load_segmentation_model
 """
 SAMPLING = """
-from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.inference.denoiser import generate
-make_scheduler("ddpm", DiffusionConfig())
+make_scheduler("ddpm", GaussianDiffusion())
 """
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ddpm_unet.command_line import read_settings
 from ddpm_unet.config import DenoiseConfig, UNetConfig
-from ddpm_unet.data.pictures import read_picture
+from ddpm_unet.data.images import read_image
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.inference.writers import output_names
@@ -117,9 +117,9 @@ def test_a_small_file_of_a_huge_picture_is_refused_before_it_is_decoded(tmp_path
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     )
     assert path.stat().st_size < 20_000
-    with pytest.raises(UserError, match=r"raise data\.max_pixels"):
-        read_picture(path, max_pixels=15.9)
-    assert read_picture(path, max_pixels=16).shape == (side, side, 1)
+    with pytest.raises(UserError, match=r"raise max_pixels"):
+        read_image(path, max_pixels=15.9)
+    assert read_image(path, max_pixels=16).shape == (side, side, 1)
 
 
 def test_names_of_pictures_cannot_lead_out_of_the_output_folder(tmp_path):

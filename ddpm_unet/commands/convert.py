@@ -16,9 +16,8 @@ from typing import Any
 
 import torch
 
-from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig
-from ddpm_unet.diffusion.schedule import alphas_cumprod
+from ddpm_unet.diffusion.process import GaussianDiffusion, alphas_cumprod
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet, foreign
@@ -28,7 +27,7 @@ from ddpm_unet.models.pretrained import read_file
 
 def convert(
     file: Path, out: Path, told: ForeignConfig, process: ForeignProcessConfig
-) -> tuple[UNet, DiffusionConfig | None]:
+) -> tuple[UNet, GaussianDiffusion | None]:
     """Write a network's folder or, if anything of the noise is told, a pipeline's.
 
     Returns:
@@ -49,9 +48,11 @@ def convert(
     if replace(process, drop_variance=False) == ForeignProcessConfig():
         unet.save_pretrained(out)
         return unet, None
-    diffusion = forward_process(file, process)
-    if variances and not process.drop_variance:
-        diffusion.variance_type = "learned_range"
+    learned = variances and not process.drop_variance
+    settings = forward_process(file, process)
+    diffusion = GaussianDiffusion(
+        **settings, variance_type="learned_range" if learned else "fixed_small"
+    )
     write_pipeline(out, unet, diffusion)
     return unet, diffusion
 
@@ -67,8 +68,8 @@ def without_variance(unet: UNet) -> UNet:
     return half.eval()
 
 
-def forward_process(file: Path, process: ForeignProcessConfig) -> DiffusionConfig:
-    """The forward process, from the file's `betas` if there are any, else as told.
+def forward_process(file: Path, process: ForeignProcessConfig) -> dict[str, Any]:
+    """Arguments of the forward process, from the file's `betas` if there are any, else as told.
 
     Raises:
         UserError: Something is not told, or is other than the file's betas say.
@@ -91,7 +92,8 @@ def forward_process(file: Path, process: ForeignProcessConfig) -> DiffusionConfi
             raise UserError(f"{file}: its betas have {name} {value}, not {known[name]}")
     for name in ("size", "drop_variance"):
         del known[name]
-    return DiffusionConfig(**known)
+    known["num_timesteps"] = known.pop("num_train_timesteps")
+    return known
 
 
 def read_schedule(file: Path) -> dict[str, Any] | None:
@@ -105,16 +107,17 @@ def read_schedule(file: Path) -> dict[str, Any] | None:
     if held is None:
         return None
     steps, start, end = len(held), *(float(f"{end:.6g}") for end in (held[0], held[-1]))
-    for schedule in (
+    schedules: tuple[dict[str, Any], ...] = (
         {"beta_schedule": "linear", "beta_start": start, "beta_end": end},
         {"beta_schedule": "scaled_linear", "beta_start": start, "beta_end": end},
         {"beta_schedule": "squaredcos_cap_v2"},
         {"beta_schedule": "logistic"},
-    ):
-        settings: dict[str, Any] = {"num_train_timesteps": steps, **schedule}
-        abar = alphas_cumprod(DiffusionConfig(**settings))
-        if torch.allclose(abar, (1 - held).cumprod(0), rtol=0, atol=1e-4):
-            return settings
+    )
+    for schedule in schedules:
+        if torch.allclose(
+            alphas_cumprod(steps, **schedule), (1 - held).cumprod(0), rtol=0, atol=1e-4
+        ):
+            return {"num_train_timesteps": steps, **schedule}
     raise UserError(f"{file}: its betas are of no known schedule; convert the network alone")
 
 

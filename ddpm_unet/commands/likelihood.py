@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from tqdm import tqdm
 
     from ddpm_unet.data.stream import Grid, to_model_range
-    from ddpm_unet.diffusion.conditions import beside_the_input
+    from ddpm_unet.diffusion.conditioning import concat_cond
     from ddpm_unet.evaluation.likelihood import measure, plot_likelihood
     from ddpm_unet.inference.conditioning import Conditioning
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unet, diffusion = read_pipeline(folder)
     config = folder.resolve().parent / "config.yaml"
     settings, _ = read_settings(DenoiseConfig, config if config.is_file() else None, others)
-    job = DenoiseJob(replace(settings, diffusion=diffusion))
+    job = DenoiseJob(settings)
     told = Conditioning.read(folder)
     told.check(unet.config, folder)
     if told.self_conditioning or job.latent:
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             batch = {k: v.to(device) for k, v in windows.__getitems__(positions).items()}
             images = told.with_masks(to_model_range(batch["image"]), batch.get("condition"))
             conditions = job.conditions(batch, images, positions, seed=0)
-            yield positions, images, partial(beside_the_input(network), **conditions)
+            yield positions, images, partial(concat_cond(network), **conditions)
 
     def merge(rows: torch.Tensor) -> torch.Tensor:
         return merge_rows(rows, list(chain(*mine)), count, accelerator)

@@ -37,9 +37,9 @@ def read(name: str, scale: float) -> np.ndarray:
     """`uint8 [H, W, 3]`."""
     from ddpm_unet.data import histology
     from ddpm_unet.data.fitting import resize
-    from ddpm_unet.data.pictures import read_picture
+    from ddpm_unet.data.images import read_image
 
-    picture = histology.labelled("all").picture if name == BUILTIN else read_picture(name)
+    picture = histology.labelled("all").picture if name == BUILTIN else read_image(name)
     if picture.shape[-1] < 3 or picture.dtype != np.uint8:
         raise UserError(f"{name}: is no RGB picture of 8 bits; give another")
     planes = np.ascontiguousarray(np.moveaxis(picture[..., :3], -1, 0))

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from accelerate import Accelerator
 
     from ddpm_unet.commands.shared import at_speed, shipped
-    from ddpm_unet.diffusion.sampling import FilmStrip
+    from ddpm_unet.diffusion.sampling import Trajectory
     from ddpm_unet.evaluation.plots import save_film
     from ddpm_unet.inference.conditioning import read_concat_cond, read_context
     from ddpm_unet.inference.denoiser import Denoiser, check_edit, check_guidance, read_guide
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sampler_name, sampler = denoiser.named_sampler(args.sampler)
     begin = [*(args.interpolate or ()), *([args.init_image] if args.init_image else [])]
     images = read_images(begin, denoiser.image_channels, args.size) if begin else None
-    film = FilmStrip(args.film) if args.film > 0 else None
+    film = Trajectory(args.film) if args.film > 0 else None
     shard = (accelerator.process_index, accelerator.num_processes)
     with at_speed(denoiser.unet, accelerator.device, args.precision, args.compile) as network:
         denoiser.network = network if args.compile else None
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if accelerator.is_main_process:
                 out.grid()
                 if film:
-                    frames = [denoiser.decode(conditioning.split(x)[0]) for x in film.frames]
+                    frames = [denoiser.decode(conditioning.split(x)[0]) for x in film.images]
                     save_film(frames, args.out / "film.png")
     accelerator.print(f"written: {args.out / 'grid.png'} and {out.what}")
     accelerator.end_training()
@@ -214,13 +214,13 @@ class Output:
         import numpy as np
         import torch
 
-        from ddpm_unet.data.pictures import read_picture
+        from ddpm_unet.data.images import read_image
         from ddpm_unet.data.volumes import read_volume
         from ddpm_unet.evaluation.plots import save_grid, save_side_by_side
         from ddpm_unet.inference.overlay import displayable
 
         def first(place: Path) -> torch.Tensor:
-            read = read_picture if self.dims == 2 else read_volume
+            read = read_image if self.dims == 2 else read_volume
             shown = []
             for index in range(min(self.count, 64)):
                 path = self.path(place, index)

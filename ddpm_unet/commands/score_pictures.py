@@ -36,10 +36,10 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 
 def read(file: Path, dims: int) -> np.ndarray:
     """`[H, W, C]` of a picture, `[D, H, W, C]` of a volume."""
-    from ddpm_unet.data.pictures import read_picture
+    from ddpm_unet.data.images import read_image
     from ddpm_unet.data.volumes import read_volume
 
-    return read_picture(file) if dims == 2 else read_volume(file)
+    return read_image(file) if dims == 2 else read_volume(file)
 
 
 def prediction(folder: Path, target: Path) -> Path:
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     import torch
 
-    from ddpm_unet.data.folder import list_pictures
+    from ddpm_unet.data.folder import list_images
     from ddpm_unet.data.targets import Targets
     from ddpm_unet.evaluation.picture_scores import SMALLEST, picture_scores, spectral_scores
     from ddpm_unet.evaluation.plots import save_side_by_side
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError("--ratio: SAM and ERGAS are of pictures; leave it out")
     if args.target_range and not args.target_range[0] < args.target_range[1]:
         raise UserError("--target_range: must be two numbers, black below white")
-    files = [args.targets / path for path in list_pictures(args.targets, args.dims)[0]]
+    files = [args.targets / path for path in list_images(args.targets, args.dims)[0]]
     scores: dict[str, dict[str, list[float]]] = {}
     columns: list[tuple[str, torch.Tensor]] = []
 

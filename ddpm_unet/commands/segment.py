@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
     from tqdm import tqdm
 
-    from ddpm_unet.data.folder import list_pictures
+    from ddpm_unet.data.folder import list_images
     from ddpm_unet.data.points import list_points
     from ddpm_unet.inference.files import FilePredictor, FileSegmenter
     from ddpm_unet.inference.overlay import class_colors
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"{path}: no such file or folder")
         inside = ["."]
         if path.is_dir():
-            inside = list_points(path) if preparation.voxel else list_pictures(path, dims)[0]
+            inside = list_points(path) if preparation.voxel else list_images(path, dims)[0]
         paths += [path / p for p in inside]
     names = output_names(paths, args.out)
     for path in paths:

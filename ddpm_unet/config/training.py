@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ddpm_unet.config.reading import BELOW_1, SHARE, limited
+from ddpm_unet.errors import UserError
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
-EPSILON_AT_ZERO_SNR = (
-    "rescale_betas_zero_snr: with prediction_type epsilon the last timestep says nothing of the "
-    "image; take v_prediction or sample"
-)
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "logistic"]
 VarianceType = Literal["fixed_small", "fixed_large", "learned_range"]
 LossName = Literal["cross_entropy", "dice", "cross_entropy+dice", "focal", "border"]
@@ -32,7 +29,10 @@ class DiffusionConfig:
         rescale_betas_zero_snr: Leave nothing of the image at the last timestep, where sampling
             begins (Lin 2023); with prediction type "sample" or "v_prediction" only.
         prediction_type: "epsilon" (the noise), "sample" (x0) or "v_prediction" (Salimans 2022).
+        snr_shift: The resolution that the schedule was made for over that of the images, so that
+            large ones, which noise hides less, get more of it (Hoogeboom 2023); 1 for none.
         min_snr_gamma: Min-SNR loss weighting (Hang 2023, gamma = 5); null for the plain loss.
+        p2_gamma: P2 loss weighting (Choi 2022, gamma = 0.5 or 1); null for the plain loss.
         variance_type: Variance of a reverse step: "fixed_small" (that of the posterior, Ho 2020),
             "fixed_large" (beta), or "learned_range": the network predicts one between the two, in
             as many channels again (Nichol 2021).
@@ -48,10 +48,27 @@ class DiffusionConfig:
     beta_end: float = 0.02
     rescale_betas_zero_snr: bool = False
     prediction_type: PredictionType = "epsilon"
+    snr_shift: float = limited(1.0, 1e-6, 10**6)
     min_snr_gamma: float | None = limited(None, 1e-6, 10**6)
+    p2_gamma: float | None = limited(None, 1e-6, 10**6)
     variance_type: VarianceType = "fixed_small"
     vlb_weight: float = 0.001
     clip_sample: bool = True
+
+    @property
+    def loss_options(self) -> dict[str, Any]:
+        """The settings that are of the loss, by argument of `GaussianDiffusion.losses`.
+
+        Raises:
+            UserError: Two weightings.
+        """
+        if self.min_snr_gamma is not None and self.p2_gamma is not None:
+            raise UserError("min_snr_gamma and p2_gamma: are two weightings; set one to null")
+        options: dict[str, Any] = {"vlb_weight": self.vlb_weight}
+        for weighting, gamma in (("min_snr", self.min_snr_gamma), ("p2", self.p2_gamma)):
+            if gamma is not None:
+                options |= {"weighting": weighting, "gamma": gamma}
+        return options
 
     def output_channels(self, image_channels: int) -> int:
         """Channels of a prediction for images of so many."""

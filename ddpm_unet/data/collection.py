@@ -20,8 +20,7 @@ import numpy as np
 from filelock import FileLock
 from typing_extensions import override
 
-from ddpm_unet.data.header import PictureInfo
-from ddpm_unet.data.pictures import picture_array
+from ddpm_unet.data.images import ImageInfo, image_array
 from ddpm_unet.errors import UserError
 
 FASHION_CLASSES = (
@@ -69,13 +68,13 @@ class Collection(ABC):
     def read(self, index: int) -> np.ndarray:
         """Decode: `[H, W, C]`, or `[D, H, W, C]` of a volume; uint8, uint16 or float32."""
 
-    def info(self, index: int) -> PictureInfo:
+    def info(self, index: int) -> ImageInfo:
         """Shape and type, without decoding where the format allows it."""
         image = self.read(index)
         *depth, height, width, channels = image.shape
-        return PictureInfo(height, width, channels, image.dtype, *depth)
+        return ImageInfo(height, width, channels, image.dtype, *depth)
 
-    def infos(self) -> Iterator[PictureInfo]:
+    def infos(self) -> Iterator[ImageInfo]:
         """`info` of every image in order."""
         return map(self.info, range(len(self)))
 
@@ -144,7 +143,7 @@ class Selection(Collection):
         return owner.read(number)
 
     @override
-    def info(self, index: int) -> PictureInfo:
+    def info(self, index: int) -> ImageInfo:
         owner, number = self._find(index)
         return owner.info(number)
 
@@ -175,7 +174,7 @@ class ItemCollection(Collection):
             item = item[self.column]
         elif isinstance(item, tuple):
             item = item[0]
-        return picture_array(item, self.name(index))
+        return image_array(item, self.name(index))
 
 
 def torchvision_set(

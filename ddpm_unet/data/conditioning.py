@@ -22,11 +22,10 @@ from typing_extensions import override
 from ddpm_unet import randomness
 from ddpm_unet.data.collection import Collection
 from ddpm_unet.data.folder import split_ending, visible_files
-from ddpm_unet.data.header import PictureInfo
-from ddpm_unet.data.pictures import EXTENSIONS, picture_info, read_picture
+from ddpm_unet.data.images import EXTENSIONS, ImageInfo, image_info, read_image
 from ddpm_unet.data.pixels import to_unit
 from ddpm_unet.data.stream import to_model_range
-from ddpm_unet.data.volumes import ENDINGS, read_volume, volume_info
+from ddpm_unet.data.volumes import VOLUME_EXTENSIONS, read_volume, volume_info
 from ddpm_unet.errors import UserError
 
 SEQUENCE_EXTENSIONS = frozenset((".npy", ".safetensors"))
@@ -81,7 +80,7 @@ class ConcatCondition:
         Raises:
             UserError: It cannot be read, or has other channels or classes.
         """
-        read = read_volume if dims == 3 else read_picture
+        read = read_volume if dims == 3 else read_image
         image = read(path, max_pixels, self.kind == "classes")
         if self.kind == "classes":
             classes = class_indices(image, self.channels, path)
@@ -226,7 +225,7 @@ class ConditionImages(Collection):
     ) -> None:
         self.images, self.dims, self.num_classes = images, dims, classes
         self.max_pixels = max_pixels
-        endings = ENDINGS if dims == 3 else EXTENSIONS
+        endings = VOLUME_EXTENSIONS if dims == 3 else EXTENSIONS
         self.paths = sidecar_files(images, root, endings, "condition")
 
     def __len__(self) -> int:
@@ -239,7 +238,7 @@ class ConditionImages(Collection):
     @override
     def read(self, index: int) -> np.ndarray:
         path, masks = self.paths[index], self.num_classes is not None
-        read = read_volume if self.dims == 3 else read_picture
+        read = read_volume if self.dims == 3 else read_image
         image = read(path, self.max_pixels, masks)
         if self.num_classes is not None:
             image = class_indices(image, self.num_classes, path)
@@ -249,14 +248,14 @@ class ConditionImages(Collection):
         return image
 
     @override
-    def info(self, index: int) -> PictureInfo:
-        look = volume_info if self.dims == 3 else picture_info
+    def info(self, index: int) -> ImageInfo:
+        look = volume_info if self.dims == 3 else image_info
         info = look(self.paths[index], self.max_pixels)
         factor = self._factor(index, info.size)
         *depth, height, width = (factor * length for length in info.size)
         if self.num_classes is None:
-            return PictureInfo(height, width, info.channels, info.dtype, *depth)
-        return PictureInfo(height, width, 1, np.dtype(np.int16), *depth)
+            return ImageInfo(height, width, info.channels, info.dtype, *depth)
+        return ImageInfo(height, width, 1, np.dtype(np.int16), *depth)
 
     def _factor(self, index: int, size: tuple[int, ...]) -> int:
         wanted = self.images.info(index).size

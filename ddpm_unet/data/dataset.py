@@ -19,8 +19,8 @@ from torch.utils.data import Dataset
 
 from ddpm_unet.data.collection import find_columns
 from ddpm_unet.data.image_set import ImageSet
+from ddpm_unet.data.images import image_array
 from ddpm_unet.data.masks import IGNORE_INDEX
-from ddpm_unet.data.pictures import picture_array
 from ddpm_unet.data.pixels import to_unit
 from ddpm_unet.data.stream import (
     Batch,
@@ -522,7 +522,7 @@ def grid_of(
 def _planes(value: Any, name: str, dims: int | None = None) -> np.ndarray:
     """An image `[C, *space]` as an array of its own type."""
     if isinstance(value, Image.Image):
-        return np.moveaxis(picture_array(value, name), -1, 0)
+        return np.moveaxis(image_array(value, name), -1, 0)
     if isinstance(value, Tensor):
         values = value.detach().cpu()
         array = values.float().numpy() if values.dtype.is_floating_point else values.numpy()

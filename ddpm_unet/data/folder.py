@@ -13,9 +13,8 @@ import numpy as np
 from typing_extensions import override
 
 from ddpm_unet.data.collection import Collection
-from ddpm_unet.data.header import PictureInfo
-from ddpm_unet.data.pictures import EXTENSIONS, picture_info, read_picture
-from ddpm_unet.data.volumes import ENDINGS, read_volume, volume_info
+from ddpm_unet.data.images import EXTENSIONS, ImageInfo, image_info, read_image
+from ddpm_unet.data.volumes import VOLUME_EXTENSIONS, read_volume, volume_info
 from ddpm_unet.errors import UserError
 
 
@@ -41,7 +40,7 @@ class Folder(Collection):
             UserError: No such folder, no picture in it, or a picture without a class.
         """
         self.root, self.max_pixels, self.dims = Path(root), max_pixels, dims
-        paths, others = list_pictures(self.root, dims)
+        paths, others = list_images(self.root, dims)
         if others:
             largest_first = sorted(others.items(), key=lambda kind: (-kind[1], kind[0]))
             kinds = ", ".join(f"{n} {kind}" for kind, n in largest_first[:4])
@@ -73,16 +72,16 @@ class Folder(Collection):
 
     @override
     def read(self, index: int) -> np.ndarray:
-        read = read_volume if self.dims == 3 else read_picture
+        read = read_volume if self.dims == 3 else read_image
         return read(self.name(index), self.max_pixels)
 
     @override
-    def info(self, index: int) -> PictureInfo:
-        look = volume_info if self.dims == 3 else picture_info
+    def info(self, index: int) -> ImageInfo:
+        look = volume_info if self.dims == 3 else image_info
         return look(self.name(index), self.max_pixels)
 
 
-def list_pictures(root: Path, dims: int = 2) -> tuple[list[str], Counter[str]]:
+def list_images(root: Path, dims: int = 2) -> tuple[list[str], Counter[str]]:
     """Relative paths of the pictures below root in natural order, and other files by extension.
 
     Args:
@@ -95,7 +94,7 @@ def list_pictures(root: Path, dims: int = 2) -> tuple[list[str], Counter[str]]:
     if not root.is_dir():
         what = "is a file, not a folder of images" if root.exists() else "no such folder"
         raise UserError(f"{root}: {what}; give a folder of images")
-    extensions = ENDINGS if dims == 3 else EXTENSIONS
+    extensions = VOLUME_EXTENSIONS if dims == 3 else EXTENSIONS
     paths: list[str] = []
     others: Counter[str] = Counter()
     for path in visible_files(root):
@@ -108,7 +107,9 @@ def list_pictures(root: Path, dims: int = 2) -> tuple[list[str], Counter[str]]:
         found = f"only {others.total()} other files" if others else "nothing"
         known = " ".join(sorted(extensions))
         cure = (
-            "set data.dims 3 for volumes" if ENDINGS & others.keys() else "give a folder of images"
+            "set data.dims 3 for volumes"
+            if VOLUME_EXTENSIONS & others.keys()
+            else "give a folder of images"
         )
         raise UserError(f"{root}: holds {found}, no image ({known}); {cure}")
     return sorted(paths, key=natural), others

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from ddpm_unet.data.pictures import read_picture
+from ddpm_unet.data.images import read_image
 from ddpm_unet.errors import UserError
 
 INSTALL = "pip install --no-deps histolytics==0.3.0"
@@ -79,16 +79,16 @@ def columns(part: Part) -> slice:
 
 def pictures(part: Part) -> dict[str, np.ndarray]:
     """Micrographs `[H, W, 3]` uint8 by name: for training both, held out the right third."""
-    found = {f"{NEST} ({part})": read_picture(find_file(NEST))[:, columns(part)]}
+    found = {f"{NEST} ({part})": read_image(find_file(NEST))[:, columns(part)]}
     if part != "held_out":
-        found[STROMA] = read_picture(find_file(STROMA))
+        found[STROMA] = read_image(find_file(STROMA))
     return found
 
 
 def labelled(part: Part) -> LabelledPicture:
     """The labelled micrograph's part for training, the part for scoring, or all of it."""
     instances, types = (_mask(name)[:, columns(part)] for name in (INSTANCES, TYPES))
-    picture = read_picture(find_file(NEST))[:, columns(part)]
+    picture = read_image(find_file(NEST))[:, columns(part)]
     return LabelledPicture(picture, instances, types.astype(np.uint8))
 
 

@@ -21,7 +21,7 @@ from typing_extensions import override
 from ddpm_unet.config import ValueRange
 from ddpm_unet.data.collection import Collection
 from ddpm_unet.data.fitting import resize
-from ddpm_unet.data.header import PictureInfo, check_pixels
+from ddpm_unet.data.images import ImageInfo, check_pixels
 from ddpm_unet.data.pixels import box, convert_channels, normalised, to_unit
 from ddpm_unet.errors import UserError
 
@@ -52,7 +52,7 @@ class Fit:
     value_range: ValueRange = None
     max_pixels: float = 200.0
 
-    def info(self, info: PictureInfo, name: str) -> PictureInfo:
+    def info(self, info: ImageInfo, name: str) -> ImageInfo:
         """What `apply` will make of an image.
 
         Raises:
@@ -73,7 +73,7 @@ class Fit:
             check_pixels(name, (*size, info.channels), self.max_pixels)
         *depth, height, width = size
         dtype = np.dtype(np.float32) if self.value_range == "percentiles" else info.dtype
-        return PictureInfo(height, width, self.channels or info.channels, dtype, *depth)
+        return ImageInfo(height, width, self.channels or info.channels, dtype, *depth)
 
     def apply(self, image: np.ndarray, name: str) -> np.ndarray:
         """Convert channels, map floats to [-1, 1], and scale or resize and cut the centre.
@@ -319,8 +319,8 @@ def open_collection(collection: Collection, fit: Fit, memory_limit: float = 2048
 def survey(collection: Collection, fit: Fit) -> Layout:
     """Shapes of the fitted images from their headers; errors as `open_collection`."""
     sizes: list[tuple[int, ...]] = []
-    first: PictureInfo | None = None
-    seen: dict[PictureInfo, tuple[int, ...]] = {}  # most images are like others
+    first: ImageInfo | None = None
+    seen: dict[ImageInfo, tuple[int, ...]] = {}  # most images are like others
     infos = _with_progress(collection.infos(), len(collection), "looking at images")
     for index, info in enumerate(infos):
         if info not in seen:
@@ -333,7 +333,7 @@ def survey(collection: Collection, fit: Fit) -> Layout:
     return Layout(np.array(sizes, dtype=np.int64), first.channels, first.dtype)
 
 
-def _check_alike(info: PictureInfo, first: PictureInfo, collection: Collection, index: int) -> None:
+def _check_alike(info: ImageInfo, first: ImageInfo, collection: Collection, index: int) -> None:
     name, other = collection.name(index), collection.name(0)
     if info.channels != first.channels:
         raise UserError(

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddpm_unet.data.folder import list_pictures, split_ending
+from ddpm_unet.data.folder import list_images, split_ending
 from ddpm_unet.errors import UserError
 
 
@@ -38,7 +38,7 @@ class Place:
             )
         files: dict[str, str] = {}
         unfit, faults = [], []
-        for path in list_pictures(Path(self.root), self.dims)[0]:
+        for path in list_images(Path(self.root), self.dims)[0]:
             full, name = os.path.join(self.root, path), self.shared(path)
             if self._belongs_to(other, full, path):
                 continue

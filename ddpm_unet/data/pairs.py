@@ -13,11 +13,10 @@ import numpy as np
 from ddpm_unet.config import PairDataConfig
 from ddpm_unet.data import histology, points
 from ddpm_unet.data.folder import natural, split_ending
+from ddpm_unet.data.images import read_image, read_stack
 from ddpm_unet.data.naming import Place, naming_hint
-from ddpm_unet.data.nifti import Space
-from ddpm_unet.data.pictures import read_picture, read_stack
 from ddpm_unet.data.pixels import normalised
-from ddpm_unet.data.volumes import read_volume, volume_space
+from ddpm_unet.data.volumes import Space, read_volume, volume_space
 from ddpm_unet.errors import UserError
 
 BUILTIN_IMAGES = "builtin:histology"
@@ -214,7 +213,7 @@ def _volumes(
 
 def _space_fault(space: Space, mask: Space | None, config: PairDataConfig) -> str:
     """Why a mask does not lie on its image, or the image cannot be augmented as said."""
-    if mask and not space.agrees(mask):
+    if mask and mask.size == space.size and not space.agrees(mask):
         return "its voxels lie elsewhere than its image's (the affines differ); resample the mask"
     _, y, x = space.spacing
     if config.augment.rot90 and abs(y - x) > 0.01 * min(y, x):
@@ -248,7 +247,7 @@ def _pages(path: str, max_pixels: float) -> int:
 
 def _read(path: str, page: int | None, max_pixels: float, keep_palette: bool) -> np.ndarray:
     if page is None:
-        return read_picture(path, max_pixels, keep_palette)
+        return read_image(path, max_pixels, keep_palette)
     return _stack(path, max_pixels)[page]
 
 

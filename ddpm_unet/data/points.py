@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ddpm_unet.data.folder import natural, split_ending, visible_files
-from ddpm_unet.data.header import check_pixels
-from ddpm_unet.data.pictures import faults_named
+from ddpm_unet.data.images import check_pixels, faults_named
 from ddpm_unet.errors import UserError
 
 ENDINGS = frozenset((".npz", ".pdb"))

@@ -1,22 +1,95 @@
-"""Reading one volume file: NIfTI, or a TIFF whose pages are its slices."""
+"""Reads one volume, a NIfTI file or a TIFF whose pages are its slices, and writes NIfTI.
+
+nibabel, of the extra `volumes`, decodes NIfTI.
+"""
 
 from __future__ import annotations
 
+import gzip
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ddpm_unet.data import nifti, tiff
-from ddpm_unet.data.header import PictureInfo
-from ddpm_unet.data.pictures import faults_named
+from ddpm_unet.data.images import (
+    ImageInfo,
+    check_pixels,
+    faults_named,
+    plain_type,
+    read_tiff,
+    result_type,
+    tiff_info,
+)
+from ddpm_unet.errors import UserError
 
-ENDINGS = frozenset((*nifti.ENDINGS, ".tif", ".tiff"))
+NIFTI_EXTENSIONS = (".nii", ".nii.gz")
+VOLUME_EXTENSIONS = frozenset((*NIFTI_EXTENSIONS, ".tif", ".tiff"))
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where the voxels of a volume lie in the world.
+
+    Args:
+        affine: From the file's own voxel [x, y, z, 1] to millimetres, `float64 [4, 4]`.
+        shape: Voxels of the file along its own axes.
+        header: nibabel's, with what else the file says about its axes.
+    """
+
+    affine: np.ndarray
+    shape: tuple[int, int, int]
+    header: Any = None
+
+    @classmethod
+    def of_spacing(cls, spacing: Sequence[float], size: Sequence[int]) -> Space:
+        """Canonical axes; spacing in millimetres and size in voxels along slices, rows, columns."""
+        depth, height, width = size
+        return cls(np.diag([*reversed(spacing), 1.0]), (width, height, depth))
+
+    @property
+    def orientation(self) -> np.ndarray:
+        """Canonical axis and direction of each of the file's, `[3, 2]` (nibabel's ornt)."""
+        from nibabel.orientations import io_orientation
+
+        found = io_orientation(self.affine)
+        return np.array([[0, 1], [1, 1], [2, 1]]) if np.isnan(found).any() else found
+
+    @property
+    def canonical(self) -> np.ndarray:
+        """The affine of the volume as `read_volume` turns it."""
+        from nibabel.orientations import inv_ornt_aff
+
+        return self.affine @ inv_ornt_aff(self.orientation, self.shape)
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Slices, rows and columns, as `read_volume` turns it."""
+        x, y, z = (self.shape[axis] for axis in np.argsort(self.orientation[:, 0]))
+        return z, y, x
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Millimetres from voxel to voxel along slices, rows and columns, as `read_volume`."""
+        z, y, x = np.linalg.norm(self.canonical[:3, 2::-1], axis=0).tolist()
+        return z, y, x
+
+    def agrees(self, other: Space) -> bool:
+        """Whether the same voxels of both volumes lie at the same places, to 1 % of one."""
+        tolerance = 0.01 * min(self.spacing)
+        return np.allclose(self.canonical, other.canonical, rtol=0, atol=tolerance)
 
 
 def read_volume(
     path: str | Path, max_pixels: float = 200.0, keep_palette: bool = False
 ) -> np.ndarray:
-    """Decode one volume.
+    """Decode one volume: a NIfTI file, or a TIFF whose pages are its slices.
+
+    NIfTI is brought to one orientation (nibabel's closest canonical, RAS+): slices go from
+    inferior to superior, rows from posterior to anterior, columns from left to right. Values are
+    scaled by the file's slope and intercept; a fourth axis is C.
 
     Args:
         path: The file; its name decides the format.
@@ -31,25 +104,80 @@ def read_volume(
             that names file and cure.
     """
     with faults_named(path):
-        if is_nifti(path):
-            return nifti.read(path, max_pixels)
-        return tiff.read(path, max_pixels, keep_palette, stack=True)
+        if not is_nifti(path):
+            return read_tiff(path, max_pixels, keep_palette, stack=True)
+        image, space, info = _nifti(path, max_pixels)
+        array = np.asanyarray(image.dataobj).reshape(*space.shape, info.channels)
+        array = _reoriented(array, space.orientation).transpose(2, 1, 0, 3)
+        return np.ascontiguousarray(plain_type(array, path))
 
 
-def volume_info(path: str | Path, max_pixels: float = 200.0) -> PictureInfo:
+def volume_info(path: str | Path, max_pixels: float = 200.0) -> ImageInfo:
     """Shape and type of a volume from its header alone, with the errors it can show."""
     with faults_named(path):
         if is_nifti(path):
-            return nifti.info(path, max_pixels)
-        return tiff.info(path, max_pixels, stack=True)
+            return _nifti(path, max_pixels)[2]
+        return tiff_info(path, max_pixels, stack=True)
 
 
-def volume_space(path: str | Path) -> nifti.Space | None:
+def volume_space(path: str | Path) -> Space | None:
     """Where the voxels lie; None for a TIFF, which does not say."""
     with faults_named(path):
-        return nifti.read_space(path) if is_nifti(path) else None
+        return _nifti(path, math.inf)[1] if is_nifti(path) else None
 
 
 def is_nifti(path: str | Path) -> bool:
     """Whether a file is NIfTI by its name."""
-    return str(path).lower().endswith(nifti.ENDINGS)
+    return str(path).lower().endswith(NIFTI_EXTENSIONS)
+
+
+def write_nifti(path: Path, volume: np.ndarray, space: Space | None = None) -> None:
+    """Write a compressed volume; the same values always give the same bytes.
+
+    Args:
+        path: The file, by any name.
+        volume: `[D, H, W]` or `[C, D, H, W]` as from `read_volume`, also of a memory map; C
+            becomes the fourth axis.
+        space: Where its voxels lie; it is turned back to this file's own orientation. None for
+            canonical axes and one millimetre.
+    """
+    import nibabel
+    from nibabel.orientations import ornt_transform
+
+    array = volume.transpose((2, 1, 0) if volume.ndim == 3 else (3, 2, 1, 0))
+    space = space or Space(np.eye(4), (1, 1, 1))
+    canonical = np.array([[0, 1], [1, 1], [2, 1]])
+    array = _reoriented(array, ornt_transform(canonical, space.orientation))
+    image = nibabel.Nifti1Image(array, space.affine, space.header, dtype=volume.dtype)
+    image.header["cal_min"] = image.header["cal_max"] = 0  # the window of the source's values
+    with open(path, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
+        image.to_stream(file)
+
+
+def _reoriented(array: np.ndarray, orientation: np.ndarray) -> np.ndarray:
+    from nibabel.orientations import apply_orientation
+
+    return apply_orientation(array, orientation)
+
+
+def _nifti(path: str | Path, max_pixels: float) -> tuple[Any, Space, ImageInfo]:
+    """Nibabel's image, not decoded; where it lies; and what reading it gives."""
+    try:
+        import nibabel
+    except ImportError:
+        raise UserError(
+            f"{path}: NIfTI needs nibabel; pip install 'ddpm-unet[volumes]', or save it as a TIFF"
+        ) from None
+    image: Any = nibabel.load(path)
+    sizes = (*image.shape, *[1] * (4 - len(image.shape)))
+    if len(sizes) == 5 and sizes[3] == 1:  # a vector per voxel
+        sizes = (*sizes[:3], sizes[4])
+    if len(sizes) != 4:
+        raise UserError(f"{path}: has {len(sizes)} axes; save volumes of 3, or 4 with channels")
+    space = Space(image.affine, sizes[:3], image.header)
+    dtype = result_type(image.get_data_dtype(), path)
+    if (image.dataobj.slope, image.dataobj.inter) != (1, 0):
+        dtype = np.dtype(np.float32)
+    depth, height, width = space.size
+    check_pixels(path, (depth, height, width, sizes[3]), max_pixels)
+    return image, space, ImageInfo(height, width, sizes[3], dtype, depth)

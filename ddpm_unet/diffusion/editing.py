@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from ddpm_unet import randomness
 from ddpm_unet.diffusion.linear_steps import LinearSteps, inference_timesteps
-from ddpm_unet.diffusion.prediction import image_mixture, mean_channels, noise_mixture
-from ddpm_unet.diffusion.sampling import Denoiser, Moment, Noise
+from ddpm_unet.diffusion.process import coefficients, mean_channels
+from ddpm_unet.diffusion.sampling import Denoiser, Noise, StepInfo
 from ddpm_unet.errors import UserError
 
 
@@ -32,7 +32,7 @@ def inpaint(
     resamplings: int = 5,
     device: torch.device | str = "cpu",
     progress: bool = False,
-    callback: Callable[[Moment], None] | None = None,
+    callback: Callable[[StepInfo], None] | None = None,
 ) -> Tensor:
     """Fill a hole so that it fits what surrounds it: RePaint.
 
@@ -83,7 +83,7 @@ def inpaint(
                     outside = outside + noise.draw((1 - abar[i + 1]) ** 0.5)
                     x = torch.where(hole, x, outside)
                     if callback is not None and not again:
-                        callback(Moment(i, len(times), times[i], x, x0))
+                        callback(StepInfo(i, len(times), times[i], x, x0))
                 if again:
                     kept = abar[block.start] / abar[block.stop]
                     x = kept**0.5 * x + noise.draw((1 - kept) ** 0.5)
@@ -115,8 +115,9 @@ class Inversion:
             (a**0.5, (1 - a) ** 0.5) for a in reversed(abar.tolist())
         ]  # from a clean image to noise, like all below
         self._times.reverse()
-        mixtures = (*image_mixture(kind, abar), *noise_mixture(kind, abar))
-        self._mixtures = torch.stack(mixtures, dim=1).flip(0).tolist()
+        mix = coefficients(kind, abar)
+        names = ("x0_from_x", "x0_from_prediction", "noise_from_x", "noise_from_prediction")
+        self._mixtures = torch.stack([mix[n] for n in names], dim=1).flip(0).tolist()
         self._device = device
 
     def to_noise(self, images: Tensor, iterations: int = 5, progress: bool = False) -> Tensor:

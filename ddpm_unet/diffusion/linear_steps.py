@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ddpm_unet.diffusion.prediction import image_mixture, mean_channels, noise_mixture
+from ddpm_unet.diffusion.process import coefficients, mean_channels
 
 CLEAN = -1  # the timestep of a clean image, where abar is 1
 
@@ -131,6 +131,7 @@ def _coefficients(scheduler: Any, timesteps: Tensor, eta: float) -> list[Coeffic
     previous = torch.tensor(previous_timesteps(timesteps.tolist()))
     abar = table[timesteps]
     abar_previous = table[previous].where(previous != CLEAN, clean)
+    mix = coefficients(config.prediction_type, abar)
     beta = 1 - abar / abar_previous
     variance = (1 - abar_previous) / (1 - abar) * beta  # Ho 2020, eq. 7
     widest = torch.zeros_like(abar)
@@ -146,14 +147,12 @@ def _coefficients(scheduler: Any, timesteps: Tensor, eta: float) -> list[Coeffic
     else:  # Song 2021 (arXiv:2010.02502), eq. 12 and 16; eps is that of the unclipped x_0
         noise = eta * variance.sqrt()
         direction = (1 - abar_previous - noise**2).sqrt()
-        eps = noise_mixture(config.prediction_type, abar)
-        next_from_x = direction * eps.first
+        next_from_x = direction * mix["noise_from_x"]
         next_from_image = abar_previous.sqrt()
-        next_from_prediction = direction * eps.second
-    from_x, from_prediction = image_mixture(config.prediction_type, abar)
+        next_from_prediction = direction * mix["noise_from_prediction"]
     columns = (
-        from_x.tolist(),
-        from_prediction.unbind(),
+        mix["x0_from_x"].tolist(),
+        mix["x0_from_prediction"].unbind(),
         next_from_x.tolist(),
         next_from_image.tolist(),
         next_from_prediction.tolist(),

@@ -14,11 +14,9 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
-from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.config.training import EPSILON_AT_ZERO_SNR
+from ddpm_unet.diffusion.process import EPSILON_AT_ZERO_SNR, GaussianDiffusion
 from ddpm_unet.errors import UserError
 
 _COMMON = {"timestep_spacing": "linspace"}
@@ -53,22 +51,12 @@ def described() -> str:
     return "\n".join(f"{name:10}{words}" for name, words in _WORDS.items())
 
 
-def trained_betas(config: DiffusionConfig) -> dict[str, list[float]]:
-    """What a diffusers scheduler must be told besides, of a schedule that it does not know."""
-    if config.beta_schedule != "logistic":
-        return {}
-    from ddpm_unet.diffusion.schedule import betas  # torch takes seconds
-
-    return {"trained_betas": [float(f"{beta:.7g}") for beta in betas(config).tolist()]}
-
-
-def make_scheduler(name: str, config: DiffusionConfig | Mapping[str, Any]) -> Any:
+def make_scheduler(name: str, diffusion: GaussianDiffusion | Mapping[str, Any]) -> Any:
     """A diffusers scheduler for a model's forward process and prediction type.
 
     Args:
         name: One of `SAMPLERS`.
-        config: The settings the model was trained with, or the `config` of another diffusers
-            scheduler (of a pipeline that was read from a folder).
+        diffusion: The forward process, or the `config` of another diffusers scheduler.
 
     Returns:
         A scheduler with diffusers' interface, for `sample` or a diffusers pipeline.
@@ -88,21 +76,21 @@ def make_scheduler(name: str, config: DiffusionConfig | Mapping[str, Any]) -> An
         )
     # names beginning with _ tell diffusers which settings to forget
     settings = (
-        _process(config)
-        if isinstance(config, DiffusionConfig)
-        else {key: value for key, value in config.items() if not key.startswith("_")}
+        _process(diffusion)
+        if isinstance(diffusion, GaussianDiffusion)
+        else {key: value for key, value in diffusion.items() if not key.startswith("_")}
     )
     class_name, options = _SCHEDULERS[name]
     return _scheduler(name, class_name, {**settings, **_COMMON, **options})
 
 
-def saved_scheduler(config: DiffusionConfig, saved: Mapping[str, Any]) -> tuple[str, Any]:
+def saved_scheduler(diffusion: GaussianDiffusion, saved: Mapping[str, Any]) -> tuple[str, Any]:
     """The scheduler that a pipeline's folder names, with the settings that it has there.
 
     Where they leave open how timesteps are spaced it is that of `make_scheduler`.
 
     Args:
-        config: The forward process of the folder.
+        diffusion: The forward process of the folder.
         saved: Its scheduler_config.json.
 
     Returns:
@@ -128,21 +116,22 @@ def saved_scheduler(config: DiffusionConfig, saved: Mapping[str, Any]) -> tuple[
             f"scheduler_config.json names {kind}{of}, which is no sampler here; give --sampler, "
             f"one of {', '.join(SAMPLERS)}"
         )
-    if config.rescale_betas_zero_snr and saved.get("timestep_spacing") == "leading":
+    if diffusion.rescale_betas_zero_snr and saved.get("timestep_spacing") == "leading":
         raise UserError(
             "scheduler_config.json has timestep_spacing leading, which never asks the last "
             "timestep, where zero terminal SNR begins; set it to trailing, or give --sampler"
         )
     own = {key: value for key, value in saved.items() if not key.startswith("_")}
     ours = {} if "timestep_spacing" in saved or name == LCM else {**_COMMON, **known[name][1]}
-    return name, _scheduler(name, known[name][0], {**_process(config), **ours, **own})
+    return name, _scheduler(name, known[name][0], {**_process(diffusion), **ours, **own})
 
 
-def _process(config: DiffusionConfig) -> dict[str, Any]:
+def _process(diffusion: GaussianDiffusion) -> dict[str, Any]:
     """What schedulers are told of a forward process."""
-    settings = asdict(config)
-    del settings["min_snr_gamma"], settings["vlb_weight"]
-    return {**settings, **trained_betas(config)}
+    config = diffusion.scheduler_config()
+    del config["_class_name"]
+    config.pop("timestep_spacing", None)
+    return config
 
 
 def _scheduler(name: str, class_name: str, settings: dict[str, Any]) -> Any:

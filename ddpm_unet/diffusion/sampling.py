@@ -18,7 +18,7 @@ from ddpm_unet.errors import UserError
 Denoiser = Callable[..., Tensor]
 
 
-class Moment(NamedTuple):
+class StepInfo(NamedTuple):
     """What a callback sees of one step.
 
     Args:
@@ -36,26 +36,26 @@ class Moment(NamedTuple):
     x0: Tensor
 
 
-class FilmStrip:
-    """A callback that keeps the predicted image at a few moments, evenly spaced.
+class Trajectory:
+    """A callback that keeps the predicted images of a few steps, evenly spaced.
 
     Args:
-        moments: Pictures to keep, the last step's among them.
+        count: How many to keep, the last step's among them.
 
     Attributes:
-        frames: The pictures, each `[B, C, ...]`, as the loop goes on.
+        images: Of each, `[B, C, ...]`, as the loop goes on.
     """
 
-    def __init__(self, moments: int) -> None:
-        self.moments = moments
-        self.frames: list[Tensor] = []
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.images: list[Tensor] = []
 
-    def __call__(self, moment: Moment) -> None:
-        """Keep the picture if its time has come."""
-        last = moment.steps - 1
-        before_last = (round(i * last / max(self.moments - 1, 1)) for i in range(self.moments))
-        if last - moment.step in before_last:
-            self.frames.append(moment.x0)
+    def __call__(self, info: StepInfo) -> None:
+        """Keep the images of a step whose turn it is."""
+        last = info.steps - 1
+        from_last = (round(i * last / max(self.count - 1, 1)) for i in range(self.count))
+        if last - info.step in from_last:
+            self.images.append(info.x0)
 
 
 class Noise:
@@ -123,7 +123,7 @@ def sample(
     start: Tensor | None = None,
     strength: float = 1.0,
     progress: bool = False,
-    callback: Callable[[Moment], None] | None = None,
+    callback: Callable[[StepInfo], None] | None = None,
 ) -> Tensor:
     """Draw images. Image i is a function of (seed, i), whatever batch it is drawn in.
 
@@ -176,7 +176,7 @@ def sample(
                 clip = scheduler.config.get("clip_sample", True)
                 told = {"estimate": x0.clamp(-1, 1) if clip else x0}
             if callback is not None:
-                callback(Moment(i, len(times), times[i], x, x0))
+                callback(StepInfo(i, len(times), times[i], x, x0))
     return x.clone()  # outside inference mode: a tensor that autograd accepts
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_unet.diffusion.prediction import Mixture, image_mixture, mean_channels
+from ddpm_unet.diffusion.process import coefficients, mean_channels
 from ddpm_unet.errors import UserError
 
 
@@ -57,8 +57,9 @@ class SchedulerSteps:
         self._times = list(scheduler.timesteps)
         self.timesteps = scheduler.timesteps.to(device)
         self.initial_std = float(scheduler.init_noise_sigma)
-        coefficients = image_mixture(scheduler.config.prediction_type, self._abar())
-        self._image = [Mixture(*row) for row in torch.stack(coefficients, dim=1).tolist()]
+        mix = coefficients(scheduler.config.prediction_type, self._abar())
+        rows = torch.stack([mix["x0_from_x"], mix["x0_from_prediction"]], dim=1)
+        self._image: list[list[float]] = rows.tolist()
 
     def _abar(self) -> Tensor:
         scheduler = self._scheduler
@@ -81,13 +82,13 @@ class SchedulerSteps:
         self, index: int, x: Tensor, prediction: Tensor, draw_noise: Callable[[float], Tensor]
     ) -> tuple[Tensor, Tensor]:
         """The next x and the x_0 predicted on the way; the scheduler draws the noise itself."""
-        time, c = self._times[index], self._image[index]
+        time, (from_x, from_prediction) = self._times[index], self._image[index]
         seen = self.model_input(index, x)
         means = mean_channels(prediction, x.shape[1])
-        image = c.first * seen + c.second * means
+        image = from_x * seen + from_prediction * means
         if self._clip is not None:
             image = image.clamp(-self._clip, self._clip)
-            means = (image - c.first * seen) / c.second
+            means = (image - from_x * seen) / from_prediction
         given = prediction if self._learned else means
         output = self._scheduler.step(given, time, x, **self._options)
         own = output.get("pred_original_sample")

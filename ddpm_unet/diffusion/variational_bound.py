@@ -8,14 +8,13 @@ makes of the image's 256 levels. All in bits per dimension.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.diffusion.prediction import image_mixture, mean_channels
-from ddpm_unet.diffusion.schedule import alphas_cumprod
+if TYPE_CHECKING:
+    from ddpm_unet.diffusion.process import GaussianDiffusion
 
 LEVELS = 256
 """Values of a pixel, evenly spaced from -1 to 1."""
@@ -35,95 +34,62 @@ class Terms(NamedTuple):
     image_error: Tensor
 
 
-class VariationalBound:
-    """The terms of the bound, for fixed and for learned variances.
+def bound_terms(
+    diffusion: GaussianDiffusion,
+    images: Tensor,
+    noisy: Tensor,
+    timesteps: Tensor,
+    prediction: Tensor,
+    clip: bool = False,
+) -> Terms:
+    """The terms of a batch.
 
-    Variances are interpolated between log posterior variance and log beta (Nichol 2021,
-    arXiv:2102.09672, eq. 15). At timestep 0, where the posterior has none, that of timestep 1
-    stands in for it, also for "fixed_large", as in the authors' code.
+    Variances, fixed or learned, lie between log posterior variance and log beta (Nichol 2021,
+    arXiv:2102.09672, eq. 15).
 
     Args:
-        config: The forward process, the prediction type and the kind of variance.
+        diffusion: The forward process, the prediction type and the kind of variance.
+        images: `float32 [B, C, ...]` in [-1, 1].
+        noisy: Draws of q(x_t | x_0) of them.
+        timesteps: `int64 [B]` in 0 .. T-1.
+        prediction: What a network made of them, `[B, C or 2 C, ...]`.
+        clip: Clip the predicted image to [-1, 1], as sampling does.
     """
+    predicted = diffusion.predict_x0(noisy, timesteps, prediction.float())
+    of_image, log_posterior, widest = diffusion.at(
+        timesteps,
+        images.ndim,
+        "posterior_mean_from_x0",
+        "posterior_log_variance",
+        "log_variance_range",
+    )
+    if clip:
+        predicted = predicted.clamp(-1, 1)
+    last = (timesteps == 0).reshape(widest.shape)
+    if diffusion.variance_type == "learned_range":
+        wider = (prediction[:, images.shape[1] :].float() + 1) / 2 * widest
+    elif diffusion.variance_type == "fixed_large":
+        wider = widest.masked_fill(last, 0)
+    else:
+        wider = torch.zeros_like(widest)
+    error, log_variance = images - predicted, log_posterior + wider
+    # Elsewhere it is asked what is easy: a gradient that is thrown away must still be finite.
+    decoder = log_level_probability(
+        images, predicted.where(last, images), log_variance.where(last, torch.zeros_like(wider[:1]))
+    )
+    step = gaussian_divergence(of_image * error, log_posterior, log_variance)
+    nats = torch.where(last, -decoder, step)
+    image_error = error.square().flatten(1).mean(1)
+    bits = nats.flatten(1).mean(1) / math.log(2)
+    return Terms(bits, diffusion.snr(timesteps) * image_error, image_error)
 
-    def __init__(self, config: DiffusionConfig) -> None:
-        self.config = config
-        abar = alphas_cumprod(config)
-        previous = torch.cat([torch.ones(1).double(), abar[:-1]])
-        beta = 1 - abar / previous
-        posterior = (1 - previous) / (1 - abar) * beta  # Ho 2020, eq. 7
-        posterior[0] = posterior[1] if len(abar) > 1 else beta[0]
-        widest = (beta / posterior).log()
-        if config.variance_type == "fixed_large":
-            fixed = widest.clone()
-            fixed[0] = 0
-        else:
-            fixed = torch.zeros_like(widest)
-        of_image = previous.sqrt() * beta / (1 - abar)
-        snr = abar / (1 - abar)
-        rows = (
-            *image_mixture(config.prediction_type, abar),
-            of_image,
-            posterior.log(),
-            widest,
-            fixed,
-            snr,
-        )
-        self._table = torch.stack(rows, dim=1).float()
-        self._last = float(abar[-1])
 
-    def to(self, device: torch.device | str) -> VariationalBound:
-        """Move the table to a device; returns itself."""
-        self._table = self._table.to(device)
-        return self
-
-    def terms(
-        self,
-        images: Tensor,
-        noisy: Tensor,
-        timesteps: Tensor,
-        prediction: Tensor,
-        clip: bool = False,
-    ) -> Terms:
-        """The terms of a batch.
-
-        Args:
-            images: `float32 [B, C, ...]` in [-1, 1].
-            noisy: Draws of q(x_t | x_0) of them.
-            timesteps: `int64 [B]` in 0 .. T-1.
-            prediction: What a denoiser made of them, `[B, C or 2 C, ...]`.
-            clip: Clip the predicted image to [-1, 1], as sampling does.
-        """
-        from_x, from_prediction, of_image, log_posterior, widest, fixed, snr = (
-            column.reshape(-1, *[1] * (images.ndim - 1))
-            for column in self._table[timesteps].unbind(1)
-        )
-        channels = images.shape[1]
-        means = mean_channels(prediction.float(), channels)
-        predicted = from_x * noisy + from_prediction * means
-        if clip:
-            predicted = predicted.clamp(-1, 1)
-        wider = fixed
-        if self.config.variance_type == "learned_range":
-            wider = (prediction[:, channels:].float() + 1) / 2 * widest
-        error, log_variance = images - predicted, log_posterior + wider
-        last = (timesteps == 0).reshape(from_x.shape)
-        # Elsewhere it is asked what is easy: a gradient that is thrown away must still be finite.
-        decoder = log_level_probability(
-            images, predicted.where(last, images), log_variance.where(last, torch.zeros(()))
-        )
-        step = gaussian_divergence(of_image * error, log_posterior, log_variance)
-        nats = torch.where(last, -decoder, step)
-        image_error = error.square().flatten(1).mean(1)
-        bits = nats.flatten(1).mean(1) / math.log(2)
-        return Terms(bits, snr.flatten() * image_error, image_error)
-
-    def prior(self, images: Tensor) -> Tensor:
-        """L_T, from the noised images to pure noise, `[B]` in bits per dimension."""
-        abar = self._last
-        log_variance = torch.full_like(images, math.log1p(-abar))
-        nats = gaussian_divergence(abar**0.5 * images, log_variance, torch.zeros_like(images))
-        return nats.flatten(1).mean(1) / math.log(2)
+def prior_bits(diffusion: GaussianDiffusion, images: Tensor) -> Tensor:
+    """L_T, from the noised images to pure noise, `[B]` in bits per dimension."""
+    abar = float(diffusion.alphas_cumprod_float64[-1])
+    log_variance = torch.full_like(images, math.log1p(-abar))
+    nats = gaussian_divergence(abar**0.5 * images, log_variance, torch.zeros_like(images))
+    return nats.flatten(1).mean(1) / math.log(2)
 
 
 def gaussian_divergence(offset: Tensor, log_first: Tensor, log_second: Tensor) -> Tensor:

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from ddpm_unet import randomness
-from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.diffusion.objective import Objective
-from ddpm_unet.diffusion.variational_bound import VariationalBound
+from ddpm_unet.diffusion.process import GaussianDiffusion
+from ddpm_unet.diffusion.variational_bound import bound_terms, prior_bits
 from ddpm_unet.evaluation.plots import pyplot
 
 Batches = Iterable[tuple[randomness.Positions, Tensor, Callable[..., Tensor]]]
@@ -84,7 +83,7 @@ def parts_of(timesteps: int, parts: int) -> list[range]:
 @torch.inference_mode()
 def measure(
     batches: Batches,
-    config: DiffusionConfig,
+    diffusion: GaussianDiffusion,
     parts: int,
     seed: int = 0,
     merge: Callable[[Tensor], Tensor] = lambda rows: rows,
@@ -96,14 +95,14 @@ def measure(
 
     Args:
         batches: The images.
-        config: The denoiser's forward process, prediction type and kind of variance.
+        diffusion: The denoiser's forward process, prediction type and kind of variance.
         parts: See `parts_of`; T or more asks every timestep.
         seed: Of timesteps and noise.
         merge: From a row for each of the images of this process, `float64 [N, ...]` on the CPU, to
             the rows of all processes.
     """
-    ranges = parts_of(config.num_train_timesteps, parts)
-    rows = [row.double().cpu() for row in _rows(batches, config, ranges, seed)]
+    ranges = parts_of(diffusion.num_timesteps, parts)
+    rows = [row.double().cpu() for row in _rows(batches, diffusion, ranges, seed)]
     none = torch.zeros(0, len(ranges) + 1, 3, dtype=torch.float64)
     table = merge(torch.cat([none, *rows]))  # [images, parts, 3], the prior as another part
     terms, prior = table[:, :-1], table[:, -1, 0]
@@ -126,24 +125,23 @@ def measure(
 
 
 def _rows(
-    batches: Batches, config: DiffusionConfig, ranges: list[range], seed: int
+    batches: Batches, diffusion: GaussianDiffusion, ranges: list[range], seed: int
 ) -> Iterator[Tensor]:
     """Of each batch `[B, parts + 1, 3]`: bits, error of noise and of image, at last the prior."""
-    objective, bound = Objective(config), VariationalBound(config)
     for positions, images, denoiser in batches:
-        objective.to(images.device)
-        bound.to(images.device)
         columns = []
         for r in ranges:
             purpose = f"likelihood/{r[0]}-{r[-1]}"
             chosen = r[0] + randomness.integers(seed, purpose, positions, len(r))
             timesteps = torch.from_numpy(chosen).to(images.device)
             noise = randomness.normal(seed, purpose, positions, images.shape[1:], images.device)
-            noisy = objective.add_noise(images, timesteps, noise)
+            noisy = diffusion.add_noise(images, timesteps, noise)
             prediction = denoiser(noisy, timesteps)
-            terms = bound.terms(images, noisy, timesteps, prediction, config.clip_sample)
+            terms = bound_terms(
+                diffusion, images, noisy, timesteps, prediction, diffusion.clip_sample
+            )
             columns.append(torch.stack(terms, dim=1))
-        prior = bound.prior(images)
+        prior = prior_bits(diffusion, images)
         columns.append(torch.stack([prior, *[torch.zeros_like(prior)] * 2], dim=1))
         yield torch.stack(columns, dim=1)
 

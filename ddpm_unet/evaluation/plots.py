@@ -14,10 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddpm_unet.data import nifti
-from ddpm_unet.data.pictures import read_picture
+from ddpm_unet.data.images import read_image
 from ddpm_unet.data.pixels import to_unit
-from ddpm_unet.data.volumes import is_nifti, read_volume
+from ddpm_unet.data.volumes import is_nifti, read_volume, write_nifti
 from ddpm_unet.errors import UserError
 
 SLICES = 8
@@ -50,7 +49,7 @@ def save_images(images: Tensor, paths: Sequence[Path]) -> None:
     for volume, path in zip(to_uint8(images), paths, strict=True):
         grey = volume.shape[-1] == 1
         if is_nifti(path):
-            nifti.write(path, volume[..., 0] if grey else np.moveaxis(volume, -1, 0))
+            write_nifti(path, volume[..., 0] if grey else np.moveaxis(volume, -1, 0))
         else:
             tifffile.imwrite(
                 path,
@@ -74,7 +73,7 @@ def read_pictures(folder: Path, count: int, most: int = 64, ending: str = ".png"
     for file in files:
         if not file.exists():
             raise UserError(f"{file}: no such file; ask for fewer with --num_images, or make more")
-        arrays.append((read_picture if ending == ".png" else read_volume)(file))
+        arrays.append((read_image if ending == ".png" else read_volume)(file))
         if (arrays[-1].shape, arrays[-1].dtype) != (arrays[0].shape, arrays[0].dtype):
             raise UserError(f"{file}: has not the shape and depth of {files[0].name}; remove one")
     return torch.from_numpy(to_unit(np.stack(arrays))).movedim(-1, 1)

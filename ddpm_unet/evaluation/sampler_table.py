@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from ddpm_unet.command_line import user_errors
-from ddpm_unet.config import DiffusionConfig, PredictionType
-from ddpm_unet.diffusion.prediction import target_mixture
+from ddpm_unet.config import PredictionType
+from ddpm_unet.diffusion.process import GaussianDiffusion, coefficients
 from ddpm_unet.diffusion.samplers import LCM, SAMPLERS, make_scheduler, saved_scheduler
 from ddpm_unet.diffusion.sampling import sample
-from ddpm_unet.diffusion.schedule import alphas_cumprod
 from ddpm_unet.errors import UserError
 
 MEANS, STDS = (0.2, -0.8, 0.0), (0.2, 0.05, 0.4)
@@ -74,9 +73,9 @@ class Drawn(NamedTuple):
     spreads: tuple[float, ...]
 
 
-def settings(kind: PredictionType, zero_snr: bool) -> DiffusionConfig:
+def settings(kind: PredictionType, zero_snr: bool) -> GaussianDiffusion:
     """The forward process that is sampled."""
-    return DiffusionConfig(
+    return GaussianDiffusion(
         prediction_type=kind,
         rescale_betas_zero_snr=zero_snr,
         beta_end=0.008 if zero_snr else 0.02,
@@ -84,14 +83,14 @@ def settings(kind: PredictionType, zero_snr: bool) -> DiffusionConfig:
     )
 
 
-def best_denoiser(config: DiffusionConfig, distilled: bool = False) -> Callable[..., Tensor]:
+def best_denoiser(config: GaussianDiffusion, distilled: bool = False) -> Callable[..., Tensor]:
     """`(x, t) -> prediction` of the Gaussians.
 
     Args:
         config: The forward process and the prediction type.
         distilled: Predict not the expected image but the clean end of the deterministic path.
     """
-    roots = alphas_cumprod(config).sqrt()
+    roots = config.alphas_cumprod_float64.sqrt()
     mean, std = (torch.tensor(v, dtype=torch.float64).reshape(1, -1, 1, 1) for v in (MEANS, STDS))
 
     def denoiser(x: Tensor, t: Tensor) -> Tensor:
@@ -102,13 +101,14 @@ def best_denoiser(config: DiffusionConfig, distilled: bool = False) -> Callable[
         gain = std / total.sqrt() if distilled else a * std**2 / total
         image = mean + gain * (x.double() - a * mean)
         noise = (x - a * image) / math.sqrt(1 - a**2)
-        p, q = target_mixture(config.prediction_type, torch.tensor(a**2, dtype=torch.float64))
-        return (p * image + q * noise).float()
+        abar = torch.tensor(a**2, dtype=torch.float64)
+        mix = coefficients(config.prediction_type, abar)
+        return (mix["target_from_x0"] * image + mix["target_from_noise"] * noise).float()
 
     return denoiser
 
 
-def draw(config: DiffusionConfig, scheduler: Any, steps: int, distilled: bool = False) -> Drawn:
+def draw(config: GaussianDiffusion, scheduler: Any, steps: int, distilled: bool = False) -> Drawn:
     """What a scheduler makes of the best denoiser.
 
     Raises:
@@ -127,7 +127,7 @@ def draw(config: DiffusionConfig, scheduler: Any, steps: int, distilled: bool = 
     return Drawn(float(((found - mean) / std).abs().max()), tuple((spreads / std).tolist()))
 
 
-def distilled_scheduler(config: DiffusionConfig) -> Any:
+def distilled_scheduler(config: GaussianDiffusion) -> Any:
     """The LCM scheduler of a folder that names it."""
     return saved_scheduler(config, {"_class_name": "LCMScheduler"})[1]
 
@@ -149,11 +149,11 @@ def rows() -> Iterator[str]:
                 yield f"{first} {' | '.join(cells)} | {'distilled' if distilled else 'right'} |"
 
 
-def _named(name: str) -> Callable[[DiffusionConfig], Any]:
+def _named(name: str) -> Callable[[GaussianDiffusion], Any]:
     return lambda config: make_scheduler(name, config)
 
 
-def _cell(config: DiffusionConfig, scheduler: Any, steps: int, distilled: bool) -> str:
+def _cell(config: GaussianDiffusion, scheduler: Any, steps: int, distilled: bool) -> str:
     try:
         found = draw(config, scheduler, steps, distilled)
     except UserError:

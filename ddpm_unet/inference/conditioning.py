@@ -21,8 +21,8 @@ from ddpm_unet.data.conditioning import (
     read_sequence,
 )
 from ddpm_unet.data.folder import natural, visible_files
-from ddpm_unet.data.pictures import EXTENSIONS
-from ddpm_unet.data.volumes import ENDINGS as VOLUMES
+from ddpm_unet.data.images import EXTENSIONS
+from ddpm_unet.data.volumes import VOLUME_EXTENSIONS as VOLUMES
 from ddpm_unet.errors import UserError
 from ddpm_unet.replace import replace_json
 
@@ -297,7 +297,7 @@ def cond_in_turn(
             vectors, mask = context.take([i % len(context) for i in indices])
             found |= {"context": vectors.to(device), "context_mask": mask.to(device)}
         if concat_cond is not None:
-            found["planes"] = concat_cond[[i % len(concat_cond) for i in indices]].to(device)
+            found["concat_cond"] = concat_cond[[i % len(concat_cond) for i in indices]].to(device)
         return found
 
     return cond

@@ -16,13 +16,17 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.data.conditioning import Sequences
-from ddpm_unet.diffusion.conditions import beside_the_input
+from ddpm_unet.diffusion.conditioning import (
+    ALWAYS,
+    autoguidance,
+    classifier_free_guidance,
+    concat_cond,
+)
 from ddpm_unet.diffusion.editing import Inversion, inpaint, slerp
-from ddpm_unet.diffusion.guidance import beside_another, guided, told_nothing
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_scheduler
-from ddpm_unet.diffusion.sampling import Moment, timesteps
+from ddpm_unet.diffusion.sampling import StepInfo, timesteps
 from ddpm_unet.diffusion.sampling import sample as sample_batch
 from ddpm_unet.diffusion.tiled import tiled
 from ddpm_unet.errors import UserError
@@ -84,7 +88,7 @@ class Denoiser:
     def __init__(
         self,
         unet: UNet,
-        diffusion: DiffusionConfig,
+        diffusion: GaussianDiffusion,
         sampler: Any = "ddpm",
         conditioning: Conditioning | None = None,
         codec: Autoencoder | None = None,
@@ -182,7 +186,7 @@ class Denoiser:
         shard: tuple[int, int] = (0, 1),
         skip: Container[int] = (),
         progress: bool = False,
-        callback: Callable[[Moment], None] | None = None,
+        callback: Callable[[StepInfo], None] | None = None,
     ) -> Job:
         """Check what is asked for, and give what draws it.
 
@@ -305,15 +309,13 @@ class Denoiser:
         interval: tuple[float, float] | None,
         guide: UNet | None,
     ) -> Callable[..., Tensor]:
-        denoise = beside_the_input(network)
+        denoise, interval = concat_cond(network), interval or ALWAYS
         if scale is None:
             return denoise
-        pair = (
-            told_nothing(denoise, self.conditioning.null_class(self.unet.config))
-            if guide is None
-            else beside_another(denoise, beside_the_input(guide.to(self.device)))
-        )
-        return guided(denoise, pair, scale, *([interval] if interval else []))
+        if guide is not None:
+            return autoguidance(denoise, concat_cond(guide.to(self.device)), scale, interval)
+        null_class = self.conditioning.null_class(self.unet.config)
+        return classifier_free_guidance(denoise, scale, null_class, interval)
 
     def _encoded(self, images: Tensor, shape: Sequence[int], sized: bool, holed: bool) -> Tensor:
         """Images to begin with, as the denoiser draws, `[N, *shape]`."""
@@ -335,7 +337,7 @@ class Denoiser:
 
 
 def sample(
-    unet: UNet, diffusion: DiffusionConfig, num_images: int = 1, **options: Any
+    unet: UNet, diffusion: GaussianDiffusion, num_images: int = 1, **options: Any
 ) -> np.ndarray:
     """Draw images from a network: `Denoiser(unet, diffusion).sample(num_images, ...)`.
 
@@ -373,7 +375,7 @@ def generate(
     skip: Container[int] = (),
     cond: Cond = uncond,
     progress: bool = False,
-    callback: Callable[[Moment], None] | None = None,
+    callback: Callable[[StepInfo], None] | None = None,
     draw: Callable[..., Tensor] = sample_batch,
     **options: Any,
 ) -> Iterator[tuple[list[int], Tensor]]:
@@ -509,10 +511,10 @@ def read_guide(folder: str | PathLike[str], denoiser: Denoiser) -> UNet:
         return guide.eval()
     guide, process = read_pipeline(folder)
     own, others = asdict(guide.config), asdict(unet.config)
-    trained = asdict(denoiser.diffusion)
+    trained = denoiser.diffusion.config
     differing = [
         *(name for name in SAME_IN_A_GUIDE if own[name] != others[name]),
-        *(name for name, value in asdict(process).items() if value != trained[name]),
+        *(name for name, value in process.config.items() if value != trained[name]),
         *(["its conditioning"] if Conditioning.read(folder) != denoiser.conditioning else []),
     ]
     if differing:

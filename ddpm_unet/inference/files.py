@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from typing_extensions import override
 
-from ddpm_unet.data.nifti import Space
-from ddpm_unet.data.pictures import picture_info
-from ddpm_unet.data.volumes import is_nifti, read_volume, volume_info, volume_space
+from ddpm_unet.data.images import image_info
+from ddpm_unet.data.volumes import Space, is_nifti, read_volume, volume_info, volume_space
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.overlay import displayable
 from ddpm_unet.inference.readers import Prepared, is_tiff, open_planes
@@ -74,7 +73,7 @@ class FilePredictor(ABC):
         elif is_tiff(path):
             volume_info(path, math.inf)
         else:
-            picture_info(path, self.max_pixels)
+            image_info(path, self.max_pixels)
 
     def write(self, path: Path, out: Path, name: str) -> np.ndarray:
         """Predict one file. Each file that is written appears when it is complete.

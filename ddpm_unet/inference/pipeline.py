@@ -17,17 +17,13 @@ from torch import Tensor
 
 from ddpm_unet.config import DiffusionConfig, UNetConfig
 from ddpm_unet.config.reading import check_limits, from_plain, read_json
-from ddpm_unet.diffusion.samplers import saved_scheduler, trained_betas
-from ddpm_unet.diffusion.schedule import betas
+from ddpm_unet.diffusion.process import GaussianDiffusion
+from ddpm_unet.diffusion.samplers import saved_scheduler
 from ddpm_unet.errors import UserError
 from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import Autoencoder
 from ddpm_unet.models.pretrained import settings_of
 from ddpm_unet.replace import replace_json
-
-PROCESS = DiffusionConfig.__dataclass_fields__.keys() - {"min_snr_gamma", "vlb_weight"}
-"""Settings of the forward process that a scheduler has too."""
-
 
 _NOT_THERE = {
     "text_encoder": [None, None],
@@ -43,7 +39,7 @@ _NOT_THERE = {
 def write_pipeline(
     folder: Path,
     unet: UNet,
-    diffusion: DiffusionConfig,
+    diffusion: GaussianDiffusion,
     state_dict: dict[str, Tensor] | None = None,
     autoencoder: Autoencoder | None = None,
 ) -> None:
@@ -63,7 +59,7 @@ def write_pipeline(
     """
     folder.mkdir(parents=True, exist_ok=True)
     unet.save_pretrained(folder / "unet", state_dict=state_dict)
-    replace_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(diffusion))
+    replace_json(folder / "scheduler" / "scheduler_config.json", diffusion.scheduler_config())
     index: dict[str, Any] = {
         "_class_name": "DDPMPipeline",
         "scheduler": ["diffusers", "DDPMScheduler"],
@@ -78,7 +74,7 @@ def write_pipeline(
     replace_json(folder / "model_index.json", index)
 
 
-def read_pipeline(folder: Path) -> tuple[UNet, DiffusionConfig]:
+def read_pipeline(folder: Path) -> tuple[UNet, GaussianDiffusion]:
     """The denoiser of a pipeline folder and its forward process.
 
     Raises:
@@ -96,27 +92,30 @@ def read_pipeline(folder: Path) -> tuple[UNet, DiffusionConfig]:
     return unet, diffusion
 
 
-def read_diffusion(folder: Path) -> DiffusionConfig:
+def read_diffusion(folder: Path) -> GaussianDiffusion:
     """The forward process of a pipeline folder, or of the `unet` folder in one.
 
     Raises:
         UserError: There is none, it is unreadable, or not one that this toolkit knows.
     """
     path, settings = _read_scheduler_config(folder)
-    kept = PROCESS & settings.keys()
-    values = {key: settings[key] for key in kept}
-    if values.get("variance_type") in (None, "fixed_small_log"):  # unknown, or the same by itself
+    known = DiffusionConfig.__dataclass_fields__.keys() - {
+        "min_snr_gamma",
+        "p2_gamma",
+        "vlb_weight",
+    }
+    values = {key: value for key, value in settings.items() if key in known}
+    if values.get("variance_type") in (None, "fixed_small_log"):  # the same by itself
         values.pop("variance_type", None)
     config = from_plain(DiffusionConfig, values, path)
     try:
         check_limits(config)
-        betas(config)
+        diffusion = GaussianDiffusion.from_scheduler_config(settings)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    listed, own = settings.get("trained_betas"), trained_betas(config).get("trained_betas")
-    if listed is not None and listed != own:
-        raise UserError(f"{path}: lists betas of its own (trained_betas), which is not supported")
-    return config
+    if any((path.parents[1] / name).is_dir() for name in ("vae", "vqvae", "movq")):
+        diffusion.clip_sample = False  # latents have no bounds
+    return diffusion
 
 
 def read_scheduler(folder: Path) -> tuple[str, Any]:
@@ -166,26 +165,3 @@ def image_shape(
     if len(sides) != config.dims or min(sides) < 1:
         raise UserError(f"size {sides}: give one positive number, or {config.dims}")
     return (channels or min(config.in_channels, config.out_channels), *sides)
-
-
-def scheduler_config(diffusion: DiffusionConfig) -> dict[str, Any]:
-    """Diffusers' DDPMScheduler settings for a forward process: the sampler of Ho 2020."""
-    return {
-        "_class_name": "DDPMScheduler",
-        "num_train_timesteps": diffusion.num_train_timesteps,
-        "beta_schedule": diffusion.beta_schedule,
-        "beta_start": diffusion.beta_start,
-        "beta_end": diffusion.beta_end,
-        "prediction_type": diffusion.prediction_type,
-        "variance_type": diffusion.variance_type,
-        "clip_sample": diffusion.clip_sample,
-        **_zero_snr(diffusion),
-        **trained_betas(diffusion),
-    }
-
-
-def _zero_snr(diffusion: DiffusionConfig) -> dict[str, Any]:
-    """Timesteps must begin with the last, which diffusers' own spacing leaves out."""
-    if not diffusion.rescale_betas_zero_snr:
-        return {}
-    return {"rescale_betas_zero_snr": True, "timestep_spacing": "linspace"}

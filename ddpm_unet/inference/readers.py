@@ -12,7 +12,7 @@ import tifffile
 import torch
 from torch import Tensor
 
-from ddpm_unet.data.pictures import TIFF_MAGIC, read_picture, read_stack
+from ddpm_unet.data.images import TIFF_MAGIC, read_image, read_stack
 from ddpm_unet.data.pixels import convert_channels, to_unit
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.tiles import Rows
@@ -138,10 +138,10 @@ def open_planes(
         Per plane rows `[H, W, C]`, uint8, uint16 or float32, to be read within the context.
 
     Raises:
-        UserError: As `read_picture` and `read_stack`; also while reading rows.
+        UserError: As `read_image` and `read_stack`; also while reading rows.
     """
     if not is_tiff(path):
-        yield [read_picture(path, max_pixels)]
+        yield [read_image(path, max_pixels)]
         return
     with _streamed(path, stream_above) as planes:
         yield planes or list(read_stack(path, max_pixels))
@@ -171,6 +171,7 @@ def _pages(file: tifffile.TiffFile, limit: float) -> int:
     ) and (
         page.axes in ("YX", "YXS")
         and str(page.dtype) in ("uint8", "uint16", "float32")
+        and page.bitspersample > 4
         and page.photometric in (_BLACK_IS_ZERO, _RGB)
         and (orientation is None or orientation.value == 1)
     )
@@ -207,7 +208,7 @@ def read_images(paths: Sequence[Path], channels: int, size: Sequence[int] | None
     images = []
     wanted = None if size is None else (size[0], size[-1])
     for path in paths:
-        image = convert_channels(read_picture(path), channels, path.name)
+        image = convert_channels(read_image(path), channels, path.name)
         wanted = wanted or (image.shape[0], image.shape[1])
         if image.shape[:2] != wanted:
             have, want = (" x ".join(map(str, s)) for s in (image.shape[:2], wanted))

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
-from ddpm_unet.data.nifti import Space
 from ddpm_unet.data.targets import Targets
+from ddpm_unet.data.volumes import Space
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.files import FilePredictor, Part
 from ddpm_unet.inference.segmentation import SegmentationModel

@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 
 from ddpm_unet.data.folder import split_ending
-from ddpm_unet.data.nifti import Space, write
+from ddpm_unet.data.volumes import Space, write_nifti
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.overlay import class_colors, draw_overlay
 
@@ -192,7 +192,9 @@ class NiftiVolume:
     def close(self) -> None:
         """Save the file."""
         classes = self._values.ndim == 4
-        write(self._path, self._values.swapaxes(0, 1) if classes else self._values, self._space)
+        write_nifti(
+            self._path, self._values.swapaxes(0, 1) if classes else self._values, self._space
+        )
 
 
 class PaletteImage:
@@ -271,8 +273,8 @@ def write_image(path: Path, pixels: np.ndarray, spacing: Sequence[float] | None 
     flat = pixels[..., 0] if grey else pixels
     with finished(path) as part:
         if path.name.endswith((".nii", ".nii.gz")):
-            affine = np.diag([*reversed(spacing or (1.0, 1.0, 1.0)), 1.0])
-            write(part, flat if grey else np.moveaxis(pixels, -1, 0), Space(affine))
+            space = Space.of_spacing(spacing or (1.0, 1.0, 1.0), pixels.shape[:3])
+            write_nifti(part, flat if grey else np.moveaxis(pixels, -1, 0), space)
         elif path.suffix == ".png":
             Image.fromarray(flat).save(part, "PNG")
         else:

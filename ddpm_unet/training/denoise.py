@@ -16,13 +16,13 @@ from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.sources import concat_condition, held_out, open_stream
 from ddpm_unet.data.stream import Grid, Stream, to_model_range
-from ddpm_unet.diffusion.conditions import (
+from ddpm_unet.diffusion.conditioning import (
     SelfConditioning,
-    beside_the_input,
-    withheld,
-    withhold,
+    concat_cond,
+    draw_dropped,
+    drop_cond,
 )
-from ddpm_unet.diffusion.objective import Objective
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import save_grid
@@ -62,10 +62,9 @@ class DenoiseJob:
         self.images = self.stream.images
         self.held_out: Grid | LatentWindows | None = held_out(config.data)
         self.latent = _latent_space(config, self.images)
-        self.diffusion = config.diffusion
-        if self.latent:
-            self.diffusion = replace(config.diffusion, clip_sample=False)
-        self.objective = Objective(self.diffusion)
+        latents: dict[str, Any] = {"clip_sample": False} if self.latent else {}
+        self.diffusion = GaussianDiffusion.from_config(config.diffusion, **latents)
+        self.diffusion.check_loss(**config.diffusion.loss_options)
         self.self_conditioning = SelfConditioning(self.diffusion)
         self.told = Conditioning(
             image_channels=self.latent.channels if self.latent else self.images.layout.channels,
@@ -138,7 +137,7 @@ class DenoiseJob:
         conditions = self._of_grid(accelerator.device)
         with accelerator.autocast():
             drawn = generate_together(
-                beside_the_input(network),
+                concat_cond(network),
                 make_scheduler("ddim", self.diffusion),
                 image_shape(network.config, channels=self.told.drawn_channels),
                 self.config.preview.num_images,
@@ -156,7 +155,7 @@ class DenoiseJob:
                 levels = masks[:, None] * (2 / (self.told.mask_classes - 1)) - 1
                 images = torch.cat([images, levels.expand_as(images)], dim=-1)
             if self.told.concat_cond:
-                planes = conditions(range(len(images)))["planes"]
+                planes = conditions(range(len(images)))["concat_cond"]
                 beside = self.told.concat_cond.shown(planes, images.shape[1])
                 images = torch.cat([beside.to(images.device), images], dim=-1)
             save_grid(images, path)
@@ -178,19 +177,19 @@ class DenoiseJob:
         share_withheld: float = 0.0,
     ) -> Tensor:
         images = self.told.with_masks(to_model_range(batch["image"]), batch.get("condition"))
-        self.objective.to(images.device)
-        timesteps, noise = self.objective.draw(seed, positions, images.shape[1:], images.device)
+        timesteps, noise = self.diffusion.draw(seed, positions, images.shape[1:], images.device)
         told = self.conditions(batch, images, positions, seed)
         if share_withheld:
-            chosen = withheld(seed, positions, share_withheld).to(images.device)
-            told = withhold(told, chosen, len(self.told.class_names))
-        denoiser = beside_the_input(model)
+            dropped = draw_dropped(seed, positions, share_withheld, images.device)
+            told = drop_cond(told, dropped, len(self.told.class_names))
+        denoiser = concat_cond(model)
         if self.told.self_conditioning:
-            noisy = self.objective.add_noise(images, timesteps, noise)
+            noisy = self.diffusion.add_noise(images, timesteps, noise)
             told["estimate"] = self.self_conditioning.estimate(
                 denoiser, noisy, timesteps, seed, positions, **told
             )
-        return self.objective.losses(denoiser, images, timesteps, noise, **told)
+        options = self.config.diffusion.loss_options
+        return self.diffusion.losses(denoiser, images, timesteps, noise, **options, **told)
 
     def conditions(
         self, batch: Batch, images: Tensor, positions: Sequence[int], seed: int
@@ -200,7 +199,7 @@ class DenoiseJob:
         told = {name: batch[key] for name, key in names.items() if key in batch}
         if self.told.concat_cond is not None:
             condition = batch.get("condition")
-            told["planes"] = self.told.concat_cond.of_batch(images, condition, seed, positions)
+            told["concat_cond"] = self.told.concat_cond.of_batch(images, condition, seed, positions)
         return told
 
     def _of_grid(self, device: torch.device) -> Cond:

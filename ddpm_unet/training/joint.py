@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ddpm_unet.config import SegmentConfig
 from ddpm_unet.data.sources import open_images, open_stream
 from ddpm_unet.data.stream import Stream, to_model_range
-from ddpm_unet.diffusion.objective import Objective
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.inference.pipeline import read_diffusion
 from ddpm_unet.training.job import Batch
 
@@ -47,11 +47,13 @@ class JointDenoising:
             value_range=config.unlabelled.value_range or config.data.value_range,
         )
         self.images = open_images(self.settings)
-        diffusion = config.diffusion
-        if config.init != SCRATCH:
-            own = read_diffusion(Path(str(config.init)))
-            diffusion = replace(own, min_snr_gamma=diffusion.min_snr_gamma)
-        self.objective = Objective(diffusion)
+        self.loss_options = config.diffusion.loss_options
+        self.diffusion = (
+            GaussianDiffusion.from_config(config.diffusion)
+            if config.init == SCRATCH
+            else read_diffusion(Path(str(config.init)))
+        )
+        self.diffusion.check_loss(**self.loss_options)
 
     def beside(self, labelled: Dataset[Batch], channels: int) -> Dataset[Batch]:
         """A labelled stream with unlabelled images, of the U-Net's channels, at its positions."""
@@ -67,7 +69,7 @@ class JointDenoising:
         """
         clean = to_model_range(batch["unlabelled"])
         images = batch["image"].expand(-1, *clean.shape[1:])
-        timesteps, noise = self.objective.to(images.device).draw(
+        timesteps, noise = self.diffusion.draw(
             self.seed, batch["position"], clean.shape[1:], images.device
         )
         told = torch.full_like(timesteps, self.told)
@@ -79,7 +81,7 @@ class JointDenoising:
             logits = scores[: len(images)]
             return predictions[len(images) :]
 
-        losses = self.objective.losses(denoiser, clean, timesteps, noise)
+        losses = self.diffusion.losses(denoiser, clean, timesteps, noise, **self.loss_options)
         return logits, losses
 
 

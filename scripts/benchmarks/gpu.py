@@ -26,7 +26,8 @@ from benchmarks.networks import (
 from benchmarks.rows import DIFFUSERS, OURS, Goal, Measured, Row
 from benchmarks.timing import Effort, Timer
 from benchmarks.training import TimedJob, diffusers_step, job_settings, run_rounds
-from ddpm_unet.config import DiffusionConfig, TrainConfig, UNetConfig
+from ddpm_unet.config import TrainConfig, UNetConfig
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import sample
 
@@ -134,7 +135,7 @@ def sampling(
     work = gflop(unet, *pictures(config, 1))
     twins = both(diffusers_twin(unet).to(torch.bfloat16), device)
     denoiser = prepared(unet, device)
-    scheduler = make_scheduler("ddpm", DiffusionConfig())
+    scheduler = make_scheduler("ddpm", GaussianDiffusion())
     shape = tuple(pictures(config, 1)[0].shape[1:])
     sides: dict[str, Callable[[], object]] = {
         OURS: lambda: sample(

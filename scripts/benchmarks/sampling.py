@@ -23,7 +23,7 @@ from benchmarks.networks import (
 from benchmarks.rows import DIFFUSERS, LUCIDRAINS, OURS, Measured, installed
 from benchmarks.timing import Effort, Timer
 from ddpm_unet import randomness
-from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.inference.denoiser import generate
@@ -61,7 +61,7 @@ def forward(effort: Effort, batch: int) -> Measured:
 def loop_overhead(effort: Effort) -> Measured:
     """The DDPM loop around a network that does nothing, one picture of 3 x 32 x 32."""
     steps = 100 if effort.quick else 1000
-    scheduler = make_scheduler("ddpm", DiffusionConfig())
+    scheduler = make_scheduler("ddpm", GaussianDiffusion())
     shape = (3, 32, 32)
     nothing = torch.full((1, *shape), 0.1)
 
@@ -93,7 +93,7 @@ def loop_overhead(effort: Effort) -> Measured:
 def small_network(effort: Effort) -> Measured:
     """A picture by a network of 165k parameters, from noise to pixels."""
     steps = 50 if effort.quick else 1000
-    return end_to_end(effort, random_unet(SMALL), DiffusionConfig(), images=1, steps=steps)
+    return end_to_end(effort, random_unet(SMALL), GaussianDiffusion(), images=1, steps=steps)
 
 
 def shipped_model(effort: Effort) -> Measured:
@@ -106,7 +106,7 @@ def shipped_model(effort: Effort) -> Measured:
 
 
 def end_to_end(
-    effort: Effort, unet: UNet, diffusion: DiffusionConfig, *, images: int, steps: int
+    effort: Effort, unet: UNet, diffusion: GaussianDiffusion, *, images: int, steps: int
 ) -> Measured:
     """`generate`, as `scripts/sample.py` calls it, beside DDPMPipeline with the same noise."""
     from diffusers import DDPMPipeline

@@ -14,11 +14,11 @@ from benchmarks.timing import Effort, Timer
 TORCH = "import torch"
 SAMPLING = {
     OURS: """
-from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.inference.denoiser import generate
 from ddpm_unet.inference.pipeline import read_pipeline
-make_scheduler("ddpm", DiffusionConfig())
+make_scheduler("ddpm", GaussianDiffusion())
 """,
     TORCH: TORCH,
     DIFFUSERS: "from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel\nDDPMScheduler()",

@@ -79,7 +79,7 @@ def test_a_mask_of_another_size(folders, tmp_path):
     save(tmp_path / "images/a.nii", np.ones((3, 4, 5), np.float32))
     save(tmp_path / "masks/a.nii", np.ones((4, 3, 5), np.uint8))
     (fault,) = check_pairs(config(tmp_path)).faults
-    assert "is 4 x 3 x 5 but its image is 3 x 4 x 5" in fault
+    assert "is 3 x 4 x 5 but its image is 4 x 3 x 5" in fault
     assert "turn one" in fault
 
 

@@ -6,13 +6,17 @@ import pytest
 import tifffile
 from nifti_files import AFFINE, save
 
-from ddpm_unet.data import nifti
 from ddpm_unet.data.folder import split_ending
 from ddpm_unet.data.pixels import normalised, to_unit
-from ddpm_unet.data.volumes import read_volume, volume_info, volume_space
+from ddpm_unet.data.volumes import read_volume, volume_info, volume_space, write_nifti
 from ddpm_unet.errors import UserError
 
 RNG = np.random.default_rng(0)
+
+
+def canonical(array):
+    """[X, Y, Z] of AFFINE, whose x goes to the front and y to the left, as [D, H, W] of RAS."""
+    return array.transpose(2, 0, 1)[:, :, ::-1]
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
@@ -24,20 +28,20 @@ def test_nifti_is_read_slices_first_in_its_own_depth(tmp_path, ending, stored, r
     array = RNG.integers(0, 200, (4, 5, 6)).astype(stored)
     path = save(tmp_path / f"a{ending}", array)
     volume, info = read_volume(path), volume_info(path)
-    assert (volume.shape, volume.dtype) == ((6, 5, 4, 1), read)
-    np.testing.assert_array_equal(volume[..., 0], array.transpose(2, 1, 0))
+    assert (volume.shape, volume.dtype) == ((6, 4, 5, 1), read)
+    np.testing.assert_array_equal(volume[..., 0], canonical(array))
     assert (*info.size, info.channels, info.dtype) == (*volume.shape, volume.dtype)
-    assert volume_space(path).spacing == (3, 2, 1)
+    assert volume_space(path).spacing == (3, 1, 2)
 
 
 def test_channels_slope_and_flat_files(tmp_path):
     several = save(tmp_path / "a.nii", RNG.random((2, 3, 4, 5)).astype(np.float32))
-    assert read_volume(several).shape == (4, 3, 2, 5)
+    assert read_volume(several).shape == (4, 2, 3, 5)
     scaled = save(tmp_path / "b.nii", np.full((2, 3, 4), 10, np.int16), scale=(0.5, -2))
     assert volume_info(scaled).dtype == read_volume(scaled).dtype == np.float32
     raw = nibabel.load(scaled).dataobj.get_unscaled()
-    np.testing.assert_allclose(read_volume(scaled)[..., 0], raw.T * 0.5 - 2)
-    assert read_volume(save(tmp_path / "c.nii", np.ones((2, 3), np.uint8))).shape == (1, 3, 2, 1)
+    np.testing.assert_allclose(read_volume(scaled)[..., 0], canonical(raw) * 0.5 - 2)
+    assert read_volume(save(tmp_path / "c.nii", np.ones((2, 3), np.uint8))).shape == (1, 2, 3, 1)
 
 
 def test_a_tiff_is_a_volume_of_its_pages(tmp_path):
@@ -79,7 +83,7 @@ def test_what_is_written_is_read_again_where_it_lay(tmp_path):
     space = volume_space(save(tmp_path / "a.nii", np.zeros((2, 3, 4), np.int16)))
     volume = RNG.integers(0, 3, (4, 3, 2)).astype(np.uint8)
     for name in ("b.nii.gz", "c.nii.gz"):
-        nifti.write(tmp_path / name, volume, space)
+        write_nifti(tmp_path / name, volume, space)
     assert (tmp_path / "b.nii.gz").read_bytes() == (tmp_path / "c.nii.gz").read_bytes()
     np.testing.assert_array_equal(read_volume(tmp_path / "b.nii.gz")[..., 0], volume)
     written = nibabel.load(tmp_path / "b.nii.gz")
@@ -87,7 +91,7 @@ def test_what_is_written_is_read_again_where_it_lay(tmp_path):
     assert written.get_data_dtype() == np.uint8
     assert written.header["sform_code"] == nibabel.load(tmp_path / "a.nii").header["sform_code"]
     several = RNG.random((5, 4, 3, 2), np.float32)
-    nifti.write(tmp_path / "d.nii.gz", several)
+    write_nifti(tmp_path / "d.nii.gz", several)
     np.testing.assert_array_equal(read_volume(tmp_path / "d.nii.gz"), np.moveaxis(several, 0, -1))
 
 

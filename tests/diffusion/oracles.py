@@ -10,10 +10,10 @@ import math
 
 import numpy as np
 import torch
+from ddpm_unet.diffusion.schedule import alphas_cumprod
 from torch import Tensor
 
 from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.diffusion.schedule import alphas_cumprod
 
 
 class Mixture:

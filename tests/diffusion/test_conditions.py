@@ -1,9 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from oracles import Mixture, Oracle
-
-from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.diffusion.conditions import (
     SelfConditioning,
     beside_the_input,
@@ -11,6 +8,9 @@ from ddpm_unet.diffusion.conditions import (
     withhold,
 )
 from ddpm_unet.diffusion.objective import Objective
+from oracles import Mixture, Oracle
+
+from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import sample
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from ddpm_unet.diffusion.guidance import beside_another, guided, told_nothing
 from oracles import Mixture, Oracle, gaussian_flow
 
 from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.diffusion.guidance import beside_another, guided, told_nothing
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import Noise, sample
 

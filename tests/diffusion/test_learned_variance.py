@@ -3,14 +3,14 @@
 import diffusers
 import pytest
 import torch
+from ddpm_unet.diffusion.conditions import SelfConditioning
+from ddpm_unet.diffusion.guidance import beside_another, guided
+from ddpm_unet.diffusion.objective import Objective
 from torch import nn
 
 from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.diffusion.conditions import SelfConditioning
 from ddpm_unet.diffusion.editing import Inversion
-from ddpm_unet.diffusion.guidance import beside_another, guided
 from ddpm_unet.diffusion.linear_steps import LinearSteps
-from ddpm_unet.diffusion.objective import Objective
 from ddpm_unet.diffusion.samplers import SAMPLERS, make_scheduler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.diffusion.tiled import tiled

@@ -3,10 +3,10 @@ import math
 import diffusers
 import pytest
 import torch
+from ddpm_unet.diffusion.objective import Objective
 from oracles import Mixture, Oracle
 
 from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.diffusion.objective import Objective
 from ddpm_unet.errors import UserError
 
 TYPES = ["epsilon", "sample", "v_prediction"]

@@ -4,11 +4,11 @@ import sys
 import diffusers
 import pytest
 import torch
+from ddpm_unet.diffusion.schedule import alphas_cumprod
 
 from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.diffusion.samplers import SAMPLERS, make_scheduler
 from ddpm_unet.diffusion.sampling import Noise, sample
-from ddpm_unet.diffusion.schedule import alphas_cumprod
 from ddpm_unet.errors import UserError
 
 CONFIG = DiffusionConfig(

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from ddpm_unet.diffusion.schedule import alphas_cumprod
 from oracles import Mixture, Oracle, ancestral_moments, gaussian_flow
 
 from ddpm_unet.config import DiffusionConfig
@@ -9,7 +10,6 @@ from ddpm_unet.diffusion import linear_steps
 from ddpm_unet.diffusion.linear_steps import inference_timesteps
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import sample
-from ddpm_unet.diffusion.schedule import alphas_cumprod
 
 TYPES = ["epsilon", "sample", "v_prediction"]
 GAUSSIAN = Mixture([1.0], [[0.2, -0.1]], [[[0.04, 0.015], [0.015, 0.01]]])

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from ddpm_unet.diffusion.schedule import alphas_cumprod, betas
 from scipy.integrate import quad
 from scipy.stats import norm
 
 from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.diffusion.schedule import alphas_cumprod, betas
 from ddpm_unet.diffusion.variational_bound import (
     VariationalBound,
     gaussian_divergence,

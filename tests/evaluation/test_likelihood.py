@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.diffusion.schedule import alphas_cumprod
-from ddpm_unet.diffusion.variational_bound import VariationalBound
+from ddpm_unet.diffusion.process import GaussianDiffusion
+from ddpm_unet.diffusion.variational_bound import bound_terms, prior_bits
 from ddpm_unet.evaluation.likelihood import measure, parts_of, plot_likelihood
 
 STEPS, MEAN, STD = 40, 0.1, 0.2
@@ -25,12 +24,12 @@ def test_parts_are_the_whole_chain(timesteps, parts):
 
 
 def config_of(variance):
-    return DiffusionConfig(num_train_timesteps=STEPS, beta_end=0.3, variance_type=variance)
+    return GaussianDiffusion(num_timesteps=STEPS, beta_end=0.3, variance_type=variance)
 
 
 def best(config):
     """The best denoiser of pixels N(MEAN, STD^2), with the largest variances if it says some."""
-    table = alphas_cumprod(config).float()
+    table = config.alphas_cumprod_float64.float()
 
     def denoiser(x, t):
         abar = table[t].reshape(-1, 1, 1, 1)
@@ -56,17 +55,18 @@ def test_the_whole_is_the_sum_of_all_timesteps(variance, parts):
     config = config_of(variance)
     denoiser = best(config)
     found = measure(batches(24, denoiser), config, parts)
-    bound = VariationalBound(config)
     exact = []
     generator = torch.Generator().manual_seed(2)
     for _, images, _ in batches(24, denoiser):
         noise = torch.randn(images.shape, generator=generator)
-        total = bound.prior(images)
+        total = prior_bits(config, images)
         for t in range(STEPS):
-            abar = float(alphas_cumprod(config)[t])
+            abar = float(config.alphas_cumprod_float64[t])
             noisy = abar**0.5 * images + (1 - abar) ** 0.5 * noise
             time = torch.full((len(images),), t)
-            total = total + bound.terms(images, noisy, time, denoiser(noisy, time), True).bits
+            total = (
+                total + bound_terms(config, images, noisy, time, denoiser(noisy, time), True).bits
+            )
         exact.append(total)
     exact = torch.cat(exact).double()
     error = math.hypot(found.standard_error, float(exact.std()) / math.sqrt(24))
@@ -80,7 +80,7 @@ def test_the_whole_is_the_sum_of_all_timesteps(variance, parts):
 def test_errors_of_the_best_denoiser_are_the_posterior_variances():
     config = config_of("fixed_small")
     found = measure(batches(8, best(config)), config, STEPS)
-    abar = alphas_cumprod(config).numpy()
+    abar = config.alphas_cumprod_float64.numpy()
     left = 1 / (1 / STD**2 + abar / (1 - abar))
     scatter = 6 * math.sqrt(2 / (8 * 32 * 32))
     np.testing.assert_allclose([p.image_error for p in found.parts], left, rtol=scatter + 1e-3)

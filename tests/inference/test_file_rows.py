@@ -3,7 +3,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from ddpm_unet.data.pictures import read_stack
+from ddpm_unet.data.images import read_stack
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.readers import Prepared, TiffRows, is_tiff, open_planes
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.denoiser import generate, generate_together
@@ -31,7 +31,7 @@ def images(process=None, number=7, batch_size=3, **options):
         index: image
         for indices, batch in generate(
             denoiser,
-            make_scheduler("ddpm", DiffusionConfig()),
+            make_scheduler("ddpm", GaussianDiffusion()),
             (1, 4, 6),
             number,
             seed=5,
@@ -79,7 +79,7 @@ def test_nothing_to_draw_is_an_error(wrong):
 
 def test_all_processes_together_draw_the_first_images():
     common = {"seed": 5, "steps": 4}
-    scheduler = make_scheduler("ddpm", DiffusionConfig())
+    scheduler = make_scheduler("ddpm", GaussianDiffusion())
     alone = generate_together(
         denoiser, scheduler, (1, 4, 6), 5, accelerator=Accelerator(cpu=True), **common
     )

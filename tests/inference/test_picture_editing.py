@@ -5,7 +5,7 @@ from accelerate import Accelerator
 from ddpm_unet.inference.editing import Edit, read_images
 from PIL import Image
 
-from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.denoiser import generate
@@ -13,7 +13,7 @@ from ddpm_unet.inference.denoiser import generate
 
 def grey_pixels(x, t):
     """The best prediction of noise where every image is grey: x_0 = 0."""
-    abar = make_scheduler("ddpm", DiffusionConfig()).alphas_cumprod[t.long()]
+    abar = make_scheduler("ddpm", GaussianDiffusion()).alphas_cumprod[t.long()]
     return x / (1 - abar).sqrt().reshape(-1, 1, 1, 1)
 
 
@@ -32,7 +32,7 @@ def drawn(edit, num_images=3, sampler="ddpm", steps=20, denoiser=grey_pixels):
     pictures = edit.pictures(3, None)
     batches = generate(
         denoiser,
-        make_scheduler(sampler, DiffusionConfig()),
+        make_scheduler(sampler, GaussianDiffusion()),
         pictures.shape[1:],
         num_images,
         seed=0,

@@ -11,8 +11,9 @@ from ddpm_unet.inference.steering import check_guidance, read_guide, steered
 from PIL import Image
 from safetensors.torch import save_file
 
-from ddpm_unet.config import DiffusionConfig, UNetConfig
+from ddpm_unet.config import UNetConfig
 from ddpm_unet.data.conditioning import ConcatCondition
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Conditioning, in_turn, read_context, read_planes
@@ -75,7 +76,7 @@ def draw(unet, files, batch_size, told=ALL, count=5, label=None, steps=3, **guid
     )
     batches = generate(
         steered(unet, told.null_class(unet.config), **guidance),
-        make_scheduler("ddpm", DiffusionConfig()),
+        make_scheduler("ddpm", GaussianDiffusion()),
         image_shape(unet.config, channels=told.image_channels),
         count,
         seed=0,
@@ -122,7 +123,7 @@ def test_conditions_are_told_in_turn(files):
     assert told["class_labels"].tolist() == [0, 1, 1]
     assert told["context"][:, 0, 0].tolist() == [1, -1, -1]
     assert told["context_mask"].tolist() == [[True] * 3, [True, False, False], [True, False, False]]
-    assert told["planes"].argmax(1).flatten(1).float().mean(1).tolist() == [0, 1, 0]
+    assert told["concat_cond"].argmax(1).flatten(1).float().mean(1).tolist() == [0, 1, 0]
 
 
 def test_smaller_pictures_are_enlarged_to_the_size_asked_for(files):
@@ -225,7 +226,7 @@ def test_classes_have_numbers_and_names():
 def test_a_guide_is_a_checkpoint_of_the_run_or_a_model(tmp_path):
     unet, earlier = full(), full(1)
     save_file(earlier.state_dict(), tmp_path / "ema.safetensors")
-    guide = read_guide(tmp_path, unet, DiffusionConfig(), ALL)
+    guide = read_guide(tmp_path, unet, GaussianDiffusion(), ALL)
     for name, value in earlier.state_dict().items():
         assert torch.equal(guide.state_dict()[name], value)
     assert not guide.training
@@ -233,30 +234,30 @@ def test_a_guide_is_a_checkpoint_of_the_run_or_a_model(tmp_path):
     smaller = network(
         2, in_channels=8, num_class_embeds=3, cross_attention_dim=6, norm_num_groups=8
     )
-    write_pipeline(tmp_path / "model", smaller, DiffusionConfig(min_snr_gamma=5))
+    write_pipeline(tmp_path / "model", smaller, GaussianDiffusion())
     ALL.write(tmp_path / "model")
-    guide = read_guide(tmp_path / "model", unet, DiffusionConfig(), ALL)
+    guide = read_guide(tmp_path / "model", unet, GaussianDiffusion(), ALL)
     assert guide.config.norm_num_groups == 8
 
 
 @pytest.mark.parametrize(
     ("other", "process", "told", "message"),
     [
-        (full(), DiffusionConfig(prediction_type="sample"), ALL, "model in prediction_type"),
-        (full(), DiffusionConfig(), NONE, r"differs from the model in conditions\.json"),
-        (network(in_channels=8), DiffusionConfig(), ALL, "differs from the model in num_class"),
+        (full(), GaussianDiffusion(prediction_type="sample"), ALL, "model in prediction_type"),
+        (full(), GaussianDiffusion(), NONE, r"differs from the model in conditions\.json"),
+        (network(in_channels=8), GaussianDiffusion(), ALL, "differs from the model in num_class"),
     ],
 )
 def test_a_guide_must_be_told_and_predict_the_same(tmp_path, other, process, told, message):
     write_pipeline(tmp_path / "m", other, process)
     told.write(tmp_path / "m")
     with pytest.raises(UserError, match=message):
-        read_guide(tmp_path / "m", full(), DiffusionConfig(), ALL)
+        read_guide(tmp_path / "m", full(), GaussianDiffusion(), ALL)
 
 
 def test_checkpoints_of_other_networks_are_no_guides(tmp_path):
     save_file(network().state_dict(), tmp_path / "ema.safetensors")
     with pytest.raises(UserError, match="take a checkpoint of the model's own run"):
-        read_guide(tmp_path, full(), DiffusionConfig(), ALL)
+        read_guide(tmp_path, full(), GaussianDiffusion(), ALL)
     with pytest.raises(UserError, match="nowhere does not exist"):
-        read_guide(tmp_path / "nowhere", full(), DiffusionConfig(), ALL)
+        read_guide(tmp_path / "nowhere", full(), GaussianDiffusion(), ALL)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ddpm_unet.config import ClassicConfig, PredictConfig
 from ddpm_unet.data.pixels import normalised, to_unit
+from ddpm_unet.data.volumes import read_volume
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.files import FileSegmenter
 from ddpm_unet.inference.overlay import class_colors, displayable, draw_overlay, side_by_side
@@ -62,13 +63,14 @@ def test_a_nifti_mask_has_the_affine_of_its_input(model, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     counts = segmenter(model).write(tmp_path / "a.nii.gz", out, "a")
-    wanted = expected(model, array.T)
+    wanted = expected(model, read_volume(tmp_path / "a.nii.gz")[..., 0])
     mask, chances = (nibabel.load(out / f"a_{x}.nii.gz") for x in ("mask", "probabilities"))
     np.testing.assert_array_equal(mask.affine, AFFINE)
     np.testing.assert_array_equal(chances.affine, AFFINE)
     assert (mask.get_data_dtype(), chances.get_data_dtype()) == (np.uint8, np.float32)
     assert chances.shape == (26, 21, 17, 3)
-    np.testing.assert_allclose(chances.get_fdata().transpose(3, 2, 1, 0), wanted, atol=1e-5)
+    turned = np.moveaxis(read_volume(out / "a_probabilities.nii.gz"), -1, 0)
+    np.testing.assert_allclose(turned, wanted, atol=1e-5)
     classes = np.asarray(mask.dataobj)
     np.testing.assert_array_equal(classes, chances.get_fdata().argmax(-1))
     assert counts.tolist() == [(classes == k).sum() for k in range(3)]

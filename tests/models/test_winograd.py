@@ -10,7 +10,8 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_unet import native
-from ddpm_unet.config import ClassicConfig, DiffusionConfig
+from ddpm_unet.config import ClassicConfig
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.models import UNet
@@ -280,7 +281,7 @@ def test_trained_network_and_its_samples():
     assert error(result, exact) < 1e-5
 
     def images():
-        scheduler = make_scheduler("ddpm", DiffusionConfig())
+        scheduler = make_scheduler("ddpm", GaussianDiffusion())
         return sample(unet, scheduler, (3, 64, 64), seed=0, indices=[0], steps=10)
 
     with native.disabled():

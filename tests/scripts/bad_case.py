@@ -10,7 +10,8 @@ import yaml
 from faulty_files import Make, nothing
 from PIL import Image
 
-from ddpm_unet.config import DiffusionConfig, HeadConfig, UNetConfig
+from ddpm_unet.config import HeadConfig, UNetConfig
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.inference.segmentation import Preparation
 from ddpm_unet.models import UNet
@@ -84,7 +85,7 @@ def good_folder(root: Path) -> None:
     }  # fmt: skip
     lists = {k: tuple(v) if isinstance(v, list) else v for k, v in network.items()}
     unet = UNet(UNetConfig(**lists, sample_size=16))
-    write_pipeline(root / "denoiser", unet, DiffusionConfig())
+    write_pipeline(root / "denoiser", unet, GaussianDiffusion())
     Segmenter(unet, HeadConfig()).save_pretrained(root / "segmenter")
     Preparation(3).write(root / "segmenter")
     train = {"steps": 1, "batch_size": 2, "warmup_steps": 0, "sample_every": 0, "validate_every": 0}

@@ -217,7 +217,7 @@ def test_differences_see_what_differs():
 
 def test_sampling_end_to_end_draws_the_same_pictures():
     unet = networks.random_unet(TINY)
-    measured = sampling.end_to_end(ONCE, unet, sampling.DiffusionConfig(), images=2, steps=5)
+    measured = sampling.end_to_end(ONCE, unet, sampling.GaussianDiffusion(), images=2, steps=5)
     assert measured.differences[DIFFUSERS] < 1e-4
     assert measured.per == 5
     single = networks.gflop(unet, *networks.pictures(TINY, 1))

@@ -6,7 +6,7 @@ import pytest
 from in_process import run
 from PIL import Image
 
-from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet
 
@@ -20,7 +20,7 @@ def home(tmp_path, monkeypatch, small_unet):
     for i in range(5):
         values = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(values).save(tmp_path / "pictures" / f"{i}.png")
-    learned = DiffusionConfig(num_train_timesteps=20, variance_type="learned_range")
+    learned = GaussianDiffusion(num_timesteps=20, variance_type="learned_range")
     write_pipeline(tmp_path / "run" / "model", UNet(replace(small_unet, out_channels=6)), learned)
     (tmp_path / "run" / "config.yaml").write_text(
         "data: {source: pictures, size: 8}\ndiffusion: {num_train_timesteps: 30}\n"

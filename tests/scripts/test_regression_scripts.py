@@ -9,9 +9,9 @@ from in_process import run
 from PIL import Image
 from scipy import ndimage
 
-from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.data.pictures import read_picture
 from ddpm_unet.data.conditioning import ConcatCondition
+from ddpm_unet.data.images import read_image
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models.unet import UNet
@@ -34,8 +34,8 @@ def done(script, line):
 
 def test_pan_sharpening_from_a_picture_to_the_table(here):
     assert "1 pair(s)" in done("make_pairs.py", "pansharpening a.png --scale 1 --out pairs")
-    assert read_picture("pairs/train/images/a.tif").shape == (96, 104, 4)
-    assert read_picture("pairs/test/targets/a.tif").shape == (96, 52, 3)
+    assert read_image("pairs/train/images/a.tif").shape == (96, 104, 4)
+    assert read_image("pairs/test/targets/a.tif").shape == (96, 52, 3)
     shared = "--data.images pairs/train/images --data.masks pairs/train/targets --data.size 16"
     told = done("train_seg.py", f"--task regress {shared} --check")
     assert "targets: 3 channels of uint8" in told
@@ -65,7 +65,7 @@ def test_pan_sharpening_from_a_picture_to_the_table(here):
 def test_many_samples_of_a_tile_and_their_map(here, small_unet):
     done("make_pairs.py", "staining a.png --scale 1 --out pairs")
     config = replace(small_unet, in_channels=2, out_channels=1, sample_size=16)
-    write_pipeline(here / "model", UNet(config), DiffusionConfig())
+    write_pipeline(here / "model", UNet(config), GaussianDiffusion())
     place = "--images pairs/test/images --targets pairs/test/targets --tiles 2 --samples 3"
     refused = run("uncertainty.py", f"--model model {place}".split())
     assert refused.status == 2

@@ -6,7 +6,7 @@ from diffusers import DDIMScheduler
 from in_process import run
 from PIL import Image
 
-from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import SAMPLERS
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet
@@ -15,7 +15,7 @@ from ddpm_unet.models import UNet
 @pytest.fixture
 def home(tmp_path, monkeypatch, small_unet):
     monkeypatch.chdir(tmp_path)
-    write_pipeline(tmp_path / "model", UNet(small_unet), DiffusionConfig())
+    write_pipeline(tmp_path / "model", UNet(small_unet), GaussianDiffusion())
     return tmp_path
 
 

@@ -8,8 +8,9 @@ from in_process import run
 from PIL import Image
 from safetensors.torch import save_file
 
-from ddpm_unet.config import DiffusionConfig, UNetConfig
+from ddpm_unet.config import UNetConfig
 from ddpm_unet.data.conditioning import ConcatCondition
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet
@@ -39,8 +40,10 @@ def home(tmp_path_factory):
     )
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
-    write_pipeline(home / "model", unet, DiffusionConfig())
-    Conditioning(3, ("a", "b"), True, ConcatCondition("classes", 2), None, True).write(home / "model")
+    write_pipeline(home / "model", unet, GaussianDiffusion())
+    Conditioning(3, ("a", "b"), True, ConcatCondition("classes", 2), None, True).write(
+        home / "model"
+    )
     (home / "early").mkdir()
     earlier = {name: 0.5 * value.detach() for name, value in unet.state_dict().items()}
     save_file(earlier, home / "early/ema.safetensors")
@@ -123,7 +126,7 @@ def small(channels):
 
 def test_images_and_their_masks_are_written_as_two_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    write_pipeline(tmp_path / "model", small(5), DiffusionConfig())
+    write_pipeline(tmp_path / "model", small(5), GaussianDiffusion())
     Conditioning(3, mask_classes=2).write(tmp_path / "model")
     outcome = sample("--film", "2", "--out", "drawn")
     assert outcome.status == 0, outcome.err
@@ -149,7 +152,7 @@ def test_latents_become_pictures(tmp_path, monkeypatch):
     ).save_pretrained("autoencoder")
     autoencoder = Autoencoder("autoencoder")
     write_pipeline(
-        tmp_path / "model", small(5), DiffusionConfig(clip_sample=False), autoencoder=autoencoder
+        tmp_path / "model", small(5), GaussianDiffusion(clip_sample=False), autoencoder=autoencoder
     )
     outcome = sample("--film", "2", "--out", "drawn")
     assert outcome.status == 0, outcome.err

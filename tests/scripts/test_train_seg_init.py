@@ -7,7 +7,7 @@ import pytest
 import yaml
 from in_process import run
 
-from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet
 
@@ -24,7 +24,7 @@ def home(tmp_path, small_pictures, small_unet):
     for age, (name, channels) in enumerate([("latents", 4), ("colours", 3)]):
         model = tmp_path / "runs" / name / "model"
         unet = replace(small_unet, in_channels=channels, out_channels=channels)
-        write_pipeline(model, UNet(unet), DiffusionConfig())
+        write_pipeline(model, UNet(unet), GaussianDiffusion())
         if channels == 4:
             (model / "vqvae").mkdir()
         os.utime(model, (1e9 - age, 1e9 - age))

@@ -12,8 +12,9 @@ from accelerate.state import AcceleratorState, PartialState
 from PIL import Image
 from scipy import ndimage
 
-from ddpm_unet.config import ClassicConfig, DiffusionConfig, UNetConfig
+from ddpm_unet.config import ClassicConfig, UNetConfig
 from ddpm_unet.data.points import read_points
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.inference.segmentation import Preparation
 from ddpm_unet.models import UNet
@@ -69,7 +70,7 @@ def test_volumes_are_sampled(run, tmp_path, ending):
         up_block_types=("UpBlock2D", "UpBlock2D"), layers_per_block=1, norm_num_groups=2,
         attention_head_dim=4,
     )  # fmt: skip
-    write_pipeline(tmp_path / "model", UNet(unet), DiffusionConfig())
+    write_pipeline(tmp_path / "model", UNet(unet), GaussianDiffusion())
     nifti = ["--nifti"] * (ending == ".nii.gz")
     run("sample.py", "--model", "model", "--steps", 2, "--num_images", 3, "--film", 2, *nifti)
     names = {path.name for path in (tmp_path / "generated").iterdir()}

@@ -11,8 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ddpm_unet.data.sources import open_stream
-from ddpm_unet.diffusion.conditions import beside_the_input, withheld
-from ddpm_unet.diffusion.objective import Objective
+from ddpm_unet.diffusion.conditioning import concat_cond, draw_dropped
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import read_pipeline
@@ -96,19 +95,18 @@ def conditions(kind, label, count):
     if kind is by_mask:
         planes = torch.zeros(count, 2, 8, 8)
         planes[:, label] = 1
-        return {"planes": planes}
+        return {"concat_cond": planes}
     context = torch.full((count, 3, 6), 2.0 * label - 1)
     return {"context": context, "context_mask": torch.tensor([[True, False, False]] * count)}
 
 
 def error(unet, diffusion, label, told):
     """Of the image that is predicted from mere noise, when it is said to be something."""
-    objective = Objective(diffusion)
     images = torch.full((32, 3, 8, 8), list(GREYS.values())[label])
-    _, noise = objective.draw(0, range(32), (3, 8, 8))
+    _, noise = diffusion.draw(0, range(32), (3, 8, 8))
     with torch.inference_mode():
-        denoiser = beside_the_input(unet)
-        return objective.losses(denoiser, images, torch.full((32,), 999), noise, **told).mean()
+        denoiser = concat_cond(unet)
+        return diffusion.losses(denoiser, images, torch.full((32,), 999), noise, **told).mean()
 
 
 @pytest.mark.parametrize("kind", [by_mask, by_context])
@@ -148,7 +146,7 @@ def test_labels_are_withheld_by_position_and_never_in_validation(told, monkeypat
     positions = torch.arange(30, 70)
     batch = open_stream(told.data, told.seed, job.images).__getitems__(positions)
     job.losses(network, batch)
-    dropped = withheld(told.seed, positions, 0.4)
+    dropped = draw_dropped(told.seed, positions, 0.4)
     assert 5 < dropped.sum() < 30
     assert torch.equal(seen[0], torch.where(dropped, 2, batch["label"]))
     seen.clear()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_unet.config import DiffusionConfig, HeadConfig, PairDataConfig, SegmentConfig
+from ddpm_unet.config import HeadConfig, PairDataConfig, SegmentConfig
 from ddpm_unet.data.conditioning import ConcatCondition
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline
@@ -23,7 +24,7 @@ def write(settings, tmp_path):
 
     def write(name, told=None, latents=False, **changes):
         folder = tmp_path / name
-        write_pipeline(folder, UNet(replace(settings.model, **changes)), DiffusionConfig())
+        write_pipeline(folder, UNet(replace(settings.model, **changes)), GaussianDiffusion())
         if told:
             told.write(folder)
         if latents:

@@ -87,8 +87,8 @@ def test_what_is_denoised_is_the_image_and_its_mask(joint):
     image = batch["image"].float() / 127.5 - 1
     mask = torch.where(batch["condition"] == torch.arange(2)[:, None, None], 1.0, -1.0)
     clean = torch.cat([image, mask], dim=1)
-    timesteps, noise = job.objective.draw(joint.seed, positions, clean.shape[1:])
-    torch.testing.assert_close(seen[0], job.objective.add_noise(clean, timesteps, noise))
+    timesteps, noise = job.diffusion.draw(joint.seed, positions, clean.shape[1:])
+    torch.testing.assert_close(seen[0], job.diffusion.add_noise(clean, timesteps, noise))
     torch.testing.assert_close(losses, clean.square().flatten(1).mean(1))
 
 

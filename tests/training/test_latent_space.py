@@ -1,7 +1,6 @@
 """Denoising in latents: the same job and loop, with windows encoded once."""
 
 import re
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from ddpm_unet.inference.picture_space import PictureSpace
 from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
 from safetensors.numpy import load_file
 
-from ddpm_unet.config import DiffusionConfig, UNetConfig
+from ddpm_unet.config import UNetConfig
 from ddpm_unet.data.stream import Stream, order, to_model_range
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import SAMPLERS, make_scheduler
 from ddpm_unet.diffusion.sampling import Noise, sample
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import read_pipeline, write_pipeline
 from ddpm_unet.models import UNet
-from ddpm_unet.models.autoencoder import Autoencoder
+from ddpm_unet.models.autoencoder import Autoencoder, autoencoder_of
 from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
@@ -185,14 +184,14 @@ def test_diffusers_draws_what_we_draw(latent, peer, monkeypatch):
     for name, value in pipeline.vqvae.state_dict().items():
         assert torch.equal(value, peer.state_dict()[name])
     unet, diffusion = read_pipeline(folder)
-    assert diffusion == replace(latent.diffusion, clip_sample=False)
+    assert diffusion.config == {**diffusion.config, "clip_sample": False}
     noise = torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(3))
     monkeypatch.setattr(Noise, "draw", lambda self, std: std * noise)
     latents = sample(
         unet, make_scheduler("ddim", diffusion), (5, 4, 4), seed=0, indices=[0, 1], steps=20
     )
     assert latents.abs().max() > 1.5
-    ours = PictureSpace(folder, torch.device("cpu")).pictures(latents)
+    ours = autoencoder_of(folder).decode(latents)
     pipeline.scheduler = make_scheduler("ddim", diffusion)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
@@ -208,7 +207,7 @@ def test_diffusers_draws_what_we_draw(latent, peer, monkeypatch):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_no_sampler_clips_latents(sampler, capfd):
     """A denoiser that knows the image, far outside [-1, 1], leads to it."""
-    diffusion = DiffusionConfig(prediction_type="sample", clip_sample=False)
+    diffusion = GaussianDiffusion(prediction_type="sample", clip_sample=False)
     image = torch.full((1, 1, 2, 2), 7.0)
     told = []
 
@@ -293,7 +292,7 @@ def test_a_network_with_a_context_is_a_stable_diffusion_pipeline(peer, tmp_path,
     )
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
-    diffusion = DiffusionConfig(num_train_timesteps=10, clip_sample=False)
+    diffusion = GaussianDiffusion(num_timesteps=10, clip_sample=False)
     folder = tmp_path / "model"
     write_pipeline(folder, unet, diffusion, autoencoder=Autoencoder(tmp_path / "autoencoder"))
     pipeline = StableDiffusionPipeline.from_pretrained(
@@ -317,6 +316,6 @@ def test_a_network_with_a_context_is_a_stable_diffusion_pipeline(peer, tmp_path,
         partial(unet, context=context), make_scheduler("ddim", diffusion), (5, 4, 4),
         seed=0, indices=[0, 1], steps=10,
     )  # fmt: skip
-    ours = PictureSpace(folder, torch.device("cpu")).pictures(latents)
+    ours = autoencoder_of(folder).decode(latents)
     found = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(found, theirs, atol=1e-3)

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ddpm_unet.diffusion.objective import Objective
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.training import loop
@@ -316,13 +315,12 @@ def test_a_denoiser_learns_its_classes(classes):
     classes.train.checkpoint_every = 1000
     classes.train.ema_decay = 0.8
     unet, diffusion = read_pipeline(run(classes).model)
-    objective = Objective(diffusion)
-    timesteps, noise = objective.draw(0, range(32), (3, 8, 8))
+    timesteps, noise = diffusion.draw(0, range(32), (3, 8, 8))
     for label, grey in ((0, 0.7), (1, -0.9)):  # bright, dark
         images = torch.full((32, 3, 8, 8), grey)
         with torch.inference_mode():
             right, wrong = (
-                objective.losses(unet, images, timesteps, noise, class_labels=told).mean()
+                diffusion.losses(unet, images, timesteps, noise, class_labels=told).mean()
                 for told in (torch.full((32,), label), torch.full((32,), 1 - label))
             )
         assert right < 0.97 * wrong

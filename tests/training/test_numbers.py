@@ -35,25 +35,25 @@ class Watched(DenoiseJob):
         self.seen = {}
 
     def losses(self, model, batch):
-        denoise = self.objective.losses
+        denoise = self.diffusion.losses
 
-        def watched(denoiser, images, timesteps, noise):
+        def watched(denoiser, images, timesteps, noise, **options):
             def inner(noisy, t):
                 prediction = denoiser(noisy, t)
                 self.seen |= {"noisy": noisy.dtype, "prediction": prediction.dtype}
                 return prediction
 
             self.seen["noise"] = noise.dtype
-            return denoise(inner, images, timesteps, noise)
+            return denoise(inner, images, timesteps, noise, **options)
 
-        self.objective.losses = watched
+        self.diffusion.losses = watched
         convolution = model.get_submodule("conv_in")
         handle = convolution.register_forward_hook(
             lambda module, inputs, output: self.seen.update(inside=output.dtype)
         )
         losses = super().losses(model, batch)
         handle.remove()
-        self.objective.losses = denoise
+        self.diffusion.losses = denoise
         self.seen["loss"] = losses.dtype
         return losses
 

@@ -23,7 +23,7 @@ from ddpm_unet.config import (
     UNetConfig,
 )
 from ddpm_unet.data.check import check_pairs
-from ddpm_unet.data.pictures import read_picture
+from ddpm_unet.data.images import read_image
 from ddpm_unet.data.targets import Targets
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.picture_scores import picture_scores
@@ -135,13 +135,13 @@ def test_a_known_linear_map_is_learnt_and_written_in_the_targets_units(settings,
             channels=3,
             tiling=tiling(model, settings.predict),
         ).write(pairs / "images/3.tif", tmp_path, "3")
-    truth = read_picture(pairs / "targets/3.tif")
-    written = read_picture(tmp_path / "3_predicted.tif")
+    truth = read_image(pairs / "targets/3.tif")
+    written = read_image(tmp_path / "3_predicted.tif")
     assert (written.dtype, written.shape) == (np.float32, truth.shape)
     unit = [torch.from_numpy(a.astype(np.float32)[..., 0])[None] / 32767.5 - 1
             for a in (written, truth)]  # fmt: skip
     assert picture_scores(*unit) == pytest.approx(scores, rel=1e-3)
-    rounded = read_picture(tmp_path / "3_predicted.png")
+    rounded = read_image(tmp_path / "3_predicted.png")
     assert rounded.dtype == np.uint16
     assert np.abs(rounded - written.clip(0, 65535)).max() <= 0.5 + 1e-2
 

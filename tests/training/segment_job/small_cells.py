@@ -11,10 +11,10 @@ from torch import nn
 
 from ddpm_unet.config import (
     ClassicConfig,
-    DiffusionConfig,
     PairDataConfig,
     UNetConfig,
 )
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
 from ddpm_unet.training.segment import SegmentJob
@@ -28,7 +28,7 @@ UNET = UNetConfig(
     sample_size=16,
 )
 
-DIFFUSION = DiffusionConfig(num_train_timesteps=300, beta_schedule="squaredcos_cap_v2")
+DIFFUSION = GaussianDiffusion(num_timesteps=300, beta_schedule="squaredcos_cap_v2")
 
 CLASSIC = ClassicConfig(depth=2, base_width=4, dropout=0.1)
 

@@ -1,6 +1,5 @@
 """What is minimised: the configured loss, its weights, and denoising in the same steps."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from ddpm_unet.config import (
     DiffusionConfig,
     SegmentLossConfig,
 )
-from ddpm_unet.diffusion.objective import Objective
 from ddpm_unet.errors import UserError
 from ddpm_unet.training.losses import segmentation_loss
 from ddpm_unet.training.segment import SegmentJob
@@ -66,9 +64,8 @@ def test_joint_training_adds_the_denoising_loss_of_the_denoisers_own_process(set
         nn.init.normal_(parameter, std=0.2)
     batch = first_batch(job, model)
     images = batch["unlabelled"].float() / 127.5 - 1
-    objective = Objective(replace(DIFFUSION, min_snr_gamma=5.0))
-    timesteps, noise = objective.draw(0, batch["position"], images.shape[1:], torch.device("cpu"))
-    denoising = objective.losses(model.unet, images, timesteps, noise)
+    timesteps, noise = DIFFUSION.draw(0, batch["position"], images.shape[1:])
+    denoising = DIFFUSION.losses(model.unet, images, timesteps, noise, weighting="min_snr")
     segmenting = segmentation_loss("cross_entropy+dice", model(batch["image"]), batch["mask"])
     assert denoising.min() > 0.01
     torch.testing.assert_close(job.losses(model, batch), segmenting + 0.3 * denoising)
@@ -85,7 +82,7 @@ def test_unlabelled_images_are_as_fine_as_the_labelled_ones(settings):
 
 def test_joint_training_from_scratch_has_the_configured_process(settings):
     settings.init, settings.diffusion = "scratch", DiffusionConfig(num_train_timesteps=50)
-    assert len(joint_job(settings).joint.objective.draw(0, [0], (1,), "cpu")[0]) == 1
+    assert len(joint_job(settings).joint.diffusion.draw(0, [0], (1,), "cpu")[0]) == 1
     settings.init = str(Path(settings.init) / "nowhere")
     with pytest.raises(UserError, match=r"has no scheduler/scheduler_config\.json"):
         joint_job(settings)

@@ -1,0 +1,210 @@
+"""Measure how like real images generated ones are: `python scripts/evaluate.py --steps 50`.
+
+    python scripts/evaluate.py --model runs/mine/model --sampler ddim --steps 50 --num_images 256
+    python scripts/evaluate.py ours=generated theirs=other/images --reference real/images
+
+Images are drawn from a model, in memory and over all processes of `accelerate launch`, or read
+from folders. Each set is compared with real images, and so are as many other real images: what is
+left between two sets of real ones is the best that a model can reach. A model's real images are
+those of its training, as the config.yaml beside its folder says; --config and every dotted flag of
+train_ddpm.py (--data.source DIR) change them. A job that was stopped goes on when it is started
+again. Written: scores.json and page.png.
+"""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ddpm_unet.command_line import ArgumentParser, read_settings, whole
+from ddpm_unet.commands.shared import shipped
+from ddpm_unet.config import DenoiseConfig
+from ddpm_unet.errors import UserError
+
+SHOWN = 36
+PART_OF_A_JOB = ("batch_size", "seed", "steps", "sampler", "guidance", "extractor")
+
+
+def parse(arguments: Sequence[str] | None) -> tuple[Namespace, list[str]]:
+    parser = ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("folders", nargs="*", help="name=folder of generated images, instead of a model's")
+    add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
+    add("--reference", type=Path, help="folder of real images (default: the model's training data)")
+    add("--held_out", action="store_true", help="real images that training did not see")
+    add("--num_images", type=whole(8), default=256, help="images of each set (default 256)")
+    add("--steps", type=whole(1), default=250, help="denoising steps (default 250)")
+    add("--sampler", help="ddpm, ddim, dpm++, ... (default: the one that the model's folder names)")
+    add("--guidance", type=float, help="scale of classifier-free guidance")
+    add("--extractor", default="efficientnet-lite0", help="or inception, of the published FID")
+    add("--batch_size", type=whole(1), default=32, help="images per process and batch (default 32)")
+    add("--seed", type=int, default=0, help="image i is a function of (seed, i)")
+    add("--out", type=Path, default=Path("evaluation"), help="folder written to")
+    return parser.parse_known_args(arguments)
+
+
+def read_folder(folder: Path, sets: int, count: int) -> Any:
+    """The first images of a folder, of as many sets as there are to be, `uint8 [N, C, H, W]`."""
+    import numpy as np
+    import torch
+
+    from ddpm_unet.data.folder import list_images
+    from ddpm_unet.data.images import read_image
+
+    files = list_images(folder)[0]
+    if len(files) < sets * count:
+        raise UserError(
+            f"{folder}: has {len(files)} images; give --num_images {len(files) // sets}"
+        )
+    arrays = [read_image(folder / file) for file in files[: sets * count]]
+    for file, array in zip(files, arrays, strict=False):
+        if array.shape != arrays[0].shape or array.dtype != np.uint8:
+            raise UserError(f"{folder / file}: is no 8-bit image of the size of {files[0]}")
+    return torch.from_numpy(np.stack(arrays)).movedim(-1, 1)
+
+
+def read_real(args: Namespace, others: list[str], model: Path | None) -> Any:
+    """Real images for two sets, as training sees them, `uint8 [2 N, C, H, W]`."""
+    from ddpm_unet.data import sources
+    from ddpm_unet.data.stream import Stream, to_model_range
+
+    if args.reference:
+        return read_folder(args.reference, 2, args.num_images)
+    config = model.resolve().parent / "config.yaml" if model else None
+    settings, _ = read_settings(
+        DenoiseConfig, config if config and config.is_file() else None, others
+    )
+    count = 2 * args.num_images
+    if args.held_out:
+        found: Any = sources.held_out(settings.data)
+        if found is None or len(found) < count:
+            raise UserError(
+                f"data.source {settings.data.source}: holds {len(found or [])} images out, and "
+                f"{count} are wanted; give a lower --num_images"
+            )
+    else:
+        found = Stream(sources.open_images(settings.data), settings.data, seed=0)
+    return levels(to_model_range(found.__getitems__(range(count))["image"]))
+
+
+def levels(images: Any) -> Any:
+    """`[B, C, H, W]` in [-1, 1] -> `uint8 [B, C, H, W]`."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
+def check(name: object, shape: Any, real: Any) -> None:
+    """Refuse images of another shape (C, H, W) than the real ones."""
+    if tuple(shape) != tuple(real.shape[1:]):
+        raise UserError(
+            f"{name}: images of {tuple(shape)}, but the real ones are of {tuple(real.shape[1:])}; "
+            "give a --reference or --data settings that fit"
+        )
+
+
+def draw(
+    args: Namespace, folder: Path, real: Any, extractor: Any, accelerator: Any
+) -> tuple[Any, Any]:
+    """Draw the model's images and describe them: the description, and the first images."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from ddpm_unet.evaluation.fidelity import Description, describe
+    from ddpm_unet.inference.denoiser import Denoiser, check_guidance
+
+    denoiser = Denoiser.from_pretrained(folder).to(accelerator.device)
+    check_guidance(denoiser.conditioning, args.guidance, None, None)
+    parts = args.out / "parts"
+    batches = [
+        range(start, min(start + args.batch_size, args.num_images))
+        for start in range(0, args.num_images, args.batch_size)
+    ]
+    files = {b.start: parts / f"{b.start:06d}-{b.stop:06d}.safetensors" for b in batches}
+    kept: set[int] = set()
+    job = denoiser.job(
+        args.num_images,
+        steps=args.steps,
+        sampler=args.sampler,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        guidance=args.guidance,
+        shard=(accelerator.process_index, accelerator.num_processes),
+        skip=kept,
+        progress=accelerator.is_main_process,
+    )
+    check(folder, (denoiser.image_channels, *job.image_shape[1:]), real)
+    weights = max(folder.rglob("*.safetensors"))
+    settings = {
+        "model": f"{weights.resolve()} {weights.stat().st_mtime_ns}",
+        **{name: getattr(args, name) for name in PART_OF_A_JOB},
+    }
+    if accelerator.is_main_process:
+        begin(parts, settings)
+    accelerator.wait_for_everyone()
+    kept |= {index for batch in batches if files[batch.start].exists() for index in batch}
+    accelerator.wait_for_everyone()
+    for indices, drawn, _ in job:
+        images = torch.from_numpy(denoiser.to_pixels(drawn)).movedim(-1, 1)
+        shown = images[: max(0, SHOWN - indices[0])].contiguous()
+        file = files[indices[0]]
+        save_file({**describe(images, extractor).tensors(), "images": shown}, f"{file}.writing")
+        Path(f"{file}.writing").replace(file)
+        accelerator.print(f"{indices[-1] + 1} of {args.num_images} images drawn")
+    accelerator.wait_for_everyone()
+    tables = [load_file(file) for file in files.values()]
+    shown = torch.cat([table.pop("images") for table in tables])
+    return Description.join(Description(**table) for table in tables), shown
+
+
+def begin(parts: Path, job: dict[str, Any]) -> None:
+    """Make the folder of a job's parts; parts of another job are thrown away."""
+    parts.mkdir(parents=True, exist_ok=True)
+    note = parts / "job.json"
+    if not note.exists() or json.loads(note.read_text()) != job:
+        for file in parts.glob("*.safetensors"):
+            file.unlink()
+        note.write_text(json.dumps(job))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args, others = parse(arguments)
+
+    import torch
+    from accelerate import Accelerator
+
+    from ddpm_unet.evaluation.extractors import load_extractor
+    from ddpm_unet.evaluation.fidelity import Evaluation, describe
+    from ddpm_unet.inference.writers import output_folder
+    from ddpm_unet.training.run_folder import newest_or_shipped
+
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    extractor = load_extractor(args.extractor).to(accelerator.device)
+    with output_folder(args.out):
+        folder = args.model
+        if not folder and not args.folders:
+            cure = "train one with scripts/train_ddpm.py, or give --model"
+            folder = newest_or_shipped(shipped("histology64"), "model_index.json", cure)
+        real = read_real(args, others, folder)
+        sets, shown = {}, {}
+        for entry in args.folders:
+            name, _, made = entry.partition("=")
+            if not made or not Path(made).is_dir():
+                raise UserError(f"{entry}: give name=folder, one of generated images")
+            images = read_folder(Path(made), 1, args.num_images)
+            check(name, images.shape[1:], real)
+            sets[name], shown[name] = describe(images, extractor), images[:SHOWN]
+        if folder:
+            sets["drawn"], shown["drawn"] = draw(args, folder, real, extractor, accelerator)
+        if not accelerator.is_main_process:
+            return
+        reference, other = (describe(part, extractor) for part in (real[::2], real[1::2]))
+        found = Evaluation.of(sets, reference, other)
+        shown = {"reference": real[::2][:SHOWN], **shown}
+        found.plot(args.out / "page.png", {n: x.float() / 127.5 - 1 for n, x in shown.items()})
+        result = {"num_images": args.num_images, "extractor": args.extractor}
+        result["scores"] = found.scores
+        (args.out / "scores.json").write_text(json.dumps(result, indent=1))
+    print(f"{found.table()}\nwritten: {args.out}")
+    accelerator.end_training()

@@ -1,0 +1,445 @@
+"""The forward process of Ho 2020, what a network predicts of it, and the loss.
+
+Notation of Ho 2020 (arXiv:2006.11239): x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, where abar is
+the cumulative product of 1 - beta and timestep t of 0 .. T-1 is the paper's t + 1. A prediction is
+a mixture p x_0 + q eps; together with x_t it makes two linear equations, and x_0 and eps are their
+solution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddpm_unet import randomness
+from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.diffusion.variational_bound import bound_terms
+from ddpm_unet.errors import UserError
+
+Network = Callable[..., Tensor]
+"""`(x [B, C, *space], t [B], **cond) -> prediction [B, C or 2 C, *space]`."""
+
+EPSILON_AT_ZERO_SNR = (
+    "rescale_betas_zero_snr: with prediction_type epsilon the last timestep says nothing of the "
+    "image; take v_prediction or sample"
+)
+MAX_BETA = 0.999
+DIFFUSERS_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+
+
+def alphas_cumprod(
+    num_timesteps: int = 1000,
+    beta_schedule: str = "linear",
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    rescale_betas_zero_snr: bool = False,
+    snr_shift: float = 1.0,
+) -> Tensor:
+    """The share abar of the image's variance that is left at each timestep (Ho 2020, eq. 4).
+
+    Args:
+        num_timesteps: T.
+        beta_schedule: "linear" (Ho 2020, section 4), "scaled_linear" (latent diffusion,
+            arXiv:2112.10752), "squaredcos_cap_v2" (Nichol 2021, arXiv:2102.09672, eq. 17) or
+            "logistic" (Jabri 2022, arXiv:2212.11972, figure 8, from -3 to 3).
+        beta_start: First beta of the linear ones.
+        beta_end: Last beta of the linear ones.
+        rescale_betas_zero_snr: sqrt(abar) is shifted to end at 0, and stretched (Lin 2023,
+            arXiv:2305.08891, algorithm 1).
+        snr_shift: log-SNR moves by 2 ln(snr_shift): the resolution that the schedule was made for
+            over that of the images (Hoogeboom 2023, arXiv:2301.11093, eq. 4).
+
+    Returns:
+        Falling numbers in (0, 1), with zero terminal SNR the last is 0, `float64 [T]`.
+
+    Raises:
+        UserError: T below 1, an unknown schedule, betas that do not rise within (0, 1).
+    """
+    if num_timesteps < 1 + rescale_betas_zero_snr:
+        least = "at least 2 with rescale_betas_zero_snr" if rescale_betas_zero_snr else "at least 1"
+        raise UserError(f"num_timesteps {num_timesteps}: give {least}")
+    if not 0 < snr_shift < math.inf:
+        raise UserError(f"snr_shift {snr_shift}: give a positive number, 1 for none")
+    time = torch.linspace(0, 1, num_timesteps + 1, dtype=torch.float64)
+    if beta_schedule == "squaredcos_cap_v2":
+        curve = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+        betas = (1 - curve[1:] / curve[:-1]).clamp(max=MAX_BETA)
+    elif beta_schedule == "logistic":
+        curve = torch.sigmoid(3 - 6 * time)
+        curve = curve - curve[-1]
+        betas = (1 - curve[1:] / curve[:-1]).clamp(max=MAX_BETA)
+    elif beta_schedule in DIFFUSERS_SCHEDULES:
+        if not 0 < beta_start <= beta_end < 1:
+            raise UserError(
+                f"beta_start {beta_start}, beta_end {beta_end}: need 0 < beta_start <= beta_end < 1"
+            )
+        power = 2 if beta_schedule == "scaled_linear" else 1
+        ends = (beta_start ** (1 / power), beta_end ** (1 / power))
+        betas = torch.linspace(*ends, num_timesteps, dtype=torch.float64) ** power
+    else:
+        raise UserError(f"unknown beta_schedule {beta_schedule!r}")
+    abar = torch.cumprod(1 - betas, dim=0)
+    if snr_shift != 1:
+        abar = torch.sigmoid(torch.logit(abar) + 2 * math.log(snr_shift))
+    if rescale_betas_zero_snr:
+        root = abar.sqrt()
+        abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    return abar
+
+
+def coefficients(prediction_type: str, abar: Tensor) -> dict[str, Tensor]:
+    """What mixes images, noise and predictions at each abar, by the names of the buffers.
+
+    Raises:
+        UserError: An unknown prediction type.
+    """
+    a, s = abar.sqrt(), (1 - abar).sqrt()
+    zero, one = torch.zeros_like(abar), torch.ones_like(abar)
+    targets = {"epsilon": (zero, one), "sample": (one, zero), "v_prediction": (-s, a)}
+    if prediction_type not in targets:
+        known = ", ".join(targets)
+        raise UserError(f"prediction_type {prediction_type!r} is none of {known}")
+    p, q = targets[prediction_type]
+    determinant = a * q - s * p
+    return {
+        "sqrt_alphas_cumprod": a,
+        "sqrt_one_minus_alphas_cumprod": s,
+        "signal_to_noise": abar / (1 - abar),
+        "target_from_x0": p,
+        "target_from_noise": q,
+        "x0_from_x": q / determinant,
+        "x0_from_prediction": -s / determinant,
+        "noise_from_x": -p / determinant,
+        "noise_from_prediction": a / determinant,
+    }
+
+
+def time_of(t: Tensor) -> float:
+    """The time of a batch that is at one time: of the sampling loop's, without reading a tensor."""
+    number = getattr(t, "number", None)
+    return float(t[0]) if number is None else number
+
+
+def mean_channels(prediction: Tensor, channels: int) -> Tensor:
+    """A prediction `[B, C or 2 C, ...]` without what it says of variances, `[B, C, ...]`."""
+    return prediction if prediction.shape[1] == channels else prediction[:, :channels]
+
+
+class GaussianDiffusion(nn.Module):
+    """The forward process, and the training loss of a network that predicts its noise.
+
+    Everything that depends on the timestep is a buffer `float32 [T]`, made in float64; buffers move
+    to the device of the timesteps when they are first asked there, and stay float32. No parameters.
+
+    Args:
+        num_timesteps: Length T of the chain.
+        beta_schedule: See `alphas_cumprod`, like the three after it and `snr_shift`.
+        beta_start: First beta.
+        beta_end: Last beta.
+        prediction_type: "epsilon" is the noise (Ho 2020, eq. 14), "sample" the image,
+            "v_prediction" the velocity (Salimans 2022, arXiv:2202.00512, section 4).
+        rescale_betas_zero_snr: Leave nothing of the image at the last timestep.
+        variance_type: Of a reverse step: "fixed_small" (posterior, Ho 2020), "fixed_large" (beta),
+            "learned_range" (predicted between the two, Nichol 2021, eq. 15).
+        clip_sample: Images that are predicted on the way are kept in [-1, 1]; false for latents.
+        snr_shift: For images of another resolution than the schedule was made for.
+
+    Raises:
+        UserError: An impossible schedule, an unknown prediction or variance type, or noise to be
+            predicted where there is nothing else.
+
+    Example:
+        >>> import torch
+        >>> from ddpm_unet.diffusion.process import GaussianDiffusion
+        >>> diffusion = GaussianDiffusion(num_timesteps=100, prediction_type="v_prediction")
+        >>> images = torch.rand(2, 3, 8, 8) * 2 - 1
+        >>> diffusion.loss(lambda x, t: torch.zeros_like(x), images).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        num_timesteps: int = 1000,
+        beta_schedule: str = "linear",
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        prediction_type: str = "epsilon",
+        rescale_betas_zero_snr: bool = False,
+        variance_type: str = "fixed_small",
+        clip_sample: bool = True,
+        snr_shift: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.num_timesteps, self.beta_schedule = num_timesteps, beta_schedule
+        self.beta_start, self.beta_end = beta_start, beta_end
+        self.prediction_type, self.rescale_betas_zero_snr = prediction_type, rescale_betas_zero_snr
+        self.variance_type, self.clip_sample = variance_type, clip_sample
+        self.snr_shift = snr_shift
+        if variance_type not in ("fixed_small", "fixed_large", "learned_range"):
+            raise UserError(f"unknown variance_type {variance_type!r}")
+        if rescale_betas_zero_snr and prediction_type == "epsilon":
+            raise UserError(EPSILON_AT_ZERO_SNR)
+        abar = alphas_cumprod(
+            num_timesteps, beta_schedule, beta_start, beta_end, rescale_betas_zero_snr, snr_shift
+        )
+        self.alphas_cumprod_float64 = abar  # on the CPU, for the coefficients of samplers
+        tables = {
+            "alphas_cumprod": abar,
+            **coefficients(prediction_type, abar),
+            **self._posterior(abar),
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table.float(), persistent=False)
+        self._weights: dict[tuple[str, float, torch.device], Tensor] = {}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that make it again."""
+        return {name: getattr(self, name) for name in _ARGUMENTS}
+
+    @classmethod
+    def from_config(cls, config: DiffusionConfig, **changes: Any) -> GaussianDiffusion:
+        """Of the settings of a training; the settings of the loss among them are not read.
+
+        Args:
+            config: The settings.
+            changes: Arguments that are other than the settings say.
+        """
+        settings = {"num_timesteps": config.num_train_timesteps}
+        settings |= {n: getattr(config, n) for n in _ARGUMENTS if n != "num_timesteps"}
+        return cls(**{**settings, **changes})
+
+    @classmethod
+    def from_scheduler_config(cls, saved: Mapping[str, Any]) -> GaussianDiffusion:
+        """Of a diffusers scheduler's configuration; what it leaves out is diffusers' default.
+
+        Raises:
+            UserError: Betas of its own (trained_betas) that no schedule here gives; as the class.
+        """
+        settings = {name: saved[name] for name in _ARGUMENTS if name in saved}
+        settings["num_timesteps"] = saved.get("num_train_timesteps", 1000)
+        clips = saved.get("_class_name", "DDPMScheduler") in _CLIPPING_SCHEDULERS
+        settings.setdefault("clip_sample", clips)
+        if settings.get("variance_type") in (None, "fixed_small_log"):  # the same by itself
+            settings.pop("variance_type", None)
+        diffusion = cls(**settings)
+        listed = saved.get("trained_betas")
+        if listed is not None:
+            own = torch.tensor(diffusion.betas(), dtype=torch.float64)
+            given = torch.tensor(listed, dtype=torch.float64)
+            if own.shape != given.shape or not torch.allclose(own, given, rtol=1e-5, atol=1e-9):
+                raise UserError("lists betas of its own (trained_betas), which is not supported")
+        return diffusion
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """The configuration of diffusers' DDPMScheduler for it, the sampler of Ho 2020."""
+        config = {"_class_name": "DDPMScheduler", "num_train_timesteps": self.num_timesteps}
+        skipped = ("num_timesteps", "rescale_betas_zero_snr", "snr_shift")
+        config |= {name: value for name, value in self.config.items() if name not in skipped}
+        if self.rescale_betas_zero_snr:
+            # Timesteps must begin with the last, which diffusers' own spacing leaves out.
+            config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "linspace"}
+        if self.snr_shift != 1:
+            config["snr_shift"] = self.snr_shift
+        if self.beta_schedule not in DIFFUSERS_SCHEDULES or self.snr_shift != 1:
+            config["trained_betas"] = self.betas()
+        return config
+
+    def betas(self) -> list[float]:
+        """Variance of the noise added at each timestep; with zero terminal SNR the last is 1."""
+        abar = self.alphas_cumprod_float64
+        return (1 - torch.cat([abar[:1], abar[1:] / abar[:-1]])).tolist()
+
+    def output_channels(self, image_channels: int) -> int:
+        """Channels of a prediction for images of so many."""
+        return image_channels * (2 if self.variance_type == "learned_range" else 1)
+
+    def _posterior(self, abar: Tensor) -> dict[str, Tensor]:
+        """Of q(x_{t-1} | x_t, x_0) (Ho 2020, eq. 7).
+
+        At timestep 0, where it has no variance, that of timestep 1 stands in for it, also for
+        "fixed_large", as in the code of Nichol 2021.
+        """
+        previous = torch.cat([torch.ones(1).double(), abar[:-1]])
+        beta = 1 - abar / previous
+        variance = (1 - previous) / (1 - abar) * beta
+        variance[0] = variance[1] if len(abar) > 1 else beta[0]
+        return {
+            "posterior_mean_from_x0": previous.sqrt() * beta / (1 - abar),
+            "posterior_log_variance": variance.log(),
+            "log_variance_range": (beta / variance).log(),
+        }
+
+    def loss_weights(self, weighting: str, gamma: float | None = None) -> Tensor:
+        """Weight of the squared error of the prediction at each timestep, `float64 [T]`.
+
+        An error of x_0 is an error of the prediction times its coefficient in x_0, so each
+        weighting, stated for one of them, holds for every prediction type.
+
+        Args:
+            weighting: "min_snr", where an error of x_0 weighs min(SNR, gamma) (Hang 2023,
+                arXiv:2303.09556, eq. 6), or "p2", where one of the noise weighs
+                (1 + SNR)^-gamma (Choi 2022, arXiv:2204.00227, eq. 8).
+            gamma: Positive; None for 5 (min_snr) or 1 (p2).
+
+        Raises:
+            UserError: An unknown weighting, no positive gamma, or zero terminal SNR, whose last
+                timestep would weigh nothing.
+        """
+        if weighting not in ("min_snr", "p2"):
+            raise UserError(f"unknown weighting {weighting!r}: give min_snr, p2 or None")
+        gamma = (5.0 if weighting == "min_snr" else 1.0) if gamma is None else gamma
+        if not gamma > 0:
+            raise UserError(f"gamma {gamma:g}: {weighting} takes a positive number")
+        if self.rescale_betas_zero_snr:
+            raise UserError(
+                f"weighting {weighting}: would give the last timestep, whose SNR is zero with "
+                "rescale_betas_zero_snr, no weight; set one of the two to null or false"
+            )
+        tables = coefficients(self.prediction_type, self.alphas_cumprod_float64)
+        snr = tables["signal_to_noise"]
+        of_x0 = snr.clamp(max=gamma) if weighting == "min_snr" else snr * (1 + snr) ** -gamma
+        return of_x0 * tables["x0_from_prediction"] ** 2
+
+    def check_loss(
+        self, weighting: str | None = None, gamma: float | None = None, **_: Any
+    ) -> None:
+        """Refuse the arguments of `losses` that make no sense with this forward process."""
+        if weighting is not None:
+            self.loss_weights(weighting, gamma)
+
+    def draw(
+        self,
+        seed: int,
+        positions: randomness.Positions,
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> tuple[Tensor, Tensor]:
+        """Timesteps, uniform in 0 .. T-1, and noise: functions of (seed, position).
+
+        Args:
+            seed: Seed of the run.
+            positions: Positions of the images in the stream, B of them.
+            shape: Shape of one image, such as (C, H, W).
+            device: Where they go; no accelerator is waited for.
+
+        Returns:
+            Timesteps `int64 [B]` and standard normal noise `float32 [B, *shape]`.
+        """
+        t = randomness.integers(seed, "timestep", positions, self.num_timesteps)
+        noise = randomness.normal(seed, "noise", positions, shape, device)
+        return randomness.on_device(t, device), noise
+
+    def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """A draw of q(x_t | x_0) (Ho 2020, eq. 4), `float32 [B, ...]`."""
+        a, s = self.at(t, x0.ndim, "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod")
+        return a * x0 + s * noise
+
+    def target(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """What the network should predict, `float32 [B, ...]`."""
+        p, q = self.at(t, x0.ndim, "target_from_x0", "target_from_noise")
+        return p * x0 + q * noise
+
+    def predict_x0(self, x_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
+        """The clean image that a prediction means, `[B, C, ...]`; variances are left out."""
+        from_x, from_prediction = self.at(t, x_t.ndim, "x0_from_x", "x0_from_prediction")
+        return from_x * x_t + from_prediction * mean_channels(prediction, x_t.shape[1])
+
+    def predict_noise(self, x_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
+        """The noise that a prediction means, `[B, C, ...]`."""
+        from_x, from_prediction = self.at(t, x_t.ndim, "noise_from_x", "noise_from_prediction")
+        return from_x * x_t + from_prediction * mean_channels(prediction, x_t.shape[1])
+
+    def snr(self, t: Tensor) -> Tensor:
+        """Signal-to-noise ratio abar / (1 - abar) (Kingma 2021, arXiv:2107.00630, eq. 2)."""
+        return self.at(t, t.ndim, "signal_to_noise")[0]
+
+    def predict(self, network: Network, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """The network's prediction in float32, whatever precision it computes in."""
+        return network(x_t, t, **cond).float()
+
+    def losses(
+        self,
+        network: Network,
+        x0: Tensor,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        *,
+        weighting: str | None = None,
+        gamma: float | None = None,
+        vlb_weight: float = 1e-3,
+        generator: torch.Generator | None = None,
+        **cond: Any,
+    ) -> Tensor:
+        """Weighted mean squared error of each image (Ho 2020, eq. 14).
+
+        With learned variances, the hybrid loss of Nichol 2021 (eq. 16): the bound is the sum over
+        all timesteps, of which the image's own is drawn, and moves the variances alone.
+
+        Args:
+            network: `(x_t, t, **cond) -> prediction`; with learned variances of 2 C channels.
+            x0: Clean images, `float32 [B, C, ...]` in [-1, 1].
+            t: Timesteps `int64 [B]` in 0 .. T-1; drawn evenly if None.
+            noise: Standard normal, of the shape of x0; drawn if None.
+            weighting: See `loss_weights`; None for none.
+            gamma: See `loss_weights`.
+            vlb_weight: Weight of the bound, in bits per dimension.
+            generator: Of what is drawn, on the device of x0.
+            cond: What else the network is given.
+
+        Returns:
+            `float32 [B]`, whatever precision the network computes in.
+        """
+        if t is None:
+            count, device = len(x0), x0.device
+            t = torch.randint(self.num_timesteps, (count,), generator=generator, device=device)
+        if noise is None:
+            noise = torch.empty_like(x0).normal_(generator=generator)
+        x_t = self.add_noise(x0, t, noise)
+        prediction = self.predict(network, x_t, t, **cond)
+        means = mean_channels(prediction, x0.shape[1])
+        losses = (means - self.target(x0, t, noise)).square().flatten(1).mean(1)
+        if weighting is not None:
+            key = (weighting, -1.0 if gamma is None else gamma, t.device)
+            if key not in self._weights:
+                table = self.loss_weights(weighting, gamma)
+                self._weights[key] = table.float().to(t.device)
+            losses = self._weights[key][t] * losses
+        if self.variance_type == "learned_range":
+            stopped = torch.cat([means.detach(), prediction[:, x0.shape[1] :]], dim=1)
+            bits = bound_terms(self, x0, x_t, t, stopped).bits
+            losses = losses + vlb_weight * self.num_timesteps * bits
+        return losses
+
+    def loss(self, network: Network, x0: Tensor, *args: Any, **options: Any) -> Tensor:
+        """The mean of `losses`, with the same arguments: one number."""
+        return self.losses(network, x0, *args, **options).mean()
+
+    def at(self, t: Tensor, ndim: int, *names: str) -> list[Tensor]:
+        """Rows of buffers at timesteps, `[B, 1, ...]` of so many dimensions."""
+        if self.alphas_cumprod.device != t.device:
+            self.to(t.device)
+        return [getattr(self, n)[t].reshape(-1, *[1] * (ndim - 1)) for n in names]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> GaussianDiffusion:
+        """Buffers go where `.to`, `.cuda` and `.half` send them, and stay float32."""
+        super()._apply(lambda buffer: buffer.to(fn(buffer[:0]).device), recurse)
+        return self
+
+
+_CLIPPING_SCHEDULERS = tuple(
+    f"{name}Scheduler"
+    for name in ("DDPM", "DDIM", "DDPMParallel", "DDIMParallel", "DDIMInverse", "LCM", "TCD")
+)
+"""Those of diffusers that clip unless told otherwise; the others never do."""
+
+_ARGUMENTS = (
+    "num_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type",
+    "rescale_betas_zero_snr", "variance_type", "clip_sample", "snr_shift",
+)  # fmt: skip
+
+Diffusion = GaussianDiffusion
