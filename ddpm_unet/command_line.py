@@ -38,6 +38,8 @@ def user_errors() -> Iterator[None]:
         return
     except UserError as error:
         message = str(error)
+        if type(error).__name__ == "PeerError":  # the main process says what it met
+            sys.exit(2)
     except (RuntimeError, MemoryError, OSError) as error:
         known = _cause_outside(error)
         if known is None:

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
 
     from ddpm_unet.inference.writers import output_folder
-    from ddpm_unet.training.post_hoc import Snapshots, put_in_place
+    from ddpm_unet.training.post_hoc_ema import Snapshots, put_in_place
 
     kept = sorted(Path("runs").glob("*/averages/"), key=lambda path: path.stat().st_mtime)
     if not args.run and not kept:

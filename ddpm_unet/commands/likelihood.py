@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
     from ddpm_unet.inference.writers import output_folder
     from ddpm_unet.training.denoise import DenoiseJob
-    from ddpm_unet.training.processes import merge_rows
+    from ddpm_unet.training.distributed import merge_rows
     from ddpm_unet.training.run_folder import newest_or_shipped
 
     cure = "train one with scripts/train_ddpm.py, or give --model"

@@ -96,7 +96,7 @@ class TrainConfig:
             afterwards (Karras 2024): their standard deviations as shares of the training, usually
             [0.05, 0.1]; empty for none.
         ema_every: Steps between snapshots of these averages.
-        mixed_precision: Autocast of the forward pass.
+        mixed_precision: Autocast of the forward pass; null takes what `accelerate launch` says.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, slower.
         compile: torch.compile the network.
         channels_last: Memory layout of images and convolutions; null takes it on a GPU and for
@@ -127,7 +127,7 @@ class TrainConfig:
     ema_decay: float = limited(0.9999, *SHARE)
     ema_sigma_rel: tuple[float, ...] = limited((), 0.01, 0.28)
     ema_every: int = limited(500, 1)
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
     channels_last: bool | None = None

@@ -107,6 +107,11 @@ class AutoencodeJob:
         train, workers = self.config.train, self.config.data.workers
         return micro_batches(self.stream, first_step, train, workers, accelerator)
 
+    @property
+    def digest(self) -> str | None:
+        """Of the data."""
+        return None
+
     def name(self, position: int) -> str:
         """The picture at a stream position."""
         return self.stream.name(position)
@@ -135,7 +140,7 @@ class AutoencodeJob:
         psnr = 10 * torch.log10(torch.tensor(4 / square))  # the range is 2
         return {"val_loss": absolute, "val_psnr": float(psnr)}
 
-    def draw(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
+    def preview(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
         """Images, each beside what comes back of it."""
         positions = range(self.config.preview.num_images)
         source = self.held_out if self.held_out and len(self.held_out) >= len(positions) else None

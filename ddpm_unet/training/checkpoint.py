@@ -15,11 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ddpm_unet.errors import UserError
-from ddpm_unet.training.run_folder import disk_faults
+from ddpm_unet.training.distributed import on_main, share_json, share_tensors
+from ddpm_unet.training.run_folder import RunFolder, disk_faults
+from ddpm_unet.training.state import TrainingState
 
 Tensors = dict[str, Tensor]
 
@@ -134,8 +138,59 @@ def _digest(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def resume(
+    state: TrainingState, run: RunFolder, accelerator: Accelerator, digest: str | None = None
+) -> bool:
+    """Put `state` where the run's newest good checkpoint was; every process must call it.
+
+    The main process says what it found, and cuts the metrics to what the checkpoint knew.
+
+    Args:
+        state: Of a training that has just been built.
+        run: Its folder.
+        accelerator: The processes.
+        digest: Of the data; where the checkpoint has another, a line says so.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        UserError: It is not of this training, no checkpoint is good, or metrics are lost.
+    """
+
+    def find() -> tuple[dict[str, Tensors], dict[str, Any] | None]:
+        found = newest_checkpoint(run.checkpoints)
+        if found and (why := state.difference(found[0], found[1])):
+            raise UserError(
+                f"{checkpoint_paths(run.checkpoints)[-1]}: {why}, so another version of "
+                "this program wrote it; go on with that one, or choose another --run folder"
+            )
+        run.cut_metrics(found[1]["metrics_size"] if found else 0)
+        for note in found[2] if found else ():
+            tqdm.write(note)
+        return (found[0], found[1]) if found else ({}, None)
+
+    tensors, numbers = on_main(accelerator, find) or ({}, None)
+    numbers = share_json(numbers, accelerator)
+    if numbers is None:
+        return False
+    state.restore(share_tensors(tensors, accelerator), numbers)
+    if accelerator.scaler and numbers["scaler"]:
+        accelerator.scaler.load_state_dict(numbers["scaler"])
+    if accelerator.is_main_process:
+        if digest and numbers.get("data", digest) != digest:
+            tqdm.write(
+                "the data have changed since the checkpoint: from here on the images come in "
+                "another order"
+            )
+        tqdm.write(f"going on from the checkpoint of step {state.step}")
+    return True

@@ -33,7 +33,6 @@ from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import Autoencoder
 from ddpm_unet.training.job import Batch, even_batches, micro_batches
 from ddpm_unet.training.latent_space import LatentSpace, LatentWindows
-from ddpm_unet.training.settings import check_preview
 
 
 class DenoiseJob:
@@ -55,7 +54,9 @@ class DenoiseJob:
                 f"train.early_stopping_patience {config.train.early_stopping_patience}: is for "
                 "segmentation, a denoiser has no score to wait for; set it to 0"
             )
-        check_preview(config.preview, config.diffusion.num_train_timesteps)
+        steps, timesteps = config.preview.steps, config.diffusion.num_train_timesteps
+        if steps > timesteps:
+            raise UserError(f"preview.steps {steps}: must be between 1 and {timesteps}")
         self.config = config
         self.stream: Stream | LatentWindows = open_stream(config.data, config.seed)
         self._described = self.stream.describe()
@@ -107,6 +108,11 @@ class DenoiseJob:
         workers = config.data.workers
         return micro_batches(self.stream, first_step, config.train, workers, accelerator)
 
+    @property
+    def digest(self) -> str | None:
+        """Of the data."""
+        return None
+
     def name(self, position: int) -> str:
         """The picture at a stream position."""
         return self.stream.name(position)
@@ -131,7 +137,7 @@ class DenoiseJob:
             total += losses.sum() * counts
         return {"val_loss": float(accelerator.reduce(total, "sum")) / count}
 
-    def draw(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
+    def preview(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
         """A grid of samples, by a few steps of DDIM; beside each its mask, or what it goes by."""
         network: Any = model
         conditions = self._of_grid(accelerator.device)

@@ -23,9 +23,14 @@ class Job(Protocol):
     Attributes:
         criterion: Validation score, the higher the better, whose best model is kept; None keeps
             the newest.
+        digest: Of the data, to tell whether they changed between stop and resume.
     """
 
     criterion: str | None
+
+    @property
+    def digest(self) -> str | None:
+        """Of the data, None where it is not known."""
 
     def describe(self) -> str:
         """One line on the data."""
@@ -42,7 +47,7 @@ class Job(Protocol):
         """This process's micro-batches for the steps from `first_step` on."""
 
     def name(self, position: int) -> str:
-        """The picture at a stream position, for messages."""
+        """The image at a stream position, for messages."""
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Loss per image, float32 `[B]`."""
@@ -50,8 +55,8 @@ class Job(Protocol):
     def validate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """Numbers on held-out data; every process calls it and gets the same ones."""
 
-    def draw(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
-        """A picture of what the model can do, written to `path` by the main process."""
+    def preview(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
+        """An image of what the model can do, written to `path` by the main process."""
 
     def export(self, model: nn.Module, state_dict: dict[str, Tensor], folder: Path) -> None:
         """Write the model with the weights `state_dict` as a folder that other programs load."""

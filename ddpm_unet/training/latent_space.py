@@ -27,7 +27,7 @@ from ddpm_unet.data.stream import Batch, Grid, Stream, of_images, order, to_mode
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.autoencoder import Autoencoder
 from ddpm_unet.randomness import normal
-from ddpm_unet.training.processes import on_main, share_json
+from ddpm_unet.training.distributed import on_main, share_json
 
 BATCH = 16
 MOMENTS = "moments"

@@ -3,108 +3,178 @@
 Step k is a function of the weights before it and of the images at stream positions
 [k B, (k + 1) B), whose order, augmentation and noise depend on nothing else. So a run that was
 killed goes on bit for bit, and the number of processes and the size of the micro-batches change
-a step by float rounding only.
+a step by float rounding only, where neither batch normalisation nor dropout look at them.
 """
 
 from __future__ import annotations
 
 import math
+import random
 import signal
-import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm.auto import tqdm
 
 from ddpm_unet import native
 from ddpm_unet.config import TrainConfig
+from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data.loader import shares
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import plot_metrics
 from ddpm_unet.randomness import torch_seeds
-from ddpm_unet.training.accelerator import laid_out, open_accelerator
-from ddpm_unet.training.checkpoint import prune_checkpoints, write_checkpoint
+from ddpm_unet.training.checkpoint import prune_checkpoints, resume, write_checkpoint
+from ddpm_unet.training.distributed import (
+    Sharding,
+    StopRequest,
+    end_together,
+    leave,
+    on_main,
+    open_accelerator,
+    own_accelerator,
+    peer_lost,
+    sharded,
+    whole,
+    whole_norm,
+)
 from ddpm_unet.training.job import Batch, Job
-from ddpm_unet.training.optimizer import (
+from ddpm_unet.training.one_pass import Update
+from ddpm_unet.training.post_hoc_ema import Snapshots
+from ddpm_unet.training.run_folder import RunFolder, disk_faults
+from ddpm_unet.training.state import (
+    NOWHERE,
+    TrainingState,
     build_optimizer,
     learning_rate_factor,
-    set_learning_rates,
 )
-from ddpm_unet.training.post_hoc import Snapshots
-from ddpm_unet.training.processes import end_together, leave, on_main, peer_lost
-from ddpm_unet.training.resuming import resume
-from ddpm_unet.training.run_folder import RunFolder, disk_faults
-from ddpm_unet.training.settings import check_training
-from ddpm_unet.training.sharding import whole, whole_norm
-from ddpm_unet.training.signals import StopRequest
-from ddpm_unet.training.state import NOWHERE, TrainingState
 
-PATIENCE = 3
+MAX_NONFINITE_STEPS = 3
 """So many non-finite losses in a row stop a run."""
 
 
-def train(job: Job, run: RunFolder, settings: Any) -> None:
+def train(job: Job, run: RunFolder, settings: Any, signals: bool = True) -> nn.Module:
     """Train to step `settings.train.steps`, going on from the run's newest good checkpoint.
+
+    The process is as before afterwards: its random generators, its signal handlers.
 
     Args:
         job: What is trained.
         run: Where everything is written.
-        settings: All settings, kept in the run folder; `resume`, `seed`, `tracker` and `train`
-            are read here.
+        settings: A dataclass of all settings, kept in the run folder; `resume`, `seed`, `tracker`
+            and `train` are read here.
+        signals: Take SIGTERM and Ctrl-C as the wish to stop after a step, with a checkpoint.
+
+    Returns:
+        The network, with its averaged weights (in a process of several, its own shards of them).
 
     Raises:
         UserError: The run folder cannot be used, the disk is full, the loss stays non-finite, or
             another process died.
-        SystemExit: SIGTERM or Ctrl-C came; a checkpoint was written first. Or, on processes
-            other than the main one, that met a UserError.
+        SystemExit: With `signals`, one came; a checkpoint was written first.
     """
     check_training(settings.train)
-    accelerator = open_accelerator(run, settings)
-    training = Training(job, run, settings.train, accelerator, settings.seed)
-    try:
-        on_main(accelerator, lambda: run.claim(settings, settings.resume))
-        if accelerator.log_with:
-            accelerator.init_trackers(run.path.name)
-        with StopRequest() as request:
-            training.resume()
-            training.introduce()
-            training.run_steps(request)
-        leave(accelerator)
-    except RuntimeError as error:
-        if not peer_lost(error):
-            raise
-        raise UserError(
-            f"{run.path}: another process of this run has ended; see its message, and start the "
-            "same command again"
-        ) from error
-    finally:
-        run.release()
+    with own_accelerator(), _own_state(settings.train.native):
+        accelerator, sharding = open_accelerator(settings.train, settings.tracker, run.path)
+        training = Training(job, run, settings.train, accelerator, settings.seed, sharding)
+        try:
+            on_main(accelerator, lambda: run.claim(settings, settings.resume))
+            if accelerator.log_with:
+                accelerator.init_trackers(run.path.name)
+            with StopRequest(signals) as request:
+                training.resume()
+                training.introduce()
+                training.run_steps(request)
+            leave(accelerator)
+        except RuntimeError as error:
+            if not peer_lost(error):
+                raise
+            raise UserError(
+                f"{run.path}: another process of this run has ended; see its message, and start "
+                "the same command again"
+            ) from error
+        finally:
+            run.release()
     if not training.finished:
-        sys.exit(128 + (request.received or signal.SIGTERM))
+        raise SystemExit(128 + (request.received or signal.SIGTERM))
+    training.state.ema._swap()
+    return training.network.eval()
+
+
+def check_training(config: TrainConfig) -> None:
+    """Refuse a loop that could not run, or could lose what it did.
+
+    Raises:
+        UserError: Names the setting.
+    """
+    check_limits(config, "train.")
+    if config.micro_batch > config.batch_size:
+        raise UserError(
+            f"train.micro_batch {config.micro_batch}: is more than train.batch_size "
+            f"{config.batch_size}; lower it, or set 0 for each process's whole share"
+        )
+    if len(set(config.ema_sigma_rel)) < len(config.ema_sigma_rel):
+        raise UserError("train.ema_sigma_rel: has a length twice; give each once")
+
+
+@contextmanager
+def _own_state(compiled: bool) -> Iterator[None]:
+    """Leave the process's random generators as they were."""
+    python, arrays, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    native.enable(compiled)
+    try:
+        yield
+    finally:
+        native.enable(True)
+        random.setstate(python)
+        np.random.set_state(arrays)
+        torch.set_rng_state(tensors)
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
 
 
 class Training:
     """One run of a job: its state, and what is done with it step by step."""
 
     def __init__(
-        self, job: Job, run: RunFolder, config: TrainConfig, accelerator: Accelerator, seed: int
+        self,
+        job: Job,
+        run: RunFolder,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        seed: int,
+        sharding: Sharding | None = None,
     ) -> None:
         self.job, self.run, self.config, self.accelerator = job, run, config, accelerator
         self.seed = seed
         set_seed(seed)
-        native.enable(config.native)
-        network: Any = laid_out(job.build_model(), config.channels_last, accelerator.device)
+        network: Any = job.build_model()
+        together = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
+        if together and has_batch_norm(network):
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        if sharding is None:  # which takes no strided parameters
+            network = in_memory_format(network, config.channels_last, accelerator.device)
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         if config.compile:
             network.compile()
+        if sharding:
+            network = accelerator.prepare_model(network, evaluation_mode=True)
+            sharding.apply(network, accelerator.device)
+        # Such a network meets the other processes in each pass, so all need equally many.
+        self.even = sharding is not None or (together and has_batch_norm(network))
         optimizer = build_optimizer(job.parameter_groups(network), config)
-        self.model, self.optimizer = accelerator.prepare(network, optimizer)
+        if sharding:
+            self.model, self.optimizer = network, accelerator.prepare_optimizer(optimizer)
+        else:
+            self.model, self.optimizer = accelerator.prepare(network, optimizer)
         self.network = accelerator.unwrap_model(self.model, keep_torch_compile=True)
         self.state = TrainingState(
             self.network,
@@ -113,6 +183,7 @@ class Training:
             config.ema_sigma_rel,
             accelerator.device,
         )
+        self.state.fused = Update(self.state.optimizer, self.state.ema)
         self.saved: int | None = None
         self.finished = False
 
@@ -124,18 +195,31 @@ class Training:
             f"{self.job.describe()}\n"
             f"network: {count:,} parameters; {a.num_processes} process"
             f"{'es' if a.num_processes > 1 else ''} on {a.device.type}, precision "
-            f"{a.mixed_precision if a.mixed_precision != 'no' else 'float32'}\n"
+            f"{a.mixed_precision if a.mixed_precision != 'no' else 'float32'}"
+            f"{', weights sharded' * sharded(self.network)}\n"
             f"run folder: {self.run.path}"
         )
+        passes = max(map(len, self._shares(0)))
+        parts = ["batch normalisation"] * (has_batch_norm(self.network) and not self.even)
+        dropped = any(isinstance(m, nn.Dropout) and m.p for m in self.network.modules())
+        parts += ["dropout"] * dropped
+        if parts and (passes > 1 or a.num_processes > 1):
+            self._say(
+                f"{' and '.join(parts)}: of each pass of up to "
+                f"{max(len(part) for own in self._shares(0) for part in own)} images, so another "
+                "train.micro_batch or number of processes gives other weights"
+            )
 
     def run_steps(self, request: StopRequest) -> None:
         """Train to the last step, or until `request` has received a signal."""
         state, config = self.state, self.config
+        if state.step > config.steps:
+            self._say(f"the run has done {state.step} steps, and train.steps is {config.steps}")
         batches: Iterator[Batch] = iter(())
         if state.step < config.steps:
             batches = self.job.batches(self.network, state.step, self.accelerator)
         with tqdm(
-            total=config.steps,
+            total=max(config.steps, state.step),
             initial=state.step,
             desc=self.run.path.name,
             unit="step",
@@ -151,12 +235,12 @@ class Training:
                 if self._due(config.validate_every):
                     self._validate()
                 if self._due(config.sample_every):
-                    self._draw()
+                    self._preview()
                 if state.powers and self._due(config.ema_every):
                     self._snapshot()
                 if self._stale() or self._due(config.checkpoint_every):
                     self._checkpoint()
-        self.finished = state.step == config.steps or self._stale()
+        self.finished = state.step >= config.steps or self._stale()
         if not self.finished:
             if self.saved != state.step:
                 self._checkpoint()
@@ -170,51 +254,48 @@ class Training:
         best = "" if state.best_step is None else f", the best, of step {state.best_step},"
         self._say(f"done after step {state.step}: the model{best} is in {self.run.model}")
 
+    def _shares(self, step: int) -> list[list[range]]:
+        """Every process's micro-batches of a step."""
+        size, count = self.config.batch_size, self.accelerator.num_processes
+        positions = range(step * size, (step + 1) * size)
+        return [shares(positions, i, count, self.config.micro_batch) for i in range(count)]
+
     def _optimize(self, batches: Iterator[Batch]) -> tuple[Tensor, Tensor]:
-        """One optimiser step; gives this process's part of the loss and the gradient's norm."""
+        """One optimizer step; gives this process's part of the loss and the gradient's norm."""
         state, config, accelerator = self.state, self.config, self.accelerator
-        first = state.step * config.batch_size
-        passes = len(
-            shares(
-                range(first, first + config.batch_size),
-                accelerator.process_index,
-                accelerator.num_processes,
-                config.micro_batch,
-            )
-        )
-        set_learning_rates(self.optimizer, learning_rate_factor(state.step, config))
+        every = self._shares(state.step)
+        own = passes = len(every[accelerator.process_index])
+        if self.even:
+            passes = max(map(len, every))
+        factor = learning_rate_factor(state.step, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
         self.model.train()
         loss = torch.zeros_like(state.loss_sum)
         for number in range(1, passes + 1):
-            batch = next(batches)
-            positions = batch["position"]
-            batch = {
-                key: value.to(accelerator.device, non_blocking=True) for key, value in batch.items()
-            } | {"position": positions}
+            if number <= own:  # else the last batch again, of no weight
+                batch, positions = self._on_device(next(batches))
             torch.manual_seed(torch_seeds(self.seed, "dropout", positions[:1])[0])
-            sync = nullcontext() if number == passes else accelerator.no_sync(self.model)
-            with sync:
+            last = number == passes or sharded(self.network)
+            with nullcontext() if last else accelerator.no_sync(self.model):
                 losses = self.job.losses(self.model, batch)
-                part = losses.sum() / config.batch_size
+                part = losses.sum() / config.batch_size * float(number <= own)
                 # Processes average their gradients; the loss is a sum over them.
                 accelerator.backward(part * accelerator.num_processes)
             loss += part.detach()
             self._suspect(losses.detach(), positions)
         parameters = [p for _, p in state.named]
         norm = whole_norm(accelerator.clip_grad_norm_(parameters, config.clip_norm or math.inf))
-        self._update(norm)
+        scaled = accelerator.scaler is not None
+        state.update(self.optimizer.step, ~torch.isfinite(norm), scaled)
+        self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
 
-    def _update(self, norm: Tensor) -> None:
-        """Apply the gradient unless it is not finite, and average; count the steps left out."""
-        bad = ~torch.isfinite(norm)
-        scaled = self.accelerator.scaler is not None
-        if not scaled:
-            self.optimizer.optimizer.grad_scale = None
-            self.optimizer.optimizer.found_inf = bad.float()
-        self.state.update(self.optimizer.step, scaled)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.state.skipped += bad
+    def _on_device(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """A batch on the device, but for its positions, which are of use on the CPU."""
+        positions, device = batch["position"], self.accelerator.device
+        moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+        return moved | {"position": positions}, positions
 
     def _suspect(self, losses: Tensor, positions: Tensor) -> None:
         """Remember the first stream position of this process whose loss is not finite."""
@@ -223,21 +304,21 @@ class Training:
         self.state.suspect = torch.minimum(self.state.suspect, bad.min())
 
     def _watch(self, loss: Tensor) -> None:
-        """Sum up the loss for the log; count non-finite ones in a row, and at the third, stop."""
+        """Sum up the loss for the log; count non-finite ones in a row, and stop at some number."""
         state = self.state
         loss = torch.as_tensor(self.accelerator.reduce(loss, "sum"))
         state.loss_sum += loss
         state.loss_steps += 1
-        finite = torch.isfinite(loss) & (state.nonfinite < PATIENCE)
+        finite = torch.isfinite(loss) & (state.nonfinite < MAX_NONFINITE_STEPS)
         state.nonfinite = torch.where(finite, 0, state.nonfinite + 1)
         state.suspect = torch.where(finite, NOWHERE, state.suspect)
-        if not self._looks() or state.nonfinite < PATIENCE:
+        if not self._looks() or state.nonfinite < MAX_NONFINITE_STEPS:
             return
         position = int(self.accelerator.gather(state.suspect).min())
         fault = UserError(
-            f"{self.run.path}: the loss was not finite {PATIENCE} steps in a row, first for the "
-            f"image at stream position {position} ({self.job.name(position)}); the last good "
-            "checkpoint is kept. Lower train.lr, or look for bad values in that image"
+            f"{self.run.path}: the loss was not finite {MAX_NONFINITE_STEPS} steps in a row, first "
+            f"for the image at stream position {position} ({self.job.name(position)}); the last "
+            "good checkpoint is kept. Lower train.lr, or look for bad values in that image"
         )
         end_together(self.accelerator, fault)
 
@@ -272,8 +353,7 @@ class Training:
 
     def _validate(self) -> None:
         state = self.state
-        self.model.eval()
-        with state.ema.applied(), torch.inference_mode():
+        with state.averaged(), self._no_gradient():
             values = self.job.validate(self.network, self.accelerator)
         if not values:
             return
@@ -289,11 +369,14 @@ class Training:
     def _stale(self) -> bool:
         return 0 < self.config.early_stopping_patience <= self.state.worse
 
-    def _draw(self) -> None:
-        self.model.eval()
-        with self.state.ema.applied(), torch.inference_mode():
+    def _preview(self) -> None:
+        with self.state.averaged(), self._no_gradient():
             path = self.run.samples / f"{self.state.step:08d}.png"
-            self.job.draw(self.network, self.accelerator, path)
+            self.job.preview(self.network, self.accelerator, path)
+
+    def _no_gradient(self) -> Any:
+        """Inference mode, which gathers no shards that training could use again."""
+        return torch.no_grad() if sharded(self.network) else torch.inference_mode()
 
     def _record(self, **values: float) -> None:
         images = self.state.step * self.config.batch_size
@@ -307,6 +390,7 @@ class Training:
         numbers = state.numbers() | {
             "images": state.step * self.config.batch_size,
             "scaler": scaler.state_dict() if scaler else None,
+            "data": self.job.digest,
         }
 
         def write() -> None:
@@ -314,7 +398,9 @@ class Training:
             write_checkpoint(self.run.checkpoints, state.step, tensors, numbers)
             prune_checkpoints(self.run.checkpoints, self.config.keep_checkpoints)
             with disk_faults(self.run.path / "loss.png"):
-                plot_metrics(self.run.read_metrics(), self.run.path / "loss.png")
+                records = self.run.read_metrics()
+                known = [{k: v for k, v in r.items() if v is not None} for r in records]
+                plot_metrics(known, self.run.path / "loss.png")
 
         on_main(self.accelerator, write)
         self.saved = state.step
@@ -327,7 +413,7 @@ class Training:
         on_main(self.accelerator, lambda: kept.write(step, averages))
 
     def _export(self) -> None:
-        with self.state.ema.applied():
+        with self.state.averaged():
             weights = whole(self.network.state_dict().items(), self.accelerator.is_main_process)
 
         def write() -> None:
@@ -338,9 +424,30 @@ class Training:
 
     def resume(self) -> None:
         """Go on from the newest good checkpoint, if there is one."""
-        if resume(self.state, self.run, self.accelerator):
+        if resume(self.state, self.run, self.accelerator, self.job.digest):
             self.saved = self.state.step
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:
             tqdm.write(text)
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether a network normalises over batches in training."""
+    return any(isinstance(module, _BatchNorm) for module in network.modules())
+
+
+def in_memory_format(
+    network: nn.Module, channels_last: bool | None, device: torch.device
+) -> nn.Module:
+    """The network, in the memory format of the settings.
+
+    By default channels come last on a GPU, and for volumes. For images on a CPU they do not: with
+    Winograd's convolutions a step takes 1.1 to 1.4 times as long then.
+    """
+    volumes = any(parameter.ndim == 5 for parameter in network.parameters())
+    if channels_last is None:
+        channels_last = volumes or device.type != "cpu"
+    if not channels_last:
+        return network
+    return network.to(memory_format=torch.channels_last_3d if volumes else torch.channels_last)

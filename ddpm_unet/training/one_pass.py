@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from ddpm_unet import native
-from ddpm_unet.training.ema import EMA
+from ddpm_unet.training.state import EMA
 
 SOURCE = Path(__file__).with_name("adamw.cpp")
 

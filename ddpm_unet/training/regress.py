@@ -66,6 +66,11 @@ class RegressJob:
             [str(self.report), self.split["how"], f"training on {self.pairs.describe()}"]
         )
 
+    @property
+    def digest(self) -> str | None:
+        """Of the data."""
+        return None
+
     def name(self, position: int) -> str:
         """The picture at a stream position."""
         return PairStream(self.pairs, self.config.seed).name(position)
@@ -141,7 +146,7 @@ class RegressJob:
         """None."""
         return {}
 
-    def draw(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
+    def preview(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
         """The first validation picture (else training one), its prediction and its target."""
         with accelerator.autocast():
             picture = self.compare(model, self.validation or self.pairs, accelerator.device)

@@ -1,9 +1,9 @@
-"""The folder of one run: its settings, metrics, pictures, checkpoints and model.
+"""The folder of one run: its settings, metrics, images, checkpoints and model.
 
 config.yaml      every setting
 metrics.jsonl    one line of numbers per log step and validation
 loss.png         the curves of metrics.jsonl
-samples/         pictures drawn during training
+samples/         images drawn during training
 checkpoints/     what a resumed run starts from
 averages/        snapshots from which `scripts/ema.py` makes averages of any length, if any are kept
 model/           the averaged weights, to use and to hand over
@@ -11,16 +11,17 @@ model/           the averaged weights, to use and to hand over
 
 from __future__ import annotations
 
-import fcntl
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from ddpm_unet.config.reading import current_names
@@ -38,7 +39,7 @@ FREE_TO_CHANGE = {
 
 
 class RunFolder:
-    """One run's folder; at most one process group uses it at a time."""
+    """One run's folder; at most one training uses it at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,7 +48,7 @@ class RunFolder:
         self.averages = path / "averages"
         self.model = path / "model"
         self.metrics = path / "metrics.jsonl"
-        self._lock: IO[str] | None = None
+        self._lock = FileLock(path / ".lock", thread_local=False)
 
     def claim(self, settings: Any, resume: str) -> None:
         """Lock the folder, and hold the settings of its checkpoints against `settings`.
@@ -58,16 +59,14 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise UserError(
+                f"{self.path}: another run is using this folder; wait for it, or give another --run"
+            ) from error
         except OSError as error:
             raise UserError(
                 f"{self.path}: cannot be written ({error.strerror}); choose another --run folder"
-            ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{self.path}: another run is using this folder; wait for it, or give another --run"
             ) from error
         for place in (self.samples, self.checkpoints, self.model):
             if place.exists() and not place.is_dir():
@@ -111,13 +110,13 @@ class RunFolder:
 
     def release(self) -> None:
         """Let others use the folder. The end of the process does the same, however it comes."""
-        if self._lock:
-            self._lock.close()
+        self._lock.release()
 
     def log(self, values: dict[str, float | int]) -> None:
-        """Append a line to metrics.jsonl."""
+        """Append a line to metrics.jsonl; what is not finite, which JSON cannot hold, is null."""
+        line = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with disk_faults(self.metrics), self.metrics.open("a") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def metrics_size(self) -> int:
         """Bytes of metrics.jsonl, all of them on the disk."""

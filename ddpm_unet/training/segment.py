@@ -84,6 +84,11 @@ class SegmentJob:
             lines.append(f"denoising {self.joint.images.describe()}")
         return "\n".join(lines)
 
+    @property
+    def digest(self) -> str | None:
+        """Of the data."""
+        return None
+
     def name(self, position: int) -> str:
         """The picture at a stream position."""
         return self._stream().name(position)
@@ -203,7 +208,7 @@ class SegmentJob:
         )
         return {"v_rand": found.v_rand, "v_info": found.v_info}
 
-    def draw(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
+    def preview(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
         """The first validation picture (else training one) under its mask and its prediction."""
         with accelerator.autocast():
             picture = self.compare(model, self.validation or self.labelled, accelerator.device)

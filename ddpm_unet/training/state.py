@@ -1,39 +1,160 @@
-"""What a training is at a step: everything that a checkpoint holds."""
+"""What a training is at a step: weights, their averages, the optimizer's state, and counts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.nn import Parameter
+from torch.optim import AdamW, Optimizer
 
-from ddpm_unet.training.ema import EMA, PowerEMA
-from ddpm_unet.training.one_pass import Update
-from ddpm_unet.training.optimizer import load_optimizer_state, optimizer_state
-from ddpm_unet.training.post_hoc import BUFFERS
-from ddpm_unet.training.sharding import copy_into, whole
+from ddpm_unet.config import TrainConfig
+from ddpm_unet.training.distributed import copy_into, let_go, replicated, whole
+from ddpm_unet.training.post_hoc_ema import BUFFERS, exponent
 
+NamedParameters = list[tuple[str, Parameter]]
 NOWHERE = torch.iinfo(torch.int64).max
 """The stream position of no image."""
 LOOP_NUMBERS = ("images", "scaler", "metrics_size")
 """What the loop adds to `TrainingState.numbers`."""
 
 
+class EMA:
+    """Averages of `parameters`, float32, on the device where the parameters are.
+
+    theta_ema <- d theta_ema + (1 - d) theta with d = min(decay, (1 + step) / (10 + step)), so
+    that the first steps are forgotten quickly.
+
+    Args:
+        parameters: The trained parameters, float32.
+        decay: The average's weight of its own past, 0 to 1.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], decay: float) -> None:
+        self.parameters = list(parameters)
+        self.averages = [p.detach().clone() for p in self.parameters]
+        self.decay = decay
+
+    def decay_at(self, step: int) -> float:
+        """The weight of the past at optimizer step number `step` (from 0)."""
+        return min(self.decay, (1 + step) / (10 + step))
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after optimizer step number `step` (from 0)."""
+        decay = self.decay_at(step)
+        torch._foreach_lerp_(self.averages, [p.detach() for p in self.parameters], 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within, the model has the averaged weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        # Values move, not storage: what shards or compiles a network holds on to its storage.
+        for parameter, average in zip(self.parameters, self.averages, strict=True):
+            weights = parameter.clone()
+            parameter.copy_(average)
+            average.copy_(weights)
+
+
+class PowerEMA(EMA):
+    """An average whose length grows with the training (Karras 2024, arXiv:2312.02696, eq. 1, 2).
+
+    The weights after step i of t weigh (i^(g+1) - (i-1)^(g+1)) / t^(g+1): a power function of i.
+
+    Args:
+        parameters: The trained parameters, float32.
+        sigma_rel: Its standard deviation as a share of the training.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], sigma_rel: float) -> None:
+        super().__init__(parameters, 0.0)
+        self._power = exponent(sigma_rel) + 1
+
+    def decay_at(self, step: int) -> float:
+        """The weight of the past at optimizer step number `step` (from 0)."""
+        return (step / (step + 1)) ** self._power
+
+
+class RMSprop(torch.optim.RMSprop):
+    """Torch's, which leaves out a step while `found_inf` is 1, as the fused optimizers do."""
+
+    found_inf: Tensor | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take a step, or leave it out; a GPU is not waited for."""
+        if self.found_inf is None or self.found_inf.device.type == "cpu":
+            return None if self.found_inf else super().step(closure)
+        before = {name: value.clone() for name, value in self._tensors().items()}
+        super().step(closure)
+        for name, value in self._tensors().items():
+            value.copy_(
+                torch.where(self.found_inf > 0, before.get(name, value.new_zeros(())), value)
+            )
+        return None
+
+    def _tensors(self) -> dict[tuple[int, str], Tensor]:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        found = {(i, "weights"): p for i, p in enumerate(parameters)}
+        for i, p in enumerate(parameters):
+            found |= {(i, name): value for name, value in self.state[p].items()}
+        return found
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> Optimizer:
+    """The optimizer of a configuration, which leaves out a step while its `found_inf` is 1.
+
+    Args:
+        groups: Parameters; a group may carry a learning rate of its own.
+        config: The loop's settings.
+    """
+    shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    optimizer: Optimizer
+    if config.optimizer == "rmsprop":
+        optimizer = RMSprop(groups, momentum=config.momentum, **shared)
+    else:
+        optimizer = AdamW(groups, betas=config.betas, fused=True, **shared)
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+    return optimizer
+
+
+def learning_rate_factor(step: int, config: TrainConfig) -> float:
+    """Share of the peak learning rate at optimizer step `step` (from 0), in [0, 1].
+
+    Linear warm-up over `warmup_steps`, then constant or half a cosine down to zero at `steps`.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.lr_schedule == "constant":
+        return 1.0
+    progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
 class TrainingState:
-    """Weights, their average, the optimiser's state, and what is counted on the way.
+    """Weights, their average, the optimizer's state, and what is counted on the way.
 
     Args:
         network: The network, as the processes share it (its parameters may be sharded).
-        optimizer: Its optimiser, not wrapped.
+        optimizer: Its optimizer, not wrapped.
         ema_decay: See `EMA`.
         ema_sigma_rel: Of further averages, see `PowerEMA`.
         device: Where sums and counts are kept, so that no step waits for them.
 
     Attributes:
-        step: Optimiser steps taken.
+        step: Optimizer steps taken.
         best, best_step, worse: Best validation score, its step, and validations since.
         loss_sum, loss_steps: The loss since the last log line.
         skipped: Steps left out because their gradient was not finite.
@@ -52,7 +173,6 @@ class TrainingState:
         self.network, self.optimizer = network, optimizer
         self.named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
         self.ema = EMA([p for _, p in self.named], ema_decay)
-        self._at_once = Update(optimizer, self.ema)
         self.powers = {f"{s:g}": PowerEMA(self.ema.parameters, s) for s in ema_sigma_rel}
         self.step = 0
         self.best, self.worse = -math.inf, 0
@@ -62,36 +182,60 @@ class TrainingState:
         self.skipped = torch.zeros((), dtype=torch.int64, device=device)
         self.nonfinite = torch.zeros((), dtype=torch.int64, device=device)
         self.suspect = torch.full((), NOWHERE, device=device)
+        self.fused: Callable[[int, Callable[[], Any]], None] | None = None
+        """Takes a step of the optimizer and the weights into `ema` at once, where it can."""
 
-    def update(self, step_optimizer: Callable[[], Any], scaled: bool) -> None:
-        """Take the optimiser's step, and the weights into all averages.
+    def update(self, step_optimizer: Callable[[], Any], bad: Tensor, scaled: bool) -> None:
+        """Take the optimizer's step unless the gradient is bad, and the weights into all averages.
 
         Args:
             step_optimizer: Takes the step.
-            scaled: The gradients are, so that nobody else can.
+            bad: Whether the gradient is not finite, `bool []`.
+            scaled: A gradient scaler looks at the gradients itself.
         """
-        if scaled:
+        optimizer: Any = self.optimizer
+        if not scaled:
+            optimizer.grad_scale = None
+            optimizer.found_inf = replicated(bad.float(), self.named[0][1])
+        if self.fused and not scaled:
+            self.fused(self.step, step_optimizer)
+        else:
             step_optimizer()
             self.ema.update(self.step)
-        else:
-            self._at_once(self.step, step_optimizer)
         for average in self.powers.values():
             average.update(self.step)
+        self.skipped += bad
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the network has the averaged weights, and does not train."""
+        training = self.network.training
+        self.network.eval()
+        let_go(self.network)
+        with self.ema.applied():
+            yield
+            let_go(self.network)
+        self.network.train(training)
 
     def tensors(self, keep: bool) -> dict[str, dict[str, Tensor]]:
         """All tensors, whole, by group; every process must call it, and those that `keep` get them.
 
-        Groups: "model" (parameters and buffers), "optimizer", "ema", and "ema_" with a length for
+        Groups: "model" (parameters and buffers), "optimizer", "ema", and "ema_" with sigma_rel for
         each average besides.
         """
+        states = (
+            (f"{name}/{entry}", value)
+            for name, parameter in self.named
+            for entry, value in self.optimizer.state[parameter].items()
+        )
         return {
             "model": whole(self.network.state_dict().items(), keep),
-            "optimizer": whole(optimizer_state(self.optimizer, self.named), keep),
+            "optimizer": whole(states, keep),
             **{group: whole(of.items(), keep) for group, of in self._averages().items()},
         }
 
     def snapshot(self, keep: bool) -> dict[str, dict[str, Tensor]]:
-        """The averages besides, by length, and the buffers, as `Snapshots` keeps them."""
+        """The averages besides, by sigma_rel, and the buffers, as `Snapshots` keeps them."""
         parameters = {name for name, _ in self.network.named_parameters()}
         state = self.network.state_dict()
         groups = {BUFFERS: {name: t for name, t in state.items() if name not in parameters}}
@@ -146,7 +290,14 @@ class TrainingState:
         parameters = dict(self.named)
         for group, name, value in tensors:
             if group == "optimizer":
-                load_optimizer_state(self.optimizer, parameters, name, value)
+                name, entry = name.rsplit("/", 1)
+                parameter = parameters[name]
+                if value.shape == parameter.shape:
+                    whole_value, value = value, torch.zeros_like(parameter, dtype=value.dtype)
+                    copy_into(value, whole_value)
+                else:  # a step count
+                    value = value.to(parameter.device, copy=True)
+                self.optimizer.state[parameter][entry] = value
             else:
                 copy_into(targets[group][name], value)
         self.step = numbers["step"]

@@ -32,12 +32,11 @@ from benchmarks.timing import Effort, Timer
 from ddpm_unet.config import DenoiseConfig, ImageDataConfig, TrainConfig, UNetConfig
 from ddpm_unet.models import UNet
 from ddpm_unet.training.denoise import DenoiseJob
-from ddpm_unet.training.ema import EMA
 from ddpm_unet.training.job import Batch
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.one_pass import Update
-from ddpm_unet.training.optimizer import build_optimizer
 from ddpm_unet.training.run_folder import RunFolder
+from ddpm_unet.training.state import EMA, build_optimizer
 
 Step = Callable[[], object]
 

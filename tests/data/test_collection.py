@@ -124,8 +124,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, object]]:
     datasets = pytest.importorskip("datasets")
     sets: dict[str, dict[str, object]] = {}
 
-    def load(name: str, cache_dir: str | None, **config: str) -> dict[str, object]:
-        key = "/".join([name, *config.values()])
+    def load(path: str, name: str | None = None, cache_dir: str | None = None) -> dict[str, object]:
+        key = f"{path}/{name}" if name else path
         if key not in sets:
             raise FileNotFoundError(f"Couldn't find {key}\non the hub")
         return sets[key]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from ddpm_unet.training.accelerator import laid_out
+from ddpm_unet.training.loop import in_memory_format
 
 
 @pytest.mark.parametrize(
@@ -15,9 +15,9 @@ from ddpm_unet.training.accelerator import laid_out
         (False, 3, "cuda", False),
     ],
 )
-def test_the_faster_layout_is_the_default(setting, dims, device, expected):
+def test_the_faster_memory_format_is_the_default(setting, dims, device, expected):
     layer = (nn.Conv2d if dims == 2 else nn.Conv3d)(4, 4, 3)
-    weight = laid_out(layer, setting, torch.device(device)).weight
+    weight = in_memory_format(layer, setting, torch.device(device)).weight
     last = torch.channels_last if dims == 2 else torch.channels_last_3d
     assert weight.is_contiguous(memory_format=last) == expected
     assert weight.is_contiguous() != expected

@@ -1,7 +1,7 @@
 import torch
 from torch.nn import Parameter
 
-from ddpm_unet.training.ema import EMA
+from ddpm_unet.training.state import EMA
 
 
 def test_follows_the_recurrence_in_float64():

@@ -15,9 +15,9 @@ from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint, write_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.distributed import StopRequest
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
-from ddpm_unet.training.signals import StopRequest
 
 
 @pytest.fixture(autouse=True)

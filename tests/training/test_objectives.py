@@ -13,7 +13,7 @@ from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.loop import train
-from ddpm_unet.training.post_hoc import Snapshots
+from ddpm_unet.training.post_hoc_ema import Snapshots
 from ddpm_unet.training.run_folder import RunFolder
 
 

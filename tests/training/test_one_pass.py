@@ -8,8 +8,8 @@ from torch import nn
 from torch.optim import SGD, AdamW
 
 from ddpm_unet.training import one_pass
-from ddpm_unet.training.ema import EMA
 from ddpm_unet.training.one_pass import Update
+from ddpm_unet.training.state import EMA
 
 SIZES = [(3,), (40, 7), (2, 3, 5, 5), (70_001,)]
 

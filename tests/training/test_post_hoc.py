@@ -9,14 +9,14 @@ from scipy.integrate import quad
 from torch.nn import Parameter
 
 from ddpm_unet.errors import UserError
-from ddpm_unet.training.ema import PowerEMA
-from ddpm_unet.training.post_hoc import (
+from ddpm_unet.training.post_hoc_ema import (
     BUFFERS,
     Snapshots,
     exponent,
     log_inner_product,
     solve,
 )
+from ddpm_unet.training.state import PowerEMA
 
 KEPT = (0.05, 0.1)
 

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from forked import distance, finish, in_processes
 from PIL import Image
+from safetensors.torch import load_file
 
 from ddpm_unet.config import PairDataConfig, SegmentConfig
 from ddpm_unet.diffusion.samplers import make_scheduler
@@ -23,23 +24,18 @@ from ddpm_unet.models import UNet
 from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths
 from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.distributed import merge_rows
 from ddpm_unet.training.loop import train
-from ddpm_unet.training.processes import merge_rows
 from ddpm_unet.training.run_folder import RunFolder
 from ddpm_unet.training.segment import SegmentJob
 
-SHARDED = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
-    "FSDP_MIN_NUM_PARAMS": "500",
-}
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
     monkeypatch.setattr(loop, "plot_metrics", lambda records, path: None)
-    monkeypatch.setattr("ddpm_unet.training.processes.SECONDS_FOR_LAST_WORDS", 0.2)
+    monkeypatch.setattr("ddpm_unet.training.distributed.SECONDS_FOR_LAST_WORDS", 0.2)
 
 
 @pytest.fixture(params=["denoise", "segment"])
@@ -82,11 +78,55 @@ def test_two_processes_train_as_one_does(job, tmp_path):
         assert distance(tmp_path / "one", tmp_path / name) < 1e-4
 
 
-def test_weights_split_over_processes_train_as_one_does(job, tmp_path):
+def assert_sharded(network: torch.nn.Module) -> None:
+    """All parameters are DTensors, and this process has about half of each state."""
+    from torch.distributed.tensor import DTensor
+
+    parameters = list(network.parameters())
+    assert all(isinstance(p, DTensor) for p in parameters)
+    whole, own = (sum(n) for n in zip(*((p.numel(), p.to_local().numel()) for p in parameters)))
+    assert 0.4 * whole < own < 0.6 * whole
+    gathered = [m for m in network.modules() if isinstance(m, torch.distributed.fsdp.FSDPModule)]
+    assert len(gathered) > 3  # the blocks, and not the network alone
+
+
+@pytest.mark.parametrize("settle", ["", "bf16", "recompute", "rmsprop"])
+def test_sharded_weights_train_as_one_process_does(job, tmp_path, settle):
+    kind, settings = job
+    if settle and kind is SegmentJob:
+        pytest.skip("the networks are the same")
+    changes = {
+        "bf16": {"mixed_precision": "bf16"},
+        "recompute": {"gradient_checkpointing": True},
+        "rmsprop": {"optimizer": "rmsprop", "ema_sigma_rel": (0.05,), "ema_every": 3},
+    }
+    settings.train = replace(settings.train, **changes.get(settle, {}))
     start(job, tmp_path / "one")()
-    finish(in_processes(2, start(job, tmp_path / "split", steps=3), **SHARDED))
-    finish(in_processes(2, start(job, tmp_path / "split"), **SHARDED))
-    assert distance(tmp_path / "one", tmp_path / "split") < 1e-4
+
+    def sharded(steps: int) -> None:
+        found = []
+
+        class Watched(kind):
+            def losses(self, model, batch):
+                found.append(model)
+                return super().losses(model, batch)
+
+        start((Watched, settings), tmp_path / "split", steps)()
+        assert_sharded(found[-1])
+
+    finish(in_processes(2, lambda: sharded(3), **SHARDED))
+    finish(in_processes(2, lambda: sharded(6), **SHARDED))
+    assert distance(tmp_path / "one", tmp_path / "split") < (2e-2 if settle == "bf16" else 1e-4)
+    exported = [load_weights(tmp_path / run / "model") for run in ("one", "split")]
+    assert exported[0].keys() == exported[1].keys()
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{path.parent.name}/{name}": value
+        for path in sorted(folder.rglob("*.safetensors"))
+        for name, value in load_file(path).items()
+    }
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from ddpm_unet.config import PreviewConfig, TrainConfig
+from ddpm_unet.config import TrainConfig
 from ddpm_unet.errors import UserError
-from ddpm_unet.training.settings import check_preview, check_training
+from ddpm_unet.training.loop import check_training
 
 ABSURD = {
     "steps": (0, -5),
@@ -36,12 +36,3 @@ def test_absurd_settings_are_refused_by_name(name, value):
 
 def test_the_defaults_pass():
     check_training(TrainConfig())
-    check_preview(PreviewConfig(), 1000)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("num_images", 0), ("steps", 0), ("steps", 11), ("validation_images", 0)]
-)
-def test_absurd_previews_are_refused(name, value):
-    with pytest.raises(UserError, match=rf"^preview\.{name}"):
-        check_preview(replace(PreviewConfig(steps=5), **{name: value}), 10)

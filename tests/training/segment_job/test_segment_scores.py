@@ -134,7 +134,7 @@ def test_the_builtin_pictures_are_tested_on_the_held_out_third(settings):
 
 def test_samples_show_mask_and_prediction(settings, tmp_path):
     job = SegmentJob(settings)
-    job.draw(Bright(), Accelerator(cpu=True), tmp_path / "a.png")
+    job.preview(Bright(), Accelerator(cpu=True), tmp_path / "a.png")
     picture = np.asarray(Image.open(tmp_path / "a.png"))
     image, mask = (
         np.asarray(Image.open(f"{p}/3.png")) for p in (settings.data.images, settings.data.masks)

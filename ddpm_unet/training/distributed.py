@@ -1,0 +1,422 @@
+"""The processes of one run: their devices and precision, what they share, and how they end.
+
+What `accelerate launch` and its configuration say is honoured or refused before the first step.
+Processes tell each other tensors and JSON, never a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState
+from accelerate.utils import GradientAccumulationPlugin, broadcast
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
+
+from ddpm_unet.config import TrainConfig
+from ddpm_unet.errors import UserError
+
+T = TypeVar("T")
+Tensors = dict[str, Tensor]
+SECONDS_FOR_LAST_WORDS = 2.0
+SECONDS_FOR_LAST_TENSORS = 0.2
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT") if hasattr(signal, name)]
+ECHO_SECONDS = 2.0
+"""A launcher forwards to its processes what the terminal sent them already."""
+BLOCKS = ("DownBlock", "MidBlock", "UpBlock", "ConvBlock", "Backbone")
+"""Classes of modules that are gathered and let go together where weights are sharded."""
+SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU")
+
+
+class PeerError(UserError):
+    """The main process met a UserError, which it says itself."""
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Parameters, gradients and optimizer states split over the processes (FSDP2).
+
+    Args:
+        classes: Names of the classes whose modules are gathered together.
+        reshard: Let go of gathered parameters between forward and backward pass.
+    """
+
+    classes: tuple[str, ...] = BLOCKS
+    reshard: bool = True
+
+    def apply(self, network: nn.Module, device: torch.device) -> None:
+        """Shard a network in place; all processes must call it."""
+        mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+        for module in reversed(list(network.modules())):
+            if type(module).__name__ in self.classes and module is not network:
+                fully_shard(module, mesh=mesh, reshard_after_forward=self.reshard)
+        fully_shard(network, mesh=mesh, reshard_after_forward=self.reshard)
+
+
+def sharded(network: nn.Module) -> bool:
+    """Whether the parameters of a network are split over the processes."""
+    return any(isinstance(p, DTensor) for p in network.parameters())
+
+
+def let_go(network: nn.Module) -> None:
+    """Let go of gathered parameters, of which a changed shard would leave a stale copy."""
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def replicated(value: Tensor, like: Tensor) -> Tensor:
+    """A value that all processes have, as the optimizer of sharded parameters can take it."""
+    if not isinstance(like, DTensor):
+        return value
+    mesh = like.device_mesh
+    return DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
+def whole(named: Iterator[tuple[str, Tensor]] | Any, keep: bool) -> dict[str, Tensor]:
+    """Unsharded copies on the CPU, one tensor at a time; every process must call it.
+
+    Args:
+        named: Names and tensors, the same on every process.
+        keep: Whether this process wants them; those that do not get an empty dictionary.
+    """
+    kept = {}
+    for name, tensor in named:
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()
+        if keep:
+            kept[name] = tensor.detach().to("cpu", copy=True)
+    return kept
+
+
+@torch.no_grad()
+def copy_into(target: Tensor, value: Tensor) -> None:
+    """Write a whole tensor into `target`, each process its own part."""
+    if isinstance(target, DTensor):
+        value = distribute_tensor(
+            value.to(target.device), target.device_mesh, target.placements
+        ).to(target.dtype)
+    target.copy_(value)
+
+
+def whole_norm(norm: Tensor | float) -> Tensor:
+    """The gradient norm as an ordinary tensor, also where it is sharded."""
+    return norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
+
+
+def launched_sharding(said: Mapping[str, str] = os.environ) -> Sharding | None:
+    """What `accelerate launch` says of FSDP, None where it does not ask for it.
+
+    Raises:
+        UserError: It asks for what is not supported.
+    """
+    if not _true(said.get("ACCELERATE_USE_FSDP")):
+        return None
+    policy = said.get("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
+    strategy = said.get("FSDP_SHARDING_STRATEGY", "FULL_SHARD")
+    faults = {
+        "fsdp_version 1: set it to 2": said.get("FSDP_VERSION", "1") != "2",
+        "fsdp_offload_params: is not supported; set it to false": _true(
+            said.get("FSDP_OFFLOAD_PARAMS")
+        ),
+        "fsdp_activation_checkpointing: set it to false, and train.gradient_checkpointing to "
+        "true": _true(said.get("FSDP_ACTIVATION_CHECKPOINTING")),
+        "fsdp_ignored_modules: is not supported; leave it out": bool(
+            said.get("FSDP_IGNORED_MODULES")
+        ),
+        "fsdp_auto_wrap_policy SIZE_BASED_WRAP: blocks are wrapped by their class; set "
+        "TRANSFORMER_BASED_WRAP": policy == "SIZE_BASED_WRAP",
+        f"fsdp_sharding_strategy {strategy}: set FULL_SHARD": strategy not in ("FULL_SHARD", "1"),
+    }
+    for fault, present in faults.items():
+        if present:
+            raise UserError(f"accelerate's {fault}")
+    named = [name.strip() for name in said.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(",")]
+    classes = tuple(filter(None, named)) or BLOCKS
+    reshard = said.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() not in ("false", "0")
+    return Sharding(() if policy == "NO_WRAP" else classes, reshard)
+
+
+def launched_precision(config: TrainConfig, said: Mapping[str, str] = os.environ) -> str:
+    """The precision of the settings, else that of `accelerate launch`.
+
+    Raises:
+        UserError: Both say something, and not the same; or it is one that is not supported.
+    """
+    launched = said.get("ACCELERATE_MIXED_PRECISION", "no").lower() or "no"
+    own = config.mixed_precision
+    if launched not in ("no", "bf16", "fp16"):
+        raise UserError(f"accelerate's mixed_precision {launched}: set bf16, fp16 or no")
+    if own is not None and launched not in ("no", own):
+        raise UserError(
+            f"train.mixed_precision {own}: accelerate launch says {launched}; set both alike, or "
+            "train.mixed_precision to null"
+        )
+    return own or launched
+
+
+def check_launch(said: Mapping[str, str] = os.environ) -> None:
+    """Refuse what accelerate's configuration can ask for and a training here would not do.
+
+    Raises:
+        UserError: Names the setting and the cure.
+    """
+    dynamo = said.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    steps = said.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    faults = {
+        "use_deepspeed: is not supported; take FSDP (configs/accelerate/hosts_fsdp.yaml)": _true(
+            said.get("ACCELERATE_USE_DEEPSPEED")
+        ),
+        "use_megatron_lm: is not supported; take FSDP (configs/accelerate/hosts_fsdp.yaml)": _true(
+            said.get("ACCELERATE_USE_MEGATRON_LM")
+        ),
+        "parallelism_config: is not supported; leave it out": _true(
+            said.get("ACCELERATE_USE_PARALLELISM_CONFIG")
+        ),
+        f"dynamo_backend {dynamo.lower()}: set it to no, and train.compile to true": (
+            dynamo.lower() not in ("", "no")
+        ),
+        f"gradient_accumulation_steps {steps}: set it to 1, and train.micro_batch to the images "
+        "of a pass": steps not in ("", "1"),
+        "downcast_bf16: is for TPUs; set it to no": _true(said.get("ACCELERATE_DOWNCAST_BF16")),
+    }
+    for fault, present in faults.items():
+        if present:
+            raise UserError(f"accelerate's {fault}")
+
+
+def open_accelerator(
+    config: TrainConfig, tracker: str, folder: Path
+) -> tuple[Accelerator, Sharding | None]:
+    """The processes, their devices and precision, and how weights are split over them, if they are.
+
+    Raises:
+        UserError: This machine has not what the settings or the launcher ask for.
+    """
+    if tracker != "none" and find_spec(tracker) is None:
+        raise UserError(
+            f"tracker {tracker}: is not installed; pip install {tracker}, or set tracker none"
+        )
+    check_launch()
+    sharding, precision = launched_sharding(), launched_precision(config)
+    try:
+        # Weights are sharded here, not by accelerate, which does not on a CPU.
+        with _environment(ACCELERATE_USE_FSDP="false"):
+            accelerator = Accelerator(
+                cpu=not torch.accelerator.is_available(),
+                mixed_precision=precision,
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                log_with=None if tracker == "none" else tracker,
+                project_dir=folder,
+            )
+    except ValueError as error:
+        raise UserError(f"train.mixed_precision {precision}: {error} Else set another") from error
+    kind = accelerator.distributed_type
+    if kind not in SUPPORTED:
+        raise UserError(f"distributed_type {kind}: is not supported; take MULTI_GPU or FSDP")
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("train.mixed_precision fp16: needs a GPU; on the CPU set no or bf16")
+    if config.batch_size < accelerator.num_processes:
+        raise UserError(
+            f"train.batch_size = {config.batch_size} is less than the number of processes, "
+            f"{accelerator.num_processes}; each needs at least one image"
+        )
+    if kind == DistributedType.NO:
+        sharding = None
+    if sharding and precision == "fp16":
+        raise UserError("train.mixed_precision fp16: with sharded weights (FSDP) set bf16 or no")
+    if sharding and config.compile:
+        raise UserError("train.compile: with sharded weights (FSDP) set it to false")
+    return accelerator, sharding
+
+
+@contextmanager
+def own_accelerator() -> Iterator[None]:
+    """Leave no accelerator behind: a later training in this process may choose another precision.
+
+    One that was there before stays, and so do several processes, which cannot join twice.
+    """
+    before = bool(AcceleratorState._shared_state)
+    try:
+        yield
+    finally:
+        state: dict[str, Any] = AcceleratorState._shared_state
+        if not before and state and state.get("distributed_type") == DistributedType.NO:
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
+    """`action()` on the main process, while the others wait; they get None.
+
+    Raises:
+        UserError: That of the action, on the main process.
+        PeerError: On the others, when the main one met a UserError. None is left waiting.
+    """
+    result, fault = None, None
+    if accelerator.is_main_process:
+        try:
+            result = action()
+        except UserError as error:
+            fault = error
+    if share_json(fault is not None, accelerator):
+        end_together(accelerator, fault)
+    return result
+
+
+def end_together(accelerator: Accelerator, fault: UserError | None) -> None:
+    """Raise `fault` on the main process, and `PeerError` on the others; all must call it.
+
+    Launchers end a whole run at its first exit, so the others let the main process speak first.
+    """
+    if accelerator.is_main_process:
+        assert fault is not None
+        raise fault
+    time.sleep(SECONDS_FOR_LAST_WORDS)
+    raise PeerError("the main process has ended; see its message")
+
+
+def leave(accelerator: Accelerator) -> None:
+    """End the trackers and the group of processes, at the end of a training.
+
+    DistributedDataParallel keeps gloo's threads alive; one that still holds a tensor when the
+    interpreter ends aborts it (pytorch/pytorch#179291), so they get a moment to let go.
+    """
+    accelerator.end_training()
+    if accelerator.num_processes > 1:
+        time.sleep(SECONDS_FOR_LAST_TENSORS)
+
+
+def peer_lost(error: RuntimeError) -> bool:
+    """Whether an error is that of a collective whose other side is gone (gloo's and NCCL's)."""
+    text = str(error)
+    return isinstance(error, torch.distributed.DistError) or (
+        "gloo" in text and ("Connection" in text or "connection" in text)
+    )
+
+
+def share_json(value: Any, accelerator: Accelerator) -> Any:
+    """The main process's `value`, of JSON's types, on every process."""
+    if accelerator.num_processes == 1:
+        return value
+    text = json.dumps(value).encode() if accelerator.is_main_process else b""
+    size = broadcast(torch.tensor(len(text), device=accelerator.device))
+    letters = torch.zeros(int(size), dtype=torch.uint8, device=accelerator.device)
+    if accelerator.is_main_process:
+        letters.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+    return json.loads(bytes(broadcast(letters).cpu().numpy()))
+
+
+def merge_rows(
+    rows: Tensor, numbers: Sequence[int], count: int, accelerator: Accelerator
+) -> Tensor:
+    """The rows of all processes in order, on every process, bit for bit as they were.
+
+    Args:
+        rows: Of this process, `[N, ...]` on the CPU.
+        numbers: The place of each among all; every place is some process's, and only one's.
+        count: Of all rows.
+        accelerator: The processes.
+
+    Returns:
+        `[count, ...]`, on the CPU.
+    """
+    merged = rows.new_zeros(count, *rows.shape[1:])
+    merged[list(numbers)] = rows
+    if accelerator.num_processes == 1:
+        return merged
+    return torch.as_tensor(accelerator.reduce(merged.to(accelerator.device), "sum")).cpu()
+
+
+def share_tensors(
+    groups: Mapping[str, Tensors], accelerator: Accelerator
+) -> Iterator[tuple[str, str, Tensor]]:
+    """The main process's tensors on every process, one after the other.
+
+    Args:
+        groups: Group -> name -> tensor; read on the main process only.
+        accelerator: The processes.
+
+    Yields:
+        Group, name, and the whole tensor.
+    """
+    kinds = {
+        group: {n: (list(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in named.items()}
+        for group, named in groups.items()
+    }
+    for group, named in share_json(kinds, accelerator).items():
+        for name, (shape, dtype) in named.items():
+            if accelerator.num_processes == 1:
+                yield group, name, groups[group][name]
+                continue
+            value = torch.empty(shape, dtype=getattr(torch, dtype), device=accelerator.device)
+            if accelerator.is_main_process:
+                value.copy_(groups[group][name])
+            yield group, name, broadcast(value)
+
+
+class StopRequest:
+    """Within, the first SIGTERM or Ctrl-C sets `received`; a later one acts as usual.
+
+    Args:
+        listen: False changes nothing; so do threads but the main one, which get no signals.
+    """
+
+    received: int = 0
+
+    def __init__(self, listen: bool = True) -> None:
+        self._listen = listen and threading.current_thread() is threading.main_thread()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if self._listen:
+            self._before = {s: signal.signal(s, self._receive) for s in SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if not self.received:
+            self.received, self._first = number, time.monotonic()
+        elif time.monotonic() - self._first > ECHO_SECONDS:
+            self._restore()
+            signal.raise_signal(number)
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _true(text: str | None) -> bool:
+    return (text or "").lower() in ("1", "true", "yes", "y", "on", "t")
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Within, variables that are set have these values."""
+    before = {name: os.environ[name] for name in values if name in os.environ}
+    os.environ.update({name: values[name] for name in before})
+    try:
+        yield
+    finally:
+        os.environ.update(before)
