@@ -120,7 +120,7 @@ def test_a_denoiser_goes_by_what_it_is_told(told, kind):
 
 
 def test_the_null_class_stands_between_the_classes(told):
-    told.condition_dropout = 0.3
+    told.condition_dropout, told.data.include_held_out = 0.3, True
     folder = run(quickly(by_class(told)))
     assert Conditioning.read(folder.model) == Conditioning(
         image_channels=3, class_names=("bright", "dark"), cond_dropout=True
@@ -150,7 +150,7 @@ def test_labels_are_withheld_by_position_and_never_in_validation(told, monkeypat
     assert 5 < dropped.sum() < 30
     assert torch.equal(seen[0], torch.where(dropped, 2, batch["label"]))
     seen.clear()
-    job.held_out = job.held_out or open_stream(told.data, 0, job.images)
+    job.held_out = open_stream(told.data, 0, job.images)
     monkeypatch.setattr(type(job.held_out), "__len__", lambda self: 24, raising=False)
     job.validate(network, Accelerator(cpu=True))
     assert seen
