@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_unet.config import PictureLoss
-from ddpm_unet.evaluation.picture_scores import similarity
+from ddpm_unet.evaluation.image_quality import ssim
 
 
 def picture_loss(
@@ -39,5 +39,5 @@ def picture_loss(
             losses = F.huber_loss(pictures, truth, reduction="none", delta=huber_delta)
             return losses.flatten(1).mean(1)
         case "ssim":
-            return 1 - similarity(pictures, truth)
+            return 1 - ssim(pictures, truth)
     raise ValueError(f"loss {name!r} is not one of {', '.join(get_args(PictureLoss))}")

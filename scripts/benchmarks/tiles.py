@@ -16,7 +16,7 @@ from benchmarks.rows import MONAI, OURS, SMP, Measured, installed
 from benchmarks.timing import Effort, Timer
 from ddpm_unet import native
 from ddpm_unet.config import PredictConfig
-from ddpm_unet.inference.segmentation import tiling as default_tiling
+from ddpm_unet.inference.predictor import tiling as default_tiling
 from ddpm_unet.inference.tiles import Tiling, plan, predict_tiles
 
 WIDTH = 16

@@ -24,7 +24,7 @@ from ddpm_unet.data.sources import open_stream
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.errors import UserError
-from ddpm_unet.evaluation.plots import save_images
+from ddpm_unet.evaluation.plots import to_uint8
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.inference.writers import save_masks
@@ -107,7 +107,8 @@ def test_pairs_are_drawn_and_train_a_segmenter(joint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("images", "masks"):
         Path("drawn", name).mkdir(parents=True)
-    save_images(images, [Path(f"drawn/images/{i:05d}.png") for i in range(8)])
+    for i, image in enumerate(to_uint8(images)):
+        Image.fromarray(image.squeeze()).save(f"drawn/images/{i:05d}.png")
     save_masks(masks.numpy(), 2, [Path(f"drawn/masks/{i:05d}.png") for i in range(8)])
     data = PairDataConfig(
         images="pairs/images", masks="pairs/masks", size=8,

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from network_diagram import Block, draw, places, trace
 
 from ddpm_unet.config import ClassicConfig
-from ddpm_unet.evaluation.diagram import Block, draw, places, trace
 from ddpm_unet.models.classic import ClassicUNet
 
 

@@ -32,7 +32,7 @@ from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
 from ddpm_unet.training.segment import SegmentJob
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 ARMS = {
     "scratch": "our U-Net, from scratch",
     "denoiser": "our U-Net, from the denoiser",

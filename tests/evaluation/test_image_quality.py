@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_unet.evaluation.picture_scores import picture_scores, similarity, spectral_scores
+from ddpm_unet.evaluation.image_quality import image_scores, spectral_scores, ssim
 from ddpm_unet.training.picture_losses import picture_loss
 
 functional = pytest.importorskip("torchmetrics.functional.image")
@@ -20,7 +20,7 @@ def noisy():
 
 def test_scores_equal_scikit_image_and_closed_forms(noisy):
     picture, truth = noisy
-    scores = picture_scores(picture, truth)
+    scores = image_scores(picture, truth)
     a, b = picture.numpy(), truth.numpy()
     assert scores["psnr"] == pytest.approx(metrics.peak_signal_noise_ratio(b, a, data_range=2))
     assert scores["mae"] == pytest.approx(np.abs(a - b).mean() / 2)
@@ -37,7 +37,7 @@ def test_scores_equal_scikit_image_and_closed_forms(noisy):
 
 
 def test_equal_pictures_are_perfect(noisy):
-    scores = picture_scores(noisy[1], noisy[1])
+    scores = image_scores(noisy[1], noisy[1])
     assert scores == {"psnr": math.inf, "ssim": pytest.approx(1), "mae": 0}
 
 
@@ -67,7 +67,7 @@ def test_losses_are_their_formulas_and_add_up_over_a_batch(noisy):
         "l2": error.square().flatten(1).mean(1),
         "huber": huber.flatten(1).mean(1),
         "ssim": 1
-        - torch.cat([similarity(p[None], t[None]) for p, t in zip(pictures, truth, strict=True)]),
+        - torch.cat([ssim(p[None], t[None]) for p, t in zip(pictures, truth, strict=True)]),
     }
     for name, losses in expected.items():
         found = picture_loss(name, pictures, truth, delta)

@@ -1,7 +1,6 @@
 import torch
+from network_cost import forward_cost
 from torch import nn
-
-from ddpm_unet.evaluation.cost import forward_cost
 
 
 def test_counts_of_two_layers_by_hand():

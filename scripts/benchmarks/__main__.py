@@ -1,4 +1,4 @@
-"""Measure this library beside its peers: `python scripts/benchmark.py`.
+"""Measure this library beside its peers: `python scripts/benchmarks`.
 
 Prints docs/benchmarks.md and writes it, with the raw figures in docs/benchmarks.json. Rows that
 are not measured now keep what the file says of them.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from benchmarks.rows import Results, Row
     from benchmarks.timing import Effort
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 ROUGH = Path("runs") / "benchmarks"
 
 
@@ -191,6 +191,7 @@ def measure(names: list[str], rows: "dict[str, Row]", effort: "Effort", results:
         UserError: There is no GPU for the rows of one.
     """
     import torch
+
     from benchmarks.machine import circumstances
 
     if any(rows[name].device == "cuda" for name in names) and not torch.cuda.is_available():
@@ -204,5 +205,6 @@ def measure(names: list[str], rows: "dict[str, Row]", effort: "Effort", results:
 
 
 if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # of the package `benchmarks`
     with user_errors():
         main()

@@ -1,7 +1,6 @@
 import pytest
 import torch
-
-from ddpm_unet.evaluation.uncertainty import calibration, mean_and_spread, plot_reliability
+from uncertainty import calibration, mean_and_spread, plot_reliability
 
 
 def drawn(width, count=8, pixels=20_000):

@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from network_cost import forward_cost
+from network_diagram import draw, trace
 from torch import Tensor
 
 from ddpm_unet.command_line import read_settings, user_errors
 from ddpm_unet.config import SegmentConfig
 from ddpm_unet.config.reading import read_yaml
 from ddpm_unet.data.masks import IGNORE_INDEX
-from ddpm_unet.evaluation.cost import forward_cost
-from ddpm_unet.evaluation.diagram import draw, trace
 from ddpm_unet.evaluation.metrics import confusion, overlap
 from ddpm_unet.inference.overlay import class_colors, displayable, draw_overlay
-from ddpm_unet.inference.segmentation import SegmentationModel, class_probabilities, tiling
+from ddpm_unet.inference.predictor import SegmentationModel, class_probabilities, tiling
 from ddpm_unet.inference.tiles import predict_tiles
 from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
@@ -38,7 +38,7 @@ from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
 from ddpm_unet.training.segment import SegmentJob
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 MEMBERS = read_yaml(CONFIGS / "family" / "members.yaml")
 COMMON = "histology_nuclei.yaml"
 

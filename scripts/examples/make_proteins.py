@@ -1,4 +1,6 @@
-"""Synthetic proteins with planted pockets, to try point sets: `python scripts/make_proteins.py`.
+"""Synthetic proteins with planted pockets, to try point sets.
+
+    python scripts/examples/make_proteins.py
 
 A protein is a globule of atoms on a jittered lattice. Cavities are carved into its surface; the
 lining of half of them is rich in nitrogen and oxygen, and those atoms are the binding site. The

@@ -1,6 +1,6 @@
 """Draw many samples for each condition picture, and hold their spread against their error.
 
-    python scripts/uncertainty.py --model runs/x/model --images DIR --targets DIR
+    python scripts/examples/uncertainty.py --model runs/x/model --images DIR --targets DIR
 
 The model is a denoiser that goes by a picture (data.condition). Tiles of its size are cut from the
 pictures, evenly spread. Written are map.png (input, truth, mean, error and spread of each tile),
@@ -9,13 +9,17 @@ calibration.png and scores.json.
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ddpm_unet.command_line import ArgumentParser, user_errors, whole
 from ddpm_unet.config import PairDataConfig
 from ddpm_unet.errors import UserError
+from ddpm_unet.evaluation.plots import pyplot, save_side_by_side
 
 
 def arguments() -> Namespace:
@@ -36,8 +40,6 @@ def arguments() -> Namespace:
 
 def cut_tiles(pairs: Any, side: int, count: int) -> tuple[Any, Any]:
     """Condition planes `[T, K, side, side]` and truth `[T, C, side, side]`, in [-1, 1]."""
-    import torch
-
     found = []
     for number in range(len(pairs)):
         item = pairs[number]
@@ -53,10 +55,103 @@ def cut_tiles(pairs: Any, side: int, count: int) -> tuple[Any, Any]:
     return torch.stack(planes), torch.stack(truth)
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """How the spread of samples and the error of their mean go together, over all pixels.
+
+    Were truth and samples drawn from one distribution, `ratio` would be 1 and `bin_rmse` equal
+    `bin_spread`.
+
+    Args:
+        rmse: Root mean square error of the mean.
+        spread: Root mean square of the spread.
+        ratio: spread / rmse: below 1 the samples are too sure, above 1 too unsure.
+        correlation: Of the ranks of spread and absolute error (Spearman), -1 to 1.
+        bin_spread: Root mean square of the spread in bins of equally many pixels, `[bins]`.
+        bin_rmse: Root mean square error in them, `[bins]`.
+    """
+
+    rmse: float
+    spread: float
+    ratio: float
+    correlation: float
+    bin_spread: Tensor
+    bin_rmse: Tensor
+
+
+def mean_and_spread(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """What N samples of each picture say, `[B, ...]` each.
+
+    Args:
+        samples: `[B, N, ...]`, N at least 2.
+
+    Returns:
+        Their mean; and the standard deviation that the error of that mean has if the truth is one
+        sample more: the unbiased variance of the samples times 1 + 1/N, its root (Fortin 2014,
+        eq. 15).
+    """
+    count = samples.shape[1]
+    if count < 2:
+        raise ValueError("one sample has no spread; give 2 or more of each picture")
+    spread = (samples.var(dim=1) * (1 + 1 / count)).sqrt()
+    return samples.mean(dim=1), spread
+
+
+def calibration(mean: Tensor, spread: Tensor, truth: Tensor, bins: int = 10) -> Calibration:
+    """Hold the spread against the error, pixel by pixel.
+
+    Args:
+        mean: Of the samples, any shape.
+        spread: From `mean_and_spread`, of that shape.
+        truth: Of that shape.
+        bins: Of equally many pixels, from the smallest spread to the largest.
+
+    Raises:
+        ValueError: Fewer pixels than bins.
+    """
+    error, spread = (mean - truth).double().flatten(), spread.double().flatten()
+    if len(error) < bins:
+        raise ValueError(f"{len(error)} pixels do not fill {bins} bins")
+    order = spread.argsort()
+    rmse, all_spread = _root_mean_square(error), _root_mean_square(spread)
+    return Calibration(
+        rmse=float(rmse),
+        spread=float(all_spread),
+        ratio=float(all_spread / rmse),
+        correlation=_rank_correlation(spread, error.abs()),
+        bin_spread=torch.stack([_root_mean_square(part) for part in spread[order].chunk(bins)]),
+        bin_rmse=torch.stack([_root_mean_square(part) for part in error[order].chunk(bins)]),
+    )
+
+
+def plot_reliability(found: Calibration, path: Path) -> None:
+    """Plot the errors of the bins against the spreads that foretold them, with the diagonal."""
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(4.2, 4), layout="constrained")
+    spread, error = found.bin_spread.numpy(), found.bin_rmse.numpy()
+    end = 1.05 * max(spread.max(), error.max())
+    axis.plot([0, end], [0, end], color="grey", lw=1, ls="--", label="calibrated")
+    axis.plot(spread, error, marker="o", label="bins of equally many pixels")
+    axis.set(xlim=(0, end), ylim=(0, end), xlabel="spread of the samples")
+    axis.set(ylabel="root mean square error of their mean", aspect="equal")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _root_mean_square(values: Tensor) -> Tensor:
+    return values.square().mean().sqrt()
+
+
+def _rank_correlation(a: Tensor, b: Tensor) -> float:
+    ranks = torch.stack([values.argsort().argsort().double() for values in (a, b)])
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
 def main() -> None:
     args = arguments()
 
-    import torch
     from accelerate import Accelerator
     from tqdm import tqdm
 
@@ -64,8 +159,6 @@ def main() -> None:
     from ddpm_unet.data.target_set import TargetSet
     from ddpm_unet.diffusion.conditioning import concat_cond
     from ddpm_unet.diffusion.samplers import make_scheduler
-    from ddpm_unet.evaluation.plots import save_side_by_side
-    from ddpm_unet.evaluation.uncertainty import calibration, mean_and_spread, plot_reliability
     from ddpm_unet.inference.conditioning import Conditioning
     from ddpm_unet.inference.denoiser import generate
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
@@ -118,7 +211,7 @@ def main() -> None:
         mean, spread = mean_and_spread(samples)
         found = calibration(mean, spread, truth)
         one = float((samples - truth[:, None]).square().mean().sqrt())
-        scores = {k: v.tolist() if isinstance(v, torch.Tensor) else v
+        scores = {k: v.tolist() if isinstance(v, Tensor) else v
                   for k, v in asdict(found).items()} | {"rmse_of_one_sample": one}  # fmt: skip
         replace_json(args.out / "scores.json", scores)
         error = (mean - truth).abs().mean(1, keepdim=True)

@@ -1,5 +1,5 @@
-"""Which samplers draw rightly from which denoisers, measured: `python -m
-ddpm_unet.evaluation.sampler_table` writes docs/samplers.md.
+"""Which samplers draw rightly from which denoisers, measured: `python
+scripts/experiments/sampler_table.py` writes docs/samplers.md.
 
 The data are Gaussians, one a channel, whose best denoiser is known in closed form. What is drawn
 must have their means and deviations, ever better with more steps; a pair that does not get there
@@ -29,7 +29,7 @@ SIDE = 48
 PAGE = Path(__file__).parents[2] / "docs" / "samplers.md"
 _TEXT = """# Samplers
 
-Written by `python -m ddpm_unet.evaluation.sampler_table`.
+Written by `python scripts/experiments/sampler_table.py`.
 
 What each sampler makes of the best denoiser of three Gaussians (means {means}, standard
 deviations {stds}), which is known in closed form, after {steps} steps: the
