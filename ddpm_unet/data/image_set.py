@@ -20,9 +20,8 @@ from typing_extensions import override
 
 from ddpm_unet.config import ValueRange
 from ddpm_unet.data.collection import Collection
-from ddpm_unet.data.fitting import resize
 from ddpm_unet.data.images import ImageInfo, check_pixels
-from ddpm_unet.data.pixels import box, convert_channels, normalised, to_unit
+from ddpm_unet.data.pixels import box, convert_channels, normalised, resize, to_unit
 from ddpm_unet.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ import tifffile
 from PIL import Image
 
 from ddpm_unet.data.collection import ArrayCollection, Selection
-from ddpm_unet.data.fitting import resize
 from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.image_set import Fit, PackedImages, StreamedImages, open_collection, survey
+from ddpm_unet.data.pixels import resize
 from ddpm_unet.errors import UserError
 
 RNG = np.random.default_rng(0)
