@@ -16,8 +16,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ddpm_unet.data.conditioning import Sequences
 from ddpm_unet.data.preprocessing import Preprocessing
-from ddpm_unet.data.sequences import Sequences
 from ddpm_unet.diffusion.conditioning import (
     ALWAYS,
     autoguidance,
