@@ -31,8 +31,7 @@ from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.inference.tiles import Tiling, predict_tiles
-from ddpm_unet.models import UNet
-from ddpm_unet.models import precompute_time_embeddings
+from ddpm_unet.models import UNet, precompute_time_embeddings
 from ddpm_unet.training import loop
 
 ROOT = Path(__file__).parents[2]
