@@ -378,15 +378,19 @@ class GaussianDiffusion(nn.Module):
 
         Equal steps of log-SNR, as DPM-Solver takes (Lu 2022, arXiv:2206.00927, section 3.3): with
         10 to 50 of them solvers miss the exact solution by several times less than with equal
-        steps of time.
+        steps of time. From zero SNR the first step leads to 80 at most (Karras 2022): until there
+        the path is straight, as nothing is seen of the image.
 
         Returns:
             `float64 [steps + 1]`.
         """
         if not 1 <= steps <= self.num_timesteps:
             raise UserError(f"{steps} sampling steps: give 1 to {self.num_timesteps}")
-        levels = np.exp(np.linspace(self._log_sigmas[-1], self._log_sigmas[0], steps))
-        return torch.from_numpy(np.append(levels, 0.0))
+        high, low = self._log_sigmas[-1], self._log_sigmas[0]
+        levels = np.linspace(high, low, steps)
+        if self.rescale_betas_zero_snr and steps > 1:
+            levels[1:] = np.linspace(min(high, math.log(80)), low, steps - 1)
+        return torch.from_numpy(np.append(np.exp(levels), 0.0))
 
     def preconditioning(self, sigma: float) -> tuple[float, float, float, float]:
         """c_in, time, c_skip and c_out of a noise level (as of `EDMDiffusion`).

@@ -104,7 +104,7 @@ def read_diffusion(folder: Path) -> Diffusion:
         "p2_gamma",
         "vlb_weight",
     }
-    values = {key: value for key, value in settings.items() if key in known}
+    values = {k: v for k, v in settings.items() if k in known and v is not None}
     if values.get("variance_type") in (None, "fixed_small_log"):  # the same by itself
         values.pop("variance_type", None)
     config = from_plain(DiffusionConfig, values, path)

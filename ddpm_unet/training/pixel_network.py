@@ -11,9 +11,10 @@ import yaml
 from torch import Tensor, nn
 
 from ddpm_unet.config import SegmentConfig
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.splits import Split
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.segmentation import Preparation, SegmentationModel, dimensions, tiling
+from ddpm_unet.inference.predictor import SegmentationModel, dimensions, tiling
 from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.segmenter import Segmenter
 from ddpm_unet.models.unet import UNet
@@ -61,7 +62,7 @@ def export(
     model: nn.Module,
     state_dict: dict[str, Tensor],
     folder: Path,
-    preparation: Preparation,
+    preparation: Preprocessing,
     split: Split,
 ) -> None:
     """Write a folder that `scripts/segment.py` reads, and the split beside it."""

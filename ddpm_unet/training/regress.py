@@ -16,16 +16,21 @@ from torch import Tensor, nn
 from ddpm_unet.config import SegmentConfig
 from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data.check import check_pairs
+from ddpm_unet.data.labelled import TargetSet
 from ddpm_unet.data.pair_stream import PairStream
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.splits import split_pictures
-from ddpm_unet.data.target_set import TargetSet
 from ddpm_unet.data.targets import picture_settings
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import SMALLEST, image_scores, torchmetrics_of_images
 from ddpm_unet.evaluation.plots import save_picture
 from ddpm_unet.inference.overlay import displayable
-from ddpm_unet.inference.regression import completed, numbers
-from ddpm_unet.inference.segmentation import Preparation, SegmentationModel, tiling
+from ddpm_unet.inference.predictor import (
+    SegmentationModel,
+    add_residual,
+    regressed_values,
+    tiling,
+)
 from ddpm_unet.inference.tiles import predict_tiles
 from ddpm_unet.training.job import Batch, micro_batches
 from ddpm_unet.training.picture_losses import picture_loss
@@ -36,7 +41,7 @@ SCORES = ("psnr", "ssim", "mae")
 
 
 class RegressJob:
-    """A network that gives every pixel numbers, trained on pictures.
+    """A network that gives every pixel regressed_values, trained on pictures.
 
     Args:
         config: All settings; `init` is a folder or "scratch".
@@ -108,7 +113,7 @@ class RegressJob:
         losses = [
             picture_loss(
                 settings.loss,
-                completed(output, batch["image"], settings.residual),
+                add_residual(output, batch["image"], settings.residual),
                 batch["target"],
                 settings.huber_delta,
             )
@@ -169,7 +174,7 @@ class RegressJob:
     def export(self, model: nn.Module, state_dict: dict[str, Tensor], folder: Path) -> None:
         """Write a folder that `scripts/segment.py` reads, and the split beside it."""
         data = self.config.data
-        preparation = Preparation(
+        preparation = Preprocessing(
             _any(model).in_channels,
             data.scale,
             data.value_range,
@@ -181,7 +186,7 @@ class RegressJob:
     def _predict(self, model: nn.Module, image: Tensor, device: torch.device) -> Tensor:
         """What a whole picture becomes, `float32 [K, H, W]` on `device`."""
         predict, network = self.config.predict, _any(model)
-        found = numbers(network, self.config.regression.residual, predict.tta)
+        found = regressed_values(network, self.config.regression.residual, predict.tta)
         return predict_tiles(found, image, tiling(network, predict), device=device).to(device)
 
     def _scored(self, part: str) -> TargetSet:

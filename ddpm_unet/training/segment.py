@@ -17,23 +17,18 @@ from torch.utils.data import Dataset
 from ddpm_unet.config import SegmentConfig
 from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data.check import check_pairs
-from ddpm_unet.data.extra_pairs import WithExtra
 from ddpm_unet.data.labelled import LabelledSet
 from ddpm_unet.data.masks import IGNORE_INDEX
-from ddpm_unet.data.pair_stream import PairStream
+from ddpm_unet.data.pair_stream import PairStream, WithExtra
 from ddpm_unet.data.pairs import BUILTIN_HELD_OUT, BUILTIN_IMAGES, POINTS
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.splits import split_pictures
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.metrics import confusion, overlap
 from ddpm_unet.evaluation.plots import save_picture
 from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.inference.overlay import class_colors, side_by_side
-from ddpm_unet.inference.segmentation import (
-    Preparation,
-    SegmentationModel,
-    class_probabilities,
-    tiling,
-)
+from ddpm_unet.inference.predictor import SegmentationModel, class_probabilities, tiling
 from ddpm_unet.inference.tiles import predict_tiles
 from ddpm_unet.training.job import Batch, micro_batches
 from ddpm_unet.training.joint import JointDenoising
@@ -231,7 +226,7 @@ class SegmentJob:
         network: Any = model
         data = self.config.data
         voxel = data.voxel if data.masks == POINTS else None
-        preparation = Preparation(network.in_channels, data.scale, data.value_range, voxel)
+        preparation = Preprocessing(network.in_channels, data.scale, data.value_range, voxel)
         export(model, state_dict, folder, preparation, self.split)
 
     def _predict(self, model: nn.Module, image: Tensor, device: torch.device) -> Tensor:

@@ -30,11 +30,11 @@ from benchmarks.rows import DIFFUSERS, LUCIDRAINS, OURS, Measured, installed
 from benchmarks.sampling import of_similar_work
 from benchmarks.timing import Effort, Timer
 from ddpm_unet.config import DenoiseConfig, ImageDataConfig, TrainConfig, UNetConfig
+from ddpm_unet.cpu import FusedAdamWEMA
 from ddpm_unet.models import UNet
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.job import Batch
 from ddpm_unet.training.loop import train
-from ddpm_unet.training.one_pass import Update
 from ddpm_unet.training.run_folder import RunFolder
 from ddpm_unet.training.state import EMA, build_optimizer
 
@@ -142,9 +142,9 @@ def step(effort: Effort, batch: int) -> Measured:
 def compare_gradients(job: DenoiseJob, ours: UNet, theirs: Any) -> float:
     """Both networks' gradients of the loss of the same noisy pictures; they are cleared after."""
     images = pictures(ours.config, 2)[0]
-    t, noise = job.objective.draw(0, range(2), images.shape[1:])
-    job.objective.losses(ours, images, t, noise).mean().backward()
-    noisy = job.objective.add_noise(images, t, noise)
+    t, noise = job.diffusion.draw(0, range(2), images.shape[1:])
+    job.diffusion.losses(ours, images, t, noise).mean().backward()
+    noisy = job.diffusion.add_noise(images, t, noise)
     F.mse_loss(theirs(noisy, t).sample, noise).backward()
     apart = gradient_difference(ours, theirs)
     ours.zero_grad(set_to_none=True)
@@ -236,7 +236,7 @@ def optimizer_and_average(effort: Effort, model: UNetConfig | None = None) -> Me
         a.grad = torch.randn_like(a)
         b.grad = a.grad
     optimizer, average = build_optimizer([{"params": ours}], config), EMA(ours, config.ema_decay)
-    update = Update(optimizer, average)
+    update = FusedAdamWEMA(optimizer, average)
     default = torch.optim.AdamW(
         theirs, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
     )

@@ -28,7 +28,7 @@ from ddpm_unet.config.reading import read_yaml
 from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.evaluation.metrics import confusion, overlap
 from ddpm_unet.inference.overlay import class_colors, displayable, draw_overlay
-from ddpm_unet.inference.segmentation import SegmentationModel, class_probabilities, tiling
+from ddpm_unet.inference.predictor import SegmentationModel, class_probabilities, tiling
 from ddpm_unet.inference.tiles import predict_tiles
 from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model

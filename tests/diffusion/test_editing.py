@@ -74,7 +74,8 @@ def test_a_hole_is_filled_as_its_surroundings_suggest():
 
     def slope(resamplings):
         found = inpaint(
-            Oracle(PAIR, CONFIG), make_sampler("ddpm", CONFIG), known, hole, seed=0, indices=range(24),
+            Oracle(PAIR, CONFIG), make_sampler("ddpm", CONFIG), known, hole, seed=0,
+            indices=range(24),
             steps=60, jump=5, resamplings=resamplings,
         )  # fmt: skip
         assert torch.equal(found[:, 0], first.expand(24, 8, 8))
