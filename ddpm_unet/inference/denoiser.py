@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_unet.data.sequences import Sequences
+from ddpm_unet.data.conditioning import Sequences
 from ddpm_unet.diffusion.conditioning import (
     ALWAYS,
     autoguidance,
