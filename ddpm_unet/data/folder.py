@@ -1,4 +1,4 @@
-"""A folder of pictures, searched through all its sub-folders."""
+"""A folder of images, searched through all its sub-folders."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ddpm_unet.errors import UserError
 
 
 class Folder(Collection):
-    """The picture files under a folder, in natural order (img2 before img10).
+    """The image files under a folder, in natural order (img2 before img10).
 
-    A file is a picture, or with dims 3 a volume, by its extension; hidden files and folders are
+    A file is an image, or with dims 3 a volume, by its extension; hidden files and folders are
     passed over, and files with other extensions are counted in `note`.
     """
 
@@ -32,12 +32,12 @@ class Folder(Collection):
 
         Args:
             root: The folder.
-            max_pixels: Largest picture that will be read, million pixels.
+            max_pixels: Largest image that will be read, million pixels.
             class_labels: The first folder level below root names the class.
-            dims: 2 for pictures, 3 for volumes.
+            dims: 2 for images, 3 for volumes.
 
         Raises:
-            UserError: No such folder, no picture in it, or a picture without a class.
+            UserError: No such folder, no image in it, or an image without a class.
         """
         self.root, self.max_pixels, self.dims = Path(root), max_pixels, dims
         paths, others = list_images(self.root, dims)
@@ -82,14 +82,14 @@ class Folder(Collection):
 
 
 def list_images(root: Path, dims: int = 2) -> tuple[list[str], Counter[str]]:
-    """Relative paths of the pictures below root in natural order, and other files by extension.
+    """Relative paths of the images below root in natural order, and other files by extension.
 
     Args:
         root: The folder.
-        dims: 2 for pictures, 3 for volumes.
+        dims: 2 for images, 3 for volumes.
 
     Raises:
-        UserError: No such folder, a folder that may not be read, or no picture at all.
+        UserError: No such folder, a folder that may not be read, or no image at all.
     """
     if not root.is_dir():
         what = "is a file, not a folder of images" if root.exists() else "no such folder"
