@@ -351,6 +351,7 @@ def _fitted(collection: Collection, fit: Fit, layout: Layout, index: int) -> np.
     planes = fit.apply(collection.read(index), name)
     expected = (layout.channels, *layout.sizes[index])
     if planes.shape != expected or planes.dtype != layout.dtype:
+        collection.changed(index)
         raise UserError(f"{name}: has changed while it was in use; start again")
     return planes
 

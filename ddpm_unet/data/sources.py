@@ -20,6 +20,7 @@ import numpy as np
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data import histology
 from ddpm_unet.data.collection import (
+    CACHE,
     FASHION_CLASSES,
     ArrayCollection,
     Collection,
@@ -36,7 +37,6 @@ from ddpm_unet.data.settings import check_data_settings
 from ddpm_unet.data.stream import Grid, Stream
 from ddpm_unet.errors import UserError
 
-CACHE = Path.home() / ".cache" / "ddpm_unet"
 Share = Literal["train", "held out", "all"]
 ONE_IN = 20  # images of a source without splits held out
 NAMED = ("builtin:", "torchvision:", "huggingface:")
