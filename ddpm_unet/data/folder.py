@@ -153,22 +153,15 @@ class Folder(Collection):
         return look(self.name(index), self.max_pixels)
 
 
-<<<<<<< HEAD
-def list_images(root: Path, dims: int = 2) -> tuple[list[str], Counter[str]]:
-=======
 def list_images(
     root: Path, dims: int = 2, folders: dict[str, int] | None = None
 ) -> tuple[list[str], Counter[str]]:
->>>>>>> main
     """Relative paths of the images below root in natural order, and other files by extension.
 
     Args:
         root: The folder.
         dims: 2 for images, 3 for volumes.
-<<<<<<< HEAD
-=======
         folders: Gets each folder that was listed and when it last changed, nanoseconds.
->>>>>>> main
 
     Raises:
         UserError: No such folder, a folder that may not be read, or no image at all.
