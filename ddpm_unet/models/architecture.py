@@ -175,7 +175,8 @@ def _check_kind(config: UNetConfig) -> None:
             " set it to the context's channels"
         )
     default = {field.name: field.default for field in fields(UNetConfig)}
-    foreign, whose, cure = CONDITIONAL_ONLY, "conditional networks", "set cross_attention_dim"
+    foreign: tuple[str, ...] = CONDITIONAL_ONLY
+    whose, cure = "conditional networks", "set cross_attention_dim"
     if config.conditional:
         foreign, whose, cure = DDPM_ONLY, "networks without context", f"{cure} to null"
     for name in foreign:
