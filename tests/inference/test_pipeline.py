@@ -110,7 +110,7 @@ def test_learned_variances_are_those_of_the_diffusers_pipeline(tmp_path):
     torch.testing.assert_close(ours.clamp(-1, 1), theirs, rtol=1e-3, atol=1e-3)
     fixed = sample(
         unet,
-        make_scheduler("ddpm", replace(read, variance_type="fixed_small")),
+        make_scheduler("ddpm", GaussianDiffusion(**read.config | {"variance_type": "fixed_small"})),
         image_shape(unet.config),
         seed=3,
         indices=range(2),
