@@ -43,47 +43,19 @@ Draw = Callable[[float], Tensor]
 """From a standard deviation to noise of it, `[B, *shape]`, in a tensor to be overwritten."""
 
 
-class Plan(Protocol):
-    """A sampler, made ready for a number of steps.
-
-    Args:
-        times: What the network is told in each of its evaluations.
-        initial_std: Of the noise that it begins with.
-        order: A job may begin at every order-th evaluation.
-    """
-
-    times: list[float]
-    initial_std: float
-    order: int
-
-    def begin(self, index: int, images: Tensor, noise: Tensor) -> Tensor:
-        """The state before evaluation `index`, the first one, of images and standard noise."""
-
-    def model_input(self, index: int, x: Tensor) -> Tensor:
-        """What the network sees."""
-
-    def step(self, index: int, x: Tensor, prediction: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        """The next x, and the predicted image."""
-
-
 class Sampler(Protocol):
-    """What `sample` takes.
-
-    Args:
-        name: For messages.
-        diffusion: The forward process; None if the sampler alone knows it.
-        clip: Whether predicted images are kept in [-1, 1], for self-conditioning.
-    """
+    """What `sample` takes. `clip`: predicted images are kept in [-1, 1], for self-conditioning."""
 
     name: str
     diffusion: Diffusion | None
     clip: bool
 
-    def plan(self, steps: int, eta: float | None, generators: list[torch.Generator]) -> Plan:
-        """Make it ready.
+    def plan(self, steps: int, eta: float | None, generators: list[torch.Generator]) -> Any:
+        """Its plan of so many steps.
 
-        Raises:
-            UserError: A number of steps that it cannot take.
+        It has `times` that the network is told, `initial_std` of the noise, `order` (a job may
+        begin at every order-th evaluation), `begin(index, images, noise)`, and either
+        `model_input(index, x)` and `step(index, x, prediction, draw)`, or `solve`.
         """
 
 
