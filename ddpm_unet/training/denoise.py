@@ -22,8 +22,8 @@ from ddpm_unet.diffusion.conditioning import (
     draw_dropped,
     drop_cond,
 )
-from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.edm import make_diffusion
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import save_grid
 from ddpm_unet.inference.conditioning import Cond, Conditioning, class_cond
@@ -63,8 +63,7 @@ class DenoiseJob:
         self.images = self.stream.images
         self.held_out: Grid | LatentWindows | None = held_out(config.data)
         self.latent = _latent_space(config, self.images)
-        latents: dict[str, Any] = {"clip_sample": False} if self.latent else {}
-        self.diffusion = GaussianDiffusion.from_config(config.diffusion, **latents)
+        self.diffusion = make_diffusion(config.diffusion, latents=self.latent is not None)
         self.diffusion.check_loss(**config.diffusion.loss_options)
         self.self_conditioning = SelfConditioning(self.diffusion)
         self.told = Conditioning(
@@ -144,7 +143,9 @@ class DenoiseJob:
         with accelerator.autocast():
             drawn = generate_together(
                 concat_cond(network),
-                make_scheduler("ddim", self.diffusion),
+                make_sampler(
+                    "heun" if self.config.diffusion.process == "edm" else "ddim", self.diffusion
+                ),
                 image_shape(network.config, channels=self.told.drawn_channels),
                 self.config.preview.num_images,
                 seed=self.config.seed,

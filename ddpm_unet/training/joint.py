@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ddpm_unet.config import SegmentConfig
 from ddpm_unet.data.sources import open_images, open_stream
 from ddpm_unet.data.stream import Stream, to_model_range
-from ddpm_unet.diffusion.process import GaussianDiffusion
+from ddpm_unet.diffusion.edm import make_diffusion
 from ddpm_unet.inference.pipeline import read_diffusion
 from ddpm_unet.training.job import Batch
 
@@ -49,7 +49,7 @@ class JointDenoising:
         self.images = open_images(self.settings)
         self.loss_options = config.diffusion.loss_options
         self.diffusion = (
-            GaussianDiffusion.from_config(config.diffusion)
+            make_diffusion(config.diffusion)
             if config.init == SCRATCH
             else read_diffusion(Path(str(config.init)))
         )
