@@ -33,7 +33,7 @@ class ScoredJob(Protocol):
     config: Any
 
     @property
-    def test(self) -> PairSet[Any] | None:
+    def test(self) -> PairSet | None:
         """The pictures kept to test."""
 
     def count(self, model: nn.Module, pictures: Any, number: int, device: torch.device) -> Tensor:
@@ -66,7 +66,7 @@ def somebody_validates(config: SegmentConfig, split: Split) -> bool:
 
 
 def score_validation(
-    job: ScoredJob, model: nn.Module, pictures: PairSet[Any], accelerator: Accelerator
+    job: ScoredJob, model: nn.Module, pictures: PairSet, accelerator: Accelerator
 ) -> dict[str, float]:
     """Scores of whole pictures, shared among the processes."""
     shares: Iterable[tuple[Sequence[int], float]] = even_batches(len(pictures), 1, accelerator)
