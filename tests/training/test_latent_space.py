@@ -26,6 +26,7 @@ from ddpm_unet.models.autoencoder import Autoencoder
 from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.from_config import build_denoise_job
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
 
@@ -70,12 +71,12 @@ def accelerator():
 
 def run(settings, job=None):
     folder = RunFolder(Path(settings.run))
-    train(job or DenoiseJob(settings), folder, settings)
+    train(job or build_denoise_job(settings), folder, settings)
     return folder
 
 
 def test_windows_are_what_the_autoencoder_makes_of_them(latent, peer, accelerator):
-    job = DenoiseJob(latent)
+    job = build_denoise_job(latent)
     stream = job.latent.training(accelerator)
     pixels = Stream(job.images, latent.data, seed=0)
     assert len(stream) == 2 * pixels.epoch_length
@@ -99,13 +100,13 @@ def test_windows_are_what_the_autoencoder_makes_of_them(latent, peer, accelerato
 
 
 def test_a_batch_is_its_positions_and_nothing_else(latent, accelerator):
-    stream = DenoiseJob(latent).latent.training(accelerator)
+    stream = build_denoise_job(latent).latent.training(accelerator)
     positions = [3, 99, 7, 10**9]
     batch = stream.__getitems__(positions)
     for place, position in enumerate(positions):
         assert torch.equal(stream[position]["image"], batch["image"][place])
     latent.seed = 1
-    other = DenoiseJob(latent).latent.training(accelerator).__getitems__(positions)
+    other = build_denoise_job(latent).latent.training(accelerator).__getitems__(positions)
     assert not torch.equal(other["image"], batch["image"])
 
 
@@ -123,7 +124,7 @@ def test_windows_are_encoded_once_for_what_they_are(latent, accelerator, monkeyp
     def files_after(**changes):
         for name, value in changes.items():
             setattr(latent.data, name, value)
-        DenoiseJob(latent).latent.training(accelerator)
+        build_denoise_job(latent).latent.training(accelerator)
         return len(list(cache.iterdir()))
 
     assert files_after() == 1
@@ -163,7 +164,7 @@ def test_a_run_ends_the_same_killed_or_not(latent, tmp_path):
     assert any("val_loss" in line for line in whole.read_metrics())
     latent.run = str(tmp_path / "killed")
     with pytest.raises(Killed):
-        run(latent, KilledJob(latent))
+        run(latent, build_denoise_job(latent, KilledJob))
     resumed = run(latent)
     ends = [read_checkpoint(checkpoint_paths(f.checkpoints)[-1]) for f in (whole, resumed)]
     for group in ("model", "ema", "optimizer"):
@@ -260,7 +261,7 @@ def test_what_cannot_be(latent, change, message):
 
 
 def test_a_damaged_file_is_named(latent, accelerator):
-    job = DenoiseJob(latent)
+    job = build_denoise_job(latent)
     job.latent.training(accelerator)
     (path,) = Path(latent.latent.cache).iterdir()
     path.write_bytes(path.read_bytes()[:-7])
