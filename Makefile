@@ -31,7 +31,7 @@ test: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
-	$(BIN)/python scripts/benchmark.py $(ARGS)
+	$(BIN)/python scripts/benchmarks $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

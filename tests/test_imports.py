@@ -6,8 +6,8 @@ import sys
 import pytest
 
 SEGMENTING = """
-from ddpm_unet.inference.files import FileSegmenter
-from ddpm_unet.inference.segmentation import class_probabilities
+from ddpm_unet.inference.results import write_masks
+from ddpm_unet.inference.predictor import Predictor
 from ddpm_unet.models.segmenter import load_segmentation_model
 """
 SAMPLING = """

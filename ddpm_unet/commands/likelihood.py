@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from accelerate import Accelerator
     from tqdm import tqdm
 
+    from ddpm_unet.cpu import accelerate_cpu
     from ddpm_unet.data.stream import Grid, to_model_range
     from ddpm_unet.diffusion.conditioning import concat_cond
     from ddpm_unet.evaluation.likelihood import measure, plot_likelihood
@@ -71,12 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"data.source: has images of {images.layout.channels} channels, {folder} is of "
             f"{channels}; set data.channels"
         )
-    windows = Grid(images, settings.data) if args.all else job.held_out
+    windows = Grid(images) if args.all else job.held_out
     if not isinstance(windows, Grid):
         raise UserError(f"data.source {settings.data.source}: holds no picture out; give --all")
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     device, main_one = accelerator.device, accelerator.is_main_process
-    network: Any = unet.to(device)
+    network: Any = accelerate_cpu(unet.to(device))
     count = min(args.images, len(windows))
     batched = [range(i, min(i + args.batch_size, count)) for i in range(0, count, args.batch_size)]
     mine = batched[accelerator.process_index :: accelerator.num_processes]

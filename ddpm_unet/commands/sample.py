@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images = read_images(begin, denoiser.image_channels, args.size) if begin else None
     film = Trajectory(args.film) if args.film > 0 else None
     shard = (accelerator.process_index, accelerator.num_processes)
-    with at_speed(denoiser.unet, accelerator.device, args.precision, args.compile) as network:
+    with at_speed(denoiser.unet, accelerator.device, args) as network:
         denoiser.network = network if args.compile else None
         given: dict[str, Any] = {
             "steps": args.steps,
@@ -102,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "guide": args.guide and read_guide(args.guide, denoiser),
             "init_image": None if args.interpolate else images,
             "strength": args.strength,
-            "mask": args.mask and read_hole(args.mask, images.shape[2:]),
+            "mask": (images is not None and args.mask and read_hole(args.mask, images.shape[2:]))
+            or None,
             "resamplings": args.resamplings,
             "interpolate": images if args.interpolate else None,
             "tile": args.tile,

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from ddpm_unet.data.folder import list_images
     from ddpm_unet.data.targets import Targets
-    from ddpm_unet.evaluation.picture_scores import SMALLEST, picture_scores, spectral_scores
+    from ddpm_unet.evaluation.image_quality import SMALLEST, image_scores, spectral_scores
     from ddpm_unet.evaluation.plots import save_side_by_side
     from ddpm_unet.inference.overlay import displayable
     from ddpm_unet.inference.writers import output_folder
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             made = torch.from_numpy(np.moveaxis(targets.to_unit(pixels), -1, 0))
             if made.shape != truth.shape:
                 raise UserError(f"{folder}: {file.name} has another shape than its target {file}")
-            found = picture_scores(made, truth)
+            found = image_scores(made, truth)
             if args.ratio:
                 found |= spectral_scores(made, truth, args.ratio)
             for score, value in found.items():

@@ -45,13 +45,17 @@ def add_speed(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def at_speed(
-    model: Any, device: Any, precision: str = "fp32", compile: bool = False
-) -> Iterator[Any]:
-    """Give what computes in place of a model, in this precision while the context lasts."""
+def at_speed(model: Any, device: Any, args: argparse.Namespace) -> Iterator[Any]:
+    """Give what computes in place of a model, as --precision and --compile say, for a while.
+
+    On a CPU the model is accelerated.
+    """
     import torch
 
-    name = PRECISIONS[precision]
-    autocast = torch.autocast(device.type, getattr(torch, name)) if name else nullcontext()
-    with autocast:
-        yield torch.compile(model) if compile else model
+    from ddpm_unet.cpu import accelerate_cpu
+
+    if device.type == "cpu":
+        model = accelerate_cpu(model)
+    name = PRECISIONS[args.precision]
+    with torch.autocast(device.type, getattr(torch, name)) if name else nullcontext():
+        yield torch.compile(model) if args.compile else model

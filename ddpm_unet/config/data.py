@@ -30,8 +30,10 @@ class ImageDataConfig:
         value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
             is the full range: 255 for 8 bits, 65535 for 16, and floats must be within 0 to 1;
             "percentiles" are the 0.5 and 99.5 percentiles of each picture's channels (for MRI).
-        flips: Mirror at random: left-right and, for "crop", along the other axes.
-        rot90: Turn by a random multiple of 90 degrees, volumes in the plane of their slices.
+        flips: Mirror at random: left-right and, for "crop", along the other axes. Null does so for
+            folders and builtin:histology; the other sets are of things that have a left and an up.
+        rot90: Turn by a random multiple of 90 degrees, volumes in the plane of their slices; null
+            as for flips.
         class_labels: Take a class from the data set, or from the folder's sub-folder names.
         condition: What the denoiser goes by, beside the noisy image: a folder with a picture for
             each image, found by its name, as large or a whole number of times smaller;
@@ -58,8 +60,8 @@ class ImageDataConfig:
     scale: float = limited(1.0, 1e-3, 1e3)
     channels: int | None = limited(None, 1, 1024)
     value_range: ValueRange = limited(None, *FINITE)
-    flips: bool = True
-    rot90: bool = True
+    flips: bool | None = None
+    rot90: bool | None = None
     class_labels: bool = False
     condition: str | None = None
     condition_classes: int | None = limited(None, 2, 256)
@@ -182,13 +184,16 @@ class PairDataConfig:
         mask_name: Mask files' names likewise, for instance "{}_mask".
         skip_unlabelled: Leave out images that have no mask, instead of stopping.
         mask_kind: What the masks' values mean. "classes": class indices; "values": those of
-            mask_values; "threshold": class 1 above half of the depth; "colors": those of
+            mask_values; "threshold": class 1 above half of the largest value that all masks
+            together hold; "colors": those of
             class_colors; "instances": numbered objects, to background and foreground;
             "boundaries": numbered objects, to background, inside and outline; "pictures": they
             are no masks but pictures to predict (task "regress" sets this). "auto" takes what
             leaves no doubt, such as 0/255, and asks about the rest.
         mask_values: "values": the value of each class, in order.
         ignore_value: Value (for "colors": red, green, blue) of pixels that are not labelled.
+        nearest_color: "colors": take a colour that is none of class_colors for the nearest one, as
+            in masks saved as JPEG; the check says for how many pixels that is unclear.
         boundary_width: "boundaries": width of the outline, pixels.
         num_classes: Number of classes; null counts the names, or what the masks hold.
         class_names: One name per class, or empty.
@@ -223,6 +228,7 @@ class PairDataConfig:
     mask_kind: MaskKind = "auto"
     mask_values: tuple[int, ...] = limited((), *FINITE)
     ignore_value: int | tuple[int, int, int] | None = limited(None, *FINITE)
+    nearest_color: bool = False
     boundary_width: int = limited(1, 1, 1000)
     num_classes: int | None = limited(None, 2, 256)
     class_names: tuple[str, ...] = ()

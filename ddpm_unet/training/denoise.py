@@ -104,9 +104,10 @@ class DenoiseJob:
     def stream(self, model: nn.Module, accelerator: Accelerator) -> Any:
         """The training windows; of a latent space, encoded now unless they lie in the cache."""
         if self.latent and not self._encoded:
-            self.windows = self.latent.training(accelerator)
+            self.windows = self.latent.training(self.windows, accelerator)
             if self.held_out is not None:
-                self.held_out = self.latent.validation(self.held_out, accelerator)
+                count = self.previews.validation_images
+                self.held_out = self.latent.validation(self.held_out, count, accelerator)
             self._encoded = True
         return self.windows
 

@@ -16,10 +16,9 @@ from accelerate import PartialState
 from ddpm_unet.config import DenoiseConfig, PairDataConfig, SegmentConfig
 from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data.check import check_pairs
-from ddpm_unet.data.extra_pairs import WithExtra
 from ddpm_unet.data.image_set import ImageSet
-from ddpm_unet.data.labelled import LabelledSet, PairSet
-from ddpm_unet.data.pair_stream import PairStream
+from ddpm_unet.data.labelled import LabelledSet, PairSet, TargetSet
+from ddpm_unet.data.pair_stream import PairStream, WithExtra
 from ddpm_unet.data.pairs import (
     BUILTIN_HELD_OUT,
     BUILTIN_IMAGES,
@@ -28,22 +27,20 @@ from ddpm_unet.data.pairs import (
     find_pairs,
 )
 from ddpm_unet.data.pixels import convert_channels
-from ddpm_unet.data.planes import planes_of
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.report import Report
 from ddpm_unet.data.settings import check_data_settings
-from ddpm_unet.data.sources import held_out, open_images
+from ddpm_unet.data.sources import concat_condition, held_out, open_images, open_stream
 from ddpm_unet.data.splits import Split, split_pictures
-from ddpm_unet.data.stream import Stream
-from ddpm_unet.data.target_set import TargetSet
 from ddpm_unet.data.targets import picture_settings
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.errors import UserError
-from ddpm_unet.evaluation.picture_scores import SMALLEST, torchmetrics_of_images
+from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import read_diffusion
-from ddpm_unet.inference.segmentation import Preparation, SegmentationModel, dimensions, tiling
+from ddpm_unet.inference.predictor import SegmentationModel, dimensions, tiling
 from ddpm_unet.models import UNet
-from ddpm_unet.models.autoencoder import PLACES
+from ddpm_unet.models.autoencoder import PLACES, Autoencoder
 from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.pretrained import model_folder, read_config
 from ddpm_unet.models.segmenter import Segmenter
@@ -64,7 +61,7 @@ def run_pixel_job(config: SegmentConfig) -> dict[str, float]:
     job, run = build_pixel_job(config), RunFolder(Path(str(config.run)))
     train(job, run, config)
     state = PartialState()
-    return job.score_test(run, state.device) if state.is_main_process else {}
+    return job.score_test(run, state.device, config.train.native) if state.is_main_process else {}
 
 
 def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  # type: ignore[assignment]
@@ -80,13 +77,13 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
             f"train.early_stopping_patience {patience}: is for segmentation, a denoiser has no "
             "score to wait for; set it to 0"
         )
-    data, images = config.data, open_images(config.data)
-    latent = LatentSpace(config, images) if config.latent.autoencoder else None
+    data, stream = config.data, open_stream(config.data, config.seed)
+    images, latent = stream.images, _latent_space(config, stream.images)
     conditioning = Conditioning(
         image_channels=latent.channels if latent else images.layout.channels,
         class_names=images.classes if data.class_labels else (),
         cond_dropout=config.condition_dropout > 0,
-        concat_cond=planes_of(data, images),
+        concat_cond=concat_condition(data, images),
         text_encoder=data.text_encoder,
         self_conditioning=config.self_conditioning,
         mask_classes=(data.condition_classes or 0) * data.joint_masks,
@@ -97,14 +94,14 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
         size = latent.size if latent else data.size
         return UNet(replace(config.model, sample_size=size))
 
-    said = images.describe()
+    said = stream.describe()
     if data.fit == "crop" and data.scale != 1:
         said += f", at data.scale {data.scale:g}"
     latents: dict[str, Any] = {"clip_sample": False} if latent else {}
     return kind(
         build,
         GaussianDiffusion.from_config(config.diffusion, **latents),
-        Stream(images, data, config.seed),
+        stream,
         held_out=held_out(data),
         conditioning=conditioning,
         cond_dropout=config.condition_dropout,
@@ -115,7 +112,7 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
         seed=config.seed,
         workers=data.workers,
         description="\n".join([said, *([latent.describe()] if latent else [])]),
-        digest=digest_of(map(images.name, range(len(images))), images.layout.sizes),
+        digest=stream.digest,
     )
 
 
@@ -168,7 +165,7 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
     said = [str(report), split["how"], f"training on {pairs.describe()}"]
     said += [f"and on further {extra.describe()}"] if extra else []
     said += [joint.description] if joint else []
-    preprocessing = Preparation(
+    preprocessing = Preprocessing(
         report.channels,
         data.scale,
         data.value_range,
@@ -192,6 +189,24 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
         workers=data.workers,
         description="\n".join(said),
         digest=digest_of(report.names, report.sizes),
+    )
+
+
+def _latent_space(config: DenoiseConfig, images: ImageSet) -> LatentSpace | None:
+    latent = config.latent
+    if latent.autoencoder is None:
+        return None
+    if config.data.condition:
+        raise UserError(
+            f"data.condition {config.data.condition}: latents are denoised without condition "
+            "images; set it, or latent.autoencoder, to null"
+        )
+    return LatentSpace(
+        Autoencoder(latent.autoencoder),
+        images,
+        epochs=latent.epochs,
+        sample=latent.sample,
+        cache=latent.cache,
     )
 
 
@@ -275,7 +290,7 @@ def build_joint(config: SegmentConfig, channels: int) -> JointDenoising:
     )
     return JointDenoising(
         diffusion,
-        Stream(images, data, config.seed),
+        open_stream(data, config.seed, images),
         timestep=config.head.timestep,
         loss_options=config.diffusion.loss_options,
         seed=config.seed,

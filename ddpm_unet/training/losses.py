@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddpm_unet.config import ImageLoss, LossName
 from ddpm_unet.data.masks import IGNORE_INDEX
-from ddpm_unet.evaluation.picture_scores import similarity
+from ddpm_unet.evaluation.image_quality import ssim
 
 
 def cross_entropy(
@@ -144,7 +144,7 @@ def image_loss(name: ImageLoss, images: Tensor, truth: Tensor, huber_delta: floa
             losses = F.huber_loss(images, truth, reduction="none", delta=huber_delta)
             return losses.flatten(1).mean(1)
         case "ssim":
-            return 1 - similarity(images, truth)
+            return 1 - ssim(images, truth)
     raise ValueError(f"loss {name!r} is not one of {', '.join(get_args(ImageLoss))}")
 
 

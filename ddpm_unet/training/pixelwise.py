@@ -16,21 +16,23 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ddpm_unet.config import ImageLoss, LossName, PredictConfig
+from ddpm_unet.cpu import accelerate_cpu
 from ddpm_unet.data.masks import IGNORE_INDEX
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.splits import Split
 from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.data.targets import Targets
 from ddpm_unet.errors import UserError
+from ddpm_unet.evaluation.image_quality import image_scores
 from ddpm_unet.evaluation.metrics import confusion, overlap
-from ddpm_unet.evaluation.picture_scores import picture_scores
 from ddpm_unet.evaluation.plots import save_picture
 from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.inference.overlay import class_colors, displayable, side_by_side
-from ddpm_unet.inference.regression import completed, numbers
-from ddpm_unet.inference.segmentation import (
-    Preparation,
+from ddpm_unet.inference.predictor import (
     SegmentationModel,
+    add_residual,
     class_probabilities,
+    regressed_values,
     tiling,
 )
 from ddpm_unet.inference.tiles import Predict, predict_tiles
@@ -195,16 +197,16 @@ class ImageTarget:
 
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
         """`image_loss`."""
-        output = completed(output, batch["image"], self.residual)
+        output = add_residual(output, batch["image"], self.residual)
         return image_loss(self.loss, output, batch["target"], self.huber_delta)
 
     def predict(self, network: SegmentationModel, tta: bool) -> Predict:
         """Tiles to images."""
-        return numbers(network, self.residual, tta)
+        return regressed_values(network, self.residual, tta)
 
     def update_metric(self, planes: Tensor, item: dict[str, Tensor]) -> Tensor:
         """An image's `SCORES`, and 1, `float32 [4]`."""
-        found = picture_scores(planes, item["target"].to(planes.device))
+        found = image_scores(planes, item["target"].to(planes.device))
         return torch.tensor([*(found[name] for name in self.SCORES), 1.0], device=planes.device)
 
     def compute(self, total: Tensor) -> dict[str, float]:
@@ -252,7 +254,7 @@ class PixelwiseJob:
         target: Target,
         stream: Callable[[int], Any],
         *,
-        preprocessing: Preparation | None = None,
+        preprocessing: Preprocessing | None = None,
         validation: Any = None,
         test: Callable[[], Any] = lambda: None,
         joint: JointDenoising | None = None,
@@ -355,7 +357,7 @@ class PixelwiseJob:
         """Write a folder that `scripts/segment.py` reads, and the split beside it."""
         network: Any = model
         network.save_pretrained(folder, state_dict)
-        preprocessing = self.preprocessing or Preparation(1)
+        preprocessing = self.preprocessing or Preprocessing(1)
         replace(preprocessing, channels=network.in_channels).write(folder)
         if self.split is not None:
             text = yaml.safe_dump(dict(self.split), sort_keys=False)
@@ -368,14 +370,19 @@ class PixelwiseJob:
         tiles = tiling(network, self.predict)
         return predict_tiles(predict, item["image"], tiles, device=device).to(device)
 
-    def score_test(self, run: RunFolder, device: torch.device) -> dict[str, float]:
+    def score_test(
+        self, run: RunFolder, device: torch.device, native: bool = False
+    ) -> dict[str, float]:
         """Score the run's model on the images kept to test, if any.
 
-        Writes `scores.json`, and `test.png` with the first image and what is predicted of it.
+        Writes `scores.json`, and `test.png` with the first image and what is predicted of it. With
+        `native` a CPU computes by compiled functions of our own.
         """
         if self.test is None:
             return {}
         model = load_segmentation_model(run.model).to(device)
+        if native and device.type == "cpu":
+            accelerate_cpu(model)
 
         def predicted() -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
             for number in range(len(self.test)):

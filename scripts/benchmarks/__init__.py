@@ -1,1 +1,1 @@
-"""The rows of `scripts/benchmark.py`, how they are timed, and the page that shows them."""
+"""The rows of `scripts/benchmarks`, how they are timed, and the page that shows them."""

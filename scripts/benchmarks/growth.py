@@ -21,7 +21,7 @@ from ddpm_unet.config import PredictConfig, TrainConfig, UNetConfig
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.inference.pipeline import read_pipeline
-from ddpm_unet.inference.segmentation import tiling as default_tiling
+from ddpm_unet.inference.predictor import tiling as default_tiling
 from ddpm_unet.inference.tiles import predict_tiles
 
 

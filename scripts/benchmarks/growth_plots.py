@@ -114,7 +114,7 @@ def growth_section(growth: Mapping[str, Mapping[str, Any]]) -> str:
     """The end of the page."""
     parts = ["## Growth\n"]
     if not growth:
-        return parts[0] + "\nNot measured yet: `python scripts/benchmark.py --growth`.\n"
+        return parts[0] + "\nNot measured yet: `python scripts/benchmarks --growth`.\n"
     parts += [
         "Cost against size, both axes logarithmic, so that proportional cost is a line of slope "
         "one. The line of theory is that of the operations counted, at the best rate reached at "

@@ -11,7 +11,7 @@ from benchmarks.timing import Spread, quotients, spread
 
 HEAD = """# Benchmarks
 
-Written by `python scripts/benchmark.py` from [benchmarks.json](benchmarks.json), which has every
+Written by `python scripts/benchmarks` from [benchmarks.json](benchmarks.json), which has every
 sample. `--only ROW...` measures single rows again, `--quick` all of them roughly in minutes,
 `--growth` the plots at the end.
 

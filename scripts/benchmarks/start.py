@@ -26,8 +26,7 @@ make_scheduler("ddpm", GaussianDiffusion())
 }
 SEGMENTING = {
     OURS: """
-from ddpm_unet.inference.files import FileSegmenter
-from ddpm_unet.models.segmenter import load_segmentation_model
+from ddpm_unet.inference.predictor import Predictor
 """,
     MONAI: """
 from monai.inferers import sliding_window_inference

@@ -2,16 +2,16 @@
 
 import diffusers
 import pytest
+import sampler_table
 import torch
 from ddpm_unet.diffusion.objective import Objective
 from ddpm_unet.diffusion.schedule import alphas_cumprod, betas
+from sampler_table import distilled_scheduler, draw, settings
 
 from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.diffusion.linear_steps import LinearSteps
 from ddpm_unet.diffusion.samplers import SAMPLERS, make_scheduler, saved_scheduler
 from ddpm_unet.errors import UserError
-from ddpm_unet.evaluation import sampler_table
-from ddpm_unet.evaluation.sampler_table import distilled_scheduler, draw, settings
 
 TYPES = ["epsilon", "sample", "v_prediction"]
 RIGHT = [

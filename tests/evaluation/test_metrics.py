@@ -1,7 +1,17 @@
+import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
-from ddpm_unet.evaluation.metrics import confusion, overlap
+from ddpm_unet.evaluation.metrics import (
+    boundary_f,
+    confusion,
+    hausdorff,
+    mean_over_images,
+    outline,
+    overlap,
+    scores_of_image,
+)
 
 
 def random_classes(seed, shape=(4, 9, 11), classes=3):
@@ -61,3 +71,87 @@ def test_faults_are_refused():
         confusion(torch.tensor([-1]), torch.tensor([0]), 2)
     with pytest.raises(ValueError, match="one shape"):
         confusion(torch.zeros(2, 3).long(), torch.zeros(3, 2).long(), 2)
+
+
+def square(size, low, high, dims=2):
+    region = np.zeros((size,) * dims, dtype=bool)
+    region[(slice(low, high),) * dims] = True
+    return region
+
+
+def blob(seed, shape=(14, 17)):
+    return gaussian_filter(np.random.default_rng(seed).normal(size=shape), 2) > 0
+
+
+@pytest.mark.parametrize(("shape", "spacing"), [((14, 17), (0.5, 3.0)), ((9, 12, 11), (5, 1, 1))])
+@pytest.mark.parametrize("percentile", [95, 100])
+def test_hausdorff_distance_is_monais_and_that_of_brute_force(shape, spacing, percentile):
+    monai = pytest.importorskip("monai.metrics")
+    ours, theirs = blob(1, shape), blob(2, shape)
+    found = hausdorff(ours, theirs, spacing, percentile)
+    p, t = (np.argwhere(outline(x)) * np.array(spacing) for x in (ours, theirs))
+    table = np.linalg.norm(p[:, None] - t[None], axis=2)
+    directed = (np.percentile(table.min(axis), percentile) for axis in (0, 1))
+    assert found == pytest.approx(max(directed))
+    a, b = (torch.from_numpy(x)[None, None] for x in (ours, theirs))
+    other = monai.compute_hausdorff_distance(
+        a, b, include_background=True, percentile=percentile, spacing=spacing
+    )
+    assert found == pytest.approx(float(other), rel=1e-5)
+
+
+def test_outlines_of_a_shifted_square():
+    a, b = square(40, 10, 30), np.roll(square(40, 10, 30), 3, axis=1)
+    assert outline(a).sum() == 76
+    assert outline(np.ones((3, 3), bool)).sum() == 8
+    assert hausdorff(a, b) == hausdorff(a, b, percentile=100) == 3
+    assert hausdorff(a, b, spacing=(1, 2)) == 6
+    assert boundary_f(a, a) == boundary_f(a, b, tolerance=3) == 1
+    # Of 76 outline pixels within 2: 19 in each of the rows in common, 4 of the near column.
+    assert boundary_f(a, b, tolerance=2) == pytest.approx((2 * 19 + 4) / 76)
+    assert boundary_f(square(20, 1, 4), square(20, 12, 18)) == 0
+    far = a.copy()
+    far[0, 0] = True
+    assert hausdorff(far, a, percentile=100) == pytest.approx(np.hypot(10, 10))
+    assert hausdorff(far, a) == 0
+
+
+def test_empty_regions_and_faults():
+    a, none = square(8, 2, 6), np.zeros((8, 8), bool)
+    assert hausdorff(none, none) == 0
+    assert hausdorff(a, none) == hausdorff(none, a) == np.inf
+    assert boundary_f(none, none) == 1
+    assert boundary_f(a, none) == boundary_f(none, a) == 0
+    with pytest.raises(ValueError, match="bool"):
+        hausdorff(np.zeros((3, 3)), np.zeros((3, 3)))
+    with pytest.raises(ValueError, match="one shape"):
+        boundary_f(np.zeros((3, 3), bool), np.zeros((3, 4), bool))
+
+
+def test_scores_of_an_image_are_means_over_its_classes():
+    truth = torch.from_numpy(square(40, 10, 30).astype(int))
+    moved = truth.roll(3, 1)
+    dice = 2 * 17 / (20 + 20)
+    assert scores_of_image(moved, truth, 2) == pytest.approx(
+        {"dice": dice, "hd95": 3, "boundary_f": (2 * 19 + 4) / 76}
+    )
+    both = truth.clone()
+    both[0, :5] = 2  # a class that only the truth has has no distance
+    found = scores_of_image(moved, both, 3)
+    assert found["dice"] == pytest.approx(dice / 2)
+    assert found["hd95"] == 3
+    both[both == 2] = -1
+    assert scores_of_image(moved, both, 3, -1) == scores_of_image(moved, truth, 2)
+    assert scores_of_image(0 * truth, 0 * truth, 2) == {}
+
+
+def test_the_interval_of_the_mean_dice_is_that_of_a_normal_mean():
+    values = np.random.default_rng(1).normal(0.8, 0.05, 200)
+    found = mean_over_images([{"dice": v, "hd95": 1.0} for v in values] + [{}])
+    assert found["image_dice"] == pytest.approx(values.mean())
+    half = 1.96 * values.std() / 200**0.5
+    assert found["image_dice_high"] - values.mean() == pytest.approx(half, rel=0.15)
+    assert values.mean() - found["image_dice_low"] == pytest.approx(half, rel=0.15)
+    assert found["hd95"] == 1
+    assert "boundary_f" not in found
+    assert mean_over_images([{"dice": 0.5}]) == {"image_dice": 0.5}

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from ddpm_unet.inference.files import FileSegmenter
 from PIL import Image
 
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.files import FileSegmenter
 from ddpm_unet.inference.overlay import class_colors
 from ddpm_unet.inference.tiles import Tiling
 

@@ -1,9 +1,9 @@
 import numpy as np
 import torch
+from ddpm_unet.inference.points import PointSegmenter
 
 from ddpm_unet.data.points import read_points, to_grid
 from ddpm_unet.inference.overlay import class_colors
-from ddpm_unet.inference.points import PointSegmenter
 from ddpm_unet.inference.tiles import Tiling
 
 

@@ -2,19 +2,15 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from ddpm_unet.inference.files import FileSegmenter
 from PIL import Image
 from torch.nn.functional import interpolate, pad
 
 from ddpm_unet.config import ClassicConfig, HeadConfig, PredictConfig, UNetConfig
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.files import FileSegmenter
 from ddpm_unet.inference.overlay import class_colors
-from ddpm_unet.inference.segmentation import (
-    Preparation,
-    class_probabilities,
-    dimensions,
-    tiling,
-)
+from ddpm_unet.inference.predictor import class_probabilities, dimensions, tiling
 from ddpm_unet.inference.tiles import predict_tiles
 from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.segmenter import Segmenter
@@ -54,7 +50,7 @@ def test_probabilities_are_the_softmax_and_one_score_means_two_classes():
 @torch.inference_mode()
 def test_turns_treat_all_directions_alike():
     tiles = torch.randn(1, 1, 60, 60)
-    predict = class_probabilities(classic(), turns=True)
+    predict = class_probabilities(classic(), average=True)
     turned = predict(tiles.rot90(1, (2, 3)).flip(2)).flip(2).rot90(-1, (2, 3))
     torch.testing.assert_close(turned, predict(tiles))
 
@@ -94,10 +90,10 @@ def test_dimensions():
 
 def test_preparation_is_kept_in_the_model_folder(tmp_path):
     model = classic()
-    assert Preparation.read(tmp_path, model) == Preparation(channels=1)
-    kept = Preparation(3, 0.5, (10, 3000))
+    assert Preprocessing.read(tmp_path, model.in_channels) == Preprocessing(channels=1)
+    kept = Preprocessing(3, 0.5, (10, 3000))
     kept.write(tmp_path)
-    assert Preparation.read(tmp_path, model) == kept
+    assert Preprocessing.read(tmp_path, model.in_channels) == kept
     (file,) = tmp_path.iterdir()
     wrong = {
         "{": "is not readable",
@@ -108,14 +104,14 @@ def test_preparation_is_kept_in_the_model_folder(tmp_path):
     for text, message in wrong.items():
         file.write_text(text)
         with pytest.raises(UserError, match=rf"preparation\.json: .*?{message}"):
-            Preparation.read(tmp_path, model)
+            Preprocessing.read(tmp_path, model.in_channels)
 
 
 def test_preparation_of_any_depth():
     deep = np.array([[[0], [1500], [3000], [65535]]], np.uint16)
-    ranged = Preparation(3, value_range=(0, 3000)).pixels(deep, "deep")
+    ranged = Preprocessing(3, value_range=(0, 3000)).pixels(deep, "deep")
     np.testing.assert_allclose(ranged, np.repeat([[[-1], [0], [1], [1]]], 3, axis=2), atol=1e-6)
-    full = Preparation(1).pixels(deep, "deep")
+    full = Preprocessing(1).pixels(deep, "deep")
     assert full[0, 3, 0] == 1
     assert full[0, 1, 0] == pytest.approx(2 * 1500 / 65535 - 1)
 
@@ -129,7 +125,7 @@ def test_a_large_tiff_at_half_scale_is_segmented_in_windows_as_in_one_piece(tmp_
     picture = np.kron(coarse, np.ones((8, 8), np.uint16))[:315, :270]
     tifffile.imwrite(tmp_path / "a.tif", picture, rowsperstrip=16, compression="zlib")
     (tmp_path / "out").mkdir()
-    preparation = Preparation(1, 0.5, (0, 4095))
+    preparation = Preprocessing(1, 0.5, (0, 4095))
     segmenter = FileSegmenter(
         predict=class_probabilities(model),
         prepare=preparation.pixels,

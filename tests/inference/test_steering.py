@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.data.planes import Planes
+from ddpm_unet.data.conditioning import ConcatCondition
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.errors import UserError
@@ -38,7 +38,7 @@ SELF = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
 }
-ALL = Conditioning(3, ("a", "b"), True, Planes("classes", 2), None, True)
+ALL = Conditioning(3, ("a", "b"), True, ConcatCondition("classes", 2), None, True)
 
 
 def network(seed=0, **settings):
@@ -131,7 +131,7 @@ def test_smaller_pictures_are_enlarged_to_the_size_asked_for(files):
     with pytest.raises(UserError, match=r"mask0\.png: makes images of 16 x 16, not of 16 x 12"):
         read_planes(ALL, [files], 2, [16, 12])
     Image.new("RGB", (4, 6)).save(files / "low.png")
-    low = Conditioning(concat_cond=Planes("lower", 3, 4))
+    low = Conditioning(concat_cond=ConcatCondition("lower", 3, 4))
     assert read_planes(low, [files / "low.png"], 2, None).shape == (1, 3, 24, 16)
 
 
@@ -141,7 +141,7 @@ def test_what_is_written_is_read(tmp_path):
     for told in (
         ALL,
         Conditioning(text_encoder="clip"),
-        Conditioning(concat_cond=Planes("lower", 3, 4)),
+        Conditioning(concat_cond=ConcatCondition("lower", 3, 4)),
     ):
         told.write(tmp_path)
         assert Conditioning.read(tmp_path) == Conditioning.read(tmp_path / "unet") == told
@@ -159,7 +159,7 @@ def test_what_is_written_is_read(tmp_path):
 NONE = Conditioning()
 TEXT = Conditioning(text_encoder="clip")
 CONTEXT = UNetConfig(**(PLAIN | CROSS))
-MASKED = Conditioning(concat_cond=Planes("classes", 2))
+MASKED = Conditioning(concat_cond=ConcatCondition("classes", 2))
 
 
 def planes(told, *names):

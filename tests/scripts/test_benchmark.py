@@ -1,11 +1,11 @@
-"""scripts/benchmark.py: fair turns, right arithmetic, and a page of whatever was measured."""
+"""scripts/benchmarks: fair turns, right arithmetic, and a page of whatever was measured."""
 
 import json
 import sys
 from dataclasses import replace
 from mmap import mmap
 
-import benchmark
+import benchmarks.__main__ as benchmark
 import numpy as np
 import pytest
 import torch

@@ -7,7 +7,7 @@ from in_process import run
 from PIL import Image
 from torch import nn
 
-from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.evaluation import extractors
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet
@@ -32,7 +32,7 @@ def home(tmp_path, monkeypatch, small_unet):
             values = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(values).save(tmp_path / kind / f"{i}.png")
     torch.manual_seed(0)
-    write_pipeline(tmp_path / "run" / "model", UNet(small_unet), DiffusionConfig())
+    write_pipeline(tmp_path / "run" / "model", UNet(small_unet), GaussianDiffusion())
     (tmp_path / "run" / "config.yaml").write_text("data: {source: real, size: 8}\n")
     return tmp_path
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "family.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "experiments" / "family.py"
 
 
 @pytest.fixture(scope="module")

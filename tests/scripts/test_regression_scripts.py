@@ -9,8 +9,8 @@ from in_process import run
 from PIL import Image
 from scipy import ndimage
 
+from ddpm_unet.data.conditioning import ConcatCondition
 from ddpm_unet.data.images import read_image
-from ddpm_unet.data.planes import Planes
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline
@@ -67,10 +67,10 @@ def test_many_samples_of_a_tile_and_their_map(here, small_unet):
     config = replace(small_unet, in_channels=2, out_channels=1, sample_size=16)
     write_pipeline(here / "model", UNet(config), GaussianDiffusion())
     place = "--images pairs/test/images --targets pairs/test/targets --tiles 2 --samples 3"
-    refused = run("uncertainty.py", f"--model model {place}".split())
+    refused = run("examples/uncertainty.py", f"--model model {place}".split())
     assert refused.status == 2
-    Conditioning(image_channels=1, concat_cond=Planes("picture", 1)).write(here / "model")
-    told = done("uncertainty.py", f"--model model {place} --steps 2 --sampler ddim")
+    Conditioning(image_channels=1, concat_cond=ConcatCondition("image", 1)).write(here / "model")
+    told = done("examples/uncertainty.py", f"--model model {place} --steps 2 --sampler ddim")
     assert "2 tiles, 3 samples each" in told
     scores = json.loads((here / "uncertainty/scores.json").read_text())
     assert len(scores["bin_rmse"]) == 10

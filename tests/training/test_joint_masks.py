@@ -17,14 +17,13 @@ from ddpm_unet.config import (
     SplitConfig,
 )
 from ddpm_unet.data.check import check_pairs
-from ddpm_unet.data.extra_pairs import WithExtra
 from ddpm_unet.data.labelled import LabelledSet
-from ddpm_unet.data.pair_stream import PairStream
-from ddpm_unet.data.stream import Stream
+from ddpm_unet.data.pair_stream import PairStream, WithExtra
+from ddpm_unet.data.sources import open_stream
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.errors import UserError
-from ddpm_unet.evaluation.plots import save_images
+from ddpm_unet.evaluation.plots import to_uint8
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.inference.writers import save_masks
@@ -75,7 +74,7 @@ def joint(settings, tmp_path):
 def test_what_is_denoised_is_the_image_and_its_mask(joint):
     job = build_denoise_job(joint)
     positions = range(6)
-    batch = Stream(job.windows.images, joint.data, joint.seed).__getitems__(positions)
+    batch = open_stream(joint.data, joint.seed, job.windows.images).__getitems__(positions)
     seen = []
 
     def network(x, t):
@@ -106,7 +105,8 @@ def test_pairs_are_drawn_and_train_a_segmenter(joint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("images", "masks"):
         Path("drawn", name).mkdir(parents=True)
-    save_images(images, [Path(f"drawn/images/{i:05d}.png") for i in range(8)])
+    for i, image in enumerate(to_uint8(images)):
+        Image.fromarray(image.squeeze()).save(f"drawn/images/{i:05d}.png")
     save_masks(masks.numpy(), 2, [Path(f"drawn/masks/{i:05d}.png") for i in range(8)])
     data = PairDataConfig(
         images="pairs/images", masks="pairs/masks", size=8,

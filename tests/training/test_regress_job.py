@@ -24,11 +24,12 @@ from ddpm_unet.config import (
 )
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.images import read_image
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.targets import Targets
 from ddpm_unet.errors import UserError
-from ddpm_unet.evaluation.picture_scores import picture_scores
-from ddpm_unet.inference.regression import FileRegressor, completed, numbers
-from ddpm_unet.inference.segmentation import Preparation, tiling
+from ddpm_unet.evaluation.image_quality import image_scores
+from ddpm_unet.inference.predictor import Predictor, add_residual
+from ddpm_unet.inference.results import write_regression
 from ddpm_unet.models.segmenter import load_segmentation_model
 from ddpm_unet.training.from_config import build_pixel_job
 from ddpm_unet.training.loop import train
@@ -123,23 +124,18 @@ def test_a_known_linear_map_is_learnt_and_written_in_the_targets_units(settings,
     assert f"psnr {scores['psnr']:.4f}" in capsys.readouterr().out
     assert json.loads((folder.path / "scores.json").read_text()) == scores
     model = load_segmentation_model(folder.model)
-    preparation = Preparation.read(folder.model, model)
-    assert preparation == Preparation(3, targets=Targets(1, "uint16", 0.0, 65535.0))
-    for picture in ("tiff", "png"):
-        FileRegressor(
-            predict=numbers(model),
-            targets=preparation.targets,
-            picture=picture,
-            prepare=preparation.pixels,
-            channels=3,
-            tiling=tiling(model, settings.predict),
-        ).write(pairs / "images/3.tif", tmp_path, "3")
+    preparation = Preprocessing.read(folder.model, model.in_channels)
+    assert preparation == Preprocessing(3, targets=Targets(1, "uint16", 0.0, 65535.0))
+    predictor = Predictor.from_pretrained(folder.model)
+    for kind in ("tiff", "png"):
+        with predictor.open(pairs / "images/3.tif") as source:
+            write_regression(source, tmp_path / "3", preparation.targets, kind)
     truth = read_image(pairs / "targets/3.tif")
     written = read_image(tmp_path / "3_predicted.tif")
     assert (written.dtype, written.shape) == (np.float32, truth.shape)
     unit = [torch.from_numpy(a.astype(np.float32)[..., 0])[None] / 32767.5 - 1
             for a in (written, truth)]  # fmt: skip
-    assert picture_scores(*unit) == pytest.approx(scores, rel=1e-3)
+    assert image_scores(*unit) == pytest.approx(scores, rel=1e-3)
     rounded = read_image(tmp_path / "3_predicted.png")
     assert rounded.dtype == np.uint16
     assert np.abs(rounded - written.clip(0, 65535)).max() <= 0.5 + 1e-2
@@ -162,7 +158,7 @@ def test_every_network_and_loss_trains_and_is_read_again(settings, way):
     metrics = folder.read_metrics()
     assert {"psnr", "ssim", "mae"} < set(metrics[-1])
     model = load_segmentation_model(folder.model)
-    assert Preparation.read(folder.model, model).residual == (way == "residual")
+    assert Preprocessing.read(folder.model, model.in_channels).residual == (way == "residual")
     with torch.inference_mode():
         again = job.validate(model, Accelerator(cpu=True))
     assert again == pytest.approx({name: metrics[-1][name] for name in again}, rel=1e-4)
@@ -175,22 +171,15 @@ def test_volumes_train_too(settings, tmp_path):
     settings.classic.dims, settings.predict.tile = 3, 40
     settings.train.steps = settings.train.validate_every = settings.train.sample_every = 1
     folder, _ = run(settings)
-    model = load_segmentation_model(folder.model)
-    preparation = Preparation.read(folder.model, model)
-    FileRegressor(
-        predict=numbers(model),
-        targets=preparation.targets,
-        prepare=preparation.pixels,
-        channels=3,
-        dims=3,
-        tiling=tiling(model, settings.predict),
-    ).write(tmp_path / "volumes/images/0.tif", tmp_path, "0")
+    predictor = Predictor.from_pretrained(folder.model, tile=40)
+    with predictor.open(tmp_path / "volumes/images/0.tif") as source:
+        write_regression(source, tmp_path / "0", predictor.preprocessing.targets)
     assert tifffile.imread(tmp_path / "0_predicted.tif").shape == (16, 16, 24)
 
 
 def test_a_residual_of_nothing_is_the_image_without_its_lost_border():
     images = torch.randn(2, 4, 12, 10)
-    found = completed(torch.zeros(2, 3, 8, 6), images, residual=True)
+    found = add_residual(torch.zeros(2, 3, 8, 6), images, residual=True)
     assert torch.equal(found, images[:, :3, 2:-2, 2:-2])
 
 

@@ -22,9 +22,9 @@ from ddpm_unet.config import (
     UNetConfig,
 )
 from ddpm_unet.data.masks import IGNORE_INDEX
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import image_shape, read_pipeline
-from ddpm_unet.inference.segmentation import Preparation
 from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.segmenter import load_segmentation_model
 from ddpm_unet.training.denoise import DenoiseJob
@@ -173,7 +173,7 @@ def test_balls_are_found_though_a_few_slices_are_labelled(segmenting, balls):
     )
     model = load_segmentation_model(folder.model)
     assert model.config.dims == 3
-    assert Preparation.read(folder.model, model).value_range == "percentiles"
+    assert Preprocessing.read(folder.model, model.in_channels).value_range == "percentiles"
     picture = Image.open(folder.path / "test.png")
     assert picture.size == (2 * 14 * (256 // 18), 4 * 18 * (256 // 18))
 

@@ -11,8 +11,8 @@ from torchvision import models
 from ddpm_unet.config import (
     ClassicConfig,
 )
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.segmentation import Preparation
 from ddpm_unet.models.segmenter import load_segmentation_model
 from ddpm_unet.training.from_config import build_pixel_job
 
@@ -26,7 +26,7 @@ def test_grey_images_and_a_denoiser_of_colours(settings, grey_cells):
     settings.unlabelled.source = f"{grey_cells}/images"
     folder = run(settings)
     model = load_segmentation_model(folder.model)
-    assert Preparation.read(folder.model, model).channels == 1
+    assert Preprocessing.read(folder.model, model.in_channels).channels == 1
     assert records(folder, "mean_dice")
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from small_cells import CHANGES, changed, files, pair_data, records, run, write_cells
 
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.segmentation import Preparation
 from ddpm_unet.models.segmenter import load_segmentation_model
 from ddpm_unet.training.from_config import build_pixel_job
 from ddpm_unet.training.pixelwise import PixelwiseJob
@@ -23,7 +23,7 @@ def test_training_lowers_the_loss_and_finds_the_cells(settings, way):
     assert records(folder, "mean_dice")[-1] > (0.6 if way == "frozen" else 0.75)
     model = load_segmentation_model(folder.model)
     assert model.config.class_names == ("value 0", "value 255")
-    assert Preparation.read(folder.model, model) == Preparation(3)
+    assert Preprocessing.read(folder.model, model.in_channels) == Preprocessing(3)
 
 
 class Killed(BaseException):

@@ -1,1 +1,0 @@
-"""The items of `scripts/reliability.py`, and the page that shows what they found."""
