@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from ddpm_unet.config import DenoiseConfig, PairDataConfig, SegmentConfig
 from ddpm_unet.config.reading import check_limits
-from ddpm_unet.data.check import check_pairs
+from ddpm_unet.data.check import Report, check_pairs
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.labelled import LabelledSet, PairSet, TargetSet
 from ddpm_unet.data.pair_stream import PairStream, WithExtra
@@ -28,7 +28,6 @@ from ddpm_unet.data.pairs import (
 )
 from ddpm_unet.data.pixels import convert_channels
 from ddpm_unet.data.preprocessing import Preprocessing
-from ddpm_unet.data.report import Report
 from ddpm_unet.data.settings import check_data_settings
 from ddpm_unet.data.sources import concat_condition, held_out, open_images, open_stream
 from ddpm_unet.data.splits import Split, split_pictures
@@ -340,7 +339,7 @@ def _network(config: SegmentConfig, channels: int, outputs: dict[str, Any]) -> S
         predicted = config.diffusion.output_channels(channels)
         unet = replace(config.model, in_channels=channels, out_channels=predicted)
         return Segmenter(UNet(replace(unet, sample_size=data.size, dims=data.dims)), head)
-    return Segmenter.from_denoiser(str(config.init), head, channels)
+    return Segmenter.from_denoiser(str(config.init), head, in_channels=channels)
 
 
 def choose_denoiser(
