@@ -23,6 +23,7 @@ from typing_extensions import override
 from ddpm_unet.data.images import ImageInfo, image_array
 from ddpm_unet.errors import UserError
 
+CACHE = Path.home() / ".cache" / "ddpm_unet"
 FASHION_CLASSES = (
     "T-shirt/top",
     "Trouser",
@@ -77,6 +78,9 @@ class Collection(ABC):
     def infos(self) -> Iterator[ImageInfo]:
         """`info` of every image in order."""
         return map(self.info, range(len(self)))
+
+    def changed(self, index: int) -> None:  # noqa: B027  (most keep nothing)
+        """Forget what is kept for later runs: an image is not what it was."""
 
 
 class ArrayCollection(Collection):
@@ -146,6 +150,11 @@ class Selection(Collection):
     def info(self, index: int) -> ImageInfo:
         owner, number = self._find(index)
         return owner.info(number)
+
+    @override
+    def changed(self, index: int) -> None:
+        owner, number = self._find(index)
+        owner.changed(number)
 
 
 class ItemCollection(Collection):
@@ -372,13 +381,12 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 @contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Within, no other process of this user and host fills `folder`; those that wait find it so.
+def one_at_a_time(place: Path) -> Iterator[None]:
+    """Within, no other process of this user and host makes `place`; those that wait find it made.
 
-    The lock lies among the temporary files, so `folder` need not be writable.
+    The lock lies among the temporary files, so `place` need not be writable, nor exist.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    said = f"{getpass.getuser()} {folder.resolve()}"
+    said = f"{getpass.getuser()} {place.resolve()}"
     key = hashlib.blake2b(said.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
     with FileLock(Path(tempfile.gettempdir(), f"ddpm_unet-{key}.lock")):
         yield

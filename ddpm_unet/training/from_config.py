@@ -30,8 +30,8 @@ from ddpm_unet.data.pixels import convert_channels
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.settings import check_data_settings
 from ddpm_unet.data.sources import concat_condition, held_out, open_images, open_stream
-from ddpm_unet.data.splits import Split, split_pictures
-from ddpm_unet.data.targets import picture_settings
+from ddpm_unet.data.splits import Split, split_images
+from ddpm_unet.data.targets import target_settings
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
@@ -125,10 +125,10 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
     regress = config.task == "regress"
     if regress:
         torchmetrics_of_images()
-        config = replace(config, data=picture_settings(config.data))
+        config = replace(config, data=target_settings(config.data))
     data, report = config.data, check_pairs(config.data)
     target, outputs = (_images if regress else _classes)(config, report)
-    split = split_pictures(report.names, report.sizes, report.config.split)
+    split = split_images(report.names, report.sizes, report.config.split)
     patience = config.train.early_stopping_patience
     if not split["validation"] and patience:
         raise UserError(
@@ -236,7 +236,7 @@ def _classes(config: SegmentConfig, report: Report) -> tuple[ClassTarget, dict[s
 
 def _images(config: SegmentConfig, report: Report) -> tuple[ImageTarget, dict[str, Any]]:
     """Likewise for task "regress"."""
-    targets, settings = report.target_pictures(), config.regression
+    targets, settings = report.target_images(), config.regression
     if config.architecture == "unet" and config.head.transfer == "joint":
         raise UserError('head.transfer joint: is for task "segment"; take finetune')
     if config.architecture == "classic" and config.classic.one_logit:

@@ -209,6 +209,7 @@ def test_hugging_face_faults(
 def fill(folder: Path) -> None:
     """Download unless it has been done; two at once would both find nothing."""
     with one_at_a_time(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "data").exists():
             time.sleep(0.3)
             (folder / "data").touch()
