@@ -32,7 +32,7 @@ from ddpm_unet.data.settings import check_data_settings
 from ddpm_unet.data.sources import concat_condition, held_out, open_images, open_stream
 from ddpm_unet.data.splits import Split, split_images
 from ddpm_unet.data.targets import target_settings
-from ddpm_unet.diffusion.process import GaussianDiffusion
+from ddpm_unet.diffusion.edm import make_diffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
 from ddpm_unet.inference.conditioning import Conditioning
@@ -96,10 +96,9 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
     said = stream.describe()
     if data.fit == "crop" and data.scale != 1:
         said += f", at data.scale {data.scale:g}"
-    latents: dict[str, Any] = {"clip_sample": False} if latent else {}
     return kind(
         build,
-        GaussianDiffusion.from_config(config.diffusion, **latents),
+        make_diffusion(config.diffusion, latents=latent is not None),
         stream,
         held_out=held_out(data),
         conditioning=conditioning,
@@ -283,7 +282,7 @@ def build_joint(config: SegmentConfig, channels: int) -> JointDenoising:
     )
     images = open_images(data)
     diffusion = (
-        GaussianDiffusion.from_config(config.diffusion)
+        make_diffusion(config.diffusion)
         if config.init == SCRATCH
         else read_diffusion(Path(str(config.init)))
     )

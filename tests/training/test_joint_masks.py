@@ -20,7 +20,7 @@ from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.labelled import LabelledSet
 from ddpm_unet.data.pair_stream import PairStream, WithExtra
 from ddpm_unet.data.sources import open_stream
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import to_uint8
@@ -97,7 +97,7 @@ def test_pairs_are_drawn_and_train_a_segmenter(joint, tmp_path, monkeypatch):
     told = Conditioning.read(folder.model)
     assert told == Conditioning(image_channels=3, mask_classes=2)
     unet, diffusion = read_pipeline(folder.model)
-    scheduler = make_scheduler("ddim", diffusion)
+    scheduler = make_sampler("ddim", diffusion)
     drawn = sample(unet, scheduler, (5, 8, 8), seed=0, indices=range(8), steps=12)
     images, masks = told.split(drawn)
     assert ((images.mean(1) > 0) == masks).float().mean() > 0.9, "masks of other images"
