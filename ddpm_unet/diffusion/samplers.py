@@ -103,6 +103,7 @@ def make_sampler(sampler: Any, diffusion: Diffusion) -> Sampler:
         settings = {"use_exponential_sigmas": True, "timestep_spacing": "linspace"}
         settings = {**diffusion.scheduler_config(), **settings}
         unipc = _scheduler("UniPCMultistepScheduler", settings, diffusion, sampler)
+        unipc.clips = diffusion.clip_sample
         unipc.scheduler.alphas_cumprod = diffusion.alphas_cumprod_float64.clamp(min=2**-24)
         return unipc
     return LinearSampler(diffusion, sampler)
@@ -414,7 +415,8 @@ class SchedulerSampler:
     """Any object with `set_timesteps(steps)`, `timesteps` and `step(prediction, t, x)`.
 
     It is asked as diffusers' pipelines ask it, with one generator for each image; clipping and
-    thresholding are its own.
+    thresholding are its own, unless `clips` is set: then what the network predicts is clipped, as
+    "unipc" by name does for a process that clips.
 
     Args:
         scheduler: The object; its timesteps are set here.
@@ -428,6 +430,7 @@ class SchedulerSampler:
         self.scheduler, self.diffusion = scheduler, diffusion
         self.name = name or type(scheduler).__name__
         self.clip = diffusion is not None and diffusion.clip_sample
+        self.clips = False
 
     def plan(
         self, steps: int, eta: float | None, generators: list[torch.Generator]
@@ -467,7 +470,7 @@ class SchedulerPlan:
         )
         self.initial_std = float(getattr(scheduler, "init_noise_sigma", 1.0))
         self.order = getattr(scheduler, "order", 1)
-        self._mix = self._image_mixture()
+        self._mix, self._clips = self._image_mixture(), sampler.clips
 
     def _image_mixture(self) -> list[list[float]] | None:
         """Of the network's input and prediction, x_0 at each step; None if it cannot be known."""
@@ -502,6 +505,10 @@ class SchedulerPlan:
         """The scheduler draws the noise itself; x_0 is its own, if it says one."""
         means = mean_channels(prediction, x.shape[1])
         seen = self.model_input(index, x)
+        if self._clips and self._mix is not None:
+            from_x, from_prediction = self._mix[index]
+            clipped = (from_x * seen + from_prediction * means).clamp(-1, 1)
+            means = (clipped - from_x * seen) / from_prediction
         given = prediction if self._learned else means
         try:
             output = self._scheduler.step(given, self._times[index], x, **self._options)
