@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from accelerate import Accelerator
     from tqdm import tqdm
 
+    from ddpm_unet.cpu import accelerate_cpu
     from ddpm_unet.data.stream import Grid, to_model_range
     from ddpm_unet.diffusion.conditioning import concat_cond
     from ddpm_unet.evaluation.likelihood import measure, plot_likelihood
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"data.source {settings.data.source}: holds no picture out; give --all")
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     device, main_one = accelerator.device, accelerator.is_main_process
-    network: Any = unet.to(device)
+    network: Any = accelerate_cpu(unet.to(device))
     count = min(args.images, len(windows))
     batched = [range(i, min(i + args.batch_size, count)) for i in range(0, count, args.batch_size)]
     mine = batched[accelerator.process_index :: accelerator.num_processes]

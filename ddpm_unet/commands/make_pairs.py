@@ -36,8 +36,8 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 def read(name: str, scale: float) -> np.ndarray:
     """`uint8 [H, W, 3]`."""
     from ddpm_unet.data import histology
-    from ddpm_unet.data.fitting import resize
     from ddpm_unet.data.images import read_image
+    from ddpm_unet.data.pixels import resize
 
     picture = histology.labelled("all").picture if name == BUILTIN else read_image(name)
     if picture.shape[-1] < 3 or picture.dtype != np.uint8:

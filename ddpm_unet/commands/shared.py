@@ -46,9 +46,16 @@ def add_speed(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def at_speed(model: Any, device: Any, args: argparse.Namespace) -> Iterator[Any]:
-    """Give what computes in place of a model, as --precision and --compile say, for a while."""
+    """Give what computes in place of a model, as --precision and --compile say, for a while.
+
+    On a CPU the model is accelerated.
+    """
     import torch
 
+    from ddpm_unet.cpu import accelerate_cpu
+
+    if device.type == "cpu":
+        model = accelerate_cpu(model)
     name = PRECISIONS[args.precision]
     with torch.autocast(device.type, getattr(torch, name)) if name else nullcontext():
         yield torch.compile(model) if args.compile else model

@@ -182,13 +182,16 @@ class PairDataConfig:
         mask_name: Mask files' names likewise, for instance "{}_mask".
         skip_unlabelled: Leave out images that have no mask, instead of stopping.
         mask_kind: What the masks' values mean. "classes": class indices; "values": those of
-            mask_values; "threshold": class 1 above half of the depth; "colors": those of
+            mask_values; "threshold": class 1 above half of the largest value that all masks
+            together hold; "colors": those of
             class_colors; "instances": numbered objects, to background and foreground;
             "boundaries": numbered objects, to background, inside and outline; "pictures": they
             are no masks but pictures to predict (task "regress" sets this). "auto" takes what
             leaves no doubt, such as 0/255, and asks about the rest.
         mask_values: "values": the value of each class, in order.
         ignore_value: Value (for "colors": red, green, blue) of pixels that are not labelled.
+        nearest_color: "colors": take a colour that is none of class_colors for the nearest one, as
+            in masks saved as JPEG; the check says for how many pixels that is unclear.
         boundary_width: "boundaries": width of the outline, pixels.
         num_classes: Number of classes; null counts the names, or what the masks hold.
         class_names: One name per class, or empty.
@@ -223,6 +226,7 @@ class PairDataConfig:
     mask_kind: MaskKind = "auto"
     mask_values: tuple[int, ...] = limited((), *FINITE)
     ignore_value: int | tuple[int, int, int] | None = limited(None, *FINITE)
+    nearest_color: bool = False
     boundary_width: int = limited(1, 1, 1000)
     num_classes: int | None = limited(None, 2, 256)
     class_names: tuple[str, ...] = ()

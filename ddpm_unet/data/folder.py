@@ -145,12 +145,22 @@ _DIGITS = re.compile(r"(\d+)")
 
 
 def visible_files(root: Path) -> Iterator[str]:
-    """Relative paths of the files below root, hidden files and folders passed over."""
+    """Relative paths of the files below root, hidden files and folders passed over.
+
+    Links to folders are followed; a folder that several lead to, or one leads back to, is listed
+    once.
+    """
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: may not be listed; check its permissions") from error
 
-    for folder, subfolders, files in os.walk(root, onerror=refuse):
+    seen: set[str] = set()
+    for folder, subfolders, files in os.walk(root, onerror=refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         below = os.path.relpath(folder, root)
         for name in files:

@@ -20,9 +20,8 @@ from typing_extensions import override
 
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.collection import Collection
-from ddpm_unet.data.fitting import fit_picture, fitted_info
 from ddpm_unet.data.images import ImageInfo
-from ddpm_unet.data.pixels import box
+from ddpm_unet.data.pixels import box, fit_image, fitted_info
 from ddpm_unet.data.sequences import Sequences
 from ddpm_unet.errors import UserError
 
@@ -268,7 +267,7 @@ def _fitted(
     collection: Collection, config: ImageDataConfig, layout: Layout, index: int
 ) -> np.ndarray:
     name = collection.name(index)
-    planes = fit_picture(collection.read(index), config, name)
+    planes = fit_image(collection.read(index), config, name)
     expected = (layout.channels, *layout.sizes[index])
     if planes.shape != expected or planes.dtype != layout.dtype:
         raise UserError(f"{name}: has changed while it was in use; start again")

@@ -15,9 +15,8 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from ddpm_unet.data.border import balanced_weights, border_weights
-from ddpm_unet.data.fitting import nearest, resize
-from ddpm_unet.data.pixels import convert_channels, to_unit
-from ddpm_unet.data.report import Report
+from ddpm_unet.data.check import Report
+from ddpm_unet.data.pixels import convert_channels, nearest, resize, to_unit
 from ddpm_unet.data.splits import AXES, Part
 
 
@@ -97,7 +96,7 @@ class PairSet(Dataset[dict[str, Tensor]], ABC, Generic[P]):
             places = zip(report.sizes[index], _cuts(part, dims), strict=True)
             kept = [len(range(length)[cut]) for length, cut in places]
             size[:] = [max(1, round(length * self.config.scale)) for length in kept]
-        nbytes = self.sizes.prod(1).sum() * (report.bytes_per_pixel + bytes_beside)
+        nbytes = self.sizes.prod(1).sum() * (report.channels * report.dtype.itemsize + bytes_beside)
         self._kept: list[P] | None = None
         if nbytes <= self.config.memory_limit * 1e6:
             self._kept = [self._decode(index) for index in range(len(self))]
@@ -221,6 +220,42 @@ class LabelledSet(PairSet[LabelledPicture]):
             self.config.border_sigma,
         )
         return LabelledPicture(picture.image, picture.mask, weight=weight)
+
+
+@dataclass(frozen=True)
+class TargetPicture:
+    """One picture or volume at `data.scale`; volumes have a depth D before H.
+
+    Attributes:
+        image: `[C, H, W]` uint8, uint16 or float32, as in its file.
+        target: `float32 [K, H, W]` in [-1, 1].
+    """
+
+    image: np.ndarray
+    target: np.ndarray
+
+    @property
+    def beside(self) -> dict[str, np.ndarray]:
+        """What is cut, turned and deformed with the image, by name."""
+        return {"target": self.target}
+
+
+class TargetSet(PairSet[TargetPicture]):
+    """Whole pictures with those to predict; an item has "target", float32 `[K, (D,) H, W]`.
+
+    Attributes:
+        targets: What these are.
+    """
+
+    def __init__(self, report: Report, parts: Sequence[Part] | None = None) -> None:
+        """As `PairSet`."""
+        self.targets = report.target_pictures()
+        super().__init__(report, parts, 4 * self.targets.channels)
+
+    @override
+    def _decode(self, index: int) -> TargetPicture:
+        target = self.targets.to_unit(self._pairs[index].read_mask())
+        return TargetPicture(self._planes(index), self._scaled(target, index))
 
 
 def _cuts(part: Part, dims: int) -> tuple[slice, ...]:

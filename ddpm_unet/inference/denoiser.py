@@ -39,8 +39,8 @@ from ddpm_unet.inference.pipeline import (
 )
 from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import Autoencoder, autoencoder_of
+from ddpm_unet.models.precomputed import precompute_time_embeddings
 from ddpm_unet.models.pretrained import check_weights, read_file
-from ddpm_unet.models.timetable import timetabled
 
 CHECKPOINT = "ema.safetensors"
 SAME_IN_A_GUIDE = (
@@ -235,7 +235,7 @@ class Denoiser:
             labels = own.class_number(labels, config)
         cond = cond_in_turn(own.classes(config), labels, context, concat_cond, device)
         _, chosen = self.named_sampler(sampler)
-        network = self.network or timetabled(self.unet, timesteps(chosen, steps))
+        network = self.network or precompute_time_embeddings(self.unet, timesteps(chosen, steps))
         denoise = self._guided(network, guidance, guidance_interval, guide)
 
         wanted = [size] if isinstance(size, int) else size

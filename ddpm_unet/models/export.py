@@ -23,8 +23,7 @@ from torch.export import Dim, ExportedProgram
 from ddpm_unet.command_line import user_errors
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.classic import ClassicUNet
-from ddpm_unet.models.pretrained import CONFIG
-from ddpm_unet.models.segmentation_settings import class_name
+from ddpm_unet.models.pretrained import CONFIG, class_name
 from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
 from ddpm_unet.models.unet import UNet
 

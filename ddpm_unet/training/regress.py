@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from ddpm_unet.config import SegmentConfig
 from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data.check import check_pairs
+from ddpm_unet.data.labelled import TargetSet
 from ddpm_unet.data.pair_stream import PairStream
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.splits import split_pictures
-from ddpm_unet.data.target_set import TargetSet
 from ddpm_unet.data.targets import picture_settings
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import SMALLEST, image_scores, torchmetrics_of_images

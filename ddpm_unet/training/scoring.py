@@ -11,6 +11,7 @@ from accelerate import Accelerator, DistributedType, PartialState
 from torch import Tensor, nn
 
 from ddpm_unet.config import SegmentConfig
+from ddpm_unet.cpu import accelerate_cpu
 from ddpm_unet.data.labelled import PairSet
 from ddpm_unet.data.splits import Split
 from ddpm_unet.errors import UserError
@@ -25,8 +26,11 @@ class ScoredJob(Protocol):
     """What scoring needs to know of a job.
 
     Attributes:
+        config: Its settings.
         test: The pictures kept to test.
     """
+
+    config: Any
 
     @property
     def test(self) -> PairSet[Any] | None:
@@ -88,6 +92,8 @@ def score_test(job: ScoredJob, run: RunFolder) -> dict[str, float]:
     if job.test is None or not state.is_main_process:
         return {}
     model = load_segmentation_model(run.model).to(state.device)
+    if job.config.train.native:
+        accelerate_cpu(model)
     with torch.inference_mode():
         counts = [job.count(model, job.test, i, state.device) for i in range(len(job.test))]
         save_picture(job.compare(model, job.test, state.device), run.path / "test.png")

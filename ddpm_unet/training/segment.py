@@ -17,10 +17,9 @@ from torch.utils.data import Dataset
 from ddpm_unet.config import SegmentConfig
 from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data.check import check_pairs
-from ddpm_unet.data.extra_pairs import WithExtra
 from ddpm_unet.data.labelled import LabelledSet
 from ddpm_unet.data.masks import IGNORE_INDEX
-from ddpm_unet.data.pair_stream import PairStream
+from ddpm_unet.data.pair_stream import PairStream, WithExtra
 from ddpm_unet.data.pairs import BUILTIN_HELD_OUT, BUILTIN_IMAGES, POINTS
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.splits import split_pictures

@@ -30,11 +30,11 @@ from benchmarks.rows import DIFFUSERS, LUCIDRAINS, OURS, Measured, installed
 from benchmarks.sampling import of_similar_work
 from benchmarks.timing import Effort, Timer
 from ddpm_unet.config import DenoiseConfig, ImageDataConfig, TrainConfig, UNetConfig
+from ddpm_unet.cpu import FusedAdamWEMA
 from ddpm_unet.models import UNet
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.job import Batch
 from ddpm_unet.training.loop import train
-from ddpm_unet.training.one_pass import Update
 from ddpm_unet.training.run_folder import RunFolder
 from ddpm_unet.training.state import EMA, build_optimizer
 
@@ -236,7 +236,7 @@ def optimizer_and_average(effort: Effort, model: UNetConfig | None = None) -> Me
         a.grad = torch.randn_like(a)
         b.grad = a.grad
     optimizer, average = build_optimizer([{"params": ours}], config), EMA(ours, config.ema_decay)
-    update = Update(optimizer, average)
+    update = FusedAdamWEMA(optimizer, average)
     default = torch.optim.AdamW(
         theirs, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
     )

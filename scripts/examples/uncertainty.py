@@ -155,8 +155,9 @@ def main() -> None:
     from accelerate import Accelerator
     from tqdm import tqdm
 
+    from ddpm_unet.cpu import accelerate_cpu
     from ddpm_unet.data.check import check_pairs
-    from ddpm_unet.data.target_set import TargetSet
+    from ddpm_unet.data.labelled import TargetSet
     from ddpm_unet.diffusion.conditioning import concat_cond
     from ddpm_unet.diffusion.samplers import make_scheduler
     from ddpm_unet.inference.conditioning import Conditioning
@@ -190,7 +191,7 @@ def main() -> None:
 
     with output_folder(args.out):
         drawn = generate(
-            concat_cond(unet.to(device)),
+            concat_cond(accelerate_cpu(unet.to(device))),
             make_scheduler(args.sampler, diffusion),
             shape,
             args.tiles * args.samples,

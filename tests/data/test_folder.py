@@ -76,3 +76,18 @@ def test_folders_without_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("os.scandir", refuse)
     with pytest.raises(UserError, match="may not be listed"):
         Folder(tmp_path, 1.0)
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    write(tmp_path / "far", "2.png", "deep/3.png")
+    write(tmp_path / "root", "1.png")
+    for place in ("linked", "again", "far/round"):
+        target = tmp_path / "far" if place != "far/round" else tmp_path / "root"
+        (tmp_path / ("root" if place != "far/round" else "") / place).symlink_to(target)
+    folder = Folder(tmp_path / "root", 1.0)
+    keys = [folder.key(i) for i in range(len(folder))]
+    assert keys == ["1.png", "again/2.png", "again/deep/3.png"] or keys == [
+        "again/2.png",
+        "again/deep/3.png",
+        "1.png",
+    ]

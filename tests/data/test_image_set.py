@@ -10,9 +10,9 @@ from PIL import Image
 
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.collection import ArrayCollection, Joined, Part
-from ddpm_unet.data.fitting import fit_picture, resize
 from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.image_set import PackedImages, StreamedImages, open_collection, survey
+from ddpm_unet.data.pixels import fit_image, resize
 from ddpm_unet.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -62,14 +62,14 @@ def test_memory_limit_decides(tmp_path: Path) -> None:
 
 def test_scale_and_resize_have_the_sizes_they_say() -> None:
     wide = picture("uint8", 20, 31, 3)
-    half = fit_picture(wide, ImageDataConfig(scale=0.5, size=8), "a")
+    half = fit_image(wide, ImageDataConfig(scale=0.5, size=8), "a")
     assert half.shape == (3, 10, 16)
     config = ImageDataConfig(fit="resize", size=8)
-    fitted = fit_picture(wide, config, "a")
+    fitted = fit_image(wide, config, "a")
     assert fitted.shape == (3, 8, 8)
     scaled = resize(wide.transpose(2, 0, 1), 8, 12)
     np.testing.assert_array_equal(fitted, scaled[:, :, 2:10])
-    up = fit_picture(picture("uint8", 1, 1, 3), config, "a")
+    up = fit_image(picture("uint8", 1, 1, 3), config, "a")
     assert up.shape == (3, 8, 8)
     np.testing.assert_array_equal(up, np.broadcast_to(up[:, :1, :1], up.shape))
 

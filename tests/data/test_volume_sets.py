@@ -14,16 +14,16 @@ from ddpm_unet.config import AugmentConfig, ImageDataConfig, PairDataConfig, Spl
 from ddpm_unet.data.augment import ElasticDeformation, augmentation, cut_window, window_margin
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.collection import ArrayCollection
-from ddpm_unet.data.fitting import fit_picture, fitted_info, resize
 from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.image_set import PackedImages, StreamedImages, survey
 from ddpm_unet.data.labelled import LabelledSet
 from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.data.pair_stream import PairStream
-from ddpm_unet.data.pixels import normalised, to_unit
+from ddpm_unet.data.pixels import fit_image, fitted_info, normalised, resize, to_unit
 from ddpm_unet.data.sources import held_out, open_images
 from ddpm_unet.data.splits import split_pictures
 from ddpm_unet.data.stream import Stream
+from ddpm_unet.data.volumes import Space, read_volume, volume_info, volume_space, write_nifti
 from ddpm_unet.errors import UserError
 from ddpm_unet.randomness import seeded
 
@@ -63,6 +63,41 @@ def test_the_check_reads_volumes(folders):
     assert "voxels of 1 x 1 x 2 mm" in text
     assert "images: 10 x 14 x 9 to 14 x 14 x 9 pixels, 1 channel of float32" in text
     assert report.class_pixels.sum() == sum(9 * 14 * (10 + number) for number in range(5))
+
+
+@pytest.mark.parametrize("codes", ["RAS", "PSL", "LPI", "SAR"])
+def test_volumes_of_every_orientation_are_read_in_one_and_written_back(tmp_path, codes):
+    array = RNG.integers(0, 250, (5, 6, 7)).astype(np.uint8)
+    plain = nibabel.Nifti1Image(array, np.diag([1, 2, 3, 1]))
+    stored = plain.as_reoriented(
+        nibabel.orientations.ornt_transform(
+            nibabel.io_orientation(plain.affine), nibabel.orientations.axcodes2ornt(codes)
+        )
+    )
+    assert "".join(nibabel.aff2axcodes(stored.affine)) == codes
+    stored.to_filename(tmp_path / "a.nii.gz")
+    volume, space = read_volume(tmp_path / "a.nii.gz"), volume_space(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(volume[..., 0], array.T)
+    assert (space.spacing, space.size) == ((3, 2, 1), (7, 6, 5))
+    assert space.agrees(Space(np.diag([1.0, 2, 3, 1]), (5, 6, 7)))
+    info = volume_info(tmp_path / "a.nii.gz")
+    assert (*info.size, info.channels) == volume.shape
+    write_nifti(tmp_path / "b.nii.gz", volume[..., 0], space)
+    again = nibabel.load(tmp_path / "b.nii.gz")
+    np.testing.assert_array_equal(again.affine, stored.affine)
+    np.testing.assert_array_equal(np.asarray(again.dataobj), np.asarray(stored.dataobj))
+
+
+def test_voxels_that_differ_in_size_are_said(folders, tmp_path):
+    assert check_pairs(config(folders)).spacing == (2, 1, 1)
+    for name, mm in (("a", 1.0), ("b", 1.02), ("c", 3.0)):
+        for kind in ("images", "masks"):
+            array = RNG.integers(0, 3, (9, 8, 7)).astype(np.uint8)
+            save(tmp_path / f"{kind}/{name}.nii", array, np.diag([mm, mm, 2, 1]))
+    report = check_pairs(config(tmp_path))
+    assert (report.spacing, report.faults) == (None, [])
+    (warning,) = [line for line in report.warnings if "voxels differ" in line]
+    assert "from 1 x 1 x 2 to 3 x 3 x 2 mm" in warning
 
 
 def test_a_mask_that_lies_elsewhere_and_turns_that_would_distort(folders, tmp_path):
@@ -252,7 +287,7 @@ def test_fitting_volumes(folders):
     folder = Folder(folders / "images", 200, dims=3)
     settings = ImageDataConfig(dims=3, size=12, fit="resize", value_range="percentiles")
     info = fitted_info(folder.info(2), settings, folder.name(2))
-    planes = fit_picture(folder.read(2), settings, folder.name(2))
+    planes = fit_image(folder.read(2), settings, folder.name(2))
     assert planes.shape == (1, 12, 12, 12) == (info.channels, *info.size)
     assert planes.dtype == info.dtype == np.float32
     settings = replace(settings, fit="crop")

@@ -31,8 +31,7 @@ from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.inference.tiles import Tiling, predict_tiles
-from ddpm_unet.models import UNet
-from ddpm_unet.models.timetable import timetabled
+from ddpm_unet.models import UNet, precompute_time_embeddings
 from ddpm_unet.training import loop
 
 ROOT = Path(__file__).parents[2]
@@ -188,7 +187,7 @@ def training(name: str) -> Found:
 def sampling(name: str) -> Found:
     """Images that a sampler draws, and the waits within its steps but the first and last."""
     scheduler = make_scheduler(name, GaussianDiffusion())
-    unet = timetabled(small_unet(), torch.arange(1000))
+    unet = precompute_time_embeddings(small_unet(), torch.arange(1000))
     marks: list[Counter[str]] = []
     with watched() as waits:
         images = sample(

@@ -198,22 +198,3 @@ def test_a_network_that_predicts_variances(
         convert.convert(file, tmp_path / "none", TOLD, alone)
     unet, process = convert.convert(tmp_path / "both.safetensors", tmp_path / "alone", TOLD, alone)
     assert (unet.config.out_channels, process) == (3, None)
-
-    def peer(given: Any, config: UNetConfig) -> Any:
-        assert config.out_channels == 6
-        return lambda x, t, *_: torch.cat([unet(x, t), torch.ones_like(x)], dim=1)
-
-    monkeypatch.setattr(convert.foreign.monai, "peer", peer)
-    lines = list(convert.report(tmp_path / "both.safetensors", tmp_path / "third", TOLD, alone))
-    assert "largest difference to MONAI itself: 0.0e+00" in lines[1]
-
-
-def test_the_largest_difference(file: Path) -> None:
-    unet = UNet.from_pretrained(file, TOLD)
-
-    def shifted(x: Any, t: Any, context: Any, labels: Any) -> torch.Tensor:
-        return unet(x, t) + 0.25 * (x > 1.5)
-
-    difference, largest = convert.largest_difference(unet, shifted)
-    assert difference == pytest.approx(0.25)
-    assert largest > 0.25

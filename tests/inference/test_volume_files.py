@@ -74,7 +74,7 @@ def test_a_nifti_mask_has_the_affine_of_its_input(model, tmp_path):
     np.testing.assert_array_equal(classes, chances.get_fdata().argmax(-1))
     assert counts.tolist() == [(classes == k).sum() for k in range(3)]
     overlay = tifffile.imread(out / "a_overlay.tif")
-    assert (overlay.shape, len(list(out.iterdir()))) == ((17, 21, 26, 3), 3)
+    assert (overlay.shape, len(list(out.iterdir()))) == ((17, 26, 21, 3), 3)
 
 
 def test_a_tiff_volume_gives_tiff(model, tmp_path):

@@ -17,9 +17,8 @@ from ddpm_unet.config import (
     SplitConfig,
 )
 from ddpm_unet.data.check import check_pairs
-from ddpm_unet.data.extra_pairs import WithExtra
 from ddpm_unet.data.labelled import LabelledSet
-from ddpm_unet.data.pair_stream import PairStream
+from ddpm_unet.data.pair_stream import PairStream, WithExtra
 from ddpm_unet.data.stream import Stream
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import sample
