@@ -136,7 +136,7 @@ def report(
     what = "the network alone, as nothing was told of the noise"
     if diffusion:
         what = (
-            f"a pipeline: {diffusion.num_train_timesteps} steps of {diffusion.beta_schedule} noise,"
+            f"a pipeline: {diffusion.num_timesteps} steps of {diffusion.beta_schedule} noise,"
             f" {diffusion.prediction_type} predicted, variance {diffusion.variance_type}"
         )
     yield f"written: {out}, {what}"

@@ -69,7 +69,7 @@ def read_folder(folder: Path, sets: int, count: int) -> Any:
 def read_real(args: Namespace, others: list[str], model: Path | None) -> Any:
     """Real images for two sets, as training sees them, `uint8 [2 N, C, H, W]`."""
     from ddpm_unet.data import sources
-    from ddpm_unet.data.stream import Stream, to_model_range
+    from ddpm_unet.data.stream import to_model_range
 
     if args.reference:
         return read_folder(args.reference, 2, args.num_images)
@@ -86,7 +86,7 @@ def read_real(args: Namespace, others: list[str], model: Path | None) -> Any:
                 f"{count} are wanted; give a lower --num_images"
             )
     else:
-        found = Stream(sources.open_images(settings.data), settings.data, seed=0)
+        found = sources.open_stream(settings.data, seed=0)
     return levels(to_model_range(found.__getitems__(range(count))["image"]))
 
 

@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"data.source: has images of {job.images.layout.channels} channels, {folder} is of "
             f"{channels}; set data.channels"
         )
-    windows = Grid(job.images, settings.data) if args.all else job.held_out
+    windows = Grid(job.images) if args.all else job.held_out
     if not isinstance(windows, Grid):
         raise UserError(f"data.source {settings.data.source}: holds no picture out; give --all")
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())

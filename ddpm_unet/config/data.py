@@ -30,8 +30,10 @@ class ImageDataConfig:
         value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
             is the full range: 255 for 8 bits, 65535 for 16, and floats must be within 0 to 1;
             "percentiles" are the 0.5 and 99.5 percentiles of each picture's channels (for MRI).
-        flips: Mirror at random: left-right and, for "crop", along the other axes.
-        rot90: Turn by a random multiple of 90 degrees, volumes in the plane of their slices.
+        flips: Mirror at random: left-right and, for "crop", along the other axes. Null does so for
+            folders and builtin:histology; the other sets are of things that have a left and an up.
+        rot90: Turn by a random multiple of 90 degrees, volumes in the plane of their slices; null
+            as for flips.
         class_labels: Take a class from the data set, or from the folder's sub-folder names.
         condition: What the denoiser goes by, beside the noisy image: a folder with a picture for
             each image, found by its name, as large or a whole number of times smaller;
@@ -58,8 +60,8 @@ class ImageDataConfig:
     scale: float = limited(1.0, 1e-3, 1e3)
     channels: int | None = limited(None, 1, 1024)
     value_range: ValueRange = limited(None, *FINITE)
-    flips: bool = True
-    rot90: bool = True
+    flips: bool | None = None
+    rot90: bool | None = None
     class_labels: bool = False
     condition: str | None = None
     condition_classes: int | None = limited(None, 2, 256)

@@ -17,12 +17,18 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ddpm_unet.data.collection import find_columns
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.images import image_array
 from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.data.pixels import to_unit
-from ddpm_unet.data.stream import Batch, to_model_range
-from ddpm_unet.data.windows import order, orient_windows, random_windows
+from ddpm_unet.data.stream import (
+    Batch,
+    order,
+    orient_windows,
+    random_windows,
+    to_model_range,
+)
 from ddpm_unet.errors import UserError
 from ddpm_unet.randomness import seeded
 
@@ -81,7 +87,8 @@ class ImageDataset(Dataset[Item]):
         features = getattr(items, "features", None)
         self.columns = dict(columns or {})
         if features:  # of Hugging Face: what is not used is not decoded either
-            self.columns = _columns_of(features, self.columns, self.title)
+            own = {key: key for key in KEYS if key in features}
+            self.columns = own | find_columns(features, self.columns, self.title)
             items = items.select_columns(list(dict.fromkeys(self.columns.values())))
         self.items = items
         self.num_classes, self.ignore_value = num_classes, ignore_value
@@ -594,27 +601,6 @@ def _padded(sequences: list[Tensor]) -> Batch:
 def _is_number(value: Any) -> bool:
     """Whether a second part of an item is the class of the image."""
     return not isinstance(value, Image.Image) and np.ndim(value) == 0
-
-
-def _columns_of(features: Mapping[str, Any], given: dict[str, str], title: str) -> dict[str, str]:
-    """Columns of a Hugging Face set: those given, else those of a kind of which there is one."""
-    for key, column in given.items():
-        if key not in KEYS or column not in features:
-            raise UserError(
-                f"{title}: has no column {column} for {key}; it has {', '.join(features)}"
-            )
-    found = {key: key for key in KEYS if key in features} | given
-    for key, kind in (("image", "Image"), ("label", "ClassLabel")):
-        if key not in found:
-            alike = [name for name, feature in features.items() if type(feature).__name__ == kind]
-            if len(alike) == 1:
-                found[key] = alike[0]
-    if "image" not in found:
-        raise UserError(
-            f"{title}: has the columns {', '.join(features)}; say which holds the image with "
-            'columns={"image": ...}'
-        )
-    return found
 
 
 def _spread(count: int, most: int) -> list[int]:

@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 from ddpm_unet.data.augment import augmentation, cut_window, window_margin
 from ddpm_unet.data.labelled import PairSet, whole_classes
 from ddpm_unet.data.pixels import to_unit
-from ddpm_unet.data.windows import CORNER, order, window_counts
+from ddpm_unet.data.stream import CORNER, order, window_counts
 from ddpm_unet.randomness import integers, seeded, uniform
 
 Batch = dict[str, Tensor]

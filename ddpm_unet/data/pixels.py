@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from ddpm_unet.config import ImageDataConfig, ValueRange
-from ddpm_unet.data.images import ImageInfo, check_pixels
+from ddpm_unet.config import ValueRange
 from ddpm_unet.errors import UserError
 
 PERCENTILES = (0.5, 99.5)
@@ -109,53 +108,6 @@ def to_unit(
             f"[{min(array.min(), 0):g}, {array.max():g}]"
         )
     return array.astype(np.float32) * 2 - 1
-
-
-def fitted_info(info: ImageInfo, config: ImageDataConfig, name: str) -> ImageInfo:
-    """What `fit_image` will make of a picture.
-
-    Raises:
-        UserError: The picture is smaller than the windows to be cut from it.
-    """
-    size = [config.size] * len(info.size)
-    if config.fit == "crop":
-        size = [max(1, round(n * config.scale)) for n in info.size]
-        if min(size) < config.size:
-            scaled = f" at data.scale {config.scale:g}" if config.scale != 1 else ""
-            found, wanted = (
-                " x ".join(map(str, n)) for n in (size[::-1], [config.size] * len(size))
-            )
-            raise UserError(
-                f"{name}: {found} pixels{scaled} hold no window of {wanted}; "
-                "lower data.size or set data.fit resize"
-            )
-        check_pixels(name, (*size, info.channels), config.max_pixels)
-    *depth, height, width = size
-    dtype = np.dtype(np.float32) if config.value_range == "percentiles" else info.dtype
-    return ImageInfo(height, width, config.channels or info.channels, dtype, *depth)
-
-
-def fit_image(picture: np.ndarray, config: ImageDataConfig, name: str) -> np.ndarray:
-    """Convert channels, map floats to [-1, 1], and scale ("crop") or resize and cut the centre.
-
-    Args:
-        picture: `[H, W, C]`, or `[D, H, W, C]` of a volume; uint8, uint16 or float32.
-        config: The data settings.
-        name: For messages.
-
-    Returns:
-        `[C, H', W']` (`[C, D', H', W']`), integers of the same depth as they came.
-    """
-    picture = convert_channels(normalised(picture, config.value_range), config.channels, name)
-    if picture.dtype == np.float32:
-        picture = to_unit(picture, config.value_range, name)
-    lengths = picture.shape[:-1]
-    planes = np.moveaxis(picture, -1, 0).copy()
-    if config.fit == "crop":
-        return resize(planes, *(max(1, round(n * config.scale)) for n in lengths))
-    factor = config.size / min(lengths)
-    planes = resize(planes, *(max(config.size, round(n * factor)) for n in lengths))
-    return planes[box(((n - config.size) // 2 for n in planes.shape[1:]), config.size)]
 
 
 def resize(planes: np.ndarray, *size: int) -> np.ndarray:

@@ -85,12 +85,18 @@ class Preprocessing:
         unit = to_unit(flat, self.value_range, name, "value_range")
         return unit.reshape(*shape[:-1], self.channels)
 
+    @property
+    def made_dtype(self) -> np.dtype:
+        """Of `to_pixels`; 8 bits where the training's units are not known."""
+        known = self.dtype is not None and self.value_range != "percentiles"
+        return np.dtype(self.dtype if known else "uint8")
+
     def to_pixels(self, unit: np.ndarray) -> np.ndarray:
         """What a network makes, in [-1, 1], as pixels of the training's type and range."""
-        dtype = np.dtype(self.dtype or "uint8")
-        if self.value_range == "percentiles":  # those of an image that was never there
-            dtype, (low, high) = np.dtype(np.uint8), (0.0, 255.0)
-        elif self.value_range is None:
+        dtype = self.made_dtype
+        if self.value_range == "percentiles":
+            low, high = 0.0, 255.0
+        elif self.value_range is None or self.dtype is None:
             low, high = 0.0, 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
         else:
             low, high = self.value_range

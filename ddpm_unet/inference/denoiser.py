@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_unet.data.sequences import Sequences
+from ddpm_unet.data.conditioning import Sequences
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.diffusion.conditioning import (
     ALWAYS,
     autoguidance,
@@ -83,6 +84,7 @@ class Denoiser:
         sampler: A name ("ddpm", "ddim", "dpm++", ...), or an object with diffusers' `step`.
         conditioning: What it is conditioned on; None for what the network's config says.
         codec: Between images and the latents that it denoises; None for a denoiser of pixels.
+        preprocessing: Of its training's images, in whose units samples are given; None for 8 bits.
     """
 
     def __init__(
@@ -92,10 +94,12 @@ class Denoiser:
         sampler: Any = "ddpm",
         conditioning: Conditioning | None = None,
         codec: Autoencoder | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         self.unet, self.diffusion, self.sampler = unet, diffusion, sampler
         self.conditioning = conditioning or Conditioning()
         self.codec = codec
+        self.preprocessing = preprocessing or Preprocessing(self.image_channels)
         self.network: Callable[..., Tensor] | None = None
         """Computes in place of the U-Net, for instance a compiled one."""
 
@@ -111,6 +115,8 @@ class Denoiser:
         conditioning = Conditioning.read(folder)
         conditioning.check(unet.config, folder)
         denoiser = cls(unet, diffusion, "ddpm", conditioning, autoencoder_of(folder))
+        root = folder if (folder / "unet").is_dir() else folder.resolve().parent
+        denoiser.preprocessing = Preprocessing.read(root, denoiser.image_channels)
         denoiser.sampler = partial(read_scheduler, folder)
         return denoiser
 
@@ -119,6 +125,8 @@ class Denoiser:
         write_pipeline(Path(folder), self.unet, self.diffusion, None, self.codec)
         if self.conditioning != Conditioning(self.conditioning.image_channels):
             self.conditioning.write(Path(folder))
+        if self.preprocessing != Preprocessing(self.image_channels):
+            self.preprocessing.write(Path(folder))
 
     @property
     def device(self) -> torch.device:
@@ -153,7 +161,8 @@ class Denoiser:
             options: See `job`.
 
         Returns:
-            `uint8 [num_images, H, W, C]`; volumes `[num_images, D, H, W, C]`.
+            `uint8 [num_images, H, W, C]`, volumes `[num_images, D, H, W, C]`; of the type and in
+            the units of the training's images where `preprocessing` knows them.
 
         Raises:
             UserError: See `job`.
@@ -235,7 +244,8 @@ class Denoiser:
             labels = own.class_number(labels, config)
         cond = cond_in_turn(own.classes(config), labels, context, concat_cond, device)
         _, chosen = self.named_sampler(sampler)
-        network = self.network or precompute_time_embeddings(self.unet, timesteps(chosen, steps))
+        times = timesteps(chosen, steps)
+        network = self.network or precompute_time_embeddings(self.unet, times)
         denoise = self._guided(network, guidance, guidance_interval, guide)
 
         wanted = [size] if isinstance(size, int) else size
@@ -287,13 +297,9 @@ class Denoiser:
         config = self.unet.config
         return self.conditioning.image_channels or min(config.in_channels, config.out_channels)
 
-    dtype = np.dtype(np.uint8)
-    spacing: tuple[float, ...] | None = None
-
     def to_pixels(self, images: Tensor) -> np.ndarray:
-        """Images `[B, C, *space]` in [-1, 1] as pixels `uint8 [B, *space, C]`."""
-        levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
-        return levels.movedim(1, -1).cpu().numpy()
+        """Images `[B, C, *space]` in [-1, 1] as pixels `[B, *space, C]` in the training's units."""
+        return self.preprocessing.to_pixels(images.float().movedim(1, -1).cpu().numpy())
 
     def decode(self, drawn: Tensor) -> Tensor:
         """Images `[B, C, *space]` in [-1, 1] of what was drawn."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ddpm_unet.models.layers import convolution, zeroed
 
@@ -59,7 +63,11 @@ class Attention(nn.Module):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """`softmax(q k^T / sqrt(D) + bias) v` of every head; all `[B, tokens, heads * D]`."""
         q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        else:  # which torch's function has no forward derivative for
+            logits = q @ k.mT * q.shape[-1] ** -0.5
+            mixed = (logits if bias is None else logits + bias).softmax(-1) @ v
         return mixed.transpose(1, 2).flatten(2)
 
 
@@ -196,18 +204,14 @@ class Transformer(nn.Module):
         inner = heads * head_dim
         self.linear = linear
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in: nn.Module
-        self.proj_out: nn.Module
-        if linear:
-            self.proj_in = nn.Linear(channels, inner)
-            self.proj_out = zeroed(nn.Linear(inner, channels))
-        else:
-            self.proj_in = convolution(dims, channels, inner, kernel=1, padding=0)
-            self.proj_out = zeroed(convolution(dims, inner, channels, kernel=1, padding=0))
+        project = nn.Linear if linear else partial(convolution, dims, kernel=1, padding=0)
+        self.proj_in = project(channels, inner)
+        proj_out = zeroed(project(inner, channels))
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(inner, heads, head_dim, context_channels, only_cross_attention)
             for _ in range(layers)
         )
+        self.proj_out = proj_out  # after the blocks, as in diffusers
 
     def forward(self, x: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
         """Add to the pixels what they find in each other and in the context.

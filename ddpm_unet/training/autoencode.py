@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ddpm_unet.config import AutoencodeConfig
 from ddpm_unet.config.reading import check_limits
-from ddpm_unet.data.sources import held_out, open_images
-from ddpm_unet.data.stream import Stream, to_model_range
+from ddpm_unet.data.sources import held_out, open_stream
+from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import save_grid
 from ddpm_unet.models.pretrained import CONFIG, write_weights
@@ -73,16 +73,16 @@ class AutoencodeJob:
                     f"model.block_out_channels {channels}: must be a multiple of "
                     f"model.norm_num_groups {config.model.norm_num_groups}"
                 )
-        self.images = open_images(config.data)
+        self.stream = open_stream(config.data, config.seed)
+        self.images = self.stream.images
         self.held_out = held_out(config.data)
-        self.stream = Stream(self.images, config.data, config.seed)
         side = config.data.size // factor
         self.latent_shape = (config.model.latent_channels, side, side)
 
     def describe(self) -> str:
         """One line on the data, one on the latents."""
         latents = " x ".join(map(str, self.latent_shape))
-        return f"{self.images.describe()}\nlatents: {latents} of windows of {self.config.data.size}"
+        return f"{self.stream.describe()}\nlatents: {latents} of windows of {self.config.data.size}"
 
     def build_model(self) -> nn.Module:
         """The network, freshly initialised."""

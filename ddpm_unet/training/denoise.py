@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data.image_set import ImageSet
-from ddpm_unet.data.latents import LatentWindows
-from ddpm_unet.data.planes import planes_of
-from ddpm_unet.data.sources import held_out, open_images
+from ddpm_unet.data.sources import concat_condition, held_out, open_stream
 from ddpm_unet.data.stream import Grid, Stream, to_model_range
 from ddpm_unet.diffusion.conditioning import (
     SelfConditioning,
@@ -32,8 +30,9 @@ from ddpm_unet.inference.conditioning import Cond, Conditioning, class_cond
 from ddpm_unet.inference.denoiser import generate_together
 from ddpm_unet.inference.pipeline import image_shape, write_pipeline
 from ddpm_unet.models import UNet
+from ddpm_unet.models.autoencoder import Autoencoder
 from ddpm_unet.training.job import Batch, even_batches, micro_batches
-from ddpm_unet.training.latent_space import LatentSpace
+from ddpm_unet.training.latent_space import LatentSpace, LatentWindows
 
 
 class DenoiseJob:
@@ -59,10 +58,11 @@ class DenoiseJob:
         if steps > timesteps:
             raise UserError(f"preview.steps {steps}: must be between 1 and {timesteps}")
         self.config = config
-        self.images = open_images(config.data)
+        self.stream: Stream | LatentWindows = open_stream(config.data, config.seed)
+        self._described = self.stream.describe()
+        self.images = self.stream.images
         self.held_out: Grid | LatentWindows | None = held_out(config.data)
-        self.stream: Stream | LatentWindows = Stream(self.images, config.data, config.seed)
-        self.latent = LatentSpace(config, self.images) if config.latent.autoencoder else None
+        self.latent = _latent_space(config, self.images)
         latents: dict[str, Any] = {"clip_sample": False} if self.latent else {}
         self.diffusion = GaussianDiffusion.from_config(config.diffusion, **latents)
         self.diffusion.check_loss(**config.diffusion.loss_options)
@@ -71,7 +71,7 @@ class DenoiseJob:
             image_channels=self.latent.channels if self.latent else self.images.layout.channels,
             class_names=self.images.classes if config.data.class_labels else (),
             cond_dropout=config.condition_dropout > 0,
-            concat_cond=planes_of(config.data, self.images),
+            concat_cond=concat_condition(config.data, self.images),
             text_encoder=config.data.text_encoder,
             self_conditioning=config.self_conditioning,
             mask_classes=(config.data.condition_classes or 0) * config.data.joint_masks,
@@ -79,7 +79,7 @@ class DenoiseJob:
 
     def describe(self) -> str:
         """What the data are, and in which space they are denoised."""
-        data, images = self.config.data, self.images.describe()
+        data, images = self.config.data, self._described
         if data.fit == "crop" and data.scale != 1:
             images += f", at data.scale {data.scale:g}"
         return "\n".join([images, *([self.latent.describe()] if self.latent else [])])
@@ -101,9 +101,10 @@ class DenoiseJob:
         """This process's micro-batches."""
         config = self.config
         if self.latent and isinstance(self.stream, Stream):
-            self.stream = self.latent.training(accelerator)
+            self.stream = self.latent.training(self.stream, accelerator)
             if isinstance(self.held_out, Grid):
-                self.held_out = self.latent.validation(self.held_out, accelerator)
+                count = config.preview.validation_images
+                self.held_out = self.latent.validation(self.held_out, count, accelerator)
         workers = config.data.workers
         return micro_batches(self.stream, first_step, config.train, workers, accelerator)
 
@@ -220,6 +221,24 @@ class DenoiseJob:
             return self.conditions(batch, to_model_range(batch["image"]), positions, seed=0)
 
         return conditions
+
+
+def _latent_space(config: DenoiseConfig, images: ImageSet) -> LatentSpace | None:
+    latent = config.latent
+    if latent.autoencoder is None:
+        return None
+    if config.data.condition:
+        raise UserError(
+            f"data.condition {config.data.condition}: latents are denoised without condition "
+            "images; set it, or latent.autoencoder, to null"
+        )
+    return LatentSpace(
+        Autoencoder(latent.autoencoder),
+        images,
+        epochs=latent.epochs,
+        sample=latent.sample,
+        cache=latent.cache,
+    )
 
 
 def check_network(config: DenoiseConfig, told: Conditioning, images: ImageSet) -> None:

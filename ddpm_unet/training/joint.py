@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ddpm_unet.config import SegmentConfig
-from ddpm_unet.data.sources import open_images
+from ddpm_unet.data.sources import open_images, open_stream
 from ddpm_unet.data.stream import Stream, to_model_range
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.inference.pipeline import read_diffusion
@@ -57,7 +57,9 @@ class JointDenoising:
 
     def beside(self, labelled: Dataset[Batch], channels: int) -> Dataset[Batch]:
         """A labelled stream with unlabelled images, of the U-Net's channels, at its positions."""
-        return WithUnlabelled(labelled, Stream(self.images, self.settings, self.seed), channels)
+        return WithUnlabelled(
+            labelled, open_stream(self.settings, self.seed, self.images), channels
+        )
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """One pass over clean labelled and noisy unlabelled images.

@@ -142,9 +142,9 @@ def step(effort: Effort, batch: int) -> Measured:
 def compare_gradients(job: DenoiseJob, ours: UNet, theirs: Any) -> float:
     """Both networks' gradients of the loss of the same noisy pictures; they are cleared after."""
     images = pictures(ours.config, 2)[0]
-    t, noise = job.objective.draw(0, range(2), images.shape[1:])
-    job.objective.losses(ours, images, t, noise).mean().backward()
-    noisy = job.objective.add_noise(images, t, noise)
+    t, noise = job.diffusion.draw(0, range(2), images.shape[1:])
+    job.diffusion.losses(ours, images, t, noise).mean().backward()
+    noisy = job.diffusion.add_noise(images, t, noise)
     F.mse_loss(theirs(noisy, t).sample, noise).backward()
     apart = gradient_difference(ours, theirs)
     ours.zero_grad(set_to_none=True)

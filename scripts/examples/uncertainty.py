@@ -171,7 +171,7 @@ def main() -> None:
     unet, diffusion = read_pipeline(args.model)
     told = Conditioning.read(args.model)
     shape = image_shape(unet.config, channels=told.image_channels)
-    if told.concat_cond is None or told.concat_cond.kind != "picture" or len(shape) != 3:
+    if told.concat_cond is None or told.concat_cond.kind != "image" or len(shape) != 3:
         raise UserError(f"{args.model}: does not go by pictures; train one with data.condition")
     told.check(unet.config, args.model)
     if unet.config.conditional or unet.config.num_class_embeds:

@@ -137,9 +137,10 @@ def rows() -> Iterator[str]:
     for name in (*SAMPLERS, LCM):
         for kind in get_args(PredictionType):
             for zero_snr in (False, True):
-                config, distilled = settings(kind, zero_snr), name == LCM
+                distilled = name == LCM
                 first = f"| {name} | {kind} | {'yes' if zero_snr else 'no'} |"
                 try:
+                    config = settings(kind, zero_snr)
                     scheduler = (distilled_scheduler if distilled else _named(name))(config)
                 except UserError as error:
                     cause = str(error).split(": ", 1)[1].split(";")[0]

@@ -115,7 +115,7 @@ def test_torchvision_and_hugging_face():
     np.testing.assert_array_equal(data[2]["image"], BYTES[2].transpose(2, 0, 1))
     assert data.items.column_names == ["img", "kind"]  # what is not used is not decoded
     with pytest.raises(
-        UserError, match="pets: has no column mask for mask; it has img, kind, note"
+        UserError, match="pets: has no column mask for its mask; it has img, kind, note"
     ):
         as_dataset(rows, name="pets", columns={"mask": "mask"})
     with pytest.raises(UserError, match="is a dict of train; give one of them"):

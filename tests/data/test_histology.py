@@ -8,8 +8,7 @@ import pytest
 
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data import histology
-from ddpm_unet.data.sources import held_out, open_images
-from ddpm_unet.data.stream import Stream
+from ddpm_unet.data.sources import held_out, open_images, open_stream
 from ddpm_unet.errors import UserError
 
 
@@ -62,7 +61,7 @@ def test_training_sees_the_held_out_part_only_when_told(include: bool) -> None:
     seen = [np.array_equal(images[i].numpy(), scored) for i in range(len(images))]
     assert any(seen) == include
     assert len(kept) == 23 * 7
-    stream = Stream(images, config, seed=0)
+    stream = open_stream(config, 0, images)
     assert stream.__getitems__(range(4))["image"].shape == (4, 3, 64, 64)
     assert stream.epoch_length == 366 + 549 + (183 if include else 0)
 

@@ -15,14 +15,13 @@ from ddpm_unet.data.augment import ElasticDeformation, augmentation, cut_window,
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.collection import ArrayCollection
 from ddpm_unet.data.folder import Folder
-from ddpm_unet.data.image_set import PackedImages, StreamedImages, survey
+from ddpm_unet.data.image_set import Fit, PackedImages, StreamedImages, survey
 from ddpm_unet.data.labelled import LabelledSet
 from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.data.pair_stream import PairStream
-from ddpm_unet.data.pixels import fit_image, fitted_info, normalised, resize, to_unit
-from ddpm_unet.data.sources import held_out, open_images
+from ddpm_unet.data.pixels import normalised, resize, to_unit
+from ddpm_unet.data.sources import held_out, open_images, open_stream
 from ddpm_unet.data.splits import split_pictures
-from ddpm_unet.data.stream import Stream
 from ddpm_unet.data.volumes import Space, read_volume, volume_info, volume_space, write_nifti
 from ddpm_unet.errors import UserError
 from ddpm_unet.randomness import seeded
@@ -250,9 +249,8 @@ def test_resampling_of_volumes_is_that_of_slices_and_then_across_them(dtype):
 @pytest.mark.parametrize("kind", [PackedImages, StreamedImages])
 def test_cutting_volumes_is_slicing(kind):
     volumes = [RNG.integers(0, 255, (*n, 2)).astype(np.uint8) for n in ((4, 9, 5), (6, 4, 7))]
-    settings = ImageDataConfig(size=4, dims=3)
     collection = ArrayCollection(volumes, "a")
-    images = kind(collection, settings, survey(collection, settings))
+    images = kind(collection, Fit(4), survey(collection, Fit(4)))
     index, corner = np.array([0, 1, 1, 0]), np.array([[0, 5, 1], [2, 0, 3], [0, 0, 0], [0, 0, 0]])
     for window, i, (z, y, x) in zip(images.cut(index, corner, 4), index, corner, strict=True):
         wanted = volumes[i][z : z + 4, y : y + 4, x : x + 4]
@@ -268,7 +266,7 @@ def test_a_denoisers_volumes(folders):
     images = open_images(settings)
     assert len(images) == 5
     assert held_out(settings) is None
-    stream = Stream(images, settings, seed=1)
+    stream = open_stream(settings, 1, images)
     batch = stream.__getitems__([3, 900])
     assert (batch["image"].shape, batch["image"].dtype) == ((2, 1, 8, 8, 8), torch.float32)
     assert batch["image"].min() >= -1 > batch["image"].max() - 2.01
@@ -277,21 +275,20 @@ def test_a_denoisers_volumes(folders):
     assert windows.mirrored.mean(axis=0) == pytest.approx([0.5] * 3, abs=0.15)
     for position in range(12):
         corner, mirrored = windows.corner[position], windows.mirrored[position]
-        volume = images[int(windows.picture[position])].numpy()[0]
+        volume = images[int(windows.image[position])].numpy()[0]
         cut = volume[tuple(slice(start, start + 8) for start in corner)]
-        wanted = np.flip(np.rot90(cut, windows.turns[position], (1, 2)), np.flatnonzero(mirrored))
+        wanted = np.flip(np.rot90(cut, windows.rot90[position], (1, 2)), np.flatnonzero(mirrored))
         np.testing.assert_array_equal(stream[position]["image"][0], wanted)
 
 
 def test_fitting_volumes(folders):
     folder = Folder(folders / "images", 200, dims=3)
-    settings = ImageDataConfig(dims=3, size=12, fit="resize", value_range="percentiles")
-    info = fitted_info(folder.info(2), settings, folder.name(2))
-    planes = fit_image(folder.read(2), settings, folder.name(2))
+    fit = Fit(12, mode="resize", value_range="percentiles")
+    info = fit.info(folder.info(2), folder.name(2))
+    planes = fit.apply(folder.read(2), folder.name(2))
     assert planes.shape == (1, 12, 12, 12) == (info.channels, *info.size)
     assert planes.dtype == info.dtype == np.float32
-    settings = replace(settings, fit="crop")
     with pytest.raises(UserError, match=r"10 x 14 x 9 pixels hold no window of 12 x 12 x 12"):
-        fitted_info(folder.info(0), settings, folder.name(0))
-    with pytest.raises(UserError, match=r"dims 3: builtin:histology holds pictures"):
+        replace(fit, mode="crop").info(folder.info(0), folder.name(0))
+    with pytest.raises(UserError, match=r"dims 3: builtin:histology holds images"):
         open_images(ImageDataConfig(dims=3))

@@ -9,7 +9,7 @@ import benchmarks.__main__ as benchmark
 import numpy as np
 import pytest
 import torch
-from benchmarks import gpu, growth_plots, inputs, memory, networks, sampling, tiles
+from benchmarks import gpu, growth_plots, inputs, memory, networks, sampling, tiles, training
 from benchmarks.page import page
 from benchmarks.rows import DIFFUSERS, MONAI, OURS, Goal, Measured, Results, Row
 from benchmarks.timing import Effort, Timer, quotients, spread
@@ -213,6 +213,14 @@ def test_differences_see_what_differs():
         assert networks.difference(ours(x, t), theirs(x, t).sample) < 1e-5
         theirs.conv_out.bias.add_(0.1)
         assert networks.difference(ours(x, t), theirs(x, t).sample) > 1e-3
+
+
+def test_a_training_step_beside_its_peer(monkeypatch):
+    monkeypatch.setattr(training, "cifar", lambda: TINY)
+    monkeypatch.setattr(training, "installed", lambda peer: False)
+    measured = training.step(ONCE, batch=2)
+    assert measured.differences[DIFFUSERS] < 1e-4
+    assert {side: len(found) for side, found in measured.samples.items()} == {OURS: 1, DIFFUSERS: 1}
 
 
 def test_sampling_end_to_end_draws_the_same_pictures():

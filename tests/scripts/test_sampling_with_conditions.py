@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.data.planes import Planes
+from ddpm_unet.data.conditioning import ConcatCondition
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline
@@ -41,7 +41,9 @@ def home(tmp_path_factory):
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
     write_pipeline(home / "model", unet, GaussianDiffusion())
-    Conditioning(3, ("a", "b"), True, Planes("classes", 2), None, True).write(home / "model")
+    Conditioning(3, ("a", "b"), True, ConcatCondition("classes", 2), None, True).write(
+        home / "model"
+    )
     (home / "early").mkdir()
     earlier = {name: 0.5 * value.detach() for name, value in unet.state_dict().items()}
     save_file(earlier, home / "early/ema.safetensors")

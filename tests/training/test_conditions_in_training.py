@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from ddpm_unet.data.stream import Stream
+from ddpm_unet.data.sources import open_stream
 from ddpm_unet.diffusion.conditioning import concat_cond, draw_dropped
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Conditioning
@@ -120,7 +120,7 @@ def test_a_denoiser_goes_by_what_it_is_told(told, kind):
 
 
 def test_the_null_class_stands_between_the_classes(told):
-    told.condition_dropout = 0.3
+    told.condition_dropout, told.data.include_held_out = 0.3, True
     folder = run(quickly(by_class(told)))
     assert Conditioning.read(folder.model) == Conditioning(
         image_channels=3, class_names=("bright", "dark"), cond_dropout=True
@@ -144,13 +144,13 @@ def test_labels_are_withheld_by_position_and_never_in_validation(told, monkeypat
         return x
 
     positions = torch.arange(30, 70)
-    batch = Stream(job.images, told.data, told.seed).__getitems__(positions)
+    batch = open_stream(told.data, told.seed, job.images).__getitems__(positions)
     job.losses(network, batch)
     dropped = draw_dropped(told.seed, positions, 0.4)
     assert 5 < dropped.sum() < 30
     assert torch.equal(seen[0], torch.where(dropped, 2, batch["label"]))
     seen.clear()
-    job.held_out = job.held_out or Stream(job.images, told.data, 0)
+    job.held_out = open_stream(told.data, 0, job.images)
     monkeypatch.setattr(type(job.held_out), "__len__", lambda self: 24, raising=False)
     job.validate(network, Accelerator(cpu=True))
     assert seen
@@ -226,7 +226,7 @@ def test_gradients_reach_every_weight_after_the_estimate(told):
     model = job.build_model()
     for parameter in model.parameters():  # zeros at first, which pass no gradient on
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
-    batch = Stream(job.images, told.data, 0).__getitems__(torch.arange(8))
+    batch = open_stream(told.data, 0, job.images).__getitems__(torch.arange(8))
     in_bf16 = torch.autocast("cpu", torch.bfloat16)(model.forward)  # as accelerate does
     job.losses(in_bf16, batch).sum().backward()
     for name, parameter in model.named_parameters():

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ddpm_unet.config import HeadConfig, PairDataConfig, SegmentConfig
-from ddpm_unet.data.planes import Planes
+from ddpm_unet.data.conditioning import ConcatCondition
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Conditioning
@@ -56,7 +56,7 @@ UNFIT = {
         "denoises images with their masks",
     ),
     "masks": (
-        {"out_channels": 1, "told": Conditioning(1, concat_cond=Planes("classes", 2))},
+        {"out_channels": 1, "told": Conditioning(1, concat_cond=ConcatCondition("classes", 2))},
         "goes by a condition beside the image",
     ),
     "self": (

@@ -19,7 +19,7 @@ from ddpm_unet.config import (
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.labelled import LabelledSet
 from ddpm_unet.data.pair_stream import PairStream, WithExtra
-from ddpm_unet.data.stream import Stream
+from ddpm_unet.data.sources import open_stream
 from ddpm_unet.diffusion.samplers import make_scheduler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.errors import UserError
@@ -75,7 +75,7 @@ def joint(settings, tmp_path):
 def test_what_is_denoised_is_the_image_and_its_mask(joint):
     job = DenoiseJob(joint)
     positions = range(6)
-    batch = Stream(job.images, joint.data, joint.seed).__getitems__(positions)
+    batch = open_stream(joint.data, joint.seed, job.images).__getitems__(positions)
     seen = []
 
     def network(x, t):

@@ -11,15 +11,15 @@ STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105))
 """Absorption of red, green and blue by haematoxylin and eosin (their table)."""
 
 
-def haematoxylin(picture: np.ndarray) -> np.ndarray:
-    """The haematoxylin of an H&E picture as a picture of its own.
+def haematoxylin(image: np.ndarray) -> np.ndarray:
+    """The haematoxylin of an H&E image as an image of its own.
 
     The optical density of each pixel is divided among haematoxylin, eosin and what neither
     absorbs (their cross product). The amount of haematoxylin is shown as what light it alone
     would let through where it absorbs the most, so that nuclei are dark.
 
     Args:
-        picture: `uint8 [H, W, 3]`.
+        image: `uint8 [H, W, 3]`.
 
     Returns:
         `uint8 [H, W, 1]`, 255 for none.
@@ -27,7 +27,7 @@ def haematoxylin(picture: np.ndarray) -> np.ndarray:
     stains = np.array(STAINS) / np.linalg.norm(STAINS, axis=1, keepdims=True)
     rest = np.cross(*stains)
     every = np.stack([*stains, rest / np.linalg.norm(rest)])
-    density = -np.log((picture.astype(np.float64) + 1) / 256)
+    density = -np.log((image.astype(np.float64) + 1) / 256)
     amount = (density @ np.linalg.inv(every))[..., :1]
     light = 256 * np.exp(-amount.clip(min=0) * stains[0].max()) - 1
     return light.round().clip(0, 255).astype(np.uint8)

@@ -8,8 +8,8 @@ from PIL import Image
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.overlay import class_colors
 from ddpm_unet.inference.writers import (
-    OverlayPictures,
-    PaletteImage,
+    OverlayImages,
+    PngImage,
     TiffPlanes,
     finished,
     output_folder,
@@ -101,7 +101,7 @@ def test_masks_have_a_palette(tmp_path):
     colors = class_colors(3, [(0, 0, 0), (255, 0, 10), (1, 2, 3)])
     for mask in (
         TiffPlanes(tmp_path / "a.tif", (3, 4), np.uint8, "YX", colors),
-        PaletteImage(tmp_path / "a.png", (3, 4), colors),
+        PngImage(tmp_path / "a.png", (1, 3, 4), colors=colors),
     ):
         mask.write(0, 1, classes[:, 1:])
         mask.write(0, 0, classes[:, :1])
@@ -116,7 +116,7 @@ def test_masks_have_a_palette(tmp_path):
 def test_large_overlays_are_thinned_out(tmp_path):
     height, width = 41, 9000
     picture = np.broadcast_to(np.arange(height, dtype=np.uint8)[:, None, None], (height, width, 1))
-    overlays = OverlayPictures(tmp_path / "a.png", (1, height, width), class_colors(2))
+    overlays = OverlayImages(tmp_path / "a.png", (1, height, width), class_colors(2))
     for low in range(0, height, 7):
         rows = picture[None, low : low + 7]
         overlays.write(low, rows, np.zeros(rows.shape[:3], np.uint8))

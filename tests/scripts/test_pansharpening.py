@@ -1,24 +1,23 @@
 import numpy as np
 import pytest
+from pansharpening import bicubic, brovey, enlarged, grey, reduced, wald_pair
 from scipy import ndimage
-
-from ddpm_unet.data.wald import bicubic, brovey, enlarged, grey, reduced, wald_pair
 
 RNG = np.random.default_rng(0)
 
 
 @pytest.fixture
-def picture():
+def scene():
     smooth = ndimage.gaussian_filter(RNG.random((45, 62, 3)), (3, 3, 0))
     low, high = smooth.min(), smooth.max()
     return (20 + 200 * (smooth - low) / (high - low)).round().astype(np.uint8)
 
 
 @pytest.mark.parametrize("ratio", [2, 3, 4])
-def test_the_input_is_the_truth_reduced_and_its_grey(picture, ratio):
-    image, truth = wald_pair(picture, ratio)
+def test_the_input_is_the_truth_reduced_and_its_grey(scene, ratio):
+    image, truth = wald_pair(scene, ratio)
     assert truth.shape == (45 // ratio * ratio, 62 // ratio * ratio, 3)
-    np.testing.assert_array_equal(truth, picture[: truth.shape[0], : truth.shape[1]])
+    np.testing.assert_array_equal(truth, scene[: truth.shape[0], : truth.shape[1]])
     coarse = reduced(truth.astype(float), ratio)
     assert coarse.shape == (truth.shape[0] // ratio, truth.shape[1] // ratio, 3)
     # Taken at the coarse pixels' centres, the input's colours are those of the coarse sensor.
@@ -52,8 +51,8 @@ def test_reducing_blurs_before_it_samples():
     assert np.abs(found) == pytest.approx(0.29, abs=0.03)
 
 
-def test_brovey_gives_the_grey_and_keeps_the_colours(picture):
-    image, _ = wald_pair(picture, 4)
+def test_brovey_gives_the_grey_and_keeps_the_colours(scene):
+    image, _ = wald_pair(scene, 4)
     found = brovey(image).astype(float)
     inside = (found.max(-1) < 255)[..., None]
     assert np.abs((grey(found) - image[..., 3:]) * inside).max() < 1

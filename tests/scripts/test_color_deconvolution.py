@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
-
-from ddpm_unet.data.staining import STAINS, grey_curve, haematoxylin, linear_map, mapped
+from color_deconvolution import STAINS, grey_curve, haematoxylin, linear_map, mapped
 
 
 def stained(amounts):
@@ -24,10 +23,10 @@ def test_the_haematoxylin_of_a_mixture_is_found_whatever_the_eosin():
 
 def test_it_is_the_separation_of_scikit_image():
     color = pytest.importorskip("skimage.color")
-    picture = stained(np.random.default_rng(1).uniform(0, 1.5, (16, 16, 2)))
-    light = haematoxylin(picture)[..., 0].astype(float)
+    image = stained(np.random.default_rng(1).uniform(0, 1.5, (16, 16, 2)))
+    light = haematoxylin(image)[..., 0].astype(float)
     ours = -np.log((light + 1) / 256)
-    theirs = color.rgb2hed(picture)[..., 0]
+    theirs = color.rgb2hed(image)[..., 0]
     assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.99
 
 

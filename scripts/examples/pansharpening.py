@@ -1,6 +1,6 @@
-"""Pan-sharpening by the protocol of Wald 1997: pairs from any coloured picture, and baselines.
+"""Pan-sharpening by the protocol of Wald 1997: pairs from any color image, and baselines.
 
-The picture itself is the truth. Its colours are blurred and reduced, as a coarse sensor would see
+The image itself is the truth. Its colours are blurred and reduced, as a coarse sensor would see
 them, and its grey values keep their resolution, as a panchromatic one would. What is made of the
 two can then be held against the truth.
 """
@@ -11,20 +11,20 @@ import numpy as np
 from scipy import ndimage
 
 GREY = (0.299, 0.587, 0.114)
-"""Of red, green and blue in the panchromatic picture: ITU-R 601 luma."""
+"""Of red, green and blue in the panchromatic image: ITU-R 601 luma."""
 
 
-def reduced(picture: np.ndarray, ratio: int) -> np.ndarray:
-    """A coarse sensor's picture, `[H / ratio, W / ratio, C]`: blurred, then one pixel in ratio.
+def reduced(image: np.ndarray, ratio: int) -> np.ndarray:
+    """A coarse sensor's image, `[H / ratio, W / ratio, C]`: blurred, then one pixel in ratio.
 
     Args:
-        picture: `[H, W, C]` float, sides that are multiples of ratio.
+        image: `[H, W, C]` float, sides that are multiples of ratio.
         ratio: Pixels that become one, along each side. The blur has a standard deviation of half
             of it, so that the gain at the highest frequency left is between 0.2 and 0.3, as that
             of sensors is (Aiazzi 2006).
     """
-    blurred = ndimage.gaussian_filter(picture, (ratio / 2, ratio / 2, 0), mode="mirror")
-    places = [np.arange(length // ratio) * ratio + (ratio - 1) / 2 for length in picture.shape[:2]]
+    blurred = ndimage.gaussian_filter(image, (ratio / 2, ratio / 2, 0), mode="mirror")
+    places = [np.arange(length // ratio) * ratio + (ratio - 1) / 2 for length in image.shape[:2]]
     return _sampled(blurred, places, order=1)
 
 
@@ -34,19 +34,19 @@ def enlarged(coarse: np.ndarray, ratio: int) -> np.ndarray:
     return _sampled(coarse, places, order=3)
 
 
-def wald_pair(picture: np.ndarray, ratio: int) -> tuple[np.ndarray, np.ndarray]:
+def wald_pair(image: np.ndarray, ratio: int) -> tuple[np.ndarray, np.ndarray]:
     """An input of pan-sharpening and the truth.
 
     Args:
-        picture: `uint8 [H, W, 3]`; rows and columns beyond a multiple of ratio are cut off.
+        image: `uint8 [H, W, 3]`; rows and columns beyond a multiple of ratio are cut off.
         ratio: How many times coarser the colours are.
 
     Returns:
         The enlarged coarse colours and the grey at full resolution, `uint8 [H', W', 4]`; and the
         true colours, `uint8 [H', W', 3]`.
     """
-    height, width = (length // ratio * ratio for length in picture.shape[:2])
-    truth = picture[:height, :width]
+    height, width = (length // ratio * ratio for length in image.shape[:2])
+    truth = image[:height, :width]
     colours = enlarged(reduced(truth.astype(np.float64), ratio), ratio)
     return to_uint8(np.concatenate([colours, grey(truth)], axis=-1)), truth
 
@@ -79,11 +79,11 @@ def to_uint8(values: np.ndarray) -> np.ndarray:
     return values.round().clip(0, 255).astype(np.uint8)
 
 
-def _sampled(picture: np.ndarray, places: list[np.ndarray], order: int) -> np.ndarray:
+def _sampled(image: np.ndarray, places: list[np.ndarray], order: int) -> np.ndarray:
     """Spline interpolation of each channel at rows and columns."""
     grid = np.meshgrid(*places, indexing="ij")
     channels = [
-        ndimage.map_coordinates(picture[..., c], grid, order=order, mode="mirror")
-        for c in range(picture.shape[-1])
+        ndimage.map_coordinates(image[..., c], grid, order=order, mode="mirror")
+        for c in range(image.shape[-1])
     ]
     return np.stack(channels, axis=-1)
