@@ -48,7 +48,9 @@ class ImageDataConfig:
         text_encoder: Folder of a transformers text encoder that reads the captions.
         include_held_out: Train on what the source keeps for scoring too.
         workers: Loader processes; 0 loads in the main one (best for sets kept in memory).
-        memory_limit: Sets whose decoded pictures fit in so many MB are decoded once and kept.
+        memory_limit: Sets whose decoded images fit in so many MB are decoded once and kept.
+        disk_limit: Larger folders that fit in so many MB are decoded once into a file in
+            ~/.cache/ddpm_unet/images, which all processes of a host share and later runs find.
         max_pixels: Refuse pictures of more than so many million pixels (decompression bombs).
     """
 
@@ -71,6 +73,7 @@ class ImageDataConfig:
     include_held_out: bool = False
     workers: int = limited(0, 0, 1024)
     memory_limit: int = 2048
+    disk_limit: int = 0
     max_pixels: float = limited(200.0, 1e-6, 10**9)
 
 

@@ -2,7 +2,7 @@
 
 A sample is a dict of tv_tensors: "image" (`Image`, float32 in [-1, 1], `[C, H, W]`), "mask"
 (`Mask` of integers, `[H, W]`) and perhaps "weight" (`Mask` of floats, `[H, W]`); or "target"
-(`Mask` of floats, `[K, H, W]`), a picture. Those of a volume have a depth before their height.
+(`Mask` of floats, `[K, H, W]`), an image. Those of a volume have a depth before their height.
 Classes are never interpolated, weights and targets are, and only images change in intensity.
 Every draw comes from torch's global generator, to be set by `randomness.seeded`.
 """
@@ -74,7 +74,7 @@ class ElasticDeformation(v2.Transform):
         size: Height and width of the result. What the input has more is margin on all sides.
         sigma: Standard deviation of the grid's displacements in every direction, pixels.
         grid: Nodes along each side; the outermost lie on the corners.
-        dims: 2 for pictures, 3 for volumes.
+        dims: 2 for images, 3 for volumes.
     """
 
     def __init__(self, size: int, sigma: float, grid: int = 3, dims: int = 2) -> None:

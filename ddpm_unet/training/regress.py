@@ -19,8 +19,8 @@ from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.labelled import TargetSet
 from ddpm_unet.data.pair_stream import PairStream
 from ddpm_unet.data.preprocessing import Preprocessing
-from ddpm_unet.data.splits import split_pictures
-from ddpm_unet.data.targets import picture_settings
+from ddpm_unet.data.splits import split_images
+from ddpm_unet.data.targets import target_settings
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import SMALLEST, image_scores, torchmetrics_of_images
 from ddpm_unet.evaluation.plots import save_picture
@@ -53,11 +53,11 @@ class RegressJob:
     def __init__(self, config: SegmentConfig) -> None:
         check_limits(config)
         torchmetrics_of_images()
-        self.config = config = replace(config, data=picture_settings(config.data))
+        self.config = config = replace(config, data=target_settings(config.data))
         self.report = check_pairs(config.data)
-        self.targets = self.report.target_pictures()
+        self.targets = self.report.target_images()
         self._check_settings()
-        self.split = split_pictures(self.report.names, self.report.sizes, self.report.config.split)
+        self.split = split_images(self.report.names, self.report.sizes, self.report.config.split)
         self.pairs = TargetSet(self.report, self.split["train"])
         self.validation: TargetSet | None = None
         self.criterion: str | None = None
@@ -165,7 +165,7 @@ class RegressJob:
         """
         item = pictures[0]
         predicted = self._predict(model, item["image"], device).cpu()
-        image = np.moveaxis(pictures.picture(0).image, 0, -1)
+        image = np.moveaxis(pictures.item(0).image, 0, -1)
         shown = [displayable(image), *(shades(planes) for planes in (predicted, item["target"]))]
         if image.ndim == 4:
             shown = [volume[len(volume) // 2] for volume in shown]

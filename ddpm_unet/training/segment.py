@@ -22,7 +22,7 @@ from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.data.pair_stream import PairStream, WithExtra
 from ddpm_unet.data.pairs import BUILTIN_HELD_OUT, BUILTIN_IMAGES, POINTS
 from ddpm_unet.data.preprocessing import Preprocessing
-from ddpm_unet.data.splits import split_pictures
+from ddpm_unet.data.splits import split_images
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.metrics import confusion, overlap
 from ddpm_unet.evaluation.plots import save_picture
@@ -54,7 +54,7 @@ class SegmentJob:
         code = self.report.mask_code()
         self.class_names = tuple(code.class_names)
         self._check_settings()
-        self.split = split_pictures(self.report.names, self.report.sizes, self.report.config.split)
+        self.split = split_images(self.report.names, self.report.sizes, self.report.config.split)
         border = config.loss.name == "border"
         self.labelled = LabelledSet(self.report, self.split["train"], border)
         extra = self.report.extra
@@ -215,7 +215,7 @@ class SegmentJob:
 
         Of a volume, slices.
         """
-        item, image = pictures[0], np.moveaxis(pictures.picture(0).image, 0, -1)
+        item, image = pictures[0], np.moveaxis(pictures.item(0).image, 0, -1)
         predicted = self._predict(model, item["image"], device).cpu()
         masks = [m.numpy().astype(np.uint8) for m in (item["mask"].clamp(min=0), predicted)]
         colors = class_colors(len(self.class_names), self.report.config.class_colors)

@@ -131,7 +131,7 @@ def test_a_fault_is_one_line_with_file_and_cure(folders, fault):
 def test_a_mask_that_is_its_image(folders):
     write(folders / "masks/2.png", np.asarray(Image.open(folders / "images/2.png")))
     (fault,) = check(folders, mask_kind="instances").faults
-    assert fault.startswith(f"{folders}/masks/2.png: is the same picture as {folders}/images/2.png")
+    assert fault.startswith(f"{folders}/masks/2.png: is the same image as {folders}/images/2.png")
 
 
 def test_more_values_than_classes_is_a_fault_of_each_file(folders):

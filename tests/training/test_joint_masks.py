@@ -158,7 +158,7 @@ def test_a_position_has_a_window_of_one_of_the_streams(mixed):
 
 
 def test_further_pairs_only_train(tmp_path, mixed):
-    data = mixed[1].pictures.config
+    data = mixed[1].images.config
     data.split = SplitConfig(validation=1, test=1)
     config = SegmentConfig(
         architecture="classic",
@@ -196,7 +196,7 @@ def test_denoisers_that_cannot_be(joint, change, message):
 
 
 def test_faults_of_further_pairs_are_found(tmp_path, mixed):
-    data = mixed[1].pictures.config
+    data = mixed[1].images.config
     mask = tmp_path / "further/masks/3.png"
     Image.fromarray(np.full((8, 8), 2, np.uint8)).save(mask)
     with pytest.raises(UserError, match=re.escape(str(mask.parent))):
