@@ -327,12 +327,13 @@ def measure(name: str, side: str, seconds: float, device: str, tiny: bool) -> di
     """One side of a task, in this process."""
     torch.manual_seed(0)
     clock = Clock(seconds, device)
-    per, work = 0.0, 0.0
+    steps = catalogue(tiny)[name].run(side, clock)
+    per, work = next(steps)
+    clock.__init__(seconds, device)  # type: ignore[misc]  # what came before was counting
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     with suppress(EnoughError):
-        for per, work in catalogue(tiny)[name].run(side, clock):
-            clock.__init__(seconds, device)  # type: ignore[misc]  # what came before was counting
-            if device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
+        next(steps)
     at = torch.cuda.get_device_name() if device == "cuda" else "a CPU"
     peaks = [peak for part, peak in PEAKS.items() if part in at]
     seconds_a_step = median(clock.samples) if clock.samples else None

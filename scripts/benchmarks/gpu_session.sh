@@ -158,8 +158,8 @@ run)
     judged="--num_images 512 --steps 100 --batch_size 256"
     export TORCHINDUCTOR_CACHE_DIR=$(mktemp -d) PYTHONUNBUFFERED=1
     if [ -n "$tiny" ]; then
-        device=cpu TRAIN_SECONDS=20 MINUTES=${MINUTES:-20} ROW_SECONDS=0.2
-        recipe="--data.size 16 --train.batch_size 2 --train.steps 1000000 --train.warmup_steps 1
+        device=cpu TRAIN_SECONDS=300 MINUTES=${MINUTES:-20} ROW_SECONDS=0.2
+        recipe="--data.size 16 --train.batch_size 2 --train.steps 10 --train.warmup_steps 1
             --train.checkpoint_every 10 --train.validate_every 0 --train.sample_every 0
             --model.block_out_channels [8,8,8,8] --model.attention_head_dim 8"
         judged="--num_images 8 --steps 2 --batch_size 8"
