@@ -180,17 +180,18 @@ def sampling(
 ) -> Iterator[tuple[float, float]]:
     """Steps of the DDPM loop, beside DDPMPipeline."""
     from ddpm_unet.diffusion.process import GaussianDiffusion
-    from ddpm_unet.diffusion.samplers import make_scheduler
+    from ddpm_unet.diffusion.samplers import make_sampler
     from ddpm_unet.diffusion.sampling import sample
 
-    scheduler = make_scheduler("ddpm", GaussianDiffusion())
+    sampler = make_sampler("ddpm", GaussianDiffusion())
     unet = random_unet(config)
     x, t = pictures(config, 1)
     yield batch, gflop(unet, x, t)
     if side.startswith(DIFFUSERS):
-        from diffusers import DDPMPipeline
+        from diffusers import DDPMPipeline, DDPMScheduler
 
         network = on_device(diffusers_twin(unet).to(torch.bfloat16), side, clock.device)
+        scheduler = DDPMScheduler.from_config(GaussianDiffusion().scheduler_config())
         pipeline: Any = DDPMPipeline(network, scheduler)
 
         def ticking(timesteps: Iterable[Any]) -> Iterator[Any]:
@@ -205,7 +206,7 @@ def sampling(
     denoiser = ours(unet, side, clock.device)
     while True:
         sample(
-            denoiser, scheduler, tuple(x.shape[1:]), seed=0, indices=range(batch), steps=1000,
+            denoiser, sampler, tuple(x.shape[1:]), seed=0, indices=range(batch), steps=1000,
             device=clock.device, callback=clock.tick,
         )  # fmt: skip
 
@@ -234,18 +235,18 @@ def forward(
 def reverse_loop(side: str, clock: Clock, batch: int) -> Iterator[tuple[float, float]]:
     """The DDPM loop around a network that takes no time: what the host must do in a step."""
     from ddpm_unet.diffusion.process import GaussianDiffusion
-    from ddpm_unet.diffusion.samplers import make_scheduler
+    from ddpm_unet.diffusion.samplers import make_sampler
     from ddpm_unet.diffusion.sampling import sample
 
     yield 1, 0.0
-    scheduler = make_scheduler("ddpm", GaussianDiffusion())
+    sampler = make_sampler("ddpm", GaussianDiffusion())
 
     def denoiser(x: Tensor, t: Tensor) -> Tensor:
         return x
 
     while True:
         sample(
-            denoiser, scheduler, (3, 32, 32), seed=0, indices=range(batch), steps=1000,
+            denoiser, sampler, (3, 32, 32), seed=0, indices=range(batch), steps=1000,
             device=clock.device, callback=clock.tick,
         )  # fmt: skip
 
