@@ -153,7 +153,10 @@ def test_a_folder_keeps_its_scheduler(folder):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"_class_name": "IPNDMScheduler"}, "which is no sampler of such a model here; give --samp"),
+        (
+            {"_class_name": "IPNDMScheduler"},
+            "which is no sampler of such a model here; give --samp",
+        ),
         (
             {"_class_name": "HeunDiscreteScheduler", "rescale_betas_zero_snr": True},
             "HeunDiscreteScheduler does not know zero terminal SNR",
