@@ -24,7 +24,12 @@ from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.data.targets import Targets
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import image_scores
-from ddpm_unet.evaluation.metrics import confusion, overlap
+from ddpm_unet.evaluation.metrics import (
+    confusion,
+    mean_over_images,
+    overlap,
+    scores_of_image,
+)
 from ddpm_unet.evaluation.plots import save_picture
 from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.inference.overlay import class_colors, displayable, side_by_side
@@ -156,16 +161,20 @@ class ClassTarget:
         return values
 
     def further_scores(self, pairs: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
-        """V_rand and V_info of the cells."""
-        cell = self.cell_class
-        if cell is None:
-            return {}
-        found = [
-            ((item["mask"] == cell).numpy(), planes[cell].clamp(0, 1).cpu().numpy())
-            for planes, item in pairs
-        ]
-        scores = thinned_scores(*map(list, zip(*found, strict=True)))
-        return {"v_rand": scores.v_rand, "v_info": scores.v_info}
+        """Means over the images of Dice, HD95 and boundary F; V_rand and V_info of the cells."""
+        cell, count = self.cell_class, len(self.class_names)
+        found, truth, cells = [], [], []
+        for planes, item in pairs:
+            mask = item["mask"]
+            found.append(scores_of_image(planes.argmax(dim=0).cpu(), mask, count, IGNORE_INDEX))
+            if cell is not None:
+                truth.append((mask == cell).numpy())
+                cells.append(planes[cell].clamp(0, 1).cpu().numpy())
+        scores = mean_over_images(found)
+        if cell is not None:
+            partitions = thinned_scores(truth, cells)
+            scores |= {"v_rand": partitions.v_rand, "v_info": partitions.v_info}
+        return scores
 
     def visualize(self, planes: Tensor, item: dict[str, Tensor]) -> np.ndarray:
         """The image under its mask, and under its prediction."""
