@@ -180,7 +180,9 @@ class UNet(Pretrained):
 
     def _sinusoids(self, t: Tensor | float) -> Tensor:
         config, weight = self.config, self.conv_in.weight
-        t = torch.as_tensor(t, device=weight.device).reshape(-1)
+        if not isinstance(t, Tensor):
+            t = torch.full((1,), t, device=weight.device)  # made there: a GPU is not waited for
+        t = t.to(weight.device).reshape(-1)
         waves = sinusoids(
             t,
             config.block_out_channels[0],

@@ -121,11 +121,13 @@ class ClassTarget:
 
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
         """`segmentation_loss`."""
+        if self._weights is not None:  # moved once: a step does not wait for a GPU
+            self._weights = self._weights.to(output.device)
         return segmentation_loss(
             self.loss,
             output,
             batch["mask"],
-            class_weights=None if self._weights is None else self._weights.to(output.device),
+            class_weights=self._weights,
             pixel_weights=batch.get("weight"),
             focal_gamma=self.focal_gamma,
         )
