@@ -12,7 +12,7 @@ PredictionType = Literal["epsilon", "sample", "v_prediction"]
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "logistic"]
 VarianceType = Literal["fixed_small", "fixed_large", "learned_range"]
 LossName = Literal["cross_entropy", "dice", "cross_entropy+dice", "focal", "border"]
-PictureLoss = Literal["l1", "l2", "huber", "ssim"]
+ImageLoss = Literal["l1", "l2", "huber", "ssim"]
 
 
 @dataclass
@@ -185,7 +185,7 @@ class RegressionConfig:
             targets are a better version (He 2016; for pan-sharpening, denoising and the like).
     """
 
-    loss: PictureLoss = "l1"
+    loss: ImageLoss = "l1"
     huber_delta: float = limited(0.1, 1e-6, 2)
     residual: bool = False
 

@@ -111,7 +111,7 @@ def training(
         channels_last=True,
     )
     with bf16_accelerator(), job_settings(config, settings) as job_config:
-        job = TimedJob(job_config, device.timer(effort), {})
+        job = TimedJob.of(job_config, device.timer(effort), {})
         ours = job.build_model()
         x, t = pictures(config, batch)
         twin = diffusers_twin(ours)

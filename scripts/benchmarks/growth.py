@@ -99,7 +99,7 @@ def _training(
     for width, batch in jobs:
         model = of_width(width)
         with job_settings(model, TrainConfig(batch_size=batch)) as config:
-            job = TimedJob(config, Timer(share), {})
+            job = TimedJob.of(config, Timer(share), {})
             network = job.build_model()
             timer = run_rounds(job)
         parameters = sum(p.numel() for p in network.parameters())

@@ -82,7 +82,7 @@ def main() -> None:
     unet, diffusion = read_pipeline(HISTOLOGY)
     rounds = Effort(warm_up=1, least=5, most=5)  # as many in every process
     with job_settings(unet.config, TrainConfig(batch_size=BATCH)) as config:
-        timer = run_rounds(TimedJob(config, Timer(rounds), {}))
+        timer = run_rounds(TimedJob.of(config, Timer(rounds), {}))
     training = BATCH / median(timer.samples[OURS])
 
     scheduler, steps = make_scheduler("ddpm", diffusion), 4

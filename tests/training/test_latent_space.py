@@ -24,6 +24,7 @@ from ddpm_unet.models.autoencoder import Autoencoder, autoencoder_of
 from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.from_config import build_denoise_job
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
 
@@ -68,19 +69,19 @@ def accelerator():
 
 def run(settings, job=None):
     folder = RunFolder(Path(settings.run))
-    train(job or DenoiseJob(settings), folder, settings)
+    train(job or build_denoise_job(settings), folder, settings)
     return folder
 
 
 def encoded(settings, accelerator):
-    job = DenoiseJob(settings)
-    return job.latent.training(job.stream, accelerator)
+    job = build_denoise_job(settings)
+    return job.latent.training(job.windows, accelerator)
 
 
 def test_windows_are_what_the_autoencoder_makes_of_them(latent, peer, accelerator):
-    job = DenoiseJob(latent)
-    stream = job.latent.training(job.stream, accelerator)
-    pixels = Stream(job.images, flips=True, rot90=True, seed=0)
+    job = build_denoise_job(latent)
+    stream = job.latent.training(job.windows, accelerator)
+    pixels = Stream(job.windows.images, flips=True, rot90=True, seed=0)
     assert len(stream) == 2 * pixels.epoch_length
     batch = stream.__getitems__(range(len(stream)))
     means, deviations = [], []
@@ -166,7 +167,7 @@ def test_a_run_ends_the_same_killed_or_not(latent, tmp_path):
     assert any("val_loss" in line for line in whole.read_metrics())
     latent.run = str(tmp_path / "killed")
     with pytest.raises(Killed):
-        run(latent, KilledJob(latent))
+        run(latent, build_denoise_job(latent, KilledJob))
     resumed = run(latent)
     ends = [read_checkpoint(checkpoint_paths(f.checkpoints)[-1]) for f in (whole, resumed)]
     for group in ("model", "ema", "optimizer"):
