@@ -20,7 +20,7 @@ def recipe(name: str) -> Path:
     Raises:
         UserError: There is none of this name.
     """
-    for folder in (CHECKOUT / "configs", CHECKOUT / "ddpm_unet" / "recipes"):
+    for folder in (CHECKOUT / "ddpm_unet" / "recipes", CHECKOUT / "configs"):
         if (folder / name).is_file():
             return folder / name
     raise UserError(f"{name}: no such recipe is installed; give --config FILE")

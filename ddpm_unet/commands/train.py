@@ -47,9 +47,9 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
     arguments = [a for a in given if a != "--check"]
     settings, name = read_settings(SegmentConfig, recipe("histology_nuclei.yaml"), arguments)
 
-    from ddpm_unet.data.targets import picture_settings
+    from ddpm_unet.data.targets import target_settings
 
-    data = picture_settings(settings.data) if settings.task == "regress" else settings.data
+    data = target_settings(settings.data) if settings.task == "regress" else settings.data
     if len(arguments) < len(given):
         from ddpm_unet.data.check import print_check
 

@@ -48,7 +48,9 @@ class ImageDataConfig:
         text_encoder: Folder of a transformers text encoder that reads the captions.
         include_held_out: Train on what the source keeps for scoring too.
         workers: Loader processes; 0 loads in the main one (best for sets kept in memory).
-        memory_limit: Sets whose decoded pictures fit in so many MB are decoded once and kept.
+        memory_limit: Sets whose decoded images fit in so many MB are decoded once and kept.
+        disk_limit: Larger folders that fit in so many MB are decoded once into a file in
+            ~/.cache/ddpm_unet/images, which all processes of a host share and later runs find.
         max_pixels: Refuse pictures of more than so many million pixels (decompression bombs).
     """
 
@@ -71,6 +73,7 @@ class ImageDataConfig:
     include_held_out: bool = False
     workers: int = limited(0, 0, 1024)
     memory_limit: int = 2048
+    disk_limit: int = 0
     max_pixels: float = limited(200.0, 1e-6, 10**9)
 
 
@@ -136,7 +139,9 @@ class AugmentConfig:
         contrast: Largest relative change of the distance to the mean.
         gamma: Largest natural logarithm of the exponent of the grey curve.
         noise: Largest standard deviation of white noise, as a share of the grey range.
-        intensity: Whether the last four change the image; null: for masks they do, for pictures
+        color: RGB: largest relative change of the saturation and of the amounts of haematoxylin,
+            eosin and DAB, and four times that of the hue, in turns; 0.05 to 0.2 for micrographs.
+        intensity: Whether the last five change the image; null: for masks they do, for images
             to predict, which stay as they are, they do not.
     """
 
@@ -148,6 +153,7 @@ class AugmentConfig:
     contrast: float = limited(0.2, 0, 10)
     gamma: float = limited(0.2, 0, 10)
     noise: float = limited(0.03, *SHARE)
+    color: float = limited(0.0, *SHARE)
     intensity: bool | None = None
 
 

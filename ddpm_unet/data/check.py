@@ -49,8 +49,8 @@ class Report:
         dtype: Type of the images' pixels.
         spacing: Millimetres from voxel to voxel along slices, rows and columns; None where the
             files do not say or differ.
-        code: How mask values become classes; None after a fault in them, and for pictures.
-        targets: What the pictures to predict are; None for masks.
+        code: How mask values become classes; None after a fault in them, and for images.
+        targets: What the images to predict are; None for masks.
         extra: Of the further pairs for training, if there are any.
         class_pixels: Pixels of each class in each mask, `int64 [N, K]`.
         lines: The table.
@@ -107,12 +107,12 @@ class Report:
         self.stop_at_faults()
         if self.code is None:
             raise UserError(
-                'data.mask_kind pictures: pictures are for task "regress"; set task to that'
+                'data.mask_kind pictures: images are for task "regress"; set task to that'
             )
         return self.code
 
-    def target_pictures(self) -> Targets:
-        """What the pictures without faults are; errors as `stop_at_faults`."""
+    def target_images(self) -> Targets:
+        """What the images without faults are; errors as `stop_at_faults`."""
         self.stop_at_faults()
         if self.targets is None:
             raise UserError(
@@ -175,7 +175,7 @@ def _check_extra(report: Report) -> None:
     if not (extra.images and extra.masks):
         raise UserError("data.extra: give a folder for both, data.extra.images and .masks")
     if config.mask_kind == "pictures":
-        raise UserError("data.extra: is for masks, not for pictures; set data.extra.images null")
+        raise UserError("data.extra: is for masks, not for images; set data.extra.images null")
     if code is None:
         return
     found = check_pairs(
@@ -214,7 +214,7 @@ def _look_at(pair: Pair, report: Report) -> _Look | None:
         if image.dtype.kind == "f":
             to_unit(image, config.value_range, pair.image_file)
         if config.mask_kind == "pictures":
-            target, what = Targets.of(mask, config.target_range, pair.mask_file), "picture"
+            target, what = Targets.of(mask, config.target_range, pair.mask_file), "image"
             values = np.array([mask.min(), mask.max()])
         else:
             values = mask_values(mask, config.mask_kind == "colors", pair.mask_file)
@@ -232,7 +232,7 @@ def _look_at(pair: Pair, report: Report) -> _Look | None:
         return None
     if original.shape == mask.shape and (original == mask).all():
         report.faults.append(
-            f"{pair.mask_file}: is the same picture as {pair.image_file}; see data.masks"
+            f"{pair.mask_file}: is the same image as {pair.image_file}; see data.masks"
         )
         return None
     return _Look(
@@ -259,6 +259,11 @@ def _judge_images(looks: Sequence[_Look], report: Report) -> None:
                 f"{look.pair.image_file}: has {_kind(look)}, but {first.pair.image_file} "
                 f"{_kind(first)}; convert one, or set data.channels"
             )
+    if config.augment.color and (first.channels, config.dims) != (3, 2):
+        report.faults.append(
+            f"data.augment.color {config.augment.color:g}: is for RGB images, but "
+            f"{first.pair.image_file} has {_kind(first)}; set it 0"
+        )
     low, high = min(look.low for look in looks), max(look.high for look in looks)
     sizes = sorted({look.size for look in looks}, key=math.prod)
     shown = " to ".join(dict.fromkeys(_shown(size) for size in (sizes[0], sizes[-1])))
@@ -298,7 +303,7 @@ def _judge_spacing(looks: Sequence[_Look], report: Report) -> None:
 
 
 def _judge_targets(looks: Sequence[_Look], report: Report) -> None:
-    """Channels and depth of pictures to predict, and those that look wrong."""
+    """Channels and depth of images to predict, and those that look wrong."""
     first = looks[0]
     report.faults += [
         f"{look.pair.mask_file}: has {look.target}, but {first.pair.mask_file} {first.target}; "

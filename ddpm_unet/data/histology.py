@@ -37,7 +37,7 @@ Part = Literal["train", "held_out", "all"]
 
 
 @dataclass(frozen=True)
-class LabelledPicture:
+class LabelledImage:
     """A part of the labelled micrograph.
 
     Attributes:
@@ -85,11 +85,11 @@ def pictures(part: Part) -> dict[str, np.ndarray]:
     return found
 
 
-def labelled(part: Part) -> LabelledPicture:
+def labelled(part: Part) -> LabelledImage:
     """The labelled micrograph's part for training, the part for scoring, or all of it."""
     instances, types = (_mask(name)[:, columns(part)] for name in (INSTANCES, TYPES))
     picture = read_image(find_file(NEST))[:, columns(part)]
-    return LabelledPicture(picture, instances, types.astype(np.uint8))
+    return LabelledImage(picture, instances, types.astype(np.uint8))
 
 
 def mask_of(picture: str, types: bool) -> np.ndarray:

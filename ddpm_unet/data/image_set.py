@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +22,7 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from ddpm_unet.config import ValueRange
-from ddpm_unet.data.collection import Collection
+from ddpm_unet.data.collection import CACHE, Collection, one_at_a_time
 from ddpm_unet.data.images import ImageInfo, check_pixels
 from ddpm_unet.data.pixels import box, convert_channels, normalised, resize, to_unit
 from ddpm_unet.errors import UserError
@@ -177,7 +180,9 @@ class ImageSet(Dataset[Tensor], ABC):
     def describe(self) -> str:
         """One line for the log."""
         layout = self.layout
-        kept = "in memory" if isinstance(self, PackedImages) else "read as needed"
+        kept = "read as needed"
+        if isinstance(self, PackedImages):
+            kept = f"in {self.path}" if self.path else "in memory"
         sizes = [" x ".join(map(str, f(layout.sizes, 0)[::-1])) for f in (np.min, np.max)]
         what = "image" if layout.sizes.shape[1] == 2 else "volume"
         parts = [
@@ -195,30 +200,72 @@ class ImageSet(Dataset[Tensor], ABC):
 
 
 class PackedImages(ImageSet):
-    """All images, decoded once into one flat tensor.
+    """All images, decoded once into one flat tensor: in memory, or in a file that is mapped.
 
     Loader processes share it: forked ones as pages of the parent, spawned ones because torch
-    sends tensors through shared memory.
+    sends tensors through shared memory. A file is shared by all processes of a host, and found
+    by later runs.
     """
 
-    def __init__(self, collection: Collection, fit: Fit, layout: Layout) -> None:
-        """Decode everything."""
+    def __init__(
+        self, collection: Collection, fit: Fit, layout: Layout, path: Path | None = None
+    ) -> None:
+        """Decode everything, unless the file is there.
+
+        Raises:
+            UserError: An image cannot be read, or the file cannot be written.
+        """
         super().__init__(collection, fit, layout)
         sizes = layout.channels * layout.sizes.prod(1)
-        self.starts = np.cumsum(sizes) - sizes
-        self.flat = torch.empty(int(sizes.sum()), dtype=_STORAGE[layout.dtype.name])
-        values = self.flat.numpy().view(layout.dtype)
+        self.path, self.starts, self._values = path, np.cumsum(sizes) - sizes, int(sizes.sum())
+        self.names = [collection.name(index) for index in range(len(collection))]
+        if path is None:
+            self.flat = torch.empty(self._values, dtype=_STORAGE[layout.dtype.name])
+            self._decode(self.flat, collection)
+            return
+        with one_at_a_time(path):
+            if not (path.is_file() and path.stat().st_size == layout.nbytes):
+                part = path.with_suffix(f".{os.getpid()}.unfinished")
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    if shutil.disk_usage(path.parent).free < layout.nbytes:
+                        raise OSError(errno.ENOSPC, "no space left")
+                    self._decode(self._mapped(part), collection)
+                    os.replace(part, path)
+                except OSError as error:
+                    raise UserError(
+                        f"{path}: cannot be written ({error.strerror}); set disk_limit to 0"
+                    ) from error
+                finally:
+                    part.unlink(missing_ok=True)
+        self.flat = self._mapped(path)
 
-        def store(i: int) -> str:
-            planes = _fitted(collection, fit, layout, i)
-            values[self.starts[i] : self.starts[i] + sizes[i]] = planes.ravel()
-            return collection.name(i)
+    def _decode(self, flat: Tensor, collection: Collection) -> None:
+        layout, values = self.layout, flat.numpy().view(self.layout.dtype)
+
+        def store(i: int) -> None:
+            planes = _fitted(collection, self.fit, layout, i).ravel()
+            values[self.starts[i] : self.starts[i] + len(planes)] = planes
 
         # Threads pay where decoding, which frees the interpreter, outweighs what does not.
-        threads = min(16, os.cpu_count() or 1) if sizes.mean() > 1e6 else 1
+        threads = min(16, os.cpu_count() or 1) if self._values / len(self) > 1e6 else 1
         with ThreadPoolExecutor(threads) as pool:
-            names = (pool.map if threads > 1 else map)(store, range(len(collection)))
-            self.names = list(_with_progress(names, len(collection), "decoding images"))
+            done = (pool.map if threads > 1 else map)(store, range(len(self)))
+            for _ in _with_progress(done, len(self), "decoding images"):
+                pass
+
+    def _mapped(self, path: Path) -> Tensor:
+        dtype = _STORAGE[self.layout.dtype.name]
+        return torch.from_file(str(path), shared=True, size=self._values, dtype=dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A mapped file is mapped again by the process that gets the set, not copied."""
+        return self.__dict__ | ({"flat": None} if self.path else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.path:
+            self.flat = self._mapped(self.path)
 
     @override
     def name(self, index: int) -> str:
@@ -298,21 +345,32 @@ class StreamedImages(ImageSet):
         return windows
 
 
-def open_collection(collection: Collection, fit: Fit, memory_limit: float = 2048) -> ImageSet:
-    """Look at all headers, then keep the images in memory if they fit, else read as needed.
+def open_collection(
+    collection: Collection, fit: Fit, memory_limit: float = 2048, disk_limit: float = 0
+) -> ImageSet:
+    """Look at all headers, then keep the images decoded if they fit, else read them as needed.
 
     Args:
         collection: The images as their source has them.
         fit: How to bring them to one form.
-        memory_limit: Megabytes that decoded images may take.
+        memory_limit: Megabytes of memory that decoded images may take.
+        disk_limit: Megabytes that those of larger sets of files may take in the cache, in a
+            file that all processes of a host share.
 
     Raises:
         UserError: An unreadable image, one smaller than a window, or one whose channels or
             depth differ from the first one's.
     """
     layout = survey(collection, fit)
-    packed = layout.nbytes <= memory_limit * 1e6
-    return (PackedImages if packed else StreamedImages)(collection, fit, layout)
+    if layout.nbytes <= memory_limit * 1e6:
+        return PackedImages(collection, fit, layout)
+    streamed = StreamedImages(collection, fit, layout)
+    files = all(map(os.path.isfile, (collection.name(0), collection.name(len(collection) - 1))))
+    if layout.nbytes > disk_limit * 1e6 or not files:  # what has no time of change is not kept
+        return streamed
+    said = f"{streamed.fingerprint()} {streamed.digest} {fit} {layout.channels} {layout.dtype}"
+    key = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+    return PackedImages(collection, fit, layout, CACHE / "images" / key)
 
 
 def survey(collection: Collection, fit: Fit) -> Layout:

@@ -1,4 +1,4 @@
-"""Labelled pictures, or the parts of them that a split names, ready to be trained on."""
+"""Labelled images, or the parts of them that a split names, ready to be trained on."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from ddpm_unet.data.splits import AXES, Part
 
 
 @dataclass(frozen=True)
-class LabelledPicture:
-    """One picture or volume at `data.scale`; volumes have a depth D before H.
+class LabelledImage:
+    """One image or volume at `data.scale`; volumes have a depth D before H.
 
     Attributes:
         image: `[C, H, W]` uint8, uint16 or float32, as in its file.
@@ -43,7 +43,7 @@ class LabelledPicture:
         return {"mask": self.mask, **weight}
 
 
-class Picture(Protocol):
+class Item(Protocol):
     """An image and what lies beside it."""
 
     @property
@@ -55,17 +55,17 @@ class Picture(Protocol):
         """Planes `[..., (D,) H, W]` by name; int16 are classes, floats may be interpolated."""
 
 
-P = TypeVar("P", bound=Picture)
+P = TypeVar("P", bound=Item)
 
 
 class PairSet(Dataset[dict[str, Tensor]], ABC, Generic[P]):
-    """A map-style data set of whole pictures and what lies beside them, to cut from.
+    """A map-style data set of whole images and what lies beside them, to cut from.
 
     It is kept in memory if it fits in `data.memory_limit`, and read as needed otherwise.
 
     Attributes:
         config: The data settings.
-        parts: What the pictures are.
+        parts: What the images are.
         sizes: (Depth,) height and width of each at `data.scale`, `int64 [N, dims]`.
         channels: Channels of the images.
     """
@@ -73,11 +73,11 @@ class PairSet(Dataset[dict[str, Tensor]], ABC, Generic[P]):
     def __init__(
         self, report: Report, parts: Sequence[Part] | None = None, bytes_beside: int = 0
     ) -> None:
-        """Take the pictures of a set that passed its check.
+        """Take the images of a set that passed its check.
 
         Args:
             report: From `check_pairs`.
-            parts: Those of a split; None for all pictures.
+            parts: Those of a split; None for all images.
             bytes_beside: Of a pixel of what lies beside the images.
 
         Raises:
@@ -103,28 +103,28 @@ class PairSet(Dataset[dict[str, Tensor]], ABC, Generic[P]):
 
     @abstractmethod
     def _decode(self, index: int) -> P:
-        """Read one picture."""
+        """Read one item."""
 
     def __len__(self) -> int:
         return len(self.parts)
 
     def name(self, index: int) -> str:
-        """What messages call a picture."""
+        """What messages call a item."""
         return self._pairs[index].image_file
 
-    def picture(self, index: int) -> P:
-        """One picture, as its file has it."""
+    def item(self, index: int) -> P:
+        """One image, as its file has it."""
         return self._decode(index) if self._kept is None else self._kept[index]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """One whole picture.
+        """One whole item.
 
         Returns:
             "image" float32 `[C, (D,) H, W]` in [-1, 1] and what lies beside it, classes as int64.
         """
-        picture = self.picture(index)
-        image = torch.from_numpy(to_unit(picture.image, self.config.value_range))
-        beside = {name: torch.tensor(planes) for name, planes in picture.beside.items()}
+        item = self.item(index)
+        image = torch.from_numpy(to_unit(item.image, self.config.value_range))
+        beside = {name: torch.tensor(planes) for name, planes in item.beside.items()}
         return {"image": image, **{name: whole_classes(p) for name, p in beside.items()}}
 
     def describe(self) -> str:
@@ -140,15 +140,15 @@ class PairSet(Dataset[dict[str, Tensor]], ABC, Generic[P]):
         image = convert_channels(pair.read_image(), config.channels, pair.image_file)
         return self._scaled(image, index)
 
-    def _scaled(self, picture: np.ndarray, index: int) -> np.ndarray:
-        """The part of a picture `[..., C]` that belongs to the set, `[C, ...]` at `data.scale`."""
+    def _scaled(self, array: np.ndarray, index: int) -> np.ndarray:
+        """The part of an image `[..., C]` that belongs to the set, `[C, ...]` at `data.scale`."""
         part = _cuts(self.parts[index], self.config.dims)
-        planes = np.ascontiguousarray(np.moveaxis(picture[part], -1, 0))
+        planes = np.ascontiguousarray(np.moveaxis(array[part], -1, 0))
         return resize(planes, *self.sizes[index].tolist())
 
 
-class LabelledSet(PairSet[LabelledPicture]):
-    """Whole pictures with their masks, for validation and to cut from.
+class LabelledSet(PairSet[LabelledImage]):
+    """Whole images with their masks, for validation and to cut from.
 
     An item has "mask", int64 `[(D,) H, W]`, and "weight", float32 `[H, W]`, if there are border
     weights.
@@ -164,7 +164,7 @@ class LabelledSet(PairSet[LabelledPicture]):
 
         Args:
             report: From `check_pairs`.
-            parts: Those of a split; None for all pictures.
+            parts: Those of a split; None for all images.
             border: Make border weights, balanced over these parts (Ronneberger 2015, eq. 2).
 
         Raises:
@@ -174,18 +174,18 @@ class LabelledSet(PairSet[LabelledPicture]):
         self.class_names, self.border = self._code.class_names, border
         super().__init__(report, parts, 2 + 8 * border)
         if self._kept is not None:
-            self._kept = [self._with_weight(picture) for picture in self._kept]
+            self._kept = [self._with_weight(item) for item in self._kept]
 
     @override
-    def picture(self, index: int) -> LabelledPicture:
-        return self._with_weight(super().picture(index))
+    def item(self, index: int) -> LabelledImage:
+        return self._with_weight(super().item(index))
 
     @cached_property
     def class_pixels(self) -> np.ndarray:
         """Pixels of each class, `int64 [K]`."""
         counts = np.zeros(len(self.class_names), np.int64)
         for index in range(len(self)):
-            mask = super().picture(index).mask
+            mask = super().item(index).mask
             counts += np.bincount(mask[mask >= 0], minlength=len(counts))
         return counts
 
@@ -196,35 +196,35 @@ class LabelledSet(PairSet[LabelledPicture]):
         return f"{super().describe()}: {classes}"
 
     @override
-    def _decode(self, index: int) -> LabelledPicture:
+    def _decode(self, index: int) -> LabelledImage:
         pair, size = self._pairs[index], self.sizes[index].tolist()
         part = _cuts(self.parts[index], self.config.dims)
         values = self._code.read(pair.read_mask(), pair.mask_file)
         mask = self._code.classes(values, pair.mask_file)
         border = self.config.border_classes
         cells = self._code.cells(values, mask, border) if self.border else None
-        return LabelledPicture(
+        return LabelledImage(
             self._planes(index),
             nearest(mask[part], size),
             None if cells is None else nearest(cells[part], size),
         )
 
-    def _with_weight(self, picture: LabelledPicture) -> LabelledPicture:
-        if picture.cells is None:
-            return picture
+    def _with_weight(self, item: LabelledImage) -> LabelledImage:
+        if item.cells is None:
+            return item
         weight = border_weights(
-            picture.mask,
-            picture.cells,
+            item.mask,
+            item.cells,
             balanced_weights(self.class_pixels),
             self.config.border_w0,
             self.config.border_sigma,
         )
-        return LabelledPicture(picture.image, picture.mask, weight=weight)
+        return LabelledImage(item.image, item.mask, weight=weight)
 
 
 @dataclass(frozen=True)
-class TargetPicture:
-    """One picture or volume at `data.scale`; volumes have a depth D before H.
+class TargetImage:
+    """One image or volume at `data.scale`; volumes have a depth D before H.
 
     Attributes:
         image: `[C, H, W]` uint8, uint16 or float32, as in its file.
@@ -240,8 +240,8 @@ class TargetPicture:
         return {"target": self.target}
 
 
-class TargetSet(PairSet[TargetPicture]):
-    """Whole pictures with those to predict; an item has "target", float32 `[K, (D,) H, W]`.
+class TargetSet(PairSet[TargetImage]):
+    """Whole images with those to predict; an item has "target", float32 `[K, (D,) H, W]`.
 
     Attributes:
         targets: What these are.
@@ -249,13 +249,13 @@ class TargetSet(PairSet[TargetPicture]):
 
     def __init__(self, report: Report, parts: Sequence[Part] | None = None) -> None:
         """As `PairSet`."""
-        self.targets = report.target_pictures()
+        self.targets = report.target_images()
         super().__init__(report, parts, 4 * self.targets.channels)
 
     @override
-    def _decode(self, index: int) -> TargetPicture:
+    def _decode(self, index: int) -> TargetImage:
         target = self.targets.to_unit(self._pairs[index].read_mask())
-        return TargetPicture(self._planes(index), self._scaled(target, index))
+        return TargetImage(self._planes(index), self._scaled(target, index))
 
 
 def _cuts(part: Part, dims: int) -> tuple[slice, ...]:

@@ -74,8 +74,8 @@ def complete_settings(config: PairDataConfig) -> PairDataConfig:
     """
     if config.mask_kind == "pictures" and config.masks in (*BUILTIN_MASKS, POINTS):
         raise UserError(
-            f"data.masks {config.masks}: are masks, not pictures to predict; set data.images and "
-            "data.masks to folders of pictures"
+            f"data.masks {config.masks}: are masks, not images to predict; set data.images and "
+            "data.masks to folders of images"
         )
     if config.masks == POINTS:
         if config.dims != 3 or config.scale != 1:
@@ -98,7 +98,7 @@ def complete_settings(config: PairDataConfig) -> PairDataConfig:
     if config.masks not in BUILTIN_MASKS:
         return config
     if config.dims != 2:
-        raise UserError(f"data.dims {config.dims}: {config.images} is a picture; set data.dims 2")
+        raise UserError(f"data.dims {config.dims}: {config.images} is an image; set data.dims 2")
     if config.masks == "builtin:nucleus-type":
         return replace(config, mask_kind="classes", class_names=histology.CLASS_NAMES)
     if config.mask_kind == "boundaries":

@@ -165,7 +165,8 @@ def _open(collection: Collection, config: ImageDataConfig) -> ImageSet:
         value_range=config.value_range,
         max_pixels=config.max_pixels,
     )
-    images = open_collection(collection, fit, config.memory_limit)
+    limits = config.memory_limit, config.disk_limit
+    images = open_collection(collection, fit, *limits)
     condition = config.condition or ""
     beside: Collection | None = None
     if condition in BUILTIN_MASKS:
@@ -181,7 +182,7 @@ def _open(collection: Collection, config: ImageDataConfig) -> ImageSet:
             max_pixels=config.max_pixels,
         )
     if beside is not None:
-        images.condition = open_collection(beside, fit.beside(), config.memory_limit)
+        images.condition = open_collection(beside, fit.beside(), *limits)
     if config.context is not None:
         images.context = Sequences.of_images(collection, config.context, config.text_encoder)
     return images

@@ -63,10 +63,10 @@ class AutoencodeJob:
         if config.data.size % factor or config.data.dims != 2:
             raise UserError(
                 f"data.size {config.data.size}, data.dims {config.data.dims}: the autoencoder "
-                f"takes pictures whose sides are multiples of {factor}; change data.size"
+                f"takes images whose sides are multiples of {factor}; change data.size"
             )
         if config.data.condition or config.data.context:
-            raise UserError("data.condition and data.context: an autoencoder goes by nothing")
+            raise UserError("data.condition, data.context: an autoencoder takes no conditioning")
         for channels in config.model.block_out_channels:
             if channels % config.model.norm_num_groups:
                 raise UserError(
@@ -107,7 +107,7 @@ class AutoencodeJob:
         return self.windows
 
     def name(self, position: int) -> str:
-        """The picture at a stream position."""
+        """The image at a stream position."""
         return self.windows.name(position)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -18,7 +18,8 @@ from ddpm_unet.diffusion.conditioning import (
     draw_dropped,
     drop_cond,
 )
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.edm import EDMDiffusion
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import save_grid
 from ddpm_unet.inference.conditioning import Cond, Conditioning, class_cond
@@ -140,13 +141,14 @@ class DenoiseJob:
         return {"val_loss": float(accelerator.reduce(total, "sum")) / count}
 
     def preview(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
-        """A grid of samples, by a few steps of DDIM; beside each its mask, or its condition."""
+        """A grid of samples, by a few steps of DDIM or Heun; beside each its mask, or its condition."""
         network: Any = model
         own, cond = self.conditioning, self._cond_of_grid(accelerator.device)
+        sampler = "heun" if isinstance(self.diffusion, EDMDiffusion) else "ddim"
         with accelerator.autocast():
             drawn = generate_together(
                 concat_cond(network),
-                make_scheduler("ddim", self.diffusion),
+                make_sampler(sampler, self.diffusion),
                 image_shape(network.config, channels=own.drawn_channels),
                 self.previews.num_images,
                 seed=self.seed,

@@ -15,7 +15,7 @@ from accelerate import PartialState
 
 from ddpm_unet.config import DenoiseConfig, PairDataConfig, SegmentConfig
 from ddpm_unet.config.reading import check_limits
-from ddpm_unet.data.check import check_pairs
+from ddpm_unet.data.check import Report, check_pairs
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.labelled import LabelledSet, PairSet, TargetSet
 from ddpm_unet.data.pair_stream import PairStream, WithExtra
@@ -28,12 +28,11 @@ from ddpm_unet.data.pairs import (
 )
 from ddpm_unet.data.pixels import convert_channels
 from ddpm_unet.data.preprocessing import Preprocessing
-from ddpm_unet.data.report import Report
 from ddpm_unet.data.settings import check_data_settings
 from ddpm_unet.data.sources import concat_condition, held_out, open_images, open_stream
-from ddpm_unet.data.splits import Split, split_pictures
-from ddpm_unet.data.targets import picture_settings
-from ddpm_unet.diffusion.process import GaussianDiffusion
+from ddpm_unet.data.splits import Split, split_images
+from ddpm_unet.data.targets import target_settings
+from ddpm_unet.diffusion.edm import make_diffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
 from ddpm_unet.inference.conditioning import Conditioning
@@ -97,10 +96,9 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
     said = stream.describe()
     if data.fit == "crop" and data.scale != 1:
         said += f", at data.scale {data.scale:g}"
-    latents: dict[str, Any] = {"clip_sample": False} if latent else {}
     return kind(
         build,
-        GaussianDiffusion.from_config(config.diffusion, **latents),
+        make_diffusion(config.diffusion, latents=latent is not None),
         stream,
         held_out=held_out(data),
         conditioning=conditioning,
@@ -126,10 +124,10 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
     regress = config.task == "regress"
     if regress:
         torchmetrics_of_images()
-        config = replace(config, data=picture_settings(config.data))
+        config = replace(config, data=target_settings(config.data))
     data, report = config.data, check_pairs(config.data)
     target, outputs = (_images if regress else _classes)(config, report)
-    split = split_pictures(report.names, report.sizes, report.config.split)
+    split = split_images(report.names, report.sizes, report.config.split)
     patience = config.train.early_stopping_patience
     if not split["validation"] and patience:
         raise UserError(
@@ -237,7 +235,7 @@ def _classes(config: SegmentConfig, report: Report) -> tuple[ClassTarget, dict[s
 
 def _images(config: SegmentConfig, report: Report) -> tuple[ImageTarget, dict[str, Any]]:
     """Likewise for task "regress"."""
-    targets, settings = report.target_pictures(), config.regression
+    targets, settings = report.target_images(), config.regression
     if config.architecture == "unet" and config.head.transfer == "joint":
         raise UserError('head.transfer joint: is for task "segment"; take finetune')
     if config.architecture == "classic" and config.classic.one_logit:
@@ -284,7 +282,7 @@ def build_joint(config: SegmentConfig, channels: int) -> JointDenoising:
     )
     images = open_images(data)
     diffusion = (
-        GaussianDiffusion.from_config(config.diffusion)
+        make_diffusion(config.diffusion)
         if config.init == SCRATCH
         else read_diffusion(Path(str(config.init)))
     )
@@ -340,7 +338,7 @@ def _network(config: SegmentConfig, channels: int, outputs: dict[str, Any]) -> S
         predicted = config.diffusion.output_channels(channels)
         unet = replace(config.model, in_channels=channels, out_channels=predicted)
         return Segmenter(UNet(replace(unet, sample_size=data.size, dims=data.dims)), head)
-    return Segmenter.from_denoiser(str(config.init), head, channels)
+    return Segmenter.from_denoiser(str(config.init), head, in_channels=channels)
 
 
 def choose_denoiser(

@@ -30,8 +30,9 @@ from ddpm_unet.replace import replace_text
 
 FREE_TO_CHANGE = {
     "run", "resume", "tracker", "preview",
-    "data.workers", "data.memory_limit", "data.max_pixels", "latent.cache",
-    "unlabelled.workers", "unlabelled.memory_limit", "unlabelled.max_pixels",
+    "data.workers", "data.memory_limit", "data.disk_limit", "data.max_pixels", "latent.cache",
+    "unlabelled.workers", "unlabelled.memory_limit", "unlabelled.disk_limit",
+    "unlabelled.max_pixels",
     "train.steps", "train.micro_batch", "train.mixed_precision", "train.compile",
     "train.gradient_checkpointing", "train.channels_last", "train.checkpoint_every",
     "train.keep_checkpoints", "train.sample_every", "train.native",

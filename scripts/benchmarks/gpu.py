@@ -28,7 +28,7 @@ from benchmarks.timing import Effort, Timer
 from benchmarks.training import TimedJob, diffusers_step, job_settings, run_rounds
 from ddpm_unet.config import TrainConfig, UNetConfig
 from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import sample
 
 COMPILED = f"{DIFFUSERS} compiled"
@@ -129,18 +129,19 @@ def sampling(
     effort: Effort, device: Device, config: UNetConfig, batch: int, steps: int
 ) -> Measured:
     """Steps of the DDPM loop, beside DDPMPipeline."""
-    from diffusers import DDPMPipeline
+    from diffusers import DDPMPipeline, DDPMScheduler
 
     unet = random_unet(config)
     work = gflop(unet, *pictures(config, 1))
     twins = both(diffusers_twin(unet).to(torch.bfloat16), device)
     denoiser = prepared(unet, device)
-    scheduler = make_scheduler("ddpm", GaussianDiffusion())
+    sampler = make_sampler("ddpm", GaussianDiffusion())
+    scheduler = DDPMScheduler.from_config(GaussianDiffusion().scheduler_config())
     shape = tuple(pictures(config, 1)[0].shape[1:])
     sides: dict[str, Callable[[], object]] = {
         OURS: lambda: sample(
             denoiser,
-            scheduler,
+            sampler,
             shape,
             seed=0,
             indices=range(batch),

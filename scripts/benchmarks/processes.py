@@ -72,7 +72,7 @@ def main() -> None:
     from benchmarks.networks import HISTOLOGY
     from benchmarks.timing import Timer
     from benchmarks.training import TimedJob, TrainConfig, job_settings, run_rounds
-    from ddpm_unet.diffusion.samplers import make_scheduler
+    from ddpm_unet.diffusion.samplers import make_sampler
     from ddpm_unet.inference.denoiser import generate
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
 
@@ -85,7 +85,7 @@ def main() -> None:
         timer = run_rounds(TimedJob.of(config, Timer(rounds), {}))
     training = BATCH / median(timer.samples[OURS])
 
-    scheduler, steps = make_scheduler("ddpm", diffusion), 4
+    scheduler, steps = make_sampler("ddpm", diffusion), 4
 
     def draw() -> float:
         accelerator.wait_for_everyone()

@@ -3,7 +3,7 @@ scripts/experiments/sampler_table.py` writes docs/samplers.md.
 
 The data are Gaussians, one a channel, whose best denoiser is known in closed form. What is drawn
 must have their means and deviations, ever better with more steps; a pair that does not get there
-is refused by `make_scheduler`.
+is refused by `make_sampler`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from ddpm_unet.command_line import user_errors
 from ddpm_unet.config import PredictionType
 from ddpm_unet.diffusion.process import GaussianDiffusion, coefficients
-from ddpm_unet.diffusion.samplers import LCM, SAMPLERS, make_scheduler, saved_scheduler
+from ddpm_unet.diffusion.samplers import LCM, SAMPLERS, make_sampler, saved_sampler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.errors import UserError
 
@@ -129,7 +129,7 @@ def draw(config: GaussianDiffusion, scheduler: Any, steps: int, distilled: bool 
 
 def distilled_scheduler(config: GaussianDiffusion) -> Any:
     """The LCM scheduler of a folder that names it."""
-    return saved_scheduler(config, {"_class_name": "LCMScheduler"})[1]
+    return saved_sampler({**config.scheduler_config(), "_class_name": "LCMScheduler"}, config)
 
 
 def rows() -> Iterator[str]:
@@ -151,7 +151,7 @@ def rows() -> Iterator[str]:
 
 
 def _named(name: str) -> Callable[[GaussianDiffusion], Any]:
-    return lambda config: make_scheduler(name, config)
+    return lambda config: make_sampler(name, config)
 
 
 def _cell(config: GaussianDiffusion, scheduler: Any, steps: int, distilled: bool) -> str:

@@ -1,11 +1,13 @@
 """Fitting images, and cutting windows from packed and streamed ones."""
 
+import pickle
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
 from ddpm_unet.data.collection import ArrayCollection, Selection
@@ -147,3 +149,48 @@ def test_resampled_floats_stay_within_the_range_of_the_picture(size):
     planes = np.ones((1, 26, 24, 20)[: len(size) + 1], np.float32)
     for value in (1, 0.1, -1):
         assert (resize(planes * value, *size) == np.float32(value)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_sets_are_decoded_once_into_a_file(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddpm_unet.data.image_set.CACHE", tmp_path)
+    (tmp_path / "files").mkdir()
+    for number, shape in enumerate([(9, 13, 3), (30, 10, 3)]):
+        tifffile.imwrite(tmp_path / f"files/{number}.tif", image(dtype, *shape))
+    collection = Folder(tmp_path / "files", 1.0)
+    limits = {"memory_limit": 0, "disk_limit": 1}
+    found = open_collection(collection, Fit(8), **limits)
+    assert isinstance(found, PackedImages)
+    whole = PackedImages(collection, Fit(8), found.layout)
+    assert found.fingerprint() == whole.fingerprint()
+    assert found.digest == whole.digest
+    (path,) = (tmp_path / "images").iterdir()
+    assert path.stat().st_size == found.layout.nbytes
+    assert f"MB in {path}" in found.describe()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("decoded again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "read", refuse)
+        again = PackedImages(collection, Fit(8), found.layout, path)
+        sent = pickle.loads(ForkingPickler.dumps(again))
+    for other in (again, sent):
+        for index in range(2):
+            assert torch.equal(other[index], whole[index])
+    tifffile.imwrite(tmp_path / "files/1.tif", image(dtype, 30, 10, 3))
+    changed = open_collection(collection, Fit(8), **limits)
+    assert len(list((tmp_path / "images").iterdir())) == 2
+    assert torch.equal(changed[0], whole[0])
+    assert not torch.equal(changed[1], whole[1])
+    in_memory = ArrayCollection([image(dtype, 9, 13, 3)], "a")
+    assert isinstance(open_collection(in_memory, Fit(8), **limits), StreamedImages)
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(
+        UserError, match=r"cannot be written \(no space left\); set disk_limit to 0"
+    ):
+        open_collection(collection, Fit(9), **limits)
+    assert len(list((tmp_path / "images").iterdir())) == 2

@@ -214,7 +214,7 @@ def test_built_in_pair_keeps_the_held_out_part_back(monkeypatch, include, part):
     def labelled(wanted):
         assert wanted == part
         picture = np.zeros((4, 5, 3), np.uint8)
-        return histology.LabelledPicture(picture, np.full((4, 5), 1058), np.full((4, 5), 3))
+        return histology.LabelledImage(picture, np.full((4, 5), 1058), np.full((4, 5), 3))
 
     monkeypatch.setattr(histology, "labelled", labelled)
     for masks, value in (("builtin:nucleus", 1058), ("builtin:nucleus-type", 3)):

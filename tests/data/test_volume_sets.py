@@ -21,7 +21,7 @@ from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.data.pair_stream import PairStream
 from ddpm_unet.data.pixels import normalised, resize, to_unit
 from ddpm_unet.data.sources import held_out, open_images, open_stream
-from ddpm_unet.data.splits import split_pictures
+from ddpm_unet.data.splits import split_images
 from ddpm_unet.data.volumes import Space, read_volume, volume_info, volume_space, write_nifti
 from ddpm_unet.errors import UserError
 from ddpm_unet.randomness import seeded
@@ -121,7 +121,7 @@ def test_a_mask_of_another_size(folders, tmp_path):
 def test_pictures_in_a_folder_of_volumes_and_the_reverse(folders):
     with pytest.raises(UserError, match=r"no image .*set data\.dims 3 for volumes"):
         check_pairs(config(folders, dims=2))
-    with pytest.raises(UserError, match=r"data\.dims 3: builtin:histology is a picture"):
+    with pytest.raises(UserError, match=r"data\.dims 3: builtin:histology is an image"):
         check_pairs(PairDataConfig(dims=3))
 
 
@@ -140,9 +140,9 @@ def test_whole_volumes_for_validation(folders):
 
 
 def test_the_only_volume_is_cut_along_its_longest_axis(folders):
-    split = split_pictures(["a"], [(10, 200, 100)], SplitConfig(validation=0.2))
+    split = split_images(["a"], [(10, 200, 100)], SplitConfig(validation=0.2))
     assert split["train"] == [{"name": "a", "rows": [0, 128]}]
-    deep = split_pictures(["a"], [(200, 20, 100)], SplitConfig(validation=0.2))
+    deep = split_images(["a"], [(200, 20, 100)], SplitConfig(validation=0.2))
     assert deep["validation"] == [{"name": "a", "planes": [160, 200]}]
     parts = LabelledSet(check_pairs(config(folders)), [{"name": "case_1", "planes": [2, 6]}])
     whole = LabelledSet(check_pairs(config(folders)))
@@ -161,9 +161,9 @@ def test_a_patch_is_a_function_of_its_position(folders):
     batch = stream.__getitems__([5, 812, 6])
     assert batch["image"].shape == (3, 1, 8, 8, 8)
     assert (batch["mask"].shape, batch["mask"].dtype) == ((3, 8, 8, 8), torch.int64)
-    again = PairStream(stream.pictures, seed=3)[812]
+    again = PairStream(stream.images, seed=3)[812]
     assert all(torch.equal(again[key], batch[key][1]) for key in again)
-    other = PairStream(stream.pictures, seed=4)[812]
+    other = PairStream(stream.images, seed=4)[812]
     assert not torch.equal(other["image"], again["image"])
     assert stream.epoch_length == sum((9 * 14 * (10 + n)) // 512 for n in range(5))
 
@@ -173,7 +173,7 @@ def test_patches_are_windows_and_small_volumes_are_mirrored(folders):
     for position in range(20):
         item, volume = (
             stream[position],
-            stream.pictures[int(stream._picture(np.array([position]))[0])],
+            stream.images[int(stream._image(np.array([position]))[0])],
         )
         padded = np.pad(volume["image"][0], [(2, 2), (0, 0), (2, 2)], mode="reflect")
         windows = np.lib.stride_tricks.sliding_window_view(padded, (12, 12, 12))

@@ -28,7 +28,7 @@ from PIL import Image
 from ddpm_unet import cli
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.inference.tiles import Tiling, predict_tiles
 from ddpm_unet.models import UNet, precompute_time_embeddings
@@ -186,7 +186,7 @@ def training(name: str) -> Found:
 
 def sampling(name: str) -> Found:
     """Images that a sampler draws, and the waits within its steps but the first and last."""
-    scheduler = make_scheduler(name, GaussianDiffusion())
+    scheduler = make_sampler(name, GaussianDiffusion())
     unet = precompute_time_embeddings(small_unet(), torch.arange(1000))
     marks: list[Counter[str]] = []
     with watched() as waits:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from test_numbers import CONTEXT as NETWORK
 
 from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.models import UNet
 from ddpm_unet.training import loop
@@ -132,7 +132,7 @@ def test_an_image_is_the_same_in_batches_of_1_and_16(sampler, device, exact):
         def denoiser(x, t):
             return network(x, t, context.expand(len(x), -1, -1))
 
-        scheduler = make_scheduler(sampler, GaussianDiffusion())
+        scheduler = make_sampler(sampler, GaussianDiffusion())
         return sample(
             denoiser, scheduler, (3, 16, 16), seed=3, indices=indices, steps=8, device=device
         )

@@ -127,13 +127,8 @@ def test_smaller_pictures_are_enlarged_to_the_size_asked_for(files):
     with pytest.raises(UserError, match=r"mask0\.png: makes images of 16 x 16, not of 16 x 12"):
         read_concat_cond(ALL, [files], 2, [16, 12])
     Image.new("RGB", (4, 6)).save(files / "low.png")
-<<<<<<< HEAD:tests/inference/test_conditioning.py
     low = Conditioning(concat_cond=ConcatCondition("lower", 3, 4))
     assert read_concat_cond(low, [files / "low.png"], 2, None).shape == (1, 3, 24, 16)
-=======
-    low = Conditioning(concat_cond=ConcatCondition("lower", 3, 4))
-    assert read_planes(low, [files / "low.png"], 2, None).shape == (1, 3, 24, 16)
->>>>>>> main:tests/inference/test_steering.py
 
 
 def test_what_is_written_is_read(tmp_path):

@@ -80,7 +80,7 @@ MASKS = [
          "two by 90 degrees",
          several(picture(PICTURE, noise(24, 30, 3)), picture(MASK, noise(30, 24) % 2))),
     Case("the image itself as its mask", "check", "",
-         "masks/1.png: is the same picture as pictures/1.png; see data.masks",
+         "masks/1.png: is the same image as pictures/1.png; see data.masks",
          several(*[picture(f"{d}/1.png", CELLS) for d in ("pictures", "masks")])),
     Case("a coloured mask", "check", "",
          "masks/1.png: is coloured; set data.mask_kind colors and data.class_colors to the "
@@ -144,7 +144,7 @@ MASKS = [
          "masks: data.border_classes 7: the classes are numbered 0 to 1 (most values: "
          "masks/0.png)"),
     Case("every image held out", "train_seg", "--data.split.validation 3",
-         "no picture of 3 is left to train on: lower data.split.validation and .test"),
+         "no image of 3 is left to train on: lower data.split.validation and .test"),
     Case("a share above 1", "train_seg", "--data.split.test 1.5",
          "data.split.test is 1.5: give a share from 0 to 1, or a whole number"),
     Case("more folds than images", "train_seg", "--data.split.folds 9",

@@ -20,7 +20,7 @@ from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.labelled import LabelledSet
 from ddpm_unet.data.pair_stream import PairStream, WithExtra
 from ddpm_unet.data.sources import open_stream
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import to_uint8
@@ -97,7 +97,7 @@ def test_pairs_are_drawn_and_train_a_segmenter(joint, tmp_path, monkeypatch):
     told = Conditioning.read(folder.model)
     assert told == Conditioning(image_channels=3, mask_classes=2)
     unet, diffusion = read_pipeline(folder.model)
-    scheduler = make_scheduler("ddim", diffusion)
+    scheduler = make_sampler("ddim", diffusion)
     drawn = sample(unet, scheduler, (5, 8, 8), seed=0, indices=range(8), steps=12)
     images, masks = told.split(drawn)
     assert ((images.mean(1) > 0) == masks).float().mean() > 0.9, "masks of other images"
@@ -157,7 +157,7 @@ def test_a_position_has_a_window_of_one_of_the_streams(mixed):
 
 
 def test_further_pairs_only_train(tmp_path, mixed):
-    data = mixed[1].pictures.config
+    data = mixed[1].images.config
     data.split = SplitConfig(validation=1, test=1)
     config = SegmentConfig(
         architecture="classic",
@@ -195,7 +195,7 @@ def test_denoisers_that_cannot_be(joint, change, message):
 
 
 def test_faults_of_further_pairs_are_found(tmp_path, mixed):
-    data = mixed[1].pictures.config
+    data = mixed[1].images.config
     mask = tmp_path / "further/masks/3.png"
     Image.fromarray(np.full((8, 8), 2, np.uint8)).save(mask)
     with pytest.raises(UserError, match=re.escape(str(mask.parent))):

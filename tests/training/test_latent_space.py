@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
 from PIL import Image
 from safetensors.numpy import load_file
 
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.data.stream import Stream, order, to_model_range
 from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.diffusion.samplers import SAMPLERS, make_scheduler
+from ddpm_unet.diffusion.samplers import SAMPLERS, make_sampler
 from ddpm_unet.diffusion.sampling import Noise, sample
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import read_pipeline, write_pipeline
@@ -189,11 +189,11 @@ def test_diffusers_draws_what_we_draw(latent, peer, monkeypatch):
     noise = torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(3))
     monkeypatch.setattr(Noise, "draw", lambda self, std: std * noise)
     latents = sample(
-        unet, make_scheduler("ddim", diffusion), (5, 4, 4), seed=0, indices=[0, 1], steps=20
+        unet, make_sampler("ddim", diffusion), (5, 4, 4), seed=0, indices=[0, 1], steps=20
     )
     assert latents.abs().max() > 1.5
     ours = autoencoder_of(folder).decode(latents)
-    pipeline.scheduler = make_scheduler("ddim", diffusion)
+    pipeline.scheduler = DDIMScheduler.from_config(diffusion.scheduler_config())
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
         batch_size=2,
@@ -217,7 +217,7 @@ def test_no_sampler_clips_latents(sampler, capfd):
         return image
 
     drawn = sample(
-        denoiser, make_scheduler(sampler, diffusion), (1, 2, 2), seed=0, indices=[0], steps=12,
+        denoiser, make_sampler(sampler, diffusion), (1, 2, 2), seed=0, indices=[0], steps=12,
         self_conditioning=True,
     )  # fmt: skip
     torch.testing.assert_close(drawn, image, atol=0.05, rtol=0)
@@ -299,7 +299,7 @@ def test_a_network_with_a_context_is_a_stable_diffusion_pipeline(peer, tmp_path,
     pipeline = StableDiffusionPipeline.from_pretrained(
         folder, local_files_only=True, text_encoder=None, tokenizer=None
     )
-    pipeline.scheduler = make_scheduler("ddim", diffusion)
+    pipeline.scheduler = DDIMScheduler.from_config(diffusion.scheduler_config())
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(3))
     context = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(4))
@@ -314,7 +314,7 @@ def test_a_network_with_a_context_is_a_stable_diffusion_pipeline(peer, tmp_path,
     ).images
     monkeypatch.setattr(Noise, "draw", lambda self, std: std * noise)
     latents = sample(
-        partial(unet, context=context), make_scheduler("ddim", diffusion), (5, 4, 4),
+        partial(unet, context=context), make_sampler("ddim", diffusion), (5, 4, 4),
         seed=0, indices=[0, 1], steps=10,
     )  # fmt: skip
     ours = autoencoder_of(folder).decode(latents)

@@ -252,7 +252,7 @@ def test_a_residual_needs_a_channel_for_each_of_the_targets(settings, same):
 
 def faults(root, **changes):
     with pytest.raises(UserError) as fault:
-        check_pairs(data_of(root, mask_kind="pictures", **changes)).target_pictures()
+        check_pairs(data_of(root, mask_kind="pictures", **changes)).target_images()
     return str(fault.value)
 
 
@@ -286,7 +286,7 @@ def test_pairs_at_fault_get_one_line_each(tmp_path):
         "away, or set data.skip_unlabelled true"
     )
     write_pairs(tmp_path)
-    check_pairs(data_of(tmp_path, mask_kind="pictures")).target_pictures()
+    check_pairs(data_of(tmp_path, mask_kind="pictures")).target_images()
 
 
 def test_without_torchmetrics_one_line_says_what_to_install(settings, monkeypatch):

@@ -75,10 +75,10 @@ def test_unlabelled_images_are_as_fine_as_the_labelled_ones(settings):
     settings.data.scale, settings.unlabelled.scale = 0.5, 0.8
     settings.data.value_range = (0.0, 200.0)
     joint = joint_job(settings).joint
-    config = joint.windows.config
-    assert config.scale == pytest.approx(0.4)
-    assert (config.size, config.channels) == (16, 3)
-    assert config.value_range == (0.0, 200.0)
+    fit = joint.windows.images.fit
+    assert fit.scale == pytest.approx(0.4)
+    assert (fit.size, fit.channels) == (16, 3)
+    assert fit.value_range == (0.0, 200.0)
 
 
 def test_joint_training_from_scratch_has_the_configured_process(settings):

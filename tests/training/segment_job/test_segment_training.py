@@ -128,7 +128,7 @@ def test_the_check_is_told_once_training_begins(settings, capsys):
     job = build_pixel_job(settings)
     assert capsys.readouterr().out == ""
     assert "masks: 0, 255: read as values" in job.describe()
-    assert "3 pictures train, 1 validate" in job.describe()
+    assert "3 images train, 1 validate" in job.describe()
     assert job.name(0).endswith(".png")
 
 
