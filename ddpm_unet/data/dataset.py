@@ -105,7 +105,7 @@ class ImageDataset(Dataset[Item]):
     ) -> None:
         self.title = name or type(items).__name__
         self._check_source(items)
-        features = getattr(items, "features", None)
+        features = getattr(items, "features", None) if hasattr(items, "select_columns") else None
         self.columns = dict(columns or {})
         if features:  # of Hugging Face: what is not used is not decoded either
             own = {key: key for key in KEYS if key in features}
@@ -264,7 +264,7 @@ class ImageDataset(Dataset[Item]):
             raise UserError(
                 f"{name}: its mask is {mask.dtype}; give whole numbers, the class of each pixel"
             )
-        if mask.shape != space and mask.size == np.prod(space):  # an axis of one channel
+        if mask.shape in ((1, *space), (*space, 1)):
             mask = mask.reshape(space)
         if mask.shape != space:
             raise UserError(
@@ -569,9 +569,11 @@ def _beside(
         return torch.from_numpy(planes.astype(np.int16))
     if planes.dtype == np.uint8 and keep_bytes:
         return torch.from_numpy(np.ascontiguousarray(planes))
-    if planes.dtype.kind != "f":
+    if not within:
+        planes = planes.astype(np.float32)
+    elif planes.dtype.kind != "f":
         planes = to_unit(planes, None, what)
-    elif within and not within[0] <= planes.min() <= planes.max() <= within[1]:
+    elif not within[0] <= planes.min() <= planes.max() <= within[1]:
         raise UserError(
             f"{what}: float values from {planes.min():g} to {planes.max():g}, not within -1 to 1"
         )

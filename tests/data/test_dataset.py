@@ -207,6 +207,7 @@ FAULTS = {
     "a path": (["a.png"], r"list\[0\]: is a str; an image is"),
     "float mask": ([(UNIT[0], MASKS[0] / 3)], "its mask is float32; give whole numbers"),
     "mask size": ([(UNIT[0], MASKS[0, 1:])], "its mask is 10 x 11 pixels, the image 10 x 12"),
+    "turned mask": ([(UNIT[0], MASKS[0].T)], "its mask is 12 x 10 pixels, the image 10 x 12"),
     "mask class": ([(UNIT[0], MASKS[0] - 1)], "its mask has the class -1, not 0 to"),
     "no mask": ([(UNIT[0], MASKS[0]), UNIT[0]], r"list\[1\]: differs .* in its mask"),
 }  # fmt: skip
