@@ -66,7 +66,7 @@ def test_one_labelled_picture_is_cut_in_strips(settings, tmp_path):
     write_cells(tmp_path, 3, count=1)
     settings.data = pair_data(tmp_path, split=SplitConfig(validation=0.4, gap=4))
     job = build_pixel_job(settings)
-    assert job.windows(0).pairs.sizes.tolist() == [[40, 25]]
+    assert job.windows(0).images.sizes.tolist() == [[40, 25]]
     assert job.validation.sizes.tolist() == [[40, 19]]
     assert "its columns 29 to 47 validate" in job.describe()
     folder = run(settings, job)
@@ -136,7 +136,7 @@ def test_without_a_test_part_nothing_is_scored(settings):
 def test_the_builtin_pictures_are_tested_on_the_held_out_third(settings):
     settings.data = PairDataConfig(scale=0.25, size=16)
     job = build_pixel_job(settings)
-    assert (job.windows(0).pairs.sizes[0, 1], job.test.sizes.tolist()) == (250, [[375, 125]])
+    assert (job.windows(0).images.sizes[0, 1], job.test.sizes.tolist()) == (250, [[375, 125]])
     settings.data.include_held_out = True
     assert build_pixel_job(settings).test is None
 
