@@ -87,7 +87,7 @@ def test_many_samples_of_a_tile_and_their_map(here, small_unet):
         ("examples/make_pairs.py", "staining a.png --scale 0.5", "a.png: is under 96 pixels wide"),
         ("score_pictures.py", "--targets . x=nowhere", "x=nowhere: give name=folder"),
         ("segment.py", "a.png --picture gif", "invalid choice: 'gif'"),
-        ("train_seg.py", "--task regress", "are masks, not pictures to predict"),
+        ("train_seg.py", "--task regress", "are masks, not images to predict"),
     ],
 )
 def test_bad_input_gets_one_line(here, script, line, says):
