@@ -404,7 +404,7 @@ def _builtin_pair(config: PairDataConfig) -> Pair:
         histology.NEST,
         histology.NEST,
         f"{histology.NEST} ({config.masks})",
-        partial(_builtin_array, part, "picture"),
+        partial(_builtin_array, part, "image"),
         partial(_builtin_array, part, field),
     )
 

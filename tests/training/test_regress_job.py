@@ -128,7 +128,8 @@ def test_a_known_linear_map_is_learnt_and_written_in_the_targets_units(settings,
     assert image["psnr"] == pytest.approx(scores["psnr"])
     model = load_segmentation_model(folder.model)
     preparation = Preprocessing.read(folder.model, model.in_channels)
-    assert preparation == Preprocessing(3, targets=Targets(1, "uint16", 0.0, 65535.0))
+    wanted = Preprocessing(3, targets=Targets(1, "uint16", 0.0, 65535.0), dtype="uint8")
+    assert preparation == wanted
     predictor = Predictor.from_pretrained(folder.model)
     for kind in ("tiff", "png"):
         with predictor.open(pairs / "images/3.tif") as source:
@@ -266,7 +267,7 @@ def test_pairs_at_fault_get_one_line_each(tmp_path):
     rewrite(np.zeros((40, 44), np.uint8))
     assert faults(tmp_path) == (
         f"{target}: is 44 x 40 but its image is 48 x 40 ({tmp_path}/images/1.tif); save the "
-        "picture at the size of the image"
+        "target at the size of the image"
     )
     rewrite(np.where(floats > 0.5, np.nan, floats))
     assert faults(tmp_path).startswith(f"{target}: 960 values are NaN or infinite, the first at")
