@@ -85,4 +85,4 @@ def _network(config: SegmentConfig, channels: int, outputs: Mapping[str, Any]) -
         predicted = config.diffusion.output_channels(channels)
         unet = replace(config.model, in_channels=channels, out_channels=predicted)
         return Segmenter(UNet(replace(unet, sample_size=data.size, dims=data.dims)), head)
-    return Segmenter.from_denoiser(str(config.init), head, channels)
+    return Segmenter.from_denoiser(str(config.init), head, in_channels=channels)
