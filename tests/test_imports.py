@@ -12,9 +12,9 @@ from ddpm_unet.models.segmenter import load_segmentation_model
 """
 SAMPLING = """
 from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.inference.denoiser import generate
-make_scheduler("ddpm", GaussianDiffusion())
+make_sampler("ddpm", GaussianDiffusion())
 """
 
 

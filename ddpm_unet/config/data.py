@@ -139,7 +139,9 @@ class AugmentConfig:
         contrast: Largest relative change of the distance to the mean.
         gamma: Largest natural logarithm of the exponent of the grey curve.
         noise: Largest standard deviation of white noise, as a share of the grey range.
-        intensity: Whether the last four change the image; null: for masks they do, for pictures
+        color: RGB: largest relative change of the saturation and of the amounts of haematoxylin,
+            eosin and DAB, and four times that of the hue, in turns; 0.05 to 0.2 for micrographs.
+        intensity: Whether the last five change the image; null: for masks they do, for images
             to predict, which stay as they are, they do not.
     """
 
@@ -151,6 +153,7 @@ class AugmentConfig:
     contrast: float = limited(0.2, 0, 10)
     gamma: float = limited(0.2, 0, 10)
     noise: float = limited(0.03, *SHARE)
+    color: float = limited(0.0, *SHARE)
     intensity: bool | None = None
 
 

@@ -1,6 +1,6 @@
 // Attention of a panel of queries, one in each lane, to blocks of keys, with the maximum and the sum
 // of the softmax going along: Rabe & Staats 2021 (arXiv 2112.05682), Dao 2022 (arXiv 2205.14135).
-// The result does not depend on the number of threads, nor that of a picture on its neighbours.
+// The result does not depend on the number of threads, nor that of an image on its neighbours.
 #include "vectors.h"
 
 constexpr long panel = 2 * lanes;  // queries at a time
@@ -75,10 +75,10 @@ extern "C" void attend(const float* q, const float* k, const float* v, float* ou
     const long panels = (tokens + panel - 1) / panel, row = heads * dim;
 #pragma omp parallel for num_threads(threads)
     for (long i = 0; i < batch * heads * panels; ++i) {
-        const long picture = i / (heads * panels), head = i / panels % heads;
+        const long image = i / (heads * panels), head = i / panels % heads;
         const long first = i % panels * panel, some = std::min(panel, tokens - first);
-        const long place = (picture * tokens + first) * row + head * dim;
-        const long source = picture * keys * row + head * dim;
+        const long place = (image * tokens + first) * row + head * dim;
+        const long source = image * keys * row + head * dim;
         alignas(64) float queries[most * panel] = {}, sums[most * panel] = {};
         alignas(64) float scores[block * panel];
         for (long t = 0; t < some; ++t)

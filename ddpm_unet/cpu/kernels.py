@@ -44,11 +44,6 @@ def winograd_applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def winograd(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.conv2d(x, weight, bias, padding=1)`, where `winograd_applies`.
 
-    Args:
-        x: `float32 [B, C, H, W]`.
-        weight: `float32 [K, C, 3, 3]`.
-        bias: `float32 [K]`, or None.
-
     Returns:
         `float32 [B, K, H, W]`, channels last if `x` or `weight` are.
     """
@@ -59,7 +54,7 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @lru_cache(maxsize=1)
 def winograd_library() -> CDLL | None:
-    """The compiled functions; None where there is no compiling."""
+    """The compiled functions; None where there is no compiling. So with those below."""
     image = [c_long] * 5 + [c_int]
     return functions(
         HERE / "winograd.cpp",
@@ -172,15 +167,8 @@ def norm_silu(
 
     Args:
         x: `float32 [B, C, *space]`, contiguous.
-        groups: Of the channels.
-        weight: Of the normalisation, `[C]`.
-        bias: Likewise.
-        eps: Added to the variance.
-        scale: `[B or 1, C, *ones]`, or None for no modulation.
-        shift: Like `scale`, and given with it.
-
-    Returns:
-        `float32 [B, C, *space]`.
+        groups, weight, bias, eps: Of the normalisation.
+        scale, shift: `[B or 1, C, *ones]`, or None for no modulation.
     """
     batch, channels = x.shape[:2]
     if scale is not None and shift is not None:
@@ -226,14 +214,7 @@ def attend_applies(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """`softmax(q k^T / sqrt(D)) v` of every head, where `attend_applies`.
 
-    Args:
-        q: Queries, `float32 [B, N, heads * D]`.
-        k: Keys, `float32 [B, L, heads * D]`, at least one.
-        v: Values, like the keys.
-        heads: Number of heads.
-
-    Returns:
-        `float32 [B, N, heads * D]`.
+    Queries are `float32 [B, N, heads * D]`, keys and values `[B, L, heads * D]`, L at least 1.
     """
     batch, tokens, channels = q.shape
     dim = channels // heads

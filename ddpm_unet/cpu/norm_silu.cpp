@@ -2,7 +2,7 @@
 //
 // The mean and then the variance of a group are of a pass each, while the cache has it; what is
 // left is one factor and one summand for each channel. The result does not depend on the number of
-// threads, nor that of a picture on its neighbours in the batch.
+// threads, nor that of an image on its neighbours in the batch.
 #include <cmath>
 
 #include "vectors.h"
@@ -33,14 +33,14 @@ static void finish(const float* x, long n, float factor, float summand, float* y
 }
 
 // y = silu(norm(x) * weight + bias), with (1 + scale) and shift before the SiLU unless they are null;
-// pictures are [N, C, pixels], `scale` and `shift` [C] for the i-th picture at i times `stride`.
+// images are [N, C, pixels], `scale` and `shift` [C] for the i-th image at i times `stride`.
 extern "C" void norm_silu(const float* x, const float* weight, const float* bias,
                           const float* scale, const float* shift, long stride, float* y,
-                          long pictures, long channels, long pixels, long groups, float eps,
+                          long images, long channels, long pixels, long groups, float eps,
                           int threads) {
     const long some = channels / groups, all = some * pixels;
 #pragma omp parallel for num_threads(threads)
-    for (long i = 0; i < pictures * groups; ++i) {
+    for (long i = 0; i < images * groups; ++i) {
         const float* from = x + i * all;
         const float mean = total(from, all, 0.f, [](vec v) { return v; }) / all;
         const double squares =

@@ -7,9 +7,9 @@
 // +-sqrt(2) and infinity, as here, the rounding error is half as large. The filters are transformed
 // at every call, which costs less than to read 36 stored numbers for 9.
 //
-// Pictures are [N, C, H, W], or [N, H, W, C] if channels_last; filters [outputs, inputs, 3, 3];
+// Images are [N, C, H, W], or [N, H, W, C] if channels_last; filters [outputs, inputs, 3, 3];
 // the number of inputs a multiple of 16, that of outputs too where there are gradients. The result
-// does not depend on the number of threads, nor that of a picture on its neighbours in the batch.
+// does not depend on the number of threads, nor that of an image on its neighbours in the batch.
 #include <algorithm>
 #include <cstdlib>
 
@@ -36,14 +36,14 @@ struct Scratch {  // memory that a thread keeps
 };
 static thread_local Scratch input_tiles, output_tiles, filters, products, strip;
 
-struct Pictures {
+struct Images {
     float* data;
     long channels, height, width, channels_last;
     long down() const { return (height + 3) / 4; }  // tiles
     long across() const { return (width + 3) / 4; }
-    float* at(long picture, long channel, long y) const {
-        return channels_last ? data + (picture * height + y) * width * channels + channel
-                             : data + ((picture * channels + channel) * height + y) * width;
+    float* at(long image, long channel, long y) const {
+        return channels_last ? data + (image * height + y) * width * channels + channel
+                             : data + ((image * channels + channel) * height + y) * width;
     }
 };
 
@@ -80,13 +80,13 @@ static void multiply(long rows, bool half, const float* a, long ra, long ia, con
 
 // Transforms the tiles of a row, in `lanes` channels: rows `stride` apart of 36 matrices.
 template <class T>
-static void read_tiles(const Pictures& x, long row, long channel, float* v, long stride,
+static void read_tiles(const Images& x, long row, long channel, float* v, long stride,
                        long matrix) {
     constexpr long margin = (T::n - 4) / 2;
-    const long w = x.width, h = x.height, picture = row / x.down();
+    const long w = x.width, h = x.height, image = row / x.down();
     const long top = row % x.down() * 4 - margin, first = std::max(top, 0l);
     const long rows = std::min(top + T::n, h) - first, step = x.channels_last ? x.channels : lanes;
-    const float* pixels = x.at(picture, channel, first);
+    const float* pixels = x.at(image, channel, first);
     if (!x.channels_last) {
         float* s = strip.of(T::n * w * lanes);
         transpose(pixels, h * w, s, lanes, lanes, rows * w);
@@ -108,7 +108,7 @@ static void read_tiles(const Pictures& x, long row, long channel, float* v, long
 }
 // Transforms rows of tiles, to matrices in panels of `width` columns: [36][panels][tiles][width].
 template <class T>
-static void read_rows(const Pictures& x, long start, long rows, float* v, long width,
+static void read_rows(const Images& x, long start, long rows, float* v, long width,
                       long matrix) {
 #pragma omp for collapse(2) schedule(dynamic)
     for (long r = 0; r < rows; ++r)
@@ -119,13 +119,13 @@ static void read_rows(const Pictures& x, long start, long rows, float* v, long w
 }
 
 // Transforms products [36][count][panel] to the tiles of a row, in `lanes` channels.
-static void write_tiles(const Pictures& y, long row, long channel, const float* m, long count,
+static void write_tiles(const Images& y, long row, long channel, const float* m, long count,
                         const float* bias) {
-    const long w = y.width, h = y.height, picture = row / y.down(), top = row % y.down() * 4;
+    const long w = y.width, h = y.height, image = row / y.down(), top = row % y.down() * 4;
     const long rows = std::min(4l, h - top), step = y.channels_last ? y.channels : lanes;
     const long some = std::min(lanes, y.channels - channel);
     const vec b = bias ? load(bias + channel, some, vec{}) : vec{};
-    float* to = y.at(picture, channel, top);
+    float* to = y.at(image, channel, top);
     float* pixels = y.channels_last ? to : strip.of(4 * w * lanes);
     for (long left = 0; left < w; left += 4, m += panel) {
         vec d[36], t[16];
@@ -191,8 +191,8 @@ extern "C" {
 void winograd_convolve(float* x, const float* w, const float* bias, float* y, long n, long inputs,
                        long outputs, long height, long width, int channels_last, int turned,
                        int threads) {
-    const Pictures in{x, inputs, height, width, channels_last};
-    const Pictures out{y, outputs, height, width, channels_last};
+    const Images in{x, inputs, height, width, channels_last};
+    const Images out{y, outputs, height, width, channels_last};
     const long across = in.across(), all = n * in.down(), stride = inputs + line;
     const long most = std::clamp(tiles_at_once / across, 1l, all);
     const long cached = std::clamp(tiles_in_cache / across, 1l, most);
@@ -224,8 +224,8 @@ void winograd_convolve(float* x, const float* w, const float* bias, float* y, lo
 // Adds the gradient of w to dw, given that of y.
 void winograd_filter_gradient(float* x, float* dy, float* dw, long n, long inputs, long outputs,
                               long height, long width, int channels_last, int threads) {
-    const Pictures in{x, inputs, height, width, channels_last};
-    const Pictures out{dy, outputs, height, width, channels_last};
+    const Images in{x, inputs, height, width, channels_last};
+    const Images out{dy, outputs, height, width, channels_last};
     const long across = in.across(), all = n * in.down(), stride = inputs + line;
     const long most = std::clamp(tiles_at_once / across, 1l, all);
     const long padded = (outputs + panel - 1) / panel * panel;

@@ -259,6 +259,11 @@ def _judge_images(looks: Sequence[_Look], report: Report) -> None:
                 f"{look.pair.image_file}: has {_kind(look)}, but {first.pair.image_file} "
                 f"{_kind(first)}; convert one, or set data.channels"
             )
+    if config.augment.color and (first.channels, config.dims) != (3, 2):
+        report.faults.append(
+            f"data.augment.color {config.augment.color:g}: is for RGB images, but "
+            f"{first.pair.image_file} has {_kind(first)}; set it 0"
+        )
     low, high = min(look.low for look in looks), max(look.high for look in looks)
     sizes = sorted({look.size for look in looks}, key=math.prod)
     shown = " to ".join(dict.fromkeys(_shown(size) for size in (sizes[0], sizes[-1])))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -183,6 +184,9 @@ class ImageSet(Dataset[Tensor], ABC):
         kept = "read as needed"
         if isinstance(self, PackedImages):
             kept = f"in {self.path}" if self.path else "in memory"
+        elif os.path.isfile(self.name(0)):
+            wanted = math.ceil(layout.nbytes / 1e6)
+            kept += f" (to keep them decoded on disk, set disk_limit to {wanted})"
         sizes = [" x ".join(map(str, f(layout.sizes, 0)[::-1])) for f in (np.min, np.max)]
         what = "image" if layout.sizes.shape[1] == 2 else "volume"
         parts = [

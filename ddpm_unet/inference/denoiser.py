@@ -25,8 +25,8 @@ from ddpm_unet.diffusion.conditioning import (
     concat_cond,
 )
 from ddpm_unet.diffusion.editing import Inversion, inpaint, slerp
-from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.edm import Diffusion, EDMDiffusion
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import StepInfo, timesteps
 from ddpm_unet.diffusion.sampling import sample as sample_batch
 from ddpm_unet.diffusion.tiled import tiled
@@ -35,7 +35,7 @@ from ddpm_unet.inference.conditioning import Cond, Conditioning, cond_in_turn, u
 from ddpm_unet.inference.pipeline import (
     image_shape,
     read_pipeline,
-    read_scheduler,
+    read_sampler,
     write_pipeline,
 )
 from ddpm_unet.models import UNet
@@ -81,7 +81,8 @@ class Denoiser:
     Args:
         unet: The network.
         diffusion: The forward process.
-        sampler: A name ("ddpm", "ddim", "dpm++", ...), or an object with diffusers' `step`.
+        sampler: A name ("ddpm", "ddim", "dpm++", ...), a function, or an object with diffusers'
+            `step`; None for "ddpm", of EDM "heun".
         conditioning: What it is conditioned on; None for what the network's config says.
         codec: Between images and the latents that it denoises; None for a denoiser of pixels.
         preprocessing: Of its training's images, in whose units samples are given; None for 8 bits.
@@ -90,13 +91,14 @@ class Denoiser:
     def __init__(
         self,
         unet: UNet,
-        diffusion: GaussianDiffusion,
-        sampler: Any = "ddpm",
+        diffusion: Diffusion,
+        sampler: Any = None,
         conditioning: Conditioning | None = None,
         codec: Autoencoder | None = None,
         preprocessing: Preprocessing | None = None,
     ) -> None:
-        self.unet, self.diffusion, self.sampler = unet, diffusion, sampler
+        self.unet, self.diffusion = unet, diffusion
+        self.sampler = sampler or ("heun" if isinstance(diffusion, EDMDiffusion) else "ddpm")
         self.conditioning = conditioning or Conditioning()
         self.codec = codec
         self.preprocessing = preprocessing or Preprocessing(self.image_channels)
@@ -117,7 +119,7 @@ class Denoiser:
         denoiser = cls(unet, diffusion, "ddpm", conditioning, autoencoder_of(folder))
         root = folder if (folder / "unet").is_dir() else folder.resolve().parent
         denoiser.preprocessing = Preprocessing.read(root, denoiser.image_channels)
-        denoiser.sampler = partial(read_scheduler, folder)
+        denoiser.sampler = partial(read_sampler, folder)
         return denoiser
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
@@ -147,11 +149,10 @@ class Denoiser:
             UserError: An unknown name, or one that draws wrong images of such a denoiser.
         """
         chosen = self.sampler if sampler is None else sampler
-        if isinstance(chosen, str):
-            return chosen, make_scheduler(chosen, self.diffusion)
         if isinstance(chosen, partial):
-            return chosen()
-        return type(chosen).__name__, chosen
+            chosen = chosen()
+        made = make_sampler(chosen, self.diffusion)
+        return made.name, made
 
     def sample(self, num_images: int = 1, **options: Any) -> np.ndarray:
         """Draw images; image i is a function of (seed, i), whatever batch it is drawn in.
@@ -342,9 +343,7 @@ class Denoiser:
         return self.codec.encode(images.to(self.device))[0].cpu()
 
 
-def sample(
-    unet: UNet, diffusion: GaussianDiffusion, num_images: int = 1, **options: Any
-) -> np.ndarray:
+def sample(unet: UNet, diffusion: Diffusion, num_images: int = 1, **options: Any) -> np.ndarray:
     """Draw images from a network: `Denoiser(unet, diffusion).sample(num_images, ...)`.
 
     Example:
@@ -389,7 +388,7 @@ def generate(
 
     Args:
         denoiser: `(x, t, **cond) -> prediction`, on the device.
-        sampler: A diffusers scheduler.
+        sampler: A `Sampler`.
         shape: Shape of one image, (C, H, W).
         num_images: Images in all.
         seed: Seed of the job.
@@ -559,7 +558,7 @@ def _interpolation(ends: Tensor, num_images: int) -> Callable[..., Tensor]:
         progress: bool = False,
         **unused: Any,
     ) -> Tensor:
-        path = Inversion(denoiser, sampler, steps, device)
+        path = Inversion(denoiser, sampler.diffusion, steps, device)
         if not inverted:
             inverted.extend(path.to_noise(ends, progress=progress))
             error = (path.to_images(torch.stack(inverted)).cpu() - ends).square().mean().sqrt()

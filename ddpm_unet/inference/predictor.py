@@ -127,11 +127,11 @@ def tiling(model: SegmentationModel, config: PredictConfig) -> Tiling:
     if model.margin:
         tile = model.valid_size(max(tile, 2 * model.margin + model.step))
         return Tiling(tile, model.margin, overlap=0, step=model.step, pixels=pixels)
-    if isinstance(model, Segmenter):
-        levels = len(model.unet.config.block_out_channels)
-    else:
-        levels = model.config.depth
-    step = 32 if dimensions(model) == 2 else 2 ** (levels - 1)
+    step = 32
+    if dimensions(model) == 3:
+        segmenter = isinstance(model, Segmenter)
+        levels = len(model.unet.config.block_out_channels) if segmenter else model.config.depth
+        step = 2 ** (levels - 1)
     least = 2 * max(0, margin) + max(0, overlap) + step
     if min(overlap, margin) < 0 or tile < least:
         raise UserError(

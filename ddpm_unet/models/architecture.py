@@ -32,31 +32,18 @@ PER_LEVEL = (
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of the encoder or the decoder, or the middle.
+    """One resolution of the encoder or the decoder, or the middle."""
 
-    Args:
-        channels: Channels of its residual blocks.
-        layers: Number of residual blocks.
-        attention: What follows a residual block: self-attention, a transformer or nothing.
-        heads: Heads of that attention.
-        head_dim: Channels of a head.
-        groups: Groups of the attention's normalisation, None for no normalisation.
-        transformer_layers: Blocks of a transformer.
-        context_channels: Channels of the context of a transformer.
-        only_cross_attention: Both attentions of a transformer block attend to the context.
-        resnet_resampling: Halve or double with a residual block, not a convolution.
-    """
-
-    channels: int
-    layers: int
-    attention: AttentionKind
+    channels: int  # of its residual blocks
+    layers: int  # residual blocks
+    attention: AttentionKind  # what follows each: self-attention, a transformer or nothing
     heads: int
-    head_dim: int
-    groups: int | None
-    transformer_layers: int
+    head_dim: int  # channels of a head
+    groups: int | None  # of the attention's normalisation, None for no normalisation
+    transformer_layers: int  # blocks of a transformer
     context_channels: int
-    only_cross_attention: bool
-    resnet_resampling: bool = False
+    only_cross_attention: bool  # both attentions of a transformer block attend to the context
+    resnet_resampling: bool = False  # halve or double with a residual block, not a convolution
 
 
 def down_levels(config: UNetConfig) -> list[Level]:
@@ -188,11 +175,10 @@ def _check_kind(config: UNetConfig) -> None:
             " set it to the context's channels"
         )
     default = {field.name: field.default for field in fields(UNetConfig)}
-    foreign, whose, cure = (
-        (DDPM_ONLY, "networks without context", "set cross_attention_dim to null")
-        if config.conditional
-        else (CONDITIONAL_ONLY, "conditional networks", "set cross_attention_dim")
-    )
+    foreign: tuple[str, ...] = CONDITIONAL_ONLY
+    whose, cure = "conditional networks", "set cross_attention_dim"
+    if config.conditional:
+        foreign, whose, cure = DDPM_ONLY, "networks without context", f"{cure} to null"
     for name in foreign:
         if getattr(config, name) != default[name]:
             raise UserError(f"{name} is for {whose} only; leave it at {default[name]!r}, or {cure}")

@@ -76,10 +76,8 @@ class SelfAttention(Attention):
 
     Args:
         channels: Channels in and out.
-        heads: Number of heads.
-        head_dim: Channels of a head.
-        groups: Groups of the normalisation, None for no normalisation.
-        eps: Epsilon of the normalisation.
+        heads, head_dim: Number of heads, and channels of a head.
+        groups, eps: Of the normalisation; no groups, no normalisation.
         output_scale: Divisor of the sum.
     """
 
@@ -139,12 +137,7 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention, perceptron (Rombach 2022, appendix E.2.1).
 
-    Args:
-        channels: Channels of the tokens.
-        heads: Number of heads.
-        head_dim: Channels of a head.
-        context_channels: Channels of the context.
-        only_cross_attention: The first attention attends to the context too.
+    With `only_cross_attention` the first attention attends to the context too.
     """
 
     def __init__(
@@ -178,10 +171,8 @@ class Transformer(nn.Module):
 
     Args:
         dims: 2 or 3.
-        channels: Channels in and out.
-        heads: Number of heads.
-        layers: Number of transformer blocks.
-        context_channels: Channels of the context.
+        channels, context_channels: Channels in and out, and of the context.
+        heads, layers: Number of heads, and of transformer blocks.
         groups: Groups of the normalisation.
         linear: Linear instead of 1x1 convolution into and out of the blocks.
         only_cross_attention: See `TransformerBlock`.

@@ -39,24 +39,12 @@ class Cond(NamedTuple):
 
 
 class Block(nn.Module):
-    """Residual blocks, each followed by its attention if there is one.
-
-    Args:
-        config: Settings of the whole network.
-        level: What the block consists of.
-        in_channels: Channels that each residual block reads.
-        attentions: How many of the residual blocks are followed by attention.
-        output_scale: Divisor of the residual sums.
-    """
+    """Residual blocks, which read `in_channels`, the first `attentions` followed by attention."""
 
     def __init__(
-        self,
-        config: UNetConfig,
-        level: Level,
-        in_channels: Sequence[int],
-        attentions: int,
+        self, config: UNetConfig, level: Level, in_channels: Sequence[int], attentions: int,
         output_scale: float = 1.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         resnets = nn.ModuleList(
             residual_block(config, channels, level.channels, output_scale=output_scale)
@@ -202,38 +190,26 @@ def residual_block(
     config: UNetConfig, in_channels: int, out_channels: int, **options: Any
 ) -> ResidualBlock:
     """A residual block with the network's settings; `options` are the block's own."""
+    settings: dict[str, Any] = {
+        "groups": config.norm_num_groups,
+        "eps": config.norm_eps,
+        "act": config.act_fn,
+        "dropout": config.dropout,
+        "scale_shift": config.resnet_time_scale_shift == "scale_shift",
+    }
+    emb_channels = 4 * config.block_out_channels[0]
     return ResidualBlock(
-        config.dims,
-        in_channels,
-        out_channels,
-        4 * config.block_out_channels[0],
-        groups=config.norm_num_groups,
-        eps=config.norm_eps,
-        act=config.act_fn,
-        dropout=config.dropout,
-        scale_shift=config.resnet_time_scale_shift == "scale_shift",
-        **options,
+        config.dims, in_channels, out_channels, emb_channels, **settings, **options
     )
 
 
 def attention(config: UNetConfig, level: Level, output_scale: float) -> SelfAttention | Transformer:
     """The attention of a level that has one."""
     if level.attention == "self":
-        return SelfAttention(
-            level.channels,
-            level.heads,
-            level.head_dim,
-            groups=level.groups,
-            eps=config.norm_eps,
-            output_scale=output_scale,
-        )
-    return Transformer(
-        config.dims,
-        level.channels,
-        level.heads,
-        level.transformer_layers,
-        level.context_channels,
-        groups=config.norm_num_groups,
-        linear=config.use_linear_projection,
-        only_cross_attention=level.only_cross_attention,
-    )
+        own: dict[str, Any] = {"eps": config.norm_eps, "output_scale": output_scale}
+        heads = level.heads, level.head_dim
+        return SelfAttention(level.channels, *heads, groups=level.groups, **own)
+    sizes = level.channels, level.heads, level.transformer_layers, level.context_channels
+    only, linear = level.only_cross_attention, config.use_linear_projection
+    groups = config.norm_num_groups
+    return Transformer(config.dims, *sizes, groups=groups, linear=linear, only_cross_attention=only)

@@ -56,12 +56,7 @@ def _spare_statistics(block: nn.Module) -> Iterator[None]:
 
 
 class ConvBlock(nn.Sequential):
-    """3x3 convolutions, each followed by normalisation (if any) and ReLU.
-
-    Args:
-        config: Padding, normalisation and dimensions.
-        channels: Of the input, and of what each convolution gives.
-    """
+    """3x3 convolutions between these channels, each with normalisation (if any) and ReLU."""
 
     def __init__(self, config: ClassicConfig, *channels: int) -> None:
         super().__init__()
@@ -147,9 +142,6 @@ class ContractingPath(Recomputing):
 
     Attributes:
         widths: Channels of every level's activations.
-
-    Args:
-        config: The architecture.
     """
 
     def __init__(self, config: ClassicConfig) -> None:

@@ -1,7 +1,9 @@
 """Expansive paths: from activations of every level to scores of every class at every pixel.
 
-Each takes the activations of an encoder, finest first, and gives a list of logits, the one that
-counts first; there are others only in training, to be supervised too.
+Each is made of a `ClassicConfig` and the channels of an encoder's activations, takes these
+activations, finest first, `[B, encoded[i], ~H / 2^i, ~W / 2^i]`, and gives a list of logits
+`[B, scores, ~H, ~W]`, the one that counts first; there are others only in training, to be
+supervised too.
 """
 
 from __future__ import annotations
@@ -35,10 +37,6 @@ class UNetDecoder(Recomputing):
     """Up-convolution, skip and two 3x3 convolutions a level; a 1x1 convolution at the end.
 
     Ronneberger 2015, figure 1.
-
-    Args:
-        config: The architecture.
-        encoded: Channels of the encoder's activations.
     """
 
     def __init__(self, config: ClassicConfig, encoded: Sequence[int]) -> None:
@@ -58,7 +56,7 @@ class UNetDecoder(Recomputing):
         self.head = layer(config, "Conv")(channels, scores(config), kernel_size=1)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """`[B, encoded[i], ~H / 2^i, ~W / 2^i]` to `[B, scores, ~H, ~W]`."""
+        """See the module."""
         *skips, x = features
         for block in self.up:
             x = self.run(block, x, skips.pop())
@@ -87,7 +85,7 @@ class FCNDecoder(Recomputing):
         self.pool = Pool()
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """`[B, encoded[i], ~H / 2^i, ~W / 2^i]` to `[B, scores, H, W]`."""
+        """See the module."""
         fine, middle, coarse = (
             score(self.pool(x)) for score, x in zip(self.scores, features[-3:], strict=True)
         )
@@ -97,13 +95,7 @@ class FCNDecoder(Recomputing):
 
 
 class LearnedInterpolation(nn.Module):
-    """A transposed convolution that starts as linear interpolation of every channel.
-
-    Args:
-        config: Dimensions.
-        channels: Of input and output.
-        factor: By which the size grows, even.
-    """
+    """A transposed convolution that starts as linear interpolation, by an even factor."""
 
     def __init__(self, config: ClassicConfig, channels: int, factor: int) -> None:
         super().__init__()
@@ -153,7 +145,7 @@ class TernausDecoder(Recomputing):
         self.head = layer(config, "Conv")(base, scores(config), kernel_size=1)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """`[B, encoded[i], ~H / 2^i, ~W / 2^i]` to `[B, scores, H, W]`."""
+        """See the module."""
         x = self.pool(features[-1])
         for block, skip in zip(self.up, reversed(features), strict=True):
             x = torch.cat([corner(self.run(block, x), skip.shape[2:]), skip], dim=1)
@@ -167,10 +159,6 @@ class NestedDecoder(Recomputing):
     to (i, j - 1), with node (i + 1, j - 1) doubled; (i, 0) is the encoder's. The nodes (0, j) see
     j + 1 levels: under deep supervision each of them gives scores, and one may do without the
     levels that it does not need (`ClassicUNet.pruned`).
-
-    Args:
-        config: The architecture.
-        encoded: Channels of the encoder's activations.
     """
 
     def __init__(self, config: ClassicConfig, encoded: Sequence[int]) -> None:
@@ -189,7 +177,7 @@ class NestedDecoder(Recomputing):
         )
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """`[B, encoded[i], ~H / 2^i, ~W / 2^i]` to `[B, scores, H, W]`."""
+        """See the module."""
         rows = [[x] for x in features]
         for j in range(1, self.depth):
             for i in range(self.depth - j):
@@ -204,10 +192,6 @@ class FullScaleDecoder(Recomputing):
 
     Huang 2020 (arXiv 2004.08790), section 2.1. Under deep supervision every level gives scores,
     interpolated to full size. The classification that the paper lets guide them is not here.
-
-    Args:
-        config: The architecture.
-        encoded: Channels of the encoder's activations.
     """
 
     def __init__(self, config: ClassicConfig, encoded: Sequence[int]) -> None:
@@ -224,7 +208,7 @@ class FullScaleDecoder(Recomputing):
         )
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """`[B, encoded[i], ~H / 2^i, ~W / 2^i]` to `[B, scores, H, W]`."""
+        """See the module."""
         decoded = list(features)
         for number, level in reversed(list(enumerate(self.levels))):
             decoded[number] = self.run(level, *features[: number + 1], *decoded[number + 1 :])
@@ -239,10 +223,7 @@ class FullScaleDecoder(Recomputing):
 class FullScaleLevel(nn.Module):
     """A level of U-Net 3+: a 3x3 convolution of each level's activations, and one of them all.
 
-    Args:
-        config: The architecture; a level contributes `base_width` channels.
-        level: Its number, 0 is the finest.
-        channels: Of every level's activations.
+    A level, of which 0 is the finest, contributes `base_width` channels.
     """
 
     def __init__(self, config: ClassicConfig, level: int, channels: Sequence[int]) -> None:

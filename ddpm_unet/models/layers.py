@@ -65,13 +65,7 @@ def sinusoids(t: Tensor, channels: int, *, flip_sin_to_cos: bool, freq_shift: in
 
 
 class TimestepEmbedding(nn.Module):
-    """The two-layer perceptron after the sinusoids.
-
-    Args:
-        in_channels: Length of the sinusoids.
-        channels: Length of the embedding.
-        act: Activation between the layers, a key of `ACTIVATIONS`.
-    """
+    """The two-layer perceptron after the sinusoids, with an activation of `ACTIVATIONS`."""
 
     def __init__(self, in_channels: int, channels: int, act: str) -> None:
         super().__init__()
@@ -85,14 +79,7 @@ class TimestepEmbedding(nn.Module):
 
 
 class NormAct(nn.GroupNorm):
-    """Group normalisation (Wu 2018), an optional modulation, an activation.
-
-    Args:
-        groups: Groups, a divisor of `channels`.
-        channels: Channels of the input.
-        eps: Added to the variance.
-        act: Activation, a key of `ACTIVATIONS`.
-    """
+    """Group normalisation (Wu 2018), an optional modulation, an activation of `ACTIVATIONS`."""
 
     def __init__(self, groups: int, channels: int, eps: float, act: str) -> None:
         super().__init__(groups, channels, eps)
@@ -131,13 +118,7 @@ def pad_far_side(x: Tensor) -> Tensor:
 
 
 class Downsample(nn.Module):
-    """Convolution of stride 2.
-
-    Args:
-        dims: 2 or 3.
-        channels: Channels in and out.
-        padding: 0 pads at the far sides only (Ho 2020), else on both sides.
-    """
+    """Convolution of stride 2; `padding` 0 pads at the far sides only (Ho 2020)."""
 
     def __init__(self, dims: int, channels: int, padding: int) -> None:
         super().__init__()
@@ -153,12 +134,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour enlargement and convolution.
-
-    Args:
-        dims: 2 or 3.
-        channels: Channels in and out.
-    """
+    """Nearest-neighbour enlargement and convolution."""
 
     def __init__(self, dims: int, channels: int) -> None:
         super().__init__()
@@ -176,11 +152,9 @@ class ResidualBlock(nn.Module):
 
     Args:
         dims: 2 or 3.
-        in_channels: Channels in.
-        out_channels: Channels out.
+        in_channels, out_channels: Channels in and out.
         emb_channels: Length of the time embedding.
-        groups: Groups of both normalisations.
-        eps: Epsilon of both normalisations.
+        groups, eps: Of both normalisations.
         act: Activation.
         dropout: Probability, before the second convolution.
         scale_shift: Modulate the second normalisation instead of adding the embedding.

@@ -51,35 +51,24 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 # Keys of diffusers with the one value that this network has.
+_NONE = (
+    "time_embedding_dim time_embedding_act_fn timestep_post_act time_cond_proj_dim"
+    " num_attention_heads reverse_transformer_layers_per_block mid_block_only_cross_attention"
+    " cross_attention_norm encoder_hid_dim encoder_hid_dim_type addition_embed_type"
+    " addition_time_embed_dim projection_class_embeddings_input_dim"
+)
 FIXED: dict[str, dict[str, Any]] = {
     DDPM: {
         "time_embedding_type": "positional",
-        "time_embedding_dim": None,
-        "num_train_timesteps": None,
+        **dict.fromkeys(("time_embedding_dim", "num_train_timesteps")),
     },
     CONDITIONAL: {
         "time_embedding_type": "positional",
-        "time_embedding_dim": None,
-        "time_embedding_act_fn": None,
-        "timestep_post_act": None,
-        "time_cond_proj_dim": None,
-        "num_attention_heads": None,
-        "dual_cross_attention": False,
-        "reverse_transformer_layers_per_block": None,
-        "mid_block_only_cross_attention": None,
-        "cross_attention_norm": None,
         "attention_type": "default",
-        "encoder_hid_dim": None,
-        "encoder_hid_dim_type": None,
-        "addition_embed_type": None,
-        "addition_embed_type_num_heads": 64,
-        "addition_time_embed_dim": None,
-        "projection_class_embeddings_input_dim": None,
-        "class_embeddings_concat": False,
-        "resnet_skip_time_act": False,
-        "resnet_out_scale_factor": 1.0,
-        "conv_in_kernel": 3,
-        "conv_out_kernel": 3,
+        **dict.fromkeys(_NONE.split()),
+        **dict.fromkeys(("dual_cross_attention", "class_embeddings_concat"), False),
+        **{"resnet_skip_time_act": False, "resnet_out_scale_factor": 1.0},
+        **{"addition_embed_type_num_heads": 64, "conv_in_kernel": 3, "conv_out_kernel": 3},
     },
 }
 

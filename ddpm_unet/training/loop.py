@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from ddpm_unet.config import TrainConfig
 from ddpm_unet.config.reading import check_limits
 from ddpm_unet.cpu import FusedAdamWEMA, accelerate_cpu, is_accelerated
-from ddpm_unet.data.loader import shares
+from ddpm_unet.data.loader import StepBatches, make_loader, shares
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import plot_metrics
 from ddpm_unet.randomness import torch_seeds
@@ -217,7 +217,7 @@ class Training:
             self._say(f"the run has done {state.step} steps, and train.steps is {config.steps}")
         batches: Iterator[Batch] = iter(())
         if state.step < config.steps:
-            batches = self.job.batches(self.network, state.step, self.accelerator)
+            batches = self._batches()
         with tqdm(
             total=max(config.steps, state.step),
             initial=state.step,
@@ -254,6 +254,20 @@ class Training:
         best = "" if state.best_step is None else f", the best, of step {state.best_step},"
         self._say(f"done after step {state.step}: the model{best} is in {self.run.model}")
 
+    def _batches(self) -> Iterator[Batch]:
+        """This process's micro-batches from the present step to the last."""
+        config, accelerator = self.config, self.accelerator
+        stream = self.job.stream(self.network, accelerator)
+        positions = StepBatches(
+            range(self.state.step, config.steps),
+            config.batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+            config.micro_batch,
+        )
+        pinned = accelerator.device.type == "cuda"
+        return make_loader(stream, positions, workers=self.job.workers, pin_memory=pinned)
+
     def _shares(self, step: int) -> list[list[range]]:
         """Every process's micro-batches of a step."""
         size, count = self.config.batch_size, self.accelerator.num_processes
@@ -278,7 +292,7 @@ class Training:
             torch.manual_seed(torch_seeds(self.seed, "dropout", positions[:1])[0])
             last = number == passes or sharded(self.network)
             with nullcontext() if last else accelerator.no_sync(self.model):
-                losses = self.job.losses(self.model, batch)
+                losses = self.job.losses(self.model, batch).expand(len(positions))
                 part = losses.sum() / config.batch_size * float(number <= own)
                 # Processes average their gradients; the loss is a sum over them.
                 accelerator.backward(part * accelerator.num_processes)

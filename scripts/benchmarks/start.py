@@ -15,10 +15,10 @@ TORCH = "import torch"
 SAMPLING = {
     OURS: """
 from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.inference.denoiser import generate
 from ddpm_unet.inference.pipeline import read_pipeline
-make_scheduler("ddpm", GaussianDiffusion())
+make_sampler("ddpm", GaussianDiffusion())
 """,
     TORCH: TORCH,
     DIFFUSERS: "from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel\nDDPMScheduler()",

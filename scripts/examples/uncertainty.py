@@ -159,7 +159,7 @@ def main() -> None:
     from ddpm_unet.data.check import check_pairs
     from ddpm_unet.data.labelled import TargetSet
     from ddpm_unet.diffusion.conditioning import concat_cond
-    from ddpm_unet.diffusion.samplers import make_scheduler
+    from ddpm_unet.diffusion.samplers import make_sampler
     from ddpm_unet.inference.conditioning import Conditioning
     from ddpm_unet.inference.denoiser import generate
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
@@ -192,7 +192,7 @@ def main() -> None:
     with output_folder(args.out):
         drawn = generate(
             concat_cond(accelerate_cpu(unet.to(device))),
-            make_scheduler(args.sampler, diffusion),
+            make_sampler(args.sampler, diffusion),
             shape,
             args.tiles * args.samples,
             seed=args.seed,

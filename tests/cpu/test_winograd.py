@@ -14,7 +14,7 @@ from ddpm_unet.config import ClassicConfig
 from ddpm_unet.cpu import accelerate_cpu, kernels
 from ddpm_unet.cpu.modules import FastConv3x3
 from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.models import UNet
 from ddpm_unet.models.classic import ClassicUNet
@@ -275,7 +275,7 @@ def test_trained_network_and_its_samples():
     assert error(result, exact) < 1e-5
 
     def images(unet):
-        scheduler = make_scheduler("ddpm", GaussianDiffusion())
+        scheduler = make_sampler("ddpm", GaussianDiffusion())
         return sample(unet, scheduler, (3, 64, 64), seed=0, indices=[0], steps=10)
 
     assert (images(fast) - images(unet)).abs().max() < 1 / 255

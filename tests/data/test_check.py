@@ -6,7 +6,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from ddpm_unet.config import PairDataConfig
+from ddpm_unet.config import AugmentConfig, PairDataConfig
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.errors import UserError
 
@@ -232,3 +232,8 @@ def test_alone(folders):
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {folders}/masks/2.png: is 50 x 41")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_colour_changes_are_for_rgb(folders):
+    (fault,) = check(folders, augment=AugmentConfig(color=0.1)).faults
+    assert fault.startswith("data.augment.color 0.1: is for RGB images, but ")

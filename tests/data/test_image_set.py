@@ -185,6 +185,8 @@ def test_large_sets_are_decoded_once_into_a_file(
     assert len(list((tmp_path / "images").iterdir())) == 2
     assert torch.equal(changed[0], whole[0])
     assert not torch.equal(changed[1], whole[1])
+    streamed = open_collection(collection, Fit(8), memory_limit=0)
+    assert "set disk_limit to 1)" in streamed.describe()
     in_memory = ArrayCollection([image(dtype, 9, 13, 3)], "a")
     assert isinstance(open_collection(in_memory, Fit(8), **limits), StreamedImages)
     usage = type("Usage", (), {"free": 10})

@@ -10,7 +10,7 @@ from ddpm_unet import Denoiser, UNet, sample
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.denoiser import check_edit, generate_together
@@ -34,7 +34,7 @@ def denoiser(network=None, channels=1, **options):
 
 def grey_pixels(x, t):
     """The best prediction of noise where every image is grey: x_0 = 0."""
-    abar = make_scheduler("ddpm", GaussianDiffusion()).alphas_cumprod[t.long()]
+    abar = GaussianDiffusion().alphas_cumprod[t.long()]
     return x / (1 - abar).sqrt().reshape(-1, 1, 1, 1)
 
 
@@ -90,7 +90,7 @@ class Process:
 
 def test_all_processes_together_draw_the_first_images():
     def together(process):
-        sampler = make_scheduler("ddpm", GaussianDiffusion())
+        sampler = make_sampler("ddpm", GaussianDiffusion())
         network, shape = denoiser().network, (1, 4, 6)
         return generate_together(network, sampler, shape, 5, seed=5, steps=4, accelerator=process)
 
@@ -129,7 +129,7 @@ def test_samples_are_in_the_units_of_the_training(tmp_path):
 
 
 def test_a_sampler_is_a_name_or_an_object():
-    scheduler = make_scheduler("ddim", GaussianDiffusion())
+    scheduler = make_sampler("ddim", GaussianDiffusion())
     by_name = denoiser(sampler="ddim").sample(2, steps=3)
     np.testing.assert_array_equal(denoiser().sample(2, steps=3, sampler=scheduler), by_name)
     assert not np.array_equal(denoiser().sample(2, steps=3), by_name)

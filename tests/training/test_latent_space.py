@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
 from PIL import Image
 from safetensors.numpy import load_file
 
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.data.stream import Stream, order, to_model_range
 from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.diffusion.samplers import SAMPLERS, make_scheduler
+from ddpm_unet.diffusion.samplers import SAMPLERS, make_sampler
 from ddpm_unet.diffusion.sampling import Noise, sample
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import read_pipeline, write_pipeline
@@ -24,6 +24,7 @@ from ddpm_unet.models.autoencoder import Autoencoder, autoencoder_of
 from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.from_config import build_denoise_job
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
 
@@ -68,19 +69,19 @@ def accelerator():
 
 def run(settings, job=None):
     folder = RunFolder(Path(settings.run))
-    train(job or DenoiseJob(settings), folder, settings)
+    train(job or build_denoise_job(settings), folder, settings)
     return folder
 
 
 def encoded(settings, accelerator):
-    job = DenoiseJob(settings)
-    return job.latent.training(job.stream, accelerator)
+    job = build_denoise_job(settings)
+    return job.latent.training(job.windows, accelerator)
 
 
 def test_windows_are_what_the_autoencoder_makes_of_them(latent, peer, accelerator):
-    job = DenoiseJob(latent)
-    stream = job.latent.training(job.stream, accelerator)
-    pixels = Stream(job.images, flips=True, rot90=True, seed=0)
+    job = build_denoise_job(latent)
+    stream = job.latent.training(job.windows, accelerator)
+    pixels = Stream(job.windows.images, flips=True, rot90=True, seed=0)
     assert len(stream) == 2 * pixels.epoch_length
     batch = stream.__getitems__(range(len(stream)))
     means, deviations = [], []
@@ -166,7 +167,7 @@ def test_a_run_ends_the_same_killed_or_not(latent, tmp_path):
     assert any("val_loss" in line for line in whole.read_metrics())
     latent.run = str(tmp_path / "killed")
     with pytest.raises(Killed):
-        run(latent, KilledJob(latent))
+        run(latent, build_denoise_job(latent, KilledJob))
     resumed = run(latent)
     ends = [read_checkpoint(checkpoint_paths(f.checkpoints)[-1]) for f in (whole, resumed)]
     for group in ("model", "ema", "optimizer"):
@@ -188,11 +189,11 @@ def test_diffusers_draws_what_we_draw(latent, peer, monkeypatch):
     noise = torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(3))
     monkeypatch.setattr(Noise, "draw", lambda self, std: std * noise)
     latents = sample(
-        unet, make_scheduler("ddim", diffusion), (5, 4, 4), seed=0, indices=[0, 1], steps=20
+        unet, make_sampler("ddim", diffusion), (5, 4, 4), seed=0, indices=[0, 1], steps=20
     )
     assert latents.abs().max() > 1.5
     ours = autoencoder_of(folder).decode(latents)
-    pipeline.scheduler = make_scheduler("ddim", diffusion)
+    pipeline.scheduler = DDIMScheduler.from_config(diffusion.scheduler_config())
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
         batch_size=2,
@@ -216,7 +217,7 @@ def test_no_sampler_clips_latents(sampler, capfd):
         return image
 
     drawn = sample(
-        denoiser, make_scheduler(sampler, diffusion), (1, 2, 2), seed=0, indices=[0], steps=12,
+        denoiser, make_sampler(sampler, diffusion), (1, 2, 2), seed=0, indices=[0], steps=12,
         self_conditioning=True,
     )  # fmt: skip
     torch.testing.assert_close(drawn, image, atol=0.05, rtol=0)
@@ -298,7 +299,7 @@ def test_a_network_with_a_context_is_a_stable_diffusion_pipeline(peer, tmp_path,
     pipeline = StableDiffusionPipeline.from_pretrained(
         folder, local_files_only=True, text_encoder=None, tokenizer=None
     )
-    pipeline.scheduler = make_scheduler("ddim", diffusion)
+    pipeline.scheduler = DDIMScheduler.from_config(diffusion.scheduler_config())
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(3))
     context = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(4))
@@ -313,7 +314,7 @@ def test_a_network_with_a_context_is_a_stable_diffusion_pipeline(peer, tmp_path,
     ).images
     monkeypatch.setattr(Noise, "draw", lambda self, std: std * noise)
     latents = sample(
-        partial(unet, context=context), make_scheduler("ddim", diffusion), (5, 4, 4),
+        partial(unet, context=context), make_sampler("ddim", diffusion), (5, 4, 4),
         seed=0, indices=[0, 1], steps=10,
     )  # fmt: skip
     ours = autoencoder_of(folder).decode(latents)

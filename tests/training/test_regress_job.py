@@ -31,10 +31,9 @@ from ddpm_unet.evaluation.image_quality import image_scores
 from ddpm_unet.inference.predictor import Predictor, add_residual
 from ddpm_unet.inference.results import write_regression
 from ddpm_unet.models.segmenter import load_segmentation_model
+from ddpm_unet.training.from_config import build_pixel_job
 from ddpm_unet.training.loop import train
-from ddpm_unet.training.regress import RegressJob
 from ddpm_unet.training.run_folder import RunFolder
-from ddpm_unet.training.scoring import score_test
 
 UNET = UNetConfig(
     block_out_channels=(8, 16),
@@ -108,7 +107,7 @@ def data_of(root, **changes):
 
 
 def run(settings):
-    folder, job = RunFolder(Path(settings.run)), RegressJob(settings)
+    folder, job = RunFolder(Path(settings.run)), build_pixel_job(settings)
     train(job, folder, settings)
     return folder, job
 
@@ -120,7 +119,7 @@ def test_a_known_linear_map_is_learnt_and_written_in_the_targets_units(settings,
     settings.train.sample_every = 0
     settings.classic.norm = "none"
     folder, job = run(settings)
-    scores = score_test(job, folder)
+    scores = job.score_test(folder, torch.device("cpu"))
     assert scores["psnr"] > 23  # a constant has 14
     assert f"psnr {scores['psnr']:.4f}" in capsys.readouterr().out
     assert json.loads((folder.path / "scores.json").read_text()) == scores
@@ -192,10 +191,10 @@ def batch_of(root, **changes):
         split=SplitConfig(validation=0),
     )  # fmt: skip
     settings = SegmentConfig(task="regress", data=data, train=TrainConfig(steps=1, batch_size=16))
-    job = RegressJob(settings)
+    job = build_pixel_job(settings)
     network = torch.nn.Module()
     network.margin = 0
-    return next(job.batches(network, 0, Accelerator(cpu=True)))
+    return job.stream(network, Accelerator(cpu=True)).__getitems__(range(16))
 
 
 @pytest.fixture
@@ -236,7 +235,7 @@ def test_settings_that_do_not_fit(settings, changes, message):
     rest = {key: changes[key] for key in changes if not hasattr(settings, key)}
     settings = replace(settings, data=replace(settings.data, **rest), **own)
     with pytest.raises(UserError, match=message):
-        RegressJob(settings)
+        build_pixel_job(settings)
 
 
 def test_a_residual_needs_a_channel_for_each_of_the_targets(settings, same):
@@ -245,7 +244,7 @@ def test_a_residual_needs_a_channel_for_each_of_the_targets(settings, same):
     settings.data.images, settings.data.masks = f"{same}/images", f"{same}/same"
     settings.regression.residual = True
     with pytest.raises(UserError, match="the targets have 3 channels"):
-        RegressJob(settings)
+        build_pixel_job(settings)
 
 
 def faults(root, **changes):
@@ -290,7 +289,7 @@ def test_pairs_at_fault_get_one_line_each(tmp_path):
 def test_without_torchmetrics_one_line_says_what_to_install(settings, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics.functional", None)
     with pytest.raises(UserError, match="pip install torchmetrics"):
-        RegressJob(settings)
+        build_pixel_job(settings)
 
 
 def test_values_go_to_the_network_and_back():
