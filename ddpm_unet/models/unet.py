@@ -38,6 +38,7 @@ class UNet(Pretrained):
 
     Example:
         >>> import torch
+        >>> from ddpm_unet import UNet
         >>> unet = UNet(sample_size=64, in_channels=3, block_out_channels=(32, 64))
         >>> unet(torch.randn(2, 3, 64, 64), torch.tensor([10, 500])).shape
         torch.Size([2, 3, 64, 64])
