@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ddpm_unet.models.classic import ClassicUNet as ClassicUNet
     from ddpm_unet.models.segmenter import Segmenter as Segmenter
     from ddpm_unet.models.unet import UNet as UNet
-    from ddpm_unet.training.loop import train as train
+    from ddpm_unet.training.train import train as train
 
     __version__: str
 
@@ -22,7 +22,7 @@ _HOMES = {
     "Segmenter": "models.segmenter",
     "ClassicUNet": "models.classic",
     "Predictor": "inference.predictor",
-    "train": "training.loop",
+    "train": "training.train",
     "sample": "inference.denoiser",
 }
 """Where each name is defined; it is imported when it is first asked for (PEP 562)."""

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,44 +20,22 @@ from ddpm_unet.data.splits import AXES, Part
 
 
 @dataclass(frozen=True)
-class LabelledImage:
-    """One image or volume at `data.scale`; volumes have a depth D before H.
+class Item:
+    """One image or volume at `data.scale`, and what is cut, turned and deformed with it.
 
     Attributes:
-        image: `[C, H, W]` uint8, uint16 or float32, as in its file.
-        mask: Classes, `int16 [H, W]`, IGNORE_INDEX where unlabelled.
+        image: `[C, (D,) H, W]` uint8, uint16 or float32, as in its file.
+        beside: Planes `[..., (D,) H, W]` by name: "mask", int16 classes with IGNORE_INDEX where
+            unlabelled; "target" and "weight", float32, which may be interpolated.
         cells: Numbered cells, `int32 [H, W]`, from which weights are still to be made.
-        weight: Border weights, `float32 [H, W]`, if they are wanted.
     """
 
     image: np.ndarray
-    mask: np.ndarray
+    beside: dict[str, np.ndarray]
     cells: np.ndarray | None = None
-    weight: np.ndarray | None = None
-
-    @property
-    def beside(self) -> dict[str, np.ndarray]:
-        """What is cut, turned and deformed with the image, by name."""
-        weight = {} if self.weight is None else {"weight": self.weight}
-        return {"mask": self.mask, **weight}
 
 
-class Item(Protocol):
-    """An image and what lies beside it."""
-
-    @property
-    def image(self) -> np.ndarray:
-        """`[C, (D,) H, W]`, as in its file."""
-
-    @property
-    def beside(self) -> dict[str, np.ndarray]:
-        """Planes `[..., (D,) H, W]` by name; int16 are classes, floats may be interpolated."""
-
-
-P = TypeVar("P", bound=Item)
-
-
-class PairSet(Dataset[dict[str, Tensor]], ABC, Generic[P]):
+class PairSet(Dataset[dict[str, Tensor]], ABC):
     """A map-style data set of whole images and what lies beside them, to cut from.
 
     It is kept in memory if it fits in `data.memory_limit`, and read as needed otherwise.
@@ -97,12 +74,12 @@ class PairSet(Dataset[dict[str, Tensor]], ABC, Generic[P]):
             kept = [len(range(length)[cut]) for length, cut in places]
             size[:] = [max(1, round(length * self.config.scale)) for length in kept]
         nbytes = self.sizes.prod(1).sum() * (report.channels * report.dtype.itemsize + bytes_beside)
-        self._kept: list[P] | None = None
+        self._kept: list[Item] | None = None
         if nbytes <= self.config.memory_limit * 1e6:
             self._kept = [self._decode(index) for index in range(len(self))]
 
     @abstractmethod
-    def _decode(self, index: int) -> P:
+    def _decode(self, index: int) -> Item:
         """Read one item."""
 
     def __len__(self) -> int:
@@ -112,7 +89,7 @@ class PairSet(Dataset[dict[str, Tensor]], ABC, Generic[P]):
         """What messages call a item."""
         return self._pairs[index].image_file
 
-    def item(self, index: int) -> P:
+    def item(self, index: int) -> Item:
         """One image, as its file has it."""
         return self._decode(index) if self._kept is None else self._kept[index]
 
@@ -147,7 +124,7 @@ class PairSet(Dataset[dict[str, Tensor]], ABC, Generic[P]):
         return resize(planes, *self.sizes[index].tolist())
 
 
-class LabelledSet(PairSet[LabelledImage]):
+class LabelledSet(PairSet):
     """Whole images with their masks, for validation and to cut from.
 
     An item has "mask", int64 `[(D,) H, W]`, and "weight", float32 `[H, W]`, if there are border
@@ -177,7 +154,7 @@ class LabelledSet(PairSet[LabelledImage]):
             self._kept = [self._with_weight(item) for item in self._kept]
 
     @override
-    def item(self, index: int) -> LabelledImage:
+    def item(self, index: int) -> Item:
         return self._with_weight(super().item(index))
 
     @cached_property
@@ -185,7 +162,7 @@ class LabelledSet(PairSet[LabelledImage]):
         """Pixels of each class, `int64 [K]`."""
         counts = np.zeros(len(self.class_names), np.int64)
         for index in range(len(self)):
-            mask = super().item(index).mask
+            mask = super().item(index).beside["mask"]
             counts += np.bincount(mask[mask >= 0], minlength=len(counts))
         return counts
 
@@ -196,51 +173,33 @@ class LabelledSet(PairSet[LabelledImage]):
         return f"{super().describe()}: {classes}"
 
     @override
-    def _decode(self, index: int) -> LabelledImage:
+    def _decode(self, index: int) -> Item:
         pair, size = self._pairs[index], self.sizes[index].tolist()
         part = _cuts(self.parts[index], self.config.dims)
         values = self._code.read(pair.read_mask(), pair.mask_file)
         mask = self._code.classes(values, pair.mask_file)
         border = self.config.border_classes
         cells = self._code.cells(values, mask, border) if self.border else None
-        return LabelledImage(
+        return Item(
             self._planes(index),
-            nearest(mask[part], size),
+            {"mask": nearest(mask[part], size)},
             None if cells is None else nearest(cells[part], size),
         )
 
-    def _with_weight(self, item: LabelledImage) -> LabelledImage:
+    def _with_weight(self, item: Item) -> Item:
         if item.cells is None:
             return item
         weight = border_weights(
-            item.mask,
+            item.beside["mask"],
             item.cells,
             balanced_weights(self.class_pixels),
             self.config.border_w0,
             self.config.border_sigma,
         )
-        return LabelledImage(item.image, item.mask, weight=weight)
+        return Item(item.image, {**item.beside, "weight": weight})
 
 
-@dataclass(frozen=True)
-class TargetImage:
-    """One image or volume at `data.scale`; volumes have a depth D before H.
-
-    Attributes:
-        image: `[C, H, W]` uint8, uint16 or float32, as in its file.
-        target: `float32 [K, H, W]` in [-1, 1].
-    """
-
-    image: np.ndarray
-    target: np.ndarray
-
-    @property
-    def beside(self) -> dict[str, np.ndarray]:
-        """What is cut, turned and deformed with the image, by name."""
-        return {"target": self.target}
-
-
-class TargetSet(PairSet[TargetImage]):
+class TargetSet(PairSet):
     """Whole images with those to predict; an item has "target", float32 `[K, (D,) H, W]`.
 
     Attributes:
@@ -253,9 +212,9 @@ class TargetSet(PairSet[TargetImage]):
         super().__init__(report, parts, 4 * self.targets.channels)
 
     @override
-    def _decode(self, index: int) -> TargetImage:
+    def _decode(self, index: int) -> Item:
         target = self.targets.to_unit(self._pairs[index].read_mask())
-        return TargetImage(self._planes(index), self._scaled(target, index))
+        return Item(self._planes(index), {"target": self._scaled(target, index)})
 
 
 def _cuts(part: Part, dims: int) -> tuple[slice, ...]:

@@ -30,7 +30,7 @@ class PairStream(Dataset[Batch]):
     place. Images smaller than a window are mirrored at their borders.
     """
 
-    def __init__(self, images: PairSet[Any], seed: int, context: int = 0) -> None:
+    def __init__(self, images: PairSet, seed: int, context: int = 0) -> None:
         """Read nothing yet.
 
         Args:

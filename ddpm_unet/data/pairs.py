@@ -365,13 +365,13 @@ def _read_file(
         return read_volume(path, config.max_pixels, keep_palette)
     if page is None:
         return read_image(path, config.max_pixels, keep_palette)
-    return _stack(path, config.max_pixels)[page]
+    return _stack(path, config.max_pixels, keep_palette)[page]
 
 
 @lru_cache(maxsize=2)
-def _stack(path: str, max_pixels: float) -> np.ndarray:
+def _stack(path: str, max_pixels: float, keep_palette: bool) -> np.ndarray:
     """The image's and the mask's stack stay in memory while their pages are read in turn."""
-    return read_stack(path, max_pixels)
+    return read_stack(path, max_pixels, keep_palette)
 
 
 def _point_sets(config: PairDataConfig) -> Pairing:
@@ -404,7 +404,7 @@ def _builtin_pair(config: PairDataConfig) -> Pair:
         histology.NEST,
         histology.NEST,
         f"{histology.NEST} ({config.masks})",
-        partial(_builtin_array, part, "picture"),
+        partial(_builtin_array, part, "image"),
         partial(_builtin_array, part, field),
     )
 

@@ -234,13 +234,16 @@ def _histology(config: ImageDataConfig, held_out: bool) -> Collection | None:
             "data.source builtin:histology: has no class for each image; "
             "set data.class_labels false"
         )
-    images = histology.pictures("held_out" if held_out else "train")
+    images = histology.images("held_out" if held_out else "train")
     if config.condition in BUILTIN_MASKS:
         images.pop(histology.STROMA, None)
     narrowest = min(image.shape[1] for image in images.values())
     if held_out and config.fit == "crop" and round(narrowest * config.scale) < config.size:
         return None
-    return ArrayCollection(list(images.values()), list(images))
+    collection = ArrayCollection(list(images.values()), list(images))
+    if not held_out:
+        collection.note = "a third of the labelled micrograph held out for validation"
+    return collection
 
 
 def _hashed_part(whole: Collection, part: Share) -> Collection | None:

@@ -20,7 +20,7 @@ from ddpm_unet.diffusion.process import (
     mean_channels,
 )
 from ddpm_unet.diffusion.samplers import LinearPlan, LinearSampler, Sampler
-from ddpm_unet.diffusion.sampling import Noise, StepInfo
+from ddpm_unet.diffusion.sampling import CounterNoise, Noise, StepInfo
 from ddpm_unet.errors import UserError
 
 
@@ -72,7 +72,8 @@ def inpaint(
         raise UserError(f"steps {steps}, jump {jump}, resamplings {resamplings}: give at least 1")
     known, hole = known.to(device, torch.float32), hole.to(device, torch.bool)
     with torch.inference_mode():
-        noise = Noise(seed, indices, known.shape, device)
+        on_cpu = known.device.type == "cpu"
+        noise = (Noise if on_cpu else CounterNoise)(seed, indices, known.shape, device)
         plan = LinearPlan(sampler, steps, eta=1.0)
         times, abar = plan.times, [*plan.abar, 1.0]
         x = noise.draw(1.0)

@@ -176,20 +176,10 @@ class EDMDiffusion(nn.Module):
         vlb_weight: float = 0.0,
         **cond: Any,
     ) -> Tensor:
-        """Mean squared error of F for each image: the loss of eq. 8 with lambda = 1 / c_out^2.
+        """Mean squared error of F for each image: eq. 8 with lambda = 1 / c_out^2, `float32 [B]`.
 
-        Args:
-            network: `(c_in x, c_noise, **cond) -> F`.
-            x0: Clean images, `float32 [B, C, ...]` in [-1, 1].
-            t: Noise levels `float32 [B]`; drawn if None.
-            noise: Standard normal, of the shape of x0; drawn if None.
-            generator: Of what is drawn, on the device of x0.
-            weighting: None; EDM has its own.
-            vlb_weight: Of no use; variances are not predicted.
-            cond: What else the network is given.
-
-        Returns:
-            `float32 [B]`.
+        Arguments as of `GaussianDiffusion.losses`, but t is noise levels `float32 [B]`, weighting
+        must be None, and vlb_weight is of no use.
         """
         self.check_loss(weighting)
         if t is None:

@@ -50,16 +50,12 @@ def alphas_cumprod(
             "logistic" (Jabri 2022, arXiv:2212.11972, figure 8, from -3 to 3).
         beta_start: First beta of the linear ones.
         beta_end: Last beta of the linear ones.
-        rescale_betas_zero_snr: sqrt(abar) is shifted to end at 0, and stretched (Lin 2023,
-            arXiv:2305.08891, algorithm 1).
+        rescale_betas_zero_snr: sqrt(abar) is stretched to end at 0 (Lin 2023, arXiv:2305.08891).
         snr_shift: log-SNR moves by 2 ln(snr_shift): the resolution that the schedule was made for
             over that of the images (Hoogeboom 2023, arXiv:2301.11093, eq. 4).
 
     Returns:
         Falling numbers in (0, 1), with zero terminal SNR the last is 0, `float64 [T]`.
-
-    Raises:
-        UserError: T below 1, an unknown schedule, betas that do not rise within (0, 1).
     """
     if num_timesteps < 1 + rescale_betas_zero_snr:
         least = "at least 2 with rescale_betas_zero_snr" if rescale_betas_zero_snr else "at least 1"
@@ -330,16 +326,9 @@ class GaussianDiffusion(nn.Module):
         shape: Sequence[int],
         device: torch.device | str = "cpu",
     ) -> tuple[Tensor, Tensor]:
-        """Timesteps, uniform in 0 .. T-1, and noise: functions of (seed, position).
+        """Timesteps `int64 [B]`, uniform in 0 .. T-1, and normal noise `float32 [B, *shape]`.
 
-        Args:
-            seed: Seed of the run.
-            positions: Positions of the images in the stream, B of them.
-            shape: Shape of one image, such as (C, H, W).
-            device: Where they go; no accelerator is waited for.
-
-        Returns:
-            Timesteps `int64 [B]` and standard normal noise `float32 [B, *shape]`.
+        Both are functions of (seed, position in the stream). No accelerator is waited for.
         """
         t = randomness.integers(seed, "timestep", positions, self.num_timesteps)
         noise = randomness.normal(seed, "noise", positions, shape, device)
@@ -429,14 +418,11 @@ class GaussianDiffusion(nn.Module):
             x0: Clean images, `float32 [B, C, ...]` in [-1, 1].
             t: Timesteps `int64 [B]` in 0 .. T-1; drawn evenly if None.
             noise: Standard normal, of the shape of x0; drawn if None.
-            weighting: See `loss_weights`; None for none.
-            gamma: See `loss_weights`.
+            weighting: See `loss_weights`, like gamma; None for none.
+            gamma: Of the weighting.
             vlb_weight: Weight of the bound, in bits per dimension.
             generator: Of what is drawn, on the device of x0.
             cond: What else the network is given.
-
-        Returns:
-            `float32 [B]`, whatever precision the network computes in.
         """
         if t is None:
             count, device = len(x0), x0.device

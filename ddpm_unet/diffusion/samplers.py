@@ -43,47 +43,19 @@ Draw = Callable[[float], Tensor]
 """From a standard deviation to noise of it, `[B, *shape]`, in a tensor to be overwritten."""
 
 
-class Plan(Protocol):
-    """A sampler, made ready for a number of steps.
-
-    Args:
-        times: What the network is told in each of its evaluations.
-        initial_std: Of the noise that it begins with.
-        order: A job may begin at every order-th evaluation.
-    """
-
-    times: list[float]
-    initial_std: float
-    order: int
-
-    def begin(self, index: int, images: Tensor, noise: Tensor) -> Tensor:
-        """The state before evaluation `index`, the first one, of images and standard noise."""
-
-    def model_input(self, index: int, x: Tensor) -> Tensor:
-        """What the network sees."""
-
-    def step(self, index: int, x: Tensor, prediction: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        """The next x, and the predicted image."""
-
-
 class Sampler(Protocol):
-    """What `sample` takes.
-
-    Args:
-        name: For messages.
-        diffusion: The forward process; None if the sampler alone knows it.
-        clip: Whether predicted images are kept in [-1, 1], for self-conditioning.
-    """
+    """What `sample` takes. `clip`: predicted images are kept in [-1, 1], for self-conditioning."""
 
     name: str
     diffusion: Diffusion | None
     clip: bool
 
-    def plan(self, steps: int, eta: float | None, generators: list[torch.Generator]) -> Plan:
-        """Make it ready.
+    def plan(self, steps: int, eta: float | None, generators: list[torch.Generator]) -> Any:
+        """Its plan of so many steps.
 
-        Raises:
-            UserError: A number of steps that it cannot take.
+        It has `times` that the network is told, `initial_std` of the noise, `order` (a job may
+        begin at every order-th evaluation), `begin(index, images, noise)`, and either
+        `model_input(index, x)` and `step(index, x, prediction, draw)`, or `solve`.
         """
 
 
@@ -131,6 +103,7 @@ def make_sampler(sampler: Any, diffusion: Diffusion) -> Sampler:
         settings = {"use_exponential_sigmas": True, "timestep_spacing": "linspace"}
         settings = {**diffusion.scheduler_config(), **settings}
         unipc = _scheduler("UniPCMultistepScheduler", settings, diffusion, sampler)
+        unipc.clips = diffusion.clip_sample
         unipc.scheduler.alphas_cumprod = diffusion.alphas_cumprod_float64.clamp(min=2**-24)
         return unipc
     return LinearSampler(diffusion, sampler)
@@ -442,7 +415,8 @@ class SchedulerSampler:
     """Any object with `set_timesteps(steps)`, `timesteps` and `step(prediction, t, x)`.
 
     It is asked as diffusers' pipelines ask it, with one generator for each image; clipping and
-    thresholding are its own.
+    thresholding are its own, unless `clips` is set: then what the network predicts is clipped, as
+    "unipc" by name does for a process that clips.
 
     Args:
         scheduler: The object; its timesteps are set here.
@@ -456,6 +430,7 @@ class SchedulerSampler:
         self.scheduler, self.diffusion = scheduler, diffusion
         self.name = name or type(scheduler).__name__
         self.clip = diffusion is not None and diffusion.clip_sample
+        self.clips = False
 
     def plan(
         self, steps: int, eta: float | None, generators: list[torch.Generator]
@@ -495,7 +470,7 @@ class SchedulerPlan:
         )
         self.initial_std = float(getattr(scheduler, "init_noise_sigma", 1.0))
         self.order = getattr(scheduler, "order", 1)
-        self._mix = self._image_mixture()
+        self._mix, self._clips = self._image_mixture(), sampler.clips
 
     def _image_mixture(self) -> list[list[float]] | None:
         """Of the network's input and prediction, x_0 at each step; None if it cannot be known."""
@@ -530,6 +505,10 @@ class SchedulerPlan:
         """The scheduler draws the noise itself; x_0 is its own, if it says one."""
         means = mean_channels(prediction, x.shape[1])
         seen = self.model_input(index, x)
+        if self._clips and self._mix is not None:
+            from_x, from_prediction = self._mix[index]
+            clipped = (from_x * seen + from_prediction * means).clamp(-1, 1)
+            means = (clipped - from_x * seen) / from_prediction
         given = prediction if self._learned else means
         try:
             output = self._scheduler.step(given, self._times[index], x, **self._options)

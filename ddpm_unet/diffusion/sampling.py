@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -57,8 +58,42 @@ class Trajectory:
             self.images.append(info.x0)
 
 
+class CounterNoise:
+    """Noise as a function of (seed, image, draw), the same on every device.
+
+    Some draws are made at once, so that an accelerator is started once for all of them.
+    """
+
+    AT_ONCE = 2**22  # numbers
+
+    def __init__(
+        self,
+        seed: int,
+        indices: randomness.Positions,
+        shape: Sequence[int],
+        device: torch.device | str,
+    ) -> None:
+        self.generators = randomness.generators(seed, "sample", indices, device)
+        self._arguments = seed, "sample", indices, tuple(shape), device
+        self._ahead: list[Tensor] = []
+        self._drawn = 0
+        self._chunk = max(1, min(32, self.AT_ONCE // (len(indices) * math.prod(shape))))
+
+    def draw(self, std: float) -> Tensor:
+        """The next noise, `float32 [B, *shape]`."""
+        if not self._ahead:
+            seed, purpose, indices, shape, device = self._arguments
+            steps = range(self._drawn, self._drawn + self._chunk)
+            noise = randomness.counter_normal(seed, purpose, indices, steps, shape, device)
+            self._ahead, self._drawn = list(noise.flip(0)), steps.stop
+        return self._ahead.pop().mul_(std)
+
+
 class Noise:
-    """Noise of each image from a generator of its own, which lives across the loop."""
+    """Noise of each image from a generator of its own, which lives across the loop.
+
+    On a CPU this is several times faster than `CounterNoise`.
+    """
 
     def __init__(
         self,
@@ -104,6 +139,7 @@ def sample(
     self_conditioning: bool = False,
     start: Tensor | None = None,
     strength: float = 1.0,
+    counter_noise: bool = False,
     progress: bool = False,
     callback: Callable[[StepInfo], None] | None = None,
 ) -> Tensor:
@@ -119,14 +155,15 @@ def sample(
         indices: Numbers of the images to draw, B of them.
         steps: Denoising steps, 1 to T.
         diffusion: The forward process that the network was trained on.
-        device: Where to compute. The noise is drawn there, so that another kind of device
-            draws other images.
+        device: Where to compute.
         eta: Noise of DDIM: 0 for none, 1 for that of DDPM; None for what the sampler usually has.
         self_conditioning: Give the network, as `estimate`, the image predicted in the step
             before, clipped to [-1, 1] if the sampler clips, and zeros at first (Chen 2022).
         start: Images `[B or 1, *shape]` to noise and go on from, instead of noise alone (Meng
             2022, arXiv:2108.01073, algorithm 1).
         strength: Share of the steps that are taken with `start`, above 0, up to 1.
+        counter_noise: On a CPU draw the noise that accelerators draw, several times slower, so
+            that they draw the same images; samplers of diffusers that add noise draw their own.
         progress: Show a progress bar.
         callback: Called after every step; it must clone the state x if it keeps it.
 
@@ -152,7 +189,8 @@ def sample(
             raise UserError(f"sampler {sampler!r}: give diffusion, the forward process, too")
         sampler = make_sampler(sampler, diffusion)
     with torch.inference_mode():
-        noise = Noise(seed, indices, shape, device)
+        on_cpu = torch.device(device).type == "cpu" and not counter_noise
+        noise = (Noise if on_cpu else CounterNoise)(seed, indices, shape, device)
         plan = sampler.plan(steps, eta, noise.generators)
         total, first = len(plan.times), 0
         if start is None:

@@ -141,7 +141,7 @@ class DenoiseJob:
         return {"val_loss": float(accelerator.reduce(total, "sum")) / count}
 
     def preview(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
-        """A grid of samples, by a few steps of DDIM or Heun; beside each its mask, or its condition."""
+        """A grid of samples, by a few steps; beside each its mask, or its condition."""
         network: Any = model
         own, cond = self.conditioning, self._cond_of_grid(accelerator.device)
         sampler = "heun" if isinstance(self.diffusion, EDMDiffusion) else "ddim"
@@ -185,6 +185,8 @@ class DenoiseJob:
         """What the denoiser is conditioned on for the images of a batch, by argument."""
         names = {"class_labels": "label", "context": "context", "context_mask": "context_mask"}
         found = {name: batch[key] for name, key in names.items() if key in batch}
+        if not self.conditioning.class_names:
+            found.pop("class_labels", None)
         own = self.conditioning.concat_cond
         if own is not None:
             found["concat_cond"] = own.of_batch(images, batch.get("condition"), seed, positions)

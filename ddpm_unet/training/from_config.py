@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from accelerate import PartialState
@@ -31,7 +31,7 @@ from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.settings import check_data_settings
 from ddpm_unet.data.sources import concat_condition, held_out, open_images, open_stream
 from ddpm_unet.data.splits import Split, split_images
-from ddpm_unet.data.targets import target_settings
+from ddpm_unet.data.targets import PixelType, target_settings
 from ddpm_unet.diffusion.edm import make_diffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
@@ -149,11 +149,11 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
             return stream
         return WithExtra(stream, PairStream(extra, config.seed, context), data.extra.share)
 
-    def scored(part: str) -> PairSet[Any]:
+    def scored(part: str) -> PairSet:
         kept = split[part]  # type: ignore[literal-required]
         return _large_enough(TargetSet(report, kept)) if regress else LabelledSet(report, kept)
 
-    def test() -> PairSet[Any] | None:
+    def test() -> PairSet | None:
         if split["test"]:
             return scored("test")
         if not regress and data.images == BUILTIN_IMAGES and not data.include_held_out:
@@ -170,6 +170,8 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
         data.voxel if data.masks == POINTS else None,
         target.targets if isinstance(target, ImageTarget) else None,
         isinstance(target, ImageTarget) and target.residual,
+        cast(PixelType, report.dtype.name),
+        report.spacing,
     )
     return kind(
         lambda: build_network(config, report.channels, outputs),

@@ -27,14 +27,14 @@ def write(path: Path, array: np.ndarray) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Colour pictures in two folders, with a condition that is the picture's own red channel."""
+    """Colour pictures in two folders, with a condition that is the image's own red channel."""
     for number, size in enumerate(SIZES):
-        picture = RNG.integers(0, 256, (*size, 3), np.uint8)
+        image = RNG.integers(0, 256, (*size, 3), np.uint8)
         name = f"{'ab'[number % 2]}/{number}"
-        write(tmp_path / f"images/{name}.png", picture)
-        write(tmp_path / f"red/{name}.bmp", picture[..., 0])
-        write(tmp_path / f"small/{name}.png", picture[::4, ::4])
-        write(tmp_path / f"masks/{name}.png", picture[..., 0] // 86)
+        write(tmp_path / f"images/{name}.png", image)
+        write(tmp_path / f"red/{name}.bmp", image[..., 0])
+        write(tmp_path / f"small/{name}.png", image[::4, ::4])
+        write(tmp_path / f"masks/{name}.png", image[..., 0] // 86)
     return tmp_path
 
 
@@ -70,9 +70,9 @@ def test_volumes_have_conditions_too(tmp_path: Path) -> None:
 
 def test_validation_has_its_conditions_too(folder: Path) -> None:
     for number in range(3, 60):
-        picture = np.full((16, 16), number, np.uint8)
-        write(folder / f"images/{number}.png", picture)
-        write(folder / f"red/{number}.png", picture)
+        image = np.full((16, 16), number, np.uint8)
+        write(folder / f"images/{number}.png", image)
+        write(folder / f"red/{number}.png", image)
     grid = held_out(config(folder, condition=f"{folder}/red", channels=1))
     assert grid is not None
     batch = grid.__getitems__(range(len(grid)))
@@ -122,7 +122,7 @@ def grey(height: int, width: int, *channels: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("file", "picture", "message"),
+    ("file", "image", "message"),
     [
         ("1.bmp", None, r"images/b/1\.png: has no condition; add \S+red/b/1 as an image"),
         ("1.png", grey(32, 24), r"red/b/1\.\w+: has the name of"),
@@ -132,13 +132,13 @@ def grey(height: int, width: int, *channels: int) -> np.ndarray:
     ],
 )
 def test_files_that_are_no_conditions(
-    folder: Path, file: str, picture: np.ndarray | None, message: str
+    folder: Path, file: str, image: np.ndarray | None, message: str
 ) -> None:
     path = folder / "red/b" / file
-    if picture is None:
+    if image is None:
         path.unlink()
     else:
-        write(path, picture)
+        write(path, image)
     with pytest.raises(UserError, match=message) as error:
         open_images(config(folder, condition=f"{folder}/red"))
     assert "\n" not in str(error.value)
@@ -196,10 +196,10 @@ def test_sequences_follow_their_pictures(folder: Path) -> None:
     np.save(folder / "vectors/a/2.npy", vectors[2].astype(np.float64))
     chosen = config(folder, context=f"{folder}/vectors")
     stream = open_stream(chosen, seed=3)
-    batch, pictures = stream.__getitems__(range(20)), stream.windows(range(20)).image
+    batch, numbers = stream.__getitems__(range(20)), stream.windows(range(20)).image
     order = [0, 2, 1]  # a/0, a/2, b/1
-    for row, mask, picture in zip(batch["context"], batch["context_mask"], pictures, strict=True):
-        wanted = vectors[order[picture]]
+    for row, mask, number in zip(batch["context"], batch["context_mask"], numbers, strict=True):
+        wanted = vectors[order[number]]
         assert mask.tolist() == [i < len(wanted) for i in range(4)]
         np.testing.assert_array_equal(row[mask], wanted)
         assert (row[~mask] == 0).all()
@@ -234,7 +234,7 @@ def test_files_that_are_no_sequences(folder: Path, array: np.ndarray, message: s
 def test_captions_without_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     for name in ("a/0", "a/2", "b/1"):
-        (folder / f"images/{name}.txt").write_text("a picture")
+        (folder / f"images/{name}.txt").write_text("a image")
     chosen = config(folder, context=f"{folder}/images", text_encoder=f"{folder}/encoder")
     with pytest.raises(UserError, match=r'captions need transformers; run `pip install "ddpm-unet'):
         open_images(chosen)

@@ -30,8 +30,8 @@ def test_natural_order_through_sub_folders(tmp_path: Path) -> None:
     ]
     write(tmp_path, *names)
     write(tmp_path, ".hidden.png", ".git/a.png", "b/.c/a.png")
-    (tmp_path / "notes.txt").write_text("no picture")
-    (tmp_path / "README").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "README").write_text("no image")
     folder = Folder(tmp_path, 1.0)
     keys = [folder.key(i) for i in range(len(folder))]
     ordered = [

@@ -70,7 +70,7 @@ def test_parts_are_windows_of_pictures(folders):
     image, mask = files(folders, 1)
     np.testing.assert_array_equal(pictures.item(1).image, image[10:31].transpose(2, 0, 1))
     np.testing.assert_array_equal(pictures.item(2).image, image[:, 40:].transpose(2, 0, 1))
-    np.testing.assert_array_equal(pictures.item(2).mask[2:], mask[2:, 40:])
+    np.testing.assert_array_equal(pictures.item(2).beside["mask"][2:], mask[2:, 40:])
     assert len(open_set(folders, [])) == 0
 
 
@@ -87,13 +87,13 @@ def test_a_split_divides_a_set_without_overlap(folders):
 def test_scale_halves_images_smoothly_and_masks_by_the_nearest_pixel(folders):
     full, half = open_set(folders), open_set(folders, scale=0.5)
     assert half.sizes.tolist() == [[30, 25]] * 4
-    mask = half.item(0).mask
-    np.testing.assert_array_equal(mask, full.item(0).mask[1::2, 1::2])
+    mask = half.item(0).beside["mask"]
+    np.testing.assert_array_equal(mask, full.item(0).beside["mask"][1::2, 1::2])
     image = full.item(0).image.astype(float)
     np.testing.assert_allclose(half.item(0).image.mean(), image.mean(), rtol=0.02)
     assert half.item(0).image.std() < 0.8 * image.std()
-    double = open_set(folders, scale=2.0).item(0).mask
-    np.testing.assert_array_equal(double, full.item(0).mask.repeat(2, 0).repeat(2, 1))
+    double = open_set(folders, scale=2.0).item(0).beside["mask"]
+    np.testing.assert_array_equal(double, full.item(0).beside["mask"].repeat(2, 0).repeat(2, 1))
 
 
 def test_kept_and_streamed_sets_are_the_same(folders):
@@ -111,7 +111,7 @@ def test_kept_and_streamed_sets_are_the_same(folders):
 def test_border_weights_are_balanced_over_the_parts(folders):
     parts = [{"name": "0"}, {"name": "2", "columns": [0, 30]}]
     pictures = open_set(folders, parts, border=True, border_w0=3.0, border_sigma=2.0)
-    masks = [pictures.item(i).mask for i in range(2)]
+    masks = [pictures.item(i).beside["mask"] for i in range(2)]
     counts = sum(np.array([(mask == c).sum() for c in (0, 1)]) for mask in masks)
     np.testing.assert_array_equal(pictures.class_pixels, counts)
     balance = counts.sum() / 2 / counts

@@ -259,3 +259,16 @@ def test_files_of_an_image_are_its_channels(tmp_path):
         "case_2_0001.png: the file _0000 of this image is missing"
         in (pair(tmp_path, masks="labels").faults[0])
     )
+
+
+def test_palette_pages_of_masks_stay_classes(tmp_path):
+    for folder in ("images", "masks"):
+        put(tmp_path / folder, "a.png")
+        frames = [Image.fromarray(np.full((4, 5), v, np.uint8), "P") for v in (1, 2)]
+        for frame in frames:
+            frame.putpalette([0, 0, 0, 9, 99, 199, 255, 0, 0])
+        (tmp_path / folder / "a.png").unlink()
+        frames[0].save(tmp_path / folder / "a.tif", save_all=True, append_images=frames[1:])
+    found = pair(tmp_path)
+    assert [p.read_mask().ravel()[0] for p in found.pairs] == [1, 2]
+    assert found.pairs[0].read_image()[0, 0].tolist() == [9, 99, 199]

@@ -261,6 +261,19 @@ def test_lcm_is_for_models_distilled_for_it(kind):
         make_sampler("lcm", diffusion)
 
 
+@pytest.mark.parametrize("name", ["dpm++", "unipc", "euler", "heun"])
+def test_samplers_by_name_clip_on_the_way_as_the_process_says(name):
+    """A network that is wrong by much leads to images in range, or out of it for latents."""
+    for clip in (True, False):
+        diffusion = GaussianDiffusion(prediction_type="sample", clip_sample=clip)
+        drawn = sample(
+            lambda x, t: torch.full_like(x, 1.5), name, SHAPE[1:], diffusion=diffusion, seed=0,
+            indices=[0], steps=10,
+        )  # fmt: skip
+        known = torch.full_like(drawn, 1.0 if clip else 1.5)
+        torch.testing.assert_close(drawn, known, rtol=0, atol=1e-3)
+
+
 def test_names_are_explained_and_mistakes_answered():
     assert all(name in described() for name in SAMPLERS)
     with pytest.raises(UserError, match="did you mean 'dpm\\+\\+'"):

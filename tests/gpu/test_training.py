@@ -1,6 +1,10 @@
 """Trainings on a GPU: stopped and gone on with, in fp16, and what they keep in memory."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import accelerate.accelerator
@@ -79,6 +83,62 @@ def test_steps_that_overflow_in_fp16_are_left_out(data, device, monkeypatch):
     again = end(run_training("denoise", flags | {"run": "runs/stopped"}))[1]
     assert again["scaler"] == state["scaler"]
     assert again["skipped"] == state["skipped"]
+
+
+PROCESS = """
+import json, sys
+import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from cases import run_training
+from ddpm_unet.training import loop
+
+optimize = loop.Training._optimize
+
+def watched(self, *args):
+    assert all(isinstance(p, DTensor) for p in self.network.parameters())
+    assert sum(isinstance(m, FSDPModule) for m in self.network.modules()) > 3
+    print("weights sharded over", dist.get_backend())
+    return optimize(self, *args)
+
+loop.Training._optimize = watched
+run_training("denoise", json.loads(sys.argv[1]))
+"""
+
+
+def test_sharded_weights_train_as_whole_ones_do(data, device, exact):
+    """FSDP2: over NCCL in one process, which is all that one GPU can show; over gloo in two."""
+    flags = {"train.lr_schedule": "constant", "train.sample_every": 0, "train.steps": 4}
+    expected, _ = end(run_training("denoise", flags | {"run": "runs/whole"}))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    count = 1 if device.type == "cuda" else 2
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    launched = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    launched |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "PYTHONPATH": paths}
+    for steps in (2, 4):  # the second goes on from the first's checkpoint
+        said = json.dumps(flags | {"run": "runs/split", "train.steps": steps})
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", PROCESS, said],
+                env=os.environ | launched | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(count)
+        ]
+        for process in processes:
+            output, _ = process.communicate(timeout=180)
+            assert process.returncode == 0, output[-3000:]
+            assert "weights sharded over" in output
+            assert ("nccl" if device.type == "cuda" else "gloo") in output
+    found, state = end(Path("runs/split"))
+    assert state["step"] == 4
+    for group, tensors in expected.items():
+        for key, value in tensors.items():
+            torch.testing.assert_close(found[group][key], value, rtol=1e-3, atol=1e-5)
 
 
 def kept(work, device) -> int:
