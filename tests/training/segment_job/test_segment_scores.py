@@ -82,7 +82,12 @@ def test_pictures_kept_to_test_are_scored_in_the_end(settings, capsys):
     job = build_pixel_job(settings)
     folder = run(settings, job)
     scores = job.score_test(folder, torch.device("cpu"))
-    assert json.loads((folder.path / "scores.json").read_text()) == scores
+    written = json.loads((folder.path / "scores.json").read_text())
+    (image,) = written.pop("images")
+    assert written == scores
+    assert image["name"] == job.test.name(0)
+    assert {"dice", "boundary_f"} <= image.keys()
+    assert scores["boundary_f"] == image["boundary_f"]
     assert f"mean_dice {scores['mean_dice']:.4f}" in capsys.readouterr().out
     assert Image.open(folder.path / "test.png").size == (96, 40)
     model = load_segmentation_model(folder.model)
