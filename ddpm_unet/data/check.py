@@ -214,7 +214,7 @@ def _look_at(pair: Pair, report: Report) -> _Look | None:
         if image.dtype.kind == "f":
             to_unit(image, config.value_range, pair.image_file)
         if config.mask_kind == "pictures":
-            target, what = Targets.of(mask, config.target_range, pair.mask_file), "image"
+            target, what = Targets.of(mask, config.target_range, pair.mask_file), "target"
             values = np.array([mask.min(), mask.max()])
         else:
             values = mask_values(mask, config.mask_kind == "colors", pair.mask_file)

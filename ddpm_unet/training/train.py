@@ -51,7 +51,7 @@ def train(
     tracker: str = "none",
     **settings: Any,
 ) -> M:
-    """Train a network, going on from what the run folder holds; a resumed run ends bit for bit alike.
+    """Train a network, going on from what the run folder holds, bit for bit.
 
     A `UNet` learns to denoise the images; a `Segmenter` or a `ClassicUNet` learns the masks of
     items (image, mask). Any other module is trained by `loss`, or called as `model(x, t)` to

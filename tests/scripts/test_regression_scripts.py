@@ -49,7 +49,9 @@ def test_pan_sharpening_from_a_picture_to_the_table(here):
         "--regression.residual true --data.split.validation 0 --data.split.test 0.3 "
         "--train.sample_every 0 --train.validate_every 0",
     )
-    assert set(json.loads((here / "run/scores.json").read_text())) == {"psnr", "ssim", "mae"}
+    assert set(json.loads((here / "run/scores.json").read_text())) == {
+        "psnr", "ssim", "mae", "images"
+    }  # fmt: skip
     told = done("segment.py", "--model run/model pairs/test/images --out ours --picture png")
     assert "a.tif: mean" in told
     table = done(
@@ -87,7 +89,7 @@ def test_many_samples_of_a_tile_and_their_map(here, small_unet):
         ("examples/make_pairs.py", "staining a.png --scale 0.5", "a.png: is under 96 pixels wide"),
         ("score_pictures.py", "--targets . x=nowhere", "x=nowhere: give name=folder"),
         ("segment.py", "a.png --picture gif", "invalid choice: 'gif'"),
-        ("train_seg.py", "--task regress", "are masks, not pictures to predict"),
+        ("train_seg.py", "--task regress", "are masks, not images to predict"),
     ],
 )
 def test_bad_input_gets_one_line(here, script, line, says):

@@ -189,6 +189,41 @@ def test_a_finished_run_is_left_as_it_is(settings):
     assert_equal(before, end_state(run(settings)))
 
 
+def test_fewer_steps_than_were_done_are_done(settings, capsys):
+    settings.train.steps = 10
+    before = end_state(run(settings))
+    settings.train.steps = 5
+    assert_equal(before, end_state(run(settings)))
+    said = capsys.readouterr().out
+    assert "the run has done 10 steps, and train.steps is 5" in said
+    assert "stopped" not in said
+
+
+def test_other_data_are_said_when_a_run_goes_on(settings, blobs, tmp_path, capsys):
+    import shutil
+
+    settings.data.source = str(tmp_path / "data")
+    shutil.copytree(blobs, tmp_path / "data")
+    settings.train.steps = 5
+    run(settings)
+    (tmp_path / "data" / "23.png").unlink()
+    settings.train.steps = 6
+    run(settings)
+    assert "the data have changed since the checkpoint" in capsys.readouterr().out
+
+
+def test_what_is_not_finite_is_null_in_the_metrics(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.log({"step": 1, "loss": float("nan"), "lr": 1.0})
+    assert folder.read_metrics() == [{"step": 1, "loss": None, "lr": 1.0}]
+
+
+def test_dropout_in_several_passes_is_said(settings, capsys):
+    settings.train.steps = 1
+    run(settings)
+    assert "dropout: of each pass of up to 4 images, so another" in capsys.readouterr().out
+
+
 def test_a_checkpoint_of_another_version_is_refused_by_name(settings):
     settings.train.steps = 5
     folder = run(settings)

@@ -165,7 +165,7 @@ def test_balls_are_found_though_a_few_slices_are_labelled(segmenting, balls):
     settings.steps = settings.validate_every = settings.log_every = 36
     settings.checkpoint_every, settings.sample_every = 36, 0
     job = build_pixel_job(segmenting)
-    assert (job.windows(0).pictures[0]["mask"] == IGNORE_INDEX).float().mean() == 0.75
+    assert (job.windows(0).images[0]["mask"] == IGNORE_INDEX).float().mean() == 0.75
     folder = run(segmenting, job)
     segmenting.data.masks, segmenting.data.ignore_value = f"{balls}/masks", None
     assert (
