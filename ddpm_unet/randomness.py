@@ -135,7 +135,7 @@ def counter_normal(
     """
     count = math.prod(shape)
     index = on_device(np.asarray(positions, dtype=np.int64), device)[None, :, None]
-    step = torch.tensor(list(steps), device=device)[:, None, None]
+    step = on_device(np.asarray(steps, dtype=np.int64), device)[:, None, None]
     block = torch.arange(-(-count // 4), device=device)
     key = int(_key(f"{seed}/{purpose}/philox", "<u8")[0])
     words = philox((block, step, index & 0xFFFFFFFF, index >> 32), (key & 0xFFFFFFFF, key >> 32))

@@ -12,6 +12,7 @@ from ddpm_unet.errors import UserError
 
 PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
 CHECKOUT = Path(__file__).parents[2]
+SAMPLES = CHECKOUT / "samples"
 
 
 def recipe(name: str) -> Path:
@@ -28,7 +29,7 @@ def recipe(name: str) -> Path:
 
 def shipped(name: str) -> Path:
     """The folder of a model that ships with a checkout."""
-    return CHECKOUT / "samples" / name / "model"
+    return SAMPLES / name / "model"
 
 
 def add_speed(parser: argparse.ArgumentParser) -> None:

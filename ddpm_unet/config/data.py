@@ -19,7 +19,8 @@ class ImageDataConfig:
 
     Args:
         source: "builtin:histology", "builtin:fashion-mnist", a folder of images,
-            "torchvision:CIFAR10" (any torchvision image data set) or "huggingface:NAME".
+            "torchvision:CIFAR10" (any torchvision image data set) or "huggingface:NAME", which may
+            name its config, split, held_out split and columns: "NAME?split=train&image=img".
         root: Folder of a data set's files (torchvision: downloaded there when missing).
         dims: 2 for pictures; 3 for a folder of volumes, NIfTI files or TIFF stacks.
         size: Height and width (and depth) of the training images, pixels.

@@ -143,7 +143,7 @@ def tiling(model: SegmentationModel, config: PredictConfig) -> Tiling:
 
 def dimensions(model: SegmentationModel) -> int:
     """2 for a network of images, 3 for one of volumes."""
-    return model.config.dims if isinstance(model, ClassicUNet) else model.unet.config.dims
+    return model.unet.config.dims if isinstance(model, Segmenter) else model.config.dims
 
 
 @dataclass(frozen=True)

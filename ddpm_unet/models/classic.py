@@ -61,6 +61,7 @@ class ClassicUNet(Pretrained):
 
     Example:
         >>> import torch
+        >>> from ddpm_unet import ClassicUNet
         >>> network = ClassicUNet(depth=3, base_width=8, padding="same", num_classes=4)
         >>> network(torch.randn(1, 1, 40, 56)).shape
         torch.Size([1, 4, 40, 56])

@@ -20,7 +20,7 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.models.architecture import up_levels
 from ddpm_unet.models.pretrained import model_folder
 from ddpm_unet.models.unet import UNet
-from ddpm_unet.randomness import normal
+from ddpm_unet.randomness import normal, on_device
 
 
 class PixelHead(nn.Module):
@@ -119,7 +119,7 @@ def activations(
     Yields:
         `[B, c_i, *space_i]`, for every timestep from the coarsest layer to the finest.
     """
-    noise = _noise(config.feature_seed, images.shape[1:]).to(images)
+    noise = _noise(config.feature_seed, images.shape[1:], images.device).to(images)
     for t, alpha in zip(config.feature_timesteps, config.feature_alphas, strict=True):
         pyramid = unet.pyramid(alpha**0.5 * images + (1 - alpha) ** 0.5 * noise, t, *cond)
         layers = range(len(pyramid)) if config.feature_layers is None else config.feature_layers
@@ -127,11 +127,16 @@ def activations(
             yield pyramid[i]
 
 
-def _noise(seed: int, shape: Sequence[int]) -> Tensor:
+def _noise(seed: int, shape: Sequence[int], device: torch.device) -> Tensor:
     """The one noise, `[1, *shape]`; torch.compile cannot follow a generator of random numbers."""
     # Only then, as `disable` takes seconds to import.
-    draw = torch.compiler.disable(normal) if torch.compiler.is_compiling() else normal
-    return draw(seed, "segmentation features", [0], shape)
+    draw = torch.compiler.disable(_drawn) if torch.compiler.is_compiling() else _drawn
+    return draw(seed, shape, device)
+
+
+def _drawn(seed: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Drawn on the host, as on any device it must be the same; a GPU is not waited for."""
+    return on_device(normal(seed, "segmentation features", [0], shape).numpy(), device)
 
 
 def schedule_alphas(denoiser: Any, timesteps: Sequence[int]) -> tuple[float, ...]:

@@ -77,8 +77,7 @@ def precompute_time_embeddings(unet: UNet, timesteps: Tensor) -> UNet:
     blocks = [name for name, m in unet.named_modules() if isinstance(m, ResidualBlock)]
     projections = [unet.get_submodule(f"{name}.time_emb_proj") for name in blocks]
     device = unet.conv_in.weight.device
-    precision = torch.float32 if device.type != "cpu" else torch.float64
-    times = timesteps.to(device, precision).unique()
+    times = timesteps.to(device, torch.float32).unique()
     widths = [int(projection.out_features) for projection in projections]  # type: ignore[arg-type]
     if unet.config.class_embed_type is not None or len(times) * each * sum(widths) > LARGEST:
         return unet

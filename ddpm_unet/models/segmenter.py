@@ -67,6 +67,7 @@ class Segmenter(Pretrained):
 
     Example:
         >>> import torch
+        >>> from ddpm_unet import Segmenter
         >>> from ddpm_unet.models import UNet
         >>> segmenter = Segmenter(UNet(block_out_channels=(32, 64)), num_classes=3)
         >>> segmenter(torch.randn(1, 3, 40, 56)).shape

@@ -38,6 +38,7 @@ class UNet(Pretrained):
 
     Example:
         >>> import torch
+        >>> from ddpm_unet import UNet
         >>> unet = UNet(sample_size=64, in_channels=3, block_out_channels=(32, 64))
         >>> unet(torch.randn(2, 3, 64, 64), torch.tensor([10, 500])).shape
         torch.Size([2, 3, 64, 64])
@@ -180,7 +181,9 @@ class UNet(Pretrained):
 
     def _sinusoids(self, t: Tensor | float) -> Tensor:
         config, weight = self.config, self.conv_in.weight
-        t = torch.as_tensor(t, device=weight.device).reshape(-1)
+        if not isinstance(t, Tensor):
+            t = torch.full((1,), t, device=weight.device)  # made there: a GPU is not waited for
+        t = t.to(weight.device).reshape(-1)
         waves = sinusoids(
             t,
             config.block_out_channels[0],

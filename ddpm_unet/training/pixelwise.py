@@ -24,7 +24,12 @@ from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.data.targets import Targets
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import image_scores
-from ddpm_unet.evaluation.metrics import confusion, overlap
+from ddpm_unet.evaluation.metrics import (
+    confusion,
+    mean_over_images,
+    overlap,
+    scores_of_image,
+)
 from ddpm_unet.evaluation.plots import save_picture
 from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.inference.overlay import class_colors, displayable, side_by_side
@@ -68,6 +73,9 @@ class Target(Protocol):
 
     def compute(self, total: Tensor) -> dict[str, float]:
         """The scores, of the sum of all images' `update_metric`."""
+
+    def score_image(self, planes: Tensor, item: dict[str, Tensor]) -> dict[str, float]:
+        """Scores of one image by itself."""
 
     def further_scores(self, pairs: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
         """Scores of predicted images and items that are no function of such a sum."""
@@ -121,11 +129,13 @@ class ClassTarget:
 
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
         """`segmentation_loss`."""
+        if self._weights is not None:  # moved once: a step does not wait for a GPU
+            self._weights = self._weights.to(output.device)
         return segmentation_loss(
             self.loss,
             output,
             batch["mask"],
-            class_weights=None if self._weights is None else self._weights.to(output.device),
+            class_weights=self._weights,
             pixel_weights=batch.get("weight"),
             focal_gamma=self.focal_gamma,
         )
@@ -155,16 +165,21 @@ class ClassTarget:
                     values[f"{kind}_{name}"] = score
         return values
 
+    def score_image(self, planes: Tensor, item: dict[str, Tensor]) -> dict[str, float]:
+        """Dice, HD95 and boundary F."""
+        classes = len(self.class_names)
+        return scores_of_image(planes.argmax(dim=0), item["mask"], classes, IGNORE_INDEX)
+
     def further_scores(self, pairs: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
         """V_rand and V_info of the cells."""
         cell = self.cell_class
         if cell is None:
             return {}
-        found = [
-            ((item["mask"] == cell).numpy(), planes[cell].clamp(0, 1).cpu().numpy())
-            for planes, item in pairs
-        ]
-        scores = thinned_scores(*map(list, zip(*found, strict=True)))
+        truth, cells = [], []
+        for planes, item in pairs:
+            truth.append((item["mask"] == cell).numpy())
+            cells.append(planes[cell].clamp(0, 1).cpu().numpy())
+        scores = thinned_scores(truth, cells)
         return {"v_rand": scores.v_rand, "v_info": scores.v_info}
 
     def visualize(self, planes: Tensor, item: dict[str, Tensor]) -> np.ndarray:
@@ -213,6 +228,10 @@ class ImageTarget:
         """Mean over the images of PSNR, SSIM and mean absolute error, at `data.scale`."""
         *sums, count = total.tolist()
         return {name: value / count for name, value in zip(self.SCORES, sums, strict=True)}
+
+    def score_image(self, planes: Tensor, item: dict[str, Tensor]) -> dict[str, float]:
+        """PSNR, SSIM and mean absolute error."""
+        return image_scores(planes, item["target"].to(planes.device))
 
     def further_scores(self, pairs: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
         """None."""
@@ -375,8 +394,8 @@ class PixelwiseJob:
     ) -> dict[str, float]:
         """Score the run's model on the images kept to test, if any.
 
-        Writes `scores.json`, and `test.png` with the first image and what is predicted of it. With
-        `native` a CPU computes by compiled functions of our own.
+        Writes `scores.json`, with the scores of each image too, and `test.png` with the first image
+        and what is predicted of it. With `native` a CPU computes by compiled functions of our own.
         """
         if self.test is None:
             return {}
@@ -390,11 +409,16 @@ class PixelwiseJob:
                 with torch.inference_mode():
                     yield self.planes(model, item, device), item
 
-        save_picture(self.target.visualize(*next(predicted())), run.path / "test.png")
-        total = sum(self.target.update_metric(*each) for each in predicted())
-        scores = self.target.compute(torch.as_tensor(total))
+        counts, images = [], []
+        for number, (planes, item) in enumerate(predicted()):
+            if number == 0:
+                save_picture(self.target.visualize(planes, item), run.path / "test.png")
+            counts.append(self.target.update_metric(planes, item))
+            images.append(self.target.score_image(planes, item))
+        scores = self.target.compute(torch.stack(counts).sum(dim=0)) | mean_over_images(images)
         scores |= self.target.further_scores(predicted())
-        replace_json(run.path / "scores.json", scores)
+        rows = [{"name": self.test.name(i), **found} for i, found in enumerate(images)]
+        replace_json(run.path / "scores.json", {**scores, "images": rows})
         print(
             f"on {len(self.test)} test image(s): "
             + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())

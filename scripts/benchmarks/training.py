@@ -64,7 +64,7 @@ class TimedJob(DenoiseJob):
         job.config, job.timer, job.peers = config, timer, peers
         return job
 
-    def build_model(self) -> nn.Module:
+    def build_model(self) -> UNet:
         """As always, but no output is zero."""
         return randomised(super().build_model())
 
@@ -135,7 +135,7 @@ def step(effort: Effort, batch: int) -> Measured:
     """A step of the DDPM-CIFAR network: forward, backward, clip, AdamW, average."""
     batch = min(batch, 2) if effort.quick else batch
     with job_settings(cifar(), TrainConfig(batch_size=batch)) as config:
-        job = build_denoise_job(config, Timer(effort), {}, TimedJob)
+        job = TimedJob.of(config, Timer(effort), {})
         ours = job.build_model()
         theirs = diffusers_twin(ours).train()
         apart = compare_gradients(job, ours, theirs)

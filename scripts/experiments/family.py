@@ -168,7 +168,7 @@ def train_member(member: Member, seed: int, args: argparse.Namespace) -> dict[st
     if done.is_file():
         return json.loads(done.read_text())
     settings = settings_of(member, seed, args)
-    job = build_pixel_job(settings)
+    job: PixelwiseJob = build_pixel_job(settings)
     start, cpu_start = time.perf_counter(), time.process_time()
     train(job, run, settings)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
@@ -287,7 +287,7 @@ def show_members(members: list[Member], args: argparse.Namespace) -> None:
     """What each member makes of the first test picture: `members.png`."""
     from matplotlib.figure import Figure
 
-    job = build_pixel_job(settings_of(members[0], 0, args))
+    job: PixelwiseJob = build_pixel_job(settings_of(members[0], 0, args))
     assert job.test is not None
     item, picture = job.test[0], np.moveaxis(job.test.item(0).image, 0, -1)
     colors = class_colors(len(job.test.class_names))

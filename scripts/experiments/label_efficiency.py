@@ -13,9 +13,9 @@ import argparse
 import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from safetensors.torch import load_model, save_file
 from torch import Tensor, nn
 
 from ddpm_unet.command_line import read_settings, user_errors
-from ddpm_unet.config import DenoiseConfig, SegmentConfig, UNetConfig
+from ddpm_unet.config import ClassicConfig, DenoiseConfig, SegmentConfig
 from ddpm_unet.data.folder import list_images
 from ddpm_unet.evaluation.metrics import overlap
 from ddpm_unet.models.segmenter import load_segmentation_model
@@ -162,14 +162,17 @@ def train_segmenter(
     if done.is_file():
         return json.loads(done.read_text())
     settings = segmenter_settings(arm, n, seed, rate, run, args)
-    job = build_pixel_job(settings)
-    if arm == "smp":
-        job.network = PeerUNet  # random weights: what the arms from scratch have too
+    job: PixelwiseJob = build_pixel_job(settings)
+    if arm == "smp":  # random weights: what the arms from scratch have too
+        job.network = partial(PeerUNet, job.test.channels, len(job.test.class_names))
     start, cpu_start = time.perf_counter(), time.process_time()
     train(job, run, settings)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    load = PeerUNet.from_pretrained if arm == "smp" else load_segmentation_model
-    model: Any = load(run.model)
+    if arm == "smp":
+        model: Any = job.build_model().eval()
+        load_model(model, run.model / "model.safetensors")
+    else:
+        model = load_segmentation_model(run.model)
     result = {
         "arm": arm,
         "n": n,
@@ -221,9 +224,9 @@ class PeerUNet(nn.Module):
 
     margin = 0
     step = 1
-    unet = SimpleNamespace(config=UNetConfig())
+    config = ClassicConfig(padding="same", depth=6)  # six levels, of images
 
-    def __init__(self, channels: int = 1, classes: int = 2) -> None:
+    def __init__(self, channels: int, classes: int) -> None:
         import segmentation_models_pytorch as smp
 
         super().__init__()
@@ -241,13 +244,6 @@ class PeerUNet(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.contiguous() for name, value in state_dict.items()}
         save_file(weights, folder / "model.safetensors")
-
-    @classmethod
-    def from_pretrained(cls, folder: Path) -> "PeerUNet":
-        """The network that `save_pretrained` wrote."""
-        model = cls()
-        load_model(model, folder / "model.safetensors")
-        return model.eval()
 
 
 def test_scores(job: PixelwiseJob, model: Any) -> dict[str, float]:

@@ -3,6 +3,7 @@
 Accelerated networks too: there the compiled functions stand back.
 """
 
+import doctest
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ from diffusers_twins import SMALL, SMALL_CONDITIONAL, Settings, inputs, randomis
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
-from ddpm_unet.cpu import accelerate_cpu
+from ddpm_unet.cpu import accelerate_cpu, modules
 from ddpm_unet.errors import UserError
-from ddpm_unet.models import ClassicUNet, Segmenter, UNet
+from ddpm_unet.models import ClassicUNet, Segmenter, UNet, classic, segmenter, unet
 from ddpm_unet.models.blocks import DOWN_BLOCKS, Cond, DownBlock
 
 RESNET = SMALL | {
@@ -214,3 +215,10 @@ def test_blocks_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> N
     assert unet.mid_block.mix.weight.grad.any()
     with pytest.raises(UserError, match="did you mean TwiceDownBlock2D"):
         UNet(**settings | {"down_block_types": ("TwiceDownBlock", "AttnDownBlock2D")})
+
+
+@pytest.mark.parametrize("module", [unet, segmenter, classic, modules])
+def test_examples_in_docstrings(module: Any) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted
+    assert not found.failed

@@ -49,7 +49,9 @@ def test_pan_sharpening_from_a_picture_to_the_table(here):
         "--regression.residual true --data.split.validation 0 --data.split.test 0.3 "
         "--train.sample_every 0 --train.validate_every 0",
     )
-    assert set(json.loads((here / "run/scores.json").read_text())) == {"psnr", "ssim", "mae"}
+    assert set(json.loads((here / "run/scores.json").read_text())) == {
+        "psnr", "ssim", "mae", "images"
+    }  # fmt: skip
     told = done("segment.py", "--model run/model pairs/test/images --out ours --picture png")
     assert "a.tif: mean" in told
     table = done(

@@ -53,7 +53,7 @@ def test_a_folder_of_nifti_is_segmented(run, tmp_path, capsys):
         nibabel.Nifti1Image(volume, affine).to_filename(tmp_path / "in" / name)
     run("segment.py", "--model", "model", "in", "--out", "out", "--tile", 40, "--overlap", 4)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "a_mask.nii.gz", "a_overlay.tif", "b_mask.nii.gz", "b_overlay.tif",
+        f"{name}_{kind}" for name in "ab" for kind in ("mask.nii.gz", "objects.csv", "overlay.tif")
     ]  # fmt: skip
     mask = nibabel.load(tmp_path / "out" / "b_mask.nii.gz")
     assert mask.shape == (9, 12, 7)
@@ -74,7 +74,12 @@ def test_volumes_are_sampled(run, tmp_path, ending):
     nifti = ["--nifti"] * (ending == ".nii.gz")
     run("sample.py", "--model", "model", "--steps", 2, "--num_images", 3, "--film", 2, *nifti)
     names = {path.name for path in (tmp_path / "generated").iterdir()}
-    assert names == {*(f"0000{i}{ending}" for i in range(3)), "grid.png", "film.png"}
+    assert names == {
+        *(f"0000{i}{ending}" for i in range(3)),
+        "grid.png",
+        "film.png",
+        "settings.json",
+    }
     zoom = round(128 / 8)
     grid = Image.open(tmp_path / "generated" / "grid.png")
     assert grid.size == ((8 * 10 + 2) * zoom, (3 * 10 + 2) * zoom)

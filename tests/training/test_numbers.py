@@ -31,8 +31,8 @@ def alone(monkeypatch):
 class Watched(DenoiseJob):
     """Keeps the types of everything that passes."""
 
-    def __init__(self, config):
-        super().__init__(config)
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
         self.seen = {}
 
     def losses(self, model, batch):
@@ -91,11 +91,11 @@ def fp16(monkeypatch):
     large, so that gradients overflow until it has been halved often enough.
     """
 
-    def open_accelerator(run, settings):
+    def open_accelerator(config, tracker, folder):
         accelerator = Accelerator(cpu=True, mixed_precision="fp16")
         accelerator.native_amp = True
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22)
-        return accelerator
+        return accelerator, None
 
     monkeypatch.setattr(loop, "open_accelerator", open_accelerator)
 

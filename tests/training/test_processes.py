@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ddpm_unet.config import PairDataConfig, SegmentConfig
+from ddpm_unet.diffusion.edm import make_diffusion
 from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.denoiser import generate
@@ -177,7 +178,10 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(denoise, tmp_path
 
 def test_images_are_the_same_on_any_number_of_processes(denoise):
     torch.manual_seed(0)
-    unet, scheduler = UNet(denoise[1].model).eval(), make_sampler("ddim", denoise[1].diffusion)
+    unet, scheduler = (
+        UNet(denoise[1].model).eval(),
+        make_sampler("ddim", make_diffusion(denoise[1].diffusion)),
+    )
 
     def images(count: int) -> dict[int, torch.Tensor]:
         found: dict[int, torch.Tensor] = {}

@@ -1,7 +1,6 @@
 """Small pictures of cells, settings of trainings on them, and what such a run leaves."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -110,7 +109,7 @@ class Bright(nn.Module):
     margin = 0
     step = 1
     in_channels = 3
-    unet = SimpleNamespace(config=UNetConfig())
+    config = ClassicConfig()
 
     def forward(self, images):
         return torch.cat([-images[:, :1], images[:, :1]], dim=1)
