@@ -44,10 +44,11 @@ which without it would leave the image in sight at the last timestep. Timesteps 
 This is of an exact denoiser. A network is not exact, and a deterministic path keeps its errors: of
 the shipped histology model `dpm++`, `unipc`, `heun` and `euler` leave the same fine grain, in 20
 steps or more, however the steps are spaced, wherever the last one is, and whether or not timesteps
-are rounded. The predicted noise is off by 2 % (rms) at every level, so that by noise level 1 the
+are rounded. The predicted noise is off by 2 % (rms) at the best, so that by noise level 1 the
 state has 0.03 more noise than the network is told of, which none of the later steps takes away.
-Noise that is added anew at each step covers it: `dpm++sde` in 20 steps leaves as little grain as
-`ddpm` in 100. Without clipping predicted images the grain is several times stronger.
+Noise that is added anew at each step covers it: in the highest frequencies 8 images have a power
+of 19 by `dpm++` in 20 steps, 3.4 by `dpm++sde` in 20, 1.7 by `ddpm` in 100, and real tiles 1.5.
+Without clipping predicted images the grain is ten times stronger.
 
 A narrow Gaussian is fine detail: what `ddpm` and `ddim` lose of it in few steps is why they
 want many. A sampler is refused where its figures do not go to 0 and 1 (`unipc` with "sample" stays
