@@ -18,7 +18,6 @@ COMMANDS = {
     "score-images": ("score_pictures:main", "score predicted images against true ones"),
     "ema": ("ema:main", "a model of averaged weights of another length"),
     "compare": ("compare:main", "put generated images beside real ones"),
-    "make-pairs": ("make_pairs:main", "make images to predict, with baselines"),
     "convert": ("convert:main", "bring in a checkpoint of another toolkit"),
 }
 """Where each command is, and what it does."""

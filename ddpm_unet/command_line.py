@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from ddpm_unet.config.reading import read_settings as read_settings
 from ddpm_unet.config.reading import refuse_unknown
@@ -23,9 +23,37 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 SECONDS_FOR_THE_MAIN_PROCESS = 2.0
 
 
+class _Output:
+    """Standard output, into nothing once its reader is gone (`| head`): the work goes on."""
+
+    def __init__(self, stream: TextIOWrapper) -> None:
+        self.stream, self.gone = stream, False
+
+    def write(self, text: str) -> int:
+        """As of the stream."""
+        self._guarded(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """As of the stream."""
+        self._guarded(self.stream.flush)
+
+    def _guarded(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except BrokenPipeError:
+            self.gone = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """Print a UserError, and what else a person can mend, in one line; exit with status 2.
+
+    A command whose output nobody reads any more ends its work, then with status 141, as by SIGPIPE.
 
     Of several processes the main one speaks first: launchers then end the others, which would
     often say the same.
@@ -33,8 +61,15 @@ def user_errors() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names of files may be in no encoding
             stream.reconfigure(errors="backslashreplace")
+    stdout = sys.stdout
+    output = _Output(stdout) if isinstance(stdout, TextIOWrapper) else None
+    sys.stdout = output or stdout  # type: ignore[assignment]
     try:
         yield
+        if output is not None:
+            output.flush()
+            if output.gone:
+                sys.exit(128 + 13)
         return
     except UserError as error:
         message = str(error)
@@ -45,6 +80,8 @@ def user_errors() -> Iterator[None]:
         if known is None:
             raise
         message = known
+    finally:
+        sys.stdout = stdout
     if os.environ.get("RANK", "0") != "0":
         time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
     print(f"error: {message}", file=sys.stderr)

@@ -8,6 +8,7 @@ however a batch is split.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -89,6 +90,62 @@ def normal(
     for row, row_seed in zip(out, torch_seeds(seed, purpose, positions), strict=True):
         row.normal_(generator=generator.manual_seed(row_seed))
     return out
+
+
+def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> list[Tensor]:
+    """Philox4x32-10 (Salmon 2011, "Parallel random numbers: as easy as 1, 2, 3").
+
+    Args:
+        counter: Four words below 2^32, `int64`, of shapes that broadcast.
+        key: Two words below 2^32.
+
+    Returns:
+        Four words of 32 random bits each, `int64`.
+    """
+    a, b, c, d = counter
+    low = 0xFFFFFFFF
+    for r in range(10):
+        first, second = a * 0xD2511F53, c * 0xCD9E8D57  # modulo 2^64, as int64 wraps
+        keys = [(k + r * weyl) & low for k, weyl in zip(key, (0x9E3779B9, 0xBB67AE85), strict=True)]
+        a, b, c, d = (
+            ((second >> 32) & low) ^ b ^ keys[0],
+            second & low,
+            ((first >> 32) & low) ^ d ^ keys[1],
+            first & low,
+        )
+    return [a, b, c, d]
+
+
+def counter_normal(
+    seed: int,
+    purpose: str,
+    positions: Positions,
+    steps: Sequence[int],
+    shape: Sequence[int],
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Standard normal noise of (seed, position, step), the same on a CPU and on every accelerator.
+
+    Philox, and Box and Muller's method in float64, so that devices, whose logarithms and cosines
+    differ in the last bit, round to one float32 but for one number in 10^8. A draw is some 150
+    operations, whatever the number of images and steps.
+
+    Returns:
+        `float32 [len(steps), N, *shape]`.
+    """
+    count = math.prod(shape)
+    index = on_device(np.asarray(positions, dtype=np.int64), device)[None, :, None]
+    step = on_device(np.asarray(steps, dtype=np.int64), device)[:, None, None]
+    block = torch.arange(-(-count // 4), device=device)
+    key = int(_key(f"{seed}/{purpose}/philox", "<u8")[0])
+    words = philox((block, step, index & 0xFFFFFFFF, index >> 32), (key & 0xFFFFFFFF, key >> 32))
+    u, v, w, z = (word.double() * 2.0**-32 + 2.0**-33 for word in words)
+    parts = []
+    for radius, turn in ((u, v), (w, z)):
+        length, angle = (-2 * radius.log()).sqrt(), 2 * math.pi * turn
+        parts += [length * angle.cos(), length * angle.sin()]
+    flat = torch.stack(parts, dim=-1).flatten(-2)[..., :count]
+    return flat.float().reshape(len(steps), len(positions), *shape)
 
 
 @contextmanager

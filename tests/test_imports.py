@@ -6,15 +6,15 @@ import sys
 import pytest
 
 SEGMENTING = """
-from ddpm_unet.inference.files import FileSegmenter
-from ddpm_unet.inference.segmentation import class_probabilities
+from ddpm_unet.inference.results import write_masks
+from ddpm_unet.inference.predictor import Predictor
 from ddpm_unet.models.segmenter import load_segmentation_model
 """
 SAMPLING = """
 from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.inference.denoiser import generate
-make_scheduler("ddpm", GaussianDiffusion())
+make_sampler("ddpm", GaussianDiffusion())
 """
 
 

@@ -30,9 +30,10 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
 
-    from ddpm_unet.data.sources import open_images
-    from ddpm_unet.data.stream import Stream, to_model_range
-    from ddpm_unet.evaluation.plots import read_pictures, save_side_by_side
+    from ddpm_unet.commands.evaluate import read_folder
+    from ddpm_unet.data.sources import open_stream
+    from ddpm_unet.data.stream import to_model_range
+    from ddpm_unet.evaluation.plots import save_side_by_side
     from ddpm_unet.inference.writers import output_folder
 
     columns = []
@@ -40,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         title, _, folder = column.partition("=")
         if not folder or not Path(folder).is_dir():
             raise UserError(f"{column}: give title=folder, a folder that sample.py wrote")
-        columns.append((title, read_pictures(Path(folder), args.num_images)))
+        columns.append((title, to_model_range(read_folder(Path(folder), 1, args.num_images))))
     data = read_settings(DenoiseConfig, args.config, [])[0].data
-    real = Stream(open_images(data), data, seed=0).__getitems__(range(args.num_images))
+    real = open_stream(data, seed=0).__getitems__(range(args.num_images))
     columns.append(("real", to_model_range(real["image"])))
     if args.out.is_dir() or args.out.suffix.lower() != ".png":
         raise UserError(f"{args.out}: is no name of a PNG; give one with --out")

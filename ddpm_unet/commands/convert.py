@@ -20,8 +20,8 @@ from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig
 from ddpm_unet.diffusion.process import GaussianDiffusion, alphas_cumprod
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import write_pipeline
-from ddpm_unet.models import UNet, foreign
-from ddpm_unet.models.foreign.checkpoint import PeerNetwork
+from ddpm_unet.models import UNet
+from ddpm_unet.models.convert import recognise
 from ddpm_unet.models.pretrained import read_file
 
 
@@ -121,50 +121,22 @@ def read_schedule(file: Path) -> dict[str, Any] | None:
     raise UserError(f"{file}: its betas are of no known schedule; convert the network alone")
 
 
-@torch.no_grad()
-def largest_difference(unet: UNet, peer: PeerNetwork) -> tuple[float, float]:
-    """The largest difference of two networks on noise, and the largest output.
-
-    Args:
-        unet: Ours, perhaps without variances.
-        peer: The other toolkit's.
-    """
-    config = unet.config
-    generator = torch.Generator().manual_seed(0)
-    side = 2 ** len(config.block_out_channels)
-    x = torch.randn(2, config.in_channels, *[side] * config.dims, generator=generator)
-    t = torch.tensor([10.0, 900.0])
-    context = labels = None
-    if isinstance(config.cross_attention_dim, int):
-        context = torch.randn(2, 3, config.cross_attention_dim, generator=generator)
-    if config.num_class_embeds:
-        labels = torch.tensor([0, config.num_class_embeds - 1])
-    ours = unet(x, t, context, labels)
-    theirs = peer(x, t, context, labels)[:, : config.out_channels]
-    return (ours - theirs).abs().max().item(), theirs.abs().max().item()
-
-
 def report(
     file: Path, out: Path, told: ForeignConfig, process: ForeignProcessConfig
 ) -> Iterator[str]:
-    """Convert, compare with the other toolkit, and say in lines what was done."""
+    """Convert, and say in lines what was done."""
     unet, diffusion = convert(file, out, told, process)
     config = unet.config
-    kind, given = foreign.recognise(file, told)
+    name = recognise(file, told).NAME
     size = sum(p.numel() for p in unet.parameters())
     yield (
-        f"{kind.NAME}: {config.in_channels} to {config.out_channels} channels, levels of"
+        f"{name}: {config.in_channels} to {config.out_channels} channels, levels of"
         f" {', '.join(map(str, config.block_out_channels))}, {size:,} parameters"
     )
-    try:
-        difference, scale = largest_difference(unet, kind.peer(given, kind.config(given)))
-        yield f"largest difference to {kind.PEER}: {difference:.1e}, of outputs up to {scale:.2g}"
-    except ImportError as error:
-        yield f"not compared with {kind.PEER}: {error}"
     what = "the network alone, as nothing was told of the noise"
     if diffusion:
         what = (
-            f"a pipeline: {diffusion.num_train_timesteps} steps of {diffusion.beta_schedule} noise,"
+            f"a pipeline: {diffusion.num_timesteps} steps of {diffusion.beta_schedule} noise,"
             f" {diffusion.prediction_type} predicted, variance {diffusion.variance_type}"
         )
     yield f"written: {out}, {what}"

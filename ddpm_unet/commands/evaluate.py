@@ -69,7 +69,7 @@ def read_folder(folder: Path, sets: int, count: int) -> Any:
 def read_real(args: Namespace, others: list[str], model: Path | None) -> Any:
     """Real images for two sets, as training sees them, `uint8 [2 N, C, H, W]`."""
     from ddpm_unet.data import sources
-    from ddpm_unet.data.stream import Stream, to_model_range
+    from ddpm_unet.data.stream import to_model_range
 
     if args.reference:
         return read_folder(args.reference, 2, args.num_images)
@@ -86,7 +86,7 @@ def read_real(args: Namespace, others: list[str], model: Path | None) -> Any:
                 f"{count} are wanted; give a lower --num_images"
             )
     else:
-        found = Stream(sources.open_images(settings.data), settings.data, seed=0)
+        found = sources.open_stream(settings.data, seed=0)
     return levels(to_model_range(found.__getitems__(range(count))["image"]))
 
 
@@ -174,8 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
     from accelerate import Accelerator
 
+    from ddpm_unet.data.stream import to_model_range
     from ddpm_unet.evaluation.extractors import load_extractor
-    from ddpm_unet.evaluation.fidelity import Evaluation, describe
+    from ddpm_unet.evaluation.fidelity import describe, evaluate, plot_fidelity, table
     from ddpm_unet.inference.writers import output_folder
     from ddpm_unet.training.run_folder import newest_or_shipped
 
@@ -200,11 +201,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not accelerator.is_main_process:
             return
         reference, other = (describe(part, extractor) for part in (real[::2], real[1::2]))
-        found = Evaluation.of(sets, reference, other)
+        scores = evaluate(sets, reference, other)
         shown = {"reference": real[::2][:SHOWN], **shown}
-        found.plot(args.out / "page.png", {n: x.float() / 127.5 - 1 for n, x in shown.items()})
-        result = {"num_images": args.num_images, "extractor": args.extractor}
-        result["scores"] = found.scores
+        plot_fidelity(
+            scores,
+            {"reference": reference, "real": other, **sets},
+            {name: to_model_range(images) for name, images in shown.items()},
+            args.out / "page.png",
+        )
+        result = {"num_images": args.num_images, "extractor": args.extractor, "scores": scores}
         (args.out / "scores.json").write_text(json.dumps(result, indent=1))
-    print(f"{found.table()}\nwritten: {args.out}")
+    print(f"{table(scores)}\nwritten: {args.out}")
     accelerator.end_training()

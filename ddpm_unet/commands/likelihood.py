@@ -43,14 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from accelerate import Accelerator
     from tqdm import tqdm
 
+    from ddpm_unet.cpu import accelerate_cpu
     from ddpm_unet.data.stream import Grid, to_model_range
     from ddpm_unet.diffusion.conditioning import concat_cond
     from ddpm_unet.evaluation.likelihood import measure, plot_likelihood
     from ddpm_unet.inference.conditioning import Conditioning
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
     from ddpm_unet.inference.writers import output_folder
-    from ddpm_unet.training.denoise import DenoiseJob
     from ddpm_unet.training.distributed import merge_rows
+    from ddpm_unet.training.from_config import build_denoise_job
     from ddpm_unet.training.run_folder import newest_or_shipped
 
     cure = "train one with scripts/train_ddpm.py, or give --model"
@@ -58,24 +59,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unet, diffusion = read_pipeline(folder)
     config = folder.resolve().parent / "config.yaml"
     settings, _ = read_settings(DenoiseConfig, config if config.is_file() else None, others)
-    job = DenoiseJob(settings)
+    job = build_denoise_job(settings)
     told = Conditioning.read(folder)
     told.check(unet.config, folder)
     if told.self_conditioning or job.latent:
         what = "is told its own estimate" if told.self_conditioning else "denoises latents"
         raise UserError(f"{folder}: {what}, so that it gives images no likelihood; take another")
     channels = image_shape(unet.config, [settings.data.size], told.image_channels)[0]
-    if channels != job.images.layout.channels:
+    images = job.windows.images
+    if channels != images.layout.channels:
         raise UserError(
-            f"data.source: has images of {job.images.layout.channels} channels, {folder} is of "
+            f"data.source: has images of {images.layout.channels} channels, {folder} is of "
             f"{channels}; set data.channels"
         )
-    windows = Grid(job.images, settings.data) if args.all else job.held_out
+    windows = Grid(images) if args.all else job.held_out
     if not isinstance(windows, Grid):
         raise UserError(f"data.source {settings.data.source}: holds no picture out; give --all")
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     device, main_one = accelerator.device, accelerator.is_main_process
-    network: Any = unet.to(device)
+    network: Any = accelerate_cpu(unet.to(device))
     count = min(args.images, len(windows))
     batched = [range(i, min(i + args.batch_size, count)) for i in range(0, count, args.batch_size)]
     mine = batched[accelerator.process_index :: accelerator.num_processes]

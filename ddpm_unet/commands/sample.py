@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     images = read_images(begin, denoiser.image_channels, args.size) if begin else None
     film = Trajectory(args.film) if args.film > 0 else None
     shard = (accelerator.process_index, accelerator.num_processes)
-    with at_speed(denoiser.unet, accelerator.device, args.precision, args.compile) as network:
+    with at_speed(denoiser.unet, accelerator.device, args) as network:
         denoiser.network = network if args.compile else None
         given: dict[str, Any] = {
             "steps": args.steps,
@@ -102,7 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "guide": args.guide and read_guide(args.guide, denoiser),
             "init_image": None if args.interpolate else images,
             "strength": args.strength,
-            "mask": args.mask and read_hole(args.mask, images.shape[2:]),
+            "mask": (images is not None and args.mask and read_hole(args.mask, images.shape[2:]))
+            or None,
             "resamplings": args.resamplings,
             "interpolate": images if args.interpolate else None,
             "tile": args.tile,
@@ -152,7 +153,9 @@ class Output:
         self.with_masks = f" with masks of {self.classes} classes" if self.classes else ""
         self.places = [args.out / n for n in (("images", "masks") if self.classes else ("",))]
         self.dims, channels = denoiser.unet.config.dims, denoiser.image_channels
-        self.ending = image_ending(self.dims, channels, denoiser.dtype, args.nifti)
+        self.ending = image_ending(
+            self.dims, channels, denoiser.preprocessing.made_dtype, args.nifti
+        )
         self.what = "one .npz per batch" if self.npz else "one file per image"
         free = ("out", "num_images", "film", "precision", "compile")
         self.made_by = {k: str(v) for k, v in vars(args).items() if k not in free}
@@ -207,7 +210,9 @@ class Output:
             files = [self.path(self.places[1], index) for index in indices]
             save_masks(masks, self.classes, files)
         for index, array in zip(indices, pixels, strict=True):
-            write_image(self.path(self.places[0], index), array, self.denoiser.spacing)
+            write_image(
+                self.path(self.places[0], index), array, self.denoiser.preprocessing.spacing
+            )
 
     def grid(self) -> None:
         """grid.png of the first images, read back from their files."""

@@ -1,38 +1,41 @@
-"""Segment pictures of any size: `python scripts/segment.py --model runs/x/model PICTURES...`.
+"""Segment images of any size: `python scripts/segment.py --model runs/x/model IMAGES...`.
 
-A model of task "regress" writes the pictures that it predicts.
+A model of task "regress" writes the images that it predicts. Under `accelerate launch` several
+processes share the files.
 """
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ddpm_unet.command_line import ArgumentParser, whole, within
-from ddpm_unet.commands.shared import shipped
-from ddpm_unet.config import PredictConfig
+from ddpm_unet.commands.shared import add_speed, at_speed, shipped
 from ddpm_unet.errors import UserError
 
 PIXELS = within(float, 1e-6, 1e9)
-SHIPPED = shipped("histology_nuclei")
 
 
 def parse(arguments: Sequence[str] | None) -> Namespace:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("pictures", type=Path, nargs="+", help="pictures, stacks, NIfTI, point sets, or folders")
+    add("images", type=Path, nargs="+", help="images, stacks, NIfTI, point sets, or folders")
     add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
     add("--out", type=Path, default=Path("segmented"), help="folder written to (default segmented)")
     add("--tile", type=int, help="side of the tiles (default: those of least work)")
     add("--overlap", type=int, help="pixels that tiles share (default 32, of volumes 16)")
     add("--batch_size", type=whole(1), default=4, help="tiles at a time (default 4)")
     add("--levels", type=int, help="use so many of a U-Net++'s levels only: faster, less exact")
-    add("--turns", action="store_true", help="average over flips and quarter turns, 8 x the work")
+    add("--tta", action="store_true", help="average over flips and quarter turns, 8 x the work")
+    black_white = "pixel values of black and white here (default: as in training)"
+    add("--value_range", type=float, nargs=2, metavar=("BLACK", "WHITE"), help=black_white)
     add("--probabilities", choices=["tiff", "npz"], help="write probabilities too, float32")
     add("--picture", choices=["tiff", "png"], default="tiff", help="task regress: format written")
-    add("--max_pixels", type=PIXELS, default=200.0, help="largest picture, million pixels")
+    add("--max_pixels", type=PIXELS, default=200.0, help="largest image, million pixels")
+    add_speed(parser)
     return parser.parse_args(arguments)
 
 
@@ -40,76 +43,83 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
 
     import torch
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from ddpm_unet.data.folder import list_images
     from ddpm_unet.data.points import list_points
-    from ddpm_unet.inference.files import FilePredictor, FileSegmenter
-    from ddpm_unet.inference.overlay import class_colors
-    from ddpm_unet.inference.points import PointSegmenter
-    from ddpm_unet.inference.regression import FileRegressor, numbers
-    from ddpm_unet.inference.segmentation import (
-        PREPARATION,
-        Preparation,
-        class_probabilities,
-        dimensions,
-        tiling,
-    )
+    from ddpm_unet.data.preprocessing import FILES
+    from ddpm_unet.inference.predictor import Predictor
+    from ddpm_unet.inference.results import check_image_format
     from ddpm_unet.inference.writers import output_folder, output_names
-    from ddpm_unet.models.segmenter import load_segmentation_model
     from ddpm_unet.training.run_folder import newest_or_shipped
 
+    process, processes = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if args.value_range and not args.value_range[0] < args.value_range[1]:
+        raise UserError("--value_range: must be two numbers, black below white")
     cure = "train one with scripts/train_seg.py, or give --model"
-    folder = args.model or newest_or_shipped(SHIPPED, PREPARATION, cure)
+    default = shipped("histology_nuclei")
+    folder = args.model or newest_or_shipped(default, FILES, cure)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    model = load_segmentation_model(folder, args.levels).to(device)
-    preparation = Preparation.read(folder, model)
-    dims = dimensions(model)
-    targets, count = preparation.targets, model.config.num_classes
-    common: dict[str, Any] = {
-        "prepare": preparation.pixels,
-        "whole": preparation.whole,
-        "channels": preparation.channels,
-        "dims": dims,
-        "scale": preparation.scale,
-        "tiling": tiling(model, PredictConfig(args.tile, args.overlap)),
-        "batch_size": args.batch_size,
-        "device": device,
-        "max_pixels": args.max_pixels,
-    }
-    predictor: FilePredictor
-    if targets:
-        predict = numbers(model, preparation.residual, args.turns)
-        predictor = FileRegressor(predict=predict, targets=targets, picture=args.picture, **common)
-    else:
-        common["predict"] = class_probabilities(model, args.turns)
-        common["colors"] = class_colors(max(2, count), model.config.class_colors)
-        common["probabilities"] = args.probabilities
-        if preparation.voxel:
-            predictor = PointSegmenter(voxel=preparation.voxel, **common)
-        else:
-            predictor = FileSegmenter(**common)
+    if processes > 1 and device.type != "cpu":
+        device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
+    predictor = Predictor.from_pretrained(
+        folder,
+        levels=args.levels,
+        device=device,
+        tile=args.tile,
+        overlap=args.overlap,
+        batch_size=args.batch_size,
+        tta=args.tta,
+        value_range=args.value_range and tuple(args.value_range),
+        max_pixels=args.max_pixels,
+    )
+    own, config = predictor.preprocessing, predictor.model.config
+    if own.targets:
+        check_image_format(args.picture, own.targets, predictor.dims)
     paths: list[Path] = []
-    for path in args.pictures:
+    for path in args.images:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
         inside = ["."]
         if path.is_dir():
-            inside = list_points(path) if preparation.voxel else list_images(path, dims)[0]
+            inside = list_points(path) if own.voxel else list_images(path, predictor.dims)[0]
         paths += [path / p for p in inside]
     names = output_names(paths, args.out)
     for path in paths:
         predictor.look(path)
-    with output_folder(args.out):
-        print(f"{len(paths)} picture(s) with {folder}")
-        for path, name in zip(tqdm(paths, "Segmenting", disable=None), names, strict=True):
+    mine = list(zip(paths, names, strict=True))[process::processes]
+    with output_folder(args.out), at_speed(predictor.model, device, args) as network:
+        predictor.network = network
+        if process == 0:
+            shared = f", shared by {processes} processes" if processes > 1 else ""
+            print(f"{len(paths)} image(s) with {folder}{shared}")
+        for path, name in tqdm(mine, "Segmenting", disable=process > 0 or None):
+            base = args.out / name
             with torch.inference_mode():
-                found = predictor.write(path, args.out, name)
-            if targets:
-                told = "mean " + ", ".join(f"{mean:.4g}" for mean in found)
+                found = _write(predictor, path, base, args)
+            if own.targets:
+                said = "mean " + ", ".join(f"{mean:.4g}" for mean in found)
             else:
+                classes = config.class_names or [f"class {i}" for i in range(len(found))]
                 shares = found / max(1, found.sum())
-                classes = model.config.class_names or [f"class {i}" for i in range(len(shares))]
-                told = ", ".join(f"{c} {s:.1%}" for c, s in zip(classes, shares, strict=True))
-            tqdm.write(f"{path.name}: {told}")
-    print(f"written: {'predictions' if targets else 'masks and overlays'} in {args.out}")
+                said = ", ".join(f"{c} {s:.1%}" for c, s in zip(classes, shares, strict=True))
+            tqdm.write(f"{path.name}: {said}")
+    if process == 0:
+        print(f"written: {'predictions' if own.targets else 'masks and overlays'} in {args.out}")
+
+
+def _write(predictor: Any, path: Path, base: Path, args: Namespace) -> Any:
+    """Write the results of one file; gives a number for each class or channel."""
+    from ddpm_unet.inference.overlay import class_colors
+    from ddpm_unet.inference.results import write_masks, write_points, write_regression
+
+    own, config = predictor.preprocessing, predictor.model.config
+    if own.voxel:
+        points, probabilities = predictor.points(path)
+        return write_points(points, probabilities, base, npz=args.probabilities == "npz")
+    with predictor.open(path) as source:
+        if own.targets:
+            return write_regression(source, base, own.targets, args.picture)
+        colors = class_colors(predictor.num_classes, config.class_colors)
+        names = tuple(config.class_names)
+        return write_masks(source, base, colors, names, probabilities=args.probabilities)

@@ -12,6 +12,7 @@ from ddpm_unet.errors import UserError
 
 PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
 CHECKOUT = Path(__file__).parents[2]
+SAMPLES = CHECKOUT / "samples"
 
 
 def recipe(name: str) -> Path:
@@ -20,7 +21,7 @@ def recipe(name: str) -> Path:
     Raises:
         UserError: There is none of this name.
     """
-    for folder in (CHECKOUT / "configs", CHECKOUT / "ddpm_unet" / "recipes"):
+    for folder in (CHECKOUT / "ddpm_unet" / "recipes", CHECKOUT / "configs"):
         if (folder / name).is_file():
             return folder / name
     raise UserError(f"{name}: no such recipe is installed; give --config FILE")
@@ -28,7 +29,7 @@ def recipe(name: str) -> Path:
 
 def shipped(name: str) -> Path:
     """The folder of a model that ships with a checkout."""
-    return CHECKOUT / "samples" / name / "model"
+    return SAMPLES / name / "model"
 
 
 def add_speed(parser: argparse.ArgumentParser) -> None:
@@ -45,13 +46,17 @@ def add_speed(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def at_speed(
-    model: Any, device: Any, precision: str = "fp32", compile: bool = False
-) -> Iterator[Any]:
-    """Give what computes in place of a model, in this precision while the context lasts."""
+def at_speed(model: Any, device: Any, args: argparse.Namespace) -> Iterator[Any]:
+    """Give what computes in place of a model, as --precision and --compile say, for a while.
+
+    On a CPU the model is accelerated.
+    """
     import torch
 
-    name = PRECISIONS[precision]
-    autocast = torch.autocast(device.type, getattr(torch, name)) if name else nullcontext()
-    with autocast:
-        yield torch.compile(model) if compile else model
+    from ddpm_unet.cpu import accelerate_cpu
+
+    if device.type == "cpu":
+        model = accelerate_cpu(model)
+    name = PRECISIONS[args.precision]
+    with torch.autocast(device.type, getattr(torch, name)) if name else nullcontext():
+        yield torch.compile(model) if args.compile else model

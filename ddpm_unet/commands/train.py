@@ -17,11 +17,11 @@ def train_ddpm(arguments: Sequence[str] | None = None) -> None:
     settings, name = read_settings(DenoiseConfig, recipe("histology64.yaml"), arguments)
     settings.run = settings.run or f"runs/{name}"
 
-    from ddpm_unet.training.denoise import DenoiseJob
+    from ddpm_unet.training.from_config import build_denoise_job
     from ddpm_unet.training.loop import train
     from ddpm_unet.training.run_folder import RunFolder
 
-    train(DenoiseJob(settings), RunFolder(Path(settings.run)), settings)
+    train(build_denoise_job(settings), RunFolder(Path(settings.run)), settings)
 
 
 def train_autoencoder(arguments: Sequence[str] | None = None) -> None:
@@ -47,9 +47,9 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
     arguments = [a for a in given if a != "--check"]
     settings, name = read_settings(SegmentConfig, recipe("histology_nuclei.yaml"), arguments)
 
-    from ddpm_unet.data.targets import picture_settings
+    from ddpm_unet.data.targets import target_settings
 
-    data = picture_settings(settings.data) if settings.task == "regress" else settings.data
+    data = target_settings(settings.data) if settings.task == "regress" else settings.data
     if len(arguments) < len(given):
         from ddpm_unet.data.check import print_check
 
@@ -57,12 +57,8 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
         return
     settings.run = settings.run or f"runs/{name}"
 
-    from ddpm_unet.training.initial_denoiser import choose_denoiser
-    from ddpm_unet.training.loop import train
-    from ddpm_unet.training.regress import RegressJob
+    from ddpm_unet.training.from_config import choose_denoiser, run_pixel_job
     from ddpm_unet.training.run_folder import RunFolder, models_at_hand
-    from ddpm_unet.training.scoring import score_test
-    from ddpm_unet.training.segment import SegmentJob
 
     run = RunFolder(Path(settings.run))
     settings.init = settings.init or run.setting("init")
@@ -73,9 +69,7 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
         settings.init = str(denoiser)
         if os.environ.get("RANK", "0") == "0":
             print(chosen)
-    job = RegressJob(settings) if settings.task == "regress" else SegmentJob(settings)
-    train(job, run, settings)
-    score_test(job, run)
+    run_pixel_job(settings)
 
 
 def check(arguments: Sequence[str] | None = None) -> None:

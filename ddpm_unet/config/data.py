@@ -19,7 +19,8 @@ class ImageDataConfig:
 
     Args:
         source: "builtin:histology", "builtin:fashion-mnist", a folder of images,
-            "torchvision:CIFAR10" (any torchvision image data set) or "huggingface:NAME".
+            "torchvision:CIFAR10" (any torchvision image data set) or "huggingface:NAME", which may
+            name its config, split, held_out split and columns: "NAME?split=train&image=img".
         root: Folder of a data set's files (torchvision: downloaded there when missing).
         dims: 2 for pictures; 3 for a folder of volumes, NIfTI files or TIFF stacks.
         size: Height and width (and depth) of the training images, pixels.
@@ -30,8 +31,10 @@ class ImageDataConfig:
         value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
             is the full range: 255 for 8 bits, 65535 for 16, and floats must be within 0 to 1;
             "percentiles" are the 0.5 and 99.5 percentiles of each picture's channels (for MRI).
-        flips: Mirror at random: left-right and, for "crop", along the other axes.
-        rot90: Turn by a random multiple of 90 degrees, volumes in the plane of their slices.
+        flips: Mirror at random: left-right and, for "crop", along the other axes. Null does so for
+            folders and builtin:histology; the other sets are of things that have a left and an up.
+        rot90: Turn by a random multiple of 90 degrees, volumes in the plane of their slices; null
+            as for flips.
         class_labels: Take a class from the data set, or from the folder's sub-folder names.
         condition: What the denoiser goes by, beside the noisy image: a folder with a picture for
             each image, found by its name, as large or a whole number of times smaller;
@@ -46,7 +49,9 @@ class ImageDataConfig:
         text_encoder: Folder of a transformers text encoder that reads the captions.
         include_held_out: Train on what the source keeps for scoring too.
         workers: Loader processes; 0 loads in the main one (best for sets kept in memory).
-        memory_limit: Sets whose decoded pictures fit in so many MB are decoded once and kept.
+        memory_limit: Sets whose decoded images fit in so many MB are decoded once and kept.
+        disk_limit: Larger folders that fit in so many MB are decoded once into a file in
+            ~/.cache/ddpm_unet/images, which all processes of a host share and later runs find.
         max_pixels: Refuse pictures of more than so many million pixels (decompression bombs).
     """
 
@@ -58,8 +63,8 @@ class ImageDataConfig:
     scale: float = limited(1.0, 1e-3, 1e3)
     channels: int | None = limited(None, 1, 1024)
     value_range: ValueRange = limited(None, *FINITE)
-    flips: bool = True
-    rot90: bool = True
+    flips: bool | None = None
+    rot90: bool | None = None
     class_labels: bool = False
     condition: str | None = None
     condition_classes: int | None = limited(None, 2, 256)
@@ -69,6 +74,7 @@ class ImageDataConfig:
     include_held_out: bool = False
     workers: int = limited(0, 0, 1024)
     memory_limit: int = 2048
+    disk_limit: int = 0
     max_pixels: float = limited(200.0, 1e-6, 10**9)
 
 
@@ -134,7 +140,9 @@ class AugmentConfig:
         contrast: Largest relative change of the distance to the mean.
         gamma: Largest natural logarithm of the exponent of the grey curve.
         noise: Largest standard deviation of white noise, as a share of the grey range.
-        intensity: Whether the last four change the image; null: for masks they do, for pictures
+        color: RGB: largest relative change of the saturation and of the amounts of haematoxylin,
+            eosin and DAB, and four times that of the hue, in turns; 0.05 to 0.2 for micrographs.
+        intensity: Whether the last five change the image; null: for masks they do, for images
             to predict, which stay as they are, they do not.
     """
 
@@ -146,6 +154,7 @@ class AugmentConfig:
     contrast: float = limited(0.2, 0, 10)
     gamma: float = limited(0.2, 0, 10)
     noise: float = limited(0.03, *SHARE)
+    color: float = limited(0.0, *SHARE)
     intensity: bool | None = None
 
 
@@ -182,13 +191,16 @@ class PairDataConfig:
         mask_name: Mask files' names likewise, for instance "{}_mask".
         skip_unlabelled: Leave out images that have no mask, instead of stopping.
         mask_kind: What the masks' values mean. "classes": class indices; "values": those of
-            mask_values; "threshold": class 1 above half of the depth; "colors": those of
+            mask_values; "threshold": class 1 above half of the largest value that all masks
+            together hold; "colors": those of
             class_colors; "instances": numbered objects, to background and foreground;
             "boundaries": numbered objects, to background, inside and outline; "pictures": they
             are no masks but pictures to predict (task "regress" sets this). "auto" takes what
             leaves no doubt, such as 0/255, and asks about the rest.
         mask_values: "values": the value of each class, in order.
         ignore_value: Value (for "colors": red, green, blue) of pixels that are not labelled.
+        nearest_color: "colors": take a colour that is none of class_colors for the nearest one, as
+            in masks saved as JPEG; the check says for how many pixels that is unclear.
         boundary_width: "boundaries": width of the outline, pixels.
         num_classes: Number of classes; null counts the names, or what the masks hold.
         class_names: One name per class, or empty.
@@ -223,6 +235,7 @@ class PairDataConfig:
     mask_kind: MaskKind = "auto"
     mask_values: tuple[int, ...] = limited((), *FINITE)
     ignore_value: int | tuple[int, int, int] | None = limited(None, *FINITE)
+    nearest_color: bool = False
     boundary_width: int = limited(1, 1, 1000)
     num_classes: int | None = limited(None, 2, 256)
     class_names: tuple[str, ...] = ()

@@ -71,12 +71,12 @@ class UNetConfig:
     up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D")
     block_out_channels: tuple[int, ...] = limited((64, 128, 128), 1, 16_384)
     layers_per_block: int | tuple[int, ...] = limited(2, 1, 64)
-    downsample_padding: int = 1
+    downsample_padding: Literal[0, 1] = 1
     downsample_type: Literal["conv", "resnet"] = "conv"
     upsample_type: Literal["conv", "resnet"] = "conv"
     add_attention: bool = True
     mid_block_scale_factor: float = limited(1.0, 1e-6, 10**6)
-    act_fn: str = "silu"
+    act_fn: Literal["silu", "swish", "mish", "gelu", "relu"] = "silu"
     dropout: float = limited(0.0, *BELOW_1)
     norm_num_groups: int = limited(32, 1)
     norm_eps: float = limited(1e-5, 1e-12, 1)

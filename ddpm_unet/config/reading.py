@@ -72,6 +72,24 @@ def check_limits(settings: Any, prefix: str = "") -> None:
                 raise UserError(f"{name} {shown}: must be {_within(least, most)}")
 
 
+def check_settings(settings: Any) -> None:
+    """Refuse values of a wrong type, unknown choices and numbers outside their limits.
+
+    Args:
+        settings: A dataclass of settings, without others in it.
+
+    Raises:
+        UserError: Names the setting and what it may be.
+    """
+    for name, hint in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        try:
+            _converted(value, hint)
+        except (ValueError, OverflowError):
+            raise UserError(_wrong_type(name, value, hint)) from None
+    check_limits(settings)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The settings in a JSON file.
 

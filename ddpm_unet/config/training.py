@@ -12,7 +12,7 @@ PredictionType = Literal["epsilon", "sample", "v_prediction"]
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "logistic"]
 VarianceType = Literal["fixed_small", "fixed_large", "learned_range"]
 LossName = Literal["cross_entropy", "dice", "cross_entropy+dice", "focal", "border"]
-PictureLoss = Literal["l1", "l2", "huber", "ssim"]
+ImageLoss = Literal["l1", "l2", "huber", "ssim"]
 
 
 @dataclass
@@ -20,6 +20,8 @@ class DiffusionConfig:
     """The forward process and what the network predicts.
 
     Args:
+        process: "ddpm" (Ho 2020), or "edm" (Karras 2022), which takes sigma_data to rho and none of
+            the others.
         num_train_timesteps: Length T of the chain.
         beta_schedule: "linear" (Ho 2020), "scaled_linear" (latent diffusion),
             "squaredcos_cap_v2" (cosine, Nichol 2021) or "logistic" (sigmoid, Jabri 2022, the
@@ -40,8 +42,15 @@ class DiffusionConfig:
             the hybrid loss (Nichol 2021, eq. 16).
         clip_sample: Images that are predicted on the way are kept within [-1, 1]. Latents never
             are.
+        sigma_data: "edm": standard deviation of the images.
+        p_mean: "edm": mean of the logarithm of the noise levels in training.
+        p_std: "edm": its standard deviation.
+        sigma_min: "edm": the last noise level of sampling before 0.
+        sigma_max: "edm": the first.
+        rho: "edm": how sampling spaces them.
     """
 
+    process: Literal["ddpm", "edm"] = "ddpm"
     num_train_timesteps: int = limited(1000, 1, 100_000)
     beta_schedule: BetaSchedule = "linear"
     beta_start: float = 1e-4
@@ -54,6 +63,12 @@ class DiffusionConfig:
     variance_type: VarianceType = "fixed_small"
     vlb_weight: float = 0.001
     clip_sample: bool = True
+    sigma_data: float = limited(0.5, 1e-6, 10**6)
+    p_mean: float = limited(-1.2, -100, 100)
+    p_std: float = limited(1.2, 1e-6, 100)
+    sigma_min: float = limited(0.002, 1e-9, 10**6)
+    sigma_max: float = limited(80.0, 1e-6, 10**9)
+    rho: float = limited(7.0, 0.1, 1000)
 
     @property
     def loss_options(self) -> dict[str, Any]:
@@ -185,7 +200,7 @@ class RegressionConfig:
             targets are a better version (He 2016; for pan-sharpening, denoising and the like).
     """
 
-    loss: PictureLoss = "l1"
+    loss: ImageLoss = "l1"
     huber_delta: float = limited(0.1, 1e-6, 2)
     residual: bool = False
 

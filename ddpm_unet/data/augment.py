@@ -2,7 +2,7 @@
 
 A sample is a dict of tv_tensors: "image" (`Image`, float32 in [-1, 1], `[C, H, W]`), "mask"
 (`Mask` of integers, `[H, W]`) and perhaps "weight" (`Mask` of floats, `[H, W]`); or "target"
-(`Mask` of floats, `[K, H, W]`), a picture. Those of a volume have a depth before their height.
+(`Mask` of floats, `[K, H, W]`), an image. Those of a volume have a depth before their height.
 Classes are never interpolated, weights and targets are, and only images change in intensity.
 Every draw comes from torch's global generator, to be set by `randomness.seeded`.
 """
@@ -35,6 +35,8 @@ def augmentation(config: AugmentConfig, size: int, dims: int = 2) -> v2.Transfor
     if config.rot90:
         changes.append(QuarterTurns())
     changing = config.brightness or config.contrast or config.gamma or config.noise
+    if config.color and config.intensity is not False:
+        changes.append(Color(config.color))
     if changing and config.intensity is not False:
         changes.append(Intensity(config.brightness, config.contrast, config.gamma, config.noise))
     return v2.Compose(changes)
@@ -74,7 +76,7 @@ class ElasticDeformation(v2.Transform):
         size: Height and width of the result. What the input has more is margin on all sides.
         sigma: Standard deviation of the grid's displacements in every direction, pixels.
         grid: Nodes along each side; the outermost lie on the corners.
-        dims: 2 for pictures, 3 for volumes.
+        dims: 2 for images, 3 for volumes.
     """
 
     def __init__(self, size: int, sigma: float, grid: int = 3, dims: int = 2) -> None:
@@ -134,6 +136,48 @@ class QuarterTurns(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Turn."""
         return tv_tensors.wrap(inpt.rot90(params["quarters"], (-2, -1)), like=inpt)
+
+
+class Color(v2.Transform):
+    """Amounts of stains, hue and saturation of an RGB image.
+
+    Amounts of haematoxylin, eosin and DAB are taken from the optical density (Ruifrok 2001), and
+    each becomes a + b times itself (Tellez 2018, arXiv:1808.05896). Hue and saturation then change.
+
+    Args:
+        strength: b and the saturation's factor are uniform in 1 +- strength, a in +- strength, the
+            hue's shift in +- strength / 4 of a full turn.
+    """
+
+    _transformed_types = (tv_tensors.Image,)
+    absorption = F.normalize(
+        torch.tensor([[0.650, 0.704, 0.286], [0.072, 0.990, 0.105], [0.268, 0.570, 0.776]])
+    )
+    """Of red, green and blue by each stain."""
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.strength = strength
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Factors and shifts of the stains, factor of the saturation, shift of the hue."""
+        drawn = self.strength * (2 * torch.rand(8) - 1)
+        return {
+            "factors": 1 + drawn[:3],
+            "shifts": drawn[3:6],
+            "saturation": 1 + float(drawn[6]),
+            "hue": float(drawn[7]) / 4,
+        }
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Change an image's colours."""
+        light = inpt.as_subclass(Tensor).add(1).div_(2).clamp_(1 / 256, 1)
+        amounts = torch.linalg.solve(self.absorption.T, -light.log().flatten(1))
+        amounts = amounts * params["factors"][:, None] + params["shifts"][:, None]
+        light = (self.absorption.T @ -amounts).exp_().clamp_(max=1).reshape(light.shape)
+        light = v2.functional.adjust_saturation(light, params["saturation"])
+        light = v2.functional.adjust_hue(light, params["hue"])
+        return tv_tensors.wrap(light.mul_(2).sub_(1), like=inpt)
 
 
 class Intensity(v2.Transform):

@@ -37,7 +37,7 @@ def connected_cells(classes: np.ndarray, cell_classes: Iterable[int]) -> np.ndar
 def two_nearest(cells: np.ndarray, reach: float = math.inf) -> tuple[np.ndarray, np.ndarray]:
     """Distances of every background pixel to the nearest and to the second nearest cell.
 
-    One distance transform of the whole picture finds the nearest cell; then, for each cell, one
+    One distance transform of the whole image finds the nearest cell; then, for each cell, one
     of the neighbourhood of those background pixels that it is nearest to finds the second.
 
     Args:

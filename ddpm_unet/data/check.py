@@ -12,11 +12,10 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ddpm_unet.command_line import read_settings, user_errors
 from ddpm_unet.config import CheckConfig, ExtraPairsConfig, PairDataConfig
 from ddpm_unet.data.masks import (
     MaskCode,
@@ -28,12 +27,99 @@ from ddpm_unet.data.masks import (
 )
 from ddpm_unet.data.pairs import Pair, complete_settings, find_pairs
 from ddpm_unet.data.pixels import convert_channels, to_unit
-from ddpm_unet.data.report import Report
 from ddpm_unet.data.settings import check_data_settings
 from ddpm_unet.data.targets import Targets
 from ddpm_unet.errors import UserError
 
 RARE = 1e-4
+UNEVEN = 1.03
+"""Voxel sizes of one set may differ by so much without a word."""
+MOST_FAULTS = 20
+
+
+@dataclass
+class Report:
+    """What a check found.
+
+    Attributes:
+        config: The settings, completed for built-in data.
+        pairs: Images and masks, those that could be read and fit each other.
+        sizes: (Depth,) height and width of each, pixels.
+        channels: Channels of the images, after `data.channels`.
+        dtype: Type of the images' pixels.
+        spacing: Millimetres from voxel to voxel along slices, rows and columns; None where the
+            files do not say or differ.
+        code: How mask values become classes; None after a fault in them, and for images.
+        targets: What the images to predict are; None for masks.
+        extra: Of the further pairs for training, if there are any.
+        class_pixels: Pixels of each class in each mask, `int64 [N, K]`.
+        lines: The table.
+        warnings: What is suspicious, one line each.
+        faults: What must be mended before training, one line each.
+    """
+
+    config: PairDataConfig
+    pairs: list[Pair] = field(default_factory=list)
+    sizes: list[tuple[int, ...]] = field(default_factory=list)
+    channels: int = 0
+    dtype: np.dtype = field(default_factory=lambda: np.dtype(np.uint8))
+    spacing: tuple[float, ...] | None = None
+    code: MaskCode | None = None
+    targets: Targets | None = None
+    extra: Report | None = None
+    class_pixels: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    lines: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def dims(self) -> int:
+        """2 for images, 3 for volumes."""
+        return self.config.dims
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the masks; 0 for images to predict, or after a fault."""
+        return self.code.num_classes if self.code else 0
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each pair."""
+        return [pair.name for pair in self.pairs]
+
+    def __str__(self) -> str:
+        return "\n".join([*self.lines, *(f"warning: {line}" for line in self.warnings)])
+
+    def stop_at_faults(self) -> None:
+        """Go on with a set without faults only.
+
+        Raises:
+            UserError: The faults, a line each.
+        """
+        if self.faults:
+            rest = len(self.faults) - MOST_FAULTS
+            count = [f"{len(self.faults)} faults in the labelled set"] * (len(self.faults) > 1)
+            more = [f"... and {rest} more"] * (rest > 0)
+            raise UserError("\n".join(count + self.faults[:MOST_FAULTS] + more))
+
+    def mask_code(self) -> MaskCode:
+        """The code of masks without faults; errors as `stop_at_faults`."""
+        self.stop_at_faults()
+        if self.code is None:
+            raise UserError(
+                'data.mask_kind pictures: images are for task "regress"; set task to that'
+            )
+        return self.code
+
+    def target_images(self) -> Targets:
+        """What the images without faults are; errors as `stop_at_faults`."""
+        self.stop_at_faults()
+        if self.targets is None:
+            raise UserError(
+                f'data.mask_kind {self.config.mask_kind}: is for task "segment"; for task '
+                '"regress" set pictures'
+            )
+        return self.targets
 
 
 @dataclass(frozen=True)
@@ -61,6 +147,8 @@ def check_pairs(config: PairDataConfig) -> Report:
     check_data_settings(config)
     report = Report(complete_settings(config))
     pairing = find_pairs(report.config)
+    if pairing.objects and report.config.mask_kind == "auto":
+        report.config = replace(report.config, mask_kind="instances")
     report.faults += pairing.faults
     looks = [look for pair in pairing.pairs if (look := _look_at(pair, report)) is not None]
     report.lines.append(f"{len(looks)} pairs of {config.images} and {config.masks}")
@@ -69,6 +157,7 @@ def check_pairs(config: PairDataConfig) -> Report:
         report.pairs = [look.pair for look in looks]
         report.sizes = [look.size for look in looks]
         _judge_images(looks, report)
+        _judge_spacing(looks, report)
         if report.config.mask_kind == "pictures":
             _judge_targets(looks, report)
         else:
@@ -86,7 +175,7 @@ def _check_extra(report: Report) -> None:
     if not (extra.images and extra.masks):
         raise UserError("data.extra: give a folder for both, data.extra.images and .masks")
     if config.mask_kind == "pictures":
-        raise UserError("data.extra: is for masks, not for pictures; set data.extra.images null")
+        raise UserError("data.extra: is for masks, not for images; set data.extra.images null")
     if code is None:
         return
     found = check_pairs(
@@ -125,7 +214,7 @@ def _look_at(pair: Pair, report: Report) -> _Look | None:
         if image.dtype.kind == "f":
             to_unit(image, config.value_range, pair.image_file)
         if config.mask_kind == "pictures":
-            target, what = Targets.of(mask, config.target_range, pair.mask_file), "picture"
+            target, what = Targets.of(mask, config.target_range, pair.mask_file), "target"
             values = np.array([mask.min(), mask.max()])
         else:
             values = mask_values(mask, config.mask_kind == "colors", pair.mask_file)
@@ -143,7 +232,7 @@ def _look_at(pair: Pair, report: Report) -> _Look | None:
         return None
     if original.shape == mask.shape and (original == mask).all():
         report.faults.append(
-            f"{pair.mask_file}: is the same picture as {pair.image_file}; see data.masks"
+            f"{pair.mask_file}: is the same image as {pair.image_file}; see data.masks"
         )
         return None
     return _Look(
@@ -163,13 +252,18 @@ def _look_at(pair: Pair, report: Report) -> _Look | None:
 def _judge_images(looks: Sequence[_Look], report: Report) -> None:
     """Sizes, depth and channels, and images that look wrong."""
     first, config = looks[0], report.config
-    report.channels, report.bytes_per_pixel = first.channels, first.channels * first.dtype.itemsize
+    report.channels, report.dtype = first.channels, first.dtype
     for look in looks:
         if (look.channels, look.dtype) != (first.channels, first.dtype):
             report.faults.append(
                 f"{look.pair.image_file}: has {_kind(look)}, but {first.pair.image_file} "
                 f"{_kind(first)}; convert one, or set data.channels"
             )
+    if config.augment.color and (first.channels, config.dims) != (3, 2):
+        report.faults.append(
+            f"data.augment.color {config.augment.color:g}: is for RGB images, but "
+            f"{first.pair.image_file} has {_kind(first)}; set it 0"
+        )
     low, high = min(look.low for look in looks), max(look.high for look in looks)
     sizes = sorted({look.size for look in looks}, key=math.prod)
     shown = " to ".join(dict.fromkeys(_shown(size) for size in (sizes[0], sizes[-1])))
@@ -191,8 +285,25 @@ def _judge_images(looks: Sequence[_Look], report: Report) -> None:
         _warn(report, files[1:], f"the same as {files[0]}")
 
 
+def _judge_spacing(looks: Sequence[_Look], report: Report) -> None:
+    """Voxel sizes, which a network takes for one."""
+    found = [look.pair.space.spacing for look in looks if look.pair.space]
+    if not found:
+        return
+    low, high = np.array(found).min(0), np.array(found).max(0)
+    shown = [" x ".join(f"{mm:.3g}" for mm in size[::-1]) for size in (low, high)]
+    report.lines.append(f"voxels of {' to '.join(dict.fromkeys(shown))} mm")
+    if (high <= UNEVEN * low).all():
+        report.spacing = tuple(np.median(found, axis=0).tolist())
+    else:
+        report.warnings.append(
+            f"voxels differ in size, from {shown[0]} to {shown[1]} mm, and the network takes them "
+            "as equal; resample the volumes to one spacing"
+        )
+
+
 def _judge_targets(looks: Sequence[_Look], report: Report) -> None:
-    """Channels and depth of pictures to predict, and those that look wrong."""
+    """Channels and depth of images to predict, and those that look wrong."""
     first = looks[0]
     report.faults += [
         f"{look.pair.mask_file}: has {look.target}, but {first.pair.mask_file} {first.target}; "
@@ -214,27 +325,44 @@ def _judge_masks(looks: Sequence[_Look], report: Report) -> None:
     found = found[found != ignored_value(config)]
     richest = max(looks, key=lambda look: len(look.values)).pair.mask_file
     try:
-        code = find_code(config, found, {look.top for look in looks})
+        code = find_code(config, found, _tops(looks, ignored_value(config)))
     except UserError as error:
         report.faults.append(f"{config.masks}: {error} (most values: {richest})")
         return
     report.class_pixels = np.zeros((len(looks), code.num_classes), np.int64)
+    unclear = 0
     for look, counts in zip(looks, report.class_pixels, strict=True):
         file = look.pair.mask_file
         try:
-            classes = code.classes(code.read(look.pair.read_mask(), file), file)
+            values = code.read(look.pair.read_mask(), file)
+            classes = code.classes(values, file)
         except UserError as error:
             report.faults.append(str(error))
         else:
             counts += np.bincount(classes[classes >= 0], minlength=code.num_classes)
+            unclear += code.unclear(values)
     if report.faults:
         return
     report.code = code
     _tabulate(code, found, report)
+    if code.nearest:
+        share = unclear / max(1, int(report.class_pixels.sum()))
+        report.lines.append(f"  {share:.3%} of the pixels have a colour that is near no class's")
     for number, meaning in ((0, "entirely unlabelled"), (1, "of one class only")):
         several = (report.class_pixels > 0).sum(1) == number
         files = [look.pair.mask_file for look, odd in zip(looks, several, strict=True) if odd]
         _warn(report, files, meaning)
+
+
+def _tops(looks: Sequence[_Look], ignored: int | None) -> dict[float, float]:
+    """The most that each type of mask can hold, and the most that its masks do hold."""
+    tops: dict[float, float] = {}
+    for look in looks:
+        most = look.values[look.values != ignored].max(initial=0)
+        if most > 0 or look.top not in tops:
+            tops[look.top] = max(tops.get(look.top, 0), float(most))
+    held = {top: most for top, most in tops.items() if most > 0}
+    return held or tops
 
 
 def _tabulate(code: MaskCode, found: np.ndarray, report: Report) -> None:
@@ -289,6 +417,8 @@ def print_check(config: PairDataConfig) -> None:
 
 def main() -> None:
     """Check the set that the command line names."""
+    from ddpm_unet.command_line import read_settings, user_errors
+
     with user_errors():
         print_check(read_settings(CheckConfig, None)[0].data)
 

@@ -17,12 +17,20 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ddpm_unet.data.collection import find_columns
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.images import image_array
 from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.data.pixels import to_unit
-from ddpm_unet.data.stream import Batch, to_model_range
-from ddpm_unet.data.windows import order, orient_windows, random_windows
+from ddpm_unet.data.stream import (
+    Batch,
+    Grid,
+    Stream,
+    order,
+    orient_windows,
+    random_windows,
+    to_model_range,
+)
 from ddpm_unet.errors import UserError
 from ddpm_unet.randomness import seeded
 
@@ -55,14 +63,34 @@ class Item(TypedDict, total=False):
 
 
 class ImageDataset(Dataset[Item]):
-    """The items of a data set in one form; see `as_dataset`.
+    """The items of any data set of images in one form, dicts (see `Item`).
+
+    It takes everything with a length and items by number: lists of tensors, arrays or Pillow
+    images, a tensor `[N, C, H, W]`, TensorDataset, the sets of torchvision and Hugging Face.
+    Tensors are `[C, H, W]` or `[H, W]`, arrays and Pillow images `[H, W, C]` or `[H, W]` (arrays
+    of at most 4 channels, which may come first too); volumes have a depth before H.
+
+    Values: uint8 stays as it is until it is on the device; uint16 is taken by its full range.
+    Floats lie in [0, 1], or in [-1, 1] if any of 64 images spread over the set has a value below
+    0. `value_range` says otherwise; what lies outside of it is refused in floats.
 
     Attributes:
         channels: Of the images.
         dims: 2, or 3 for volumes.
         dtype: torch.uint8 or torch.float32.
-        value_range: Values of the data set's images that become -1 and 1; None for integers'.
         classes: Name of each label, if the data set says.
+
+    Args:
+        items: The data set.
+        columns: Where items are dicts, the name of each thing there, such as {"image": "img"}.
+            Of a Hugging Face set, columns of one kind are found by themselves.
+        value_range: Values that become -1 and 1.
+        num_classes: Refuse masks with other classes than 0 to num_classes - 1.
+        ignore_value: Value of unlabelled pixels in masks.
+        name: For messages.
+
+    Raises:
+        UserError: Something in the first items cannot be an image; later items when they are met.
     """
 
     def __init__(
@@ -75,13 +103,13 @@ class ImageDataset(Dataset[Item]):
         ignore_value: int | None = None,
         name: str | None = None,
     ) -> None:
-        """See `as_dataset`."""
         self.title = name or type(items).__name__
         self._check_source(items)
-        features = getattr(items, "features", None)
+        features = getattr(items, "features", None) if hasattr(items, "select_columns") else None
         self.columns = dict(columns or {})
         if features:  # of Hugging Face: what is not used is not decoded either
-            self.columns = _columns_of(features, self.columns, self.title)
+            own = {key: key for key in KEYS if key in features}
+            self.columns = own | find_columns(features, self.columns, self.title)
             items = items.select_columns(list(dict.fromkeys(self.columns.values())))
         self.items = items
         self.num_classes, self.ignore_value = num_classes, ignore_value
@@ -199,15 +227,9 @@ class ImageDataset(Dataset[Item]):
     def _image(self, value: Any, name: str) -> Tensor:
         values = _planes(value, name, self.dims)
         if (len(values), values.dtype) != (self.channels, self._stored):
-            found, first = (
-                f"{channels} channel{'s' * (channels > 1)} of {dtype}"
-                for channels, dtype in (
-                    (len(values), values.dtype),
-                    (self.channels, self._stored),
-                )
-            )
             raise UserError(
-                f"{name}: has {found}, the first image {first}; bring all images to one form"
+                f"{name}: has {len(values)} channels of {values.dtype}, the first image "
+                f"{self.channels} of {self._stored}; bring all images to one form"
             )
         if values.dtype.kind == "f":
             low, high = self.value_range or (-1.0, 1.0)
@@ -242,11 +264,12 @@ class ImageDataset(Dataset[Item]):
             raise UserError(
                 f"{name}: its mask is {mask.dtype}; give whole numbers, the class of each pixel"
             )
-        if mask.shape != space and mask.size == np.prod(space):  # an axis of one channel
+        if mask.shape in ((1, *space), (*space, 1)):
             mask = mask.reshape(space)
         if mask.shape != space:
-            sizes = (" x ".join(map(str, shape[::-1])) for shape in (mask.shape, space))
-            raise UserError("{}: its mask is {} pixels, the image {}".format(name, *sizes))
+            raise UserError(
+                f"{name}: its mask is {_size(mask.shape)} pixels, the image {_size(space)}"
+            )
         classes = mask.astype(np.int64)
         if self.ignore_value is not None:
             classes[classes == self.ignore_value] = IGNORE_INDEX
@@ -261,37 +284,8 @@ class ImageDataset(Dataset[Item]):
         return torch.from_numpy(classes)
 
 
-def as_dataset(
-    data: Any,
-    *,
-    columns: Mapping[str, str] | None = None,
-    value_range: Range | None = None,
-    num_classes: int | None = None,
-    ignore_value: int | None = None,
-    name: str | None = None,
-) -> ImageDataset:
-    """Any data set of images as one whose items are dicts (see `Item`).
-
-    It takes everything with a length and items by number: lists of tensors, arrays or Pillow
-    images, a tensor `[N, C, H, W]`, TensorDataset, the sets of torchvision and Hugging Face.
-    Tensors are `[C, H, W]` or `[H, W]`, arrays and Pillow images `[H, W, C]` or `[H, W]` (arrays
-    of at most 4 channels, which may come first too); volumes have a depth before H.
-
-    Values: uint8 stays as it is until it is on the device; uint16 is taken by its full range.
-    Floats lie in [0, 1], or in [-1, 1] if any of 64 images spread over the set has a value below
-    0. `value_range` says otherwise; what lies outside of it is refused in floats.
-
-    Args:
-        data: The data set.
-        columns: Where items are dicts, the name of each thing there, such as {"image": "img"}.
-            Of a Hugging Face set, columns of one kind are found by themselves.
-        value_range: Values that become -1 and 1.
-        num_classes: Refuse masks with other classes than 0 to num_classes - 1.
-        ignore_value: Value of unlabelled pixels in masks.
-        name: For messages.
-
-    Raises:
-        UserError: Something in the first items cannot be an image; later items when they are met.
+def as_dataset(data: Any, **reading: Any) -> ImageDataset:
+    """Any data set of images as one whose items are dicts; see `ImageDataset` and its arguments.
 
     Example:
         >>> images = torch.rand(10, 3, 32, 32)
@@ -303,15 +297,8 @@ def as_dataset(
     if isinstance(data, ImageDataset):
         return data
     if isinstance(data, ImageSet) and data.layout.dtype.kind == "f":
-        value_range = value_range or (-1.0, 1.0)
-    return ImageDataset(
-        data,
-        columns=columns,
-        value_range=value_range,
-        num_classes=num_classes,
-        ignore_value=ignore_value,
-        name=name,
-    )
+        reading = {"value_range": (-1.0, 1.0), **reading}
+    return ImageDataset(data, **reading)
 
 
 class DatasetStream(Dataset[Batch]):
@@ -403,7 +390,7 @@ class DatasetStream(Dataset[Batch]):
 
     def describe(self) -> str:
         """One line for the log."""
-        size = " x ".join(map(str, self.space[::-1]))
+        size = _size(self.space)
         changes = " and ".join(["mirrored"] * self.flips + ["turned"] * self.rot90)
         cut = "in the middle" if self.middle else "at random"
         how = f"windows of {size} {cut}" if self.size else size
@@ -415,17 +402,15 @@ class DatasetStream(Dataset[Batch]):
             missing = ", ".join(sorted(self._keys ^ item.keys()))
             raise UserError(f"{name}: differs from the first item in its {missing}; give all alike")
         lengths = list(item["image"].shape[1:])
-        found = " x ".join(map(str, lengths[::-1]))
         if self.size is None and lengths != self.space:
-            wanted = " x ".join(map(str, self.space[::-1]))
             raise UserError(
-                f"{name}: is {found} pixels, the first image {wanted}; give size, to train on "
-                "windows, or resize the images"
+                f"{name}: is {_size(lengths)} pixels, the first image {_size(self.space)}; give "
+                "size, to train on windows, or resize the images"
             )
         if min(lengths) < min(self.space):
             raise UserError(
-                f"{name}: {found} pixels hold no window of size {self.size}; lower size, or resize "
-                "the images"
+                f"{name}: {_size(lengths)} pixels hold no window of size {self.size}; lower size, "
+                "or resize the images"
             )
         return item
 
@@ -470,14 +455,15 @@ def stream_of(
     for_masks: bool = False,
     transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     **reading: Any,
-) -> DatasetStream:
+) -> DatasetStream | Stream:
     """The training stream over a data set: `stream.__getitems__(positions)` is a finished batch.
 
     Order, windows and orientations are functions of (seed, position), so that a run resumes bit
     for bit on any number of processes.
 
     Args:
-        data: Whatever `as_dataset` takes.
+        data: Whatever `as_dataset` takes. Of an ImageSet it is a `Stream`: each image counts for as
+            many windows as fit in its area.
         size: Cut windows of so many pixels a side at random places; None takes whole images, all
             of one size.
         flips: Mirror along every axis at random.
@@ -493,6 +479,10 @@ def stream_of(
         >>> stream.__getitems__(range(4))["image"].shape
         torch.Size([4, 3, 32, 32])
     """
+    if isinstance(data, ImageSet) and not for_masks and transform is None:
+        if size not in (None, data.fit.size):
+            raise UserError(f"size {size}: the image set was opened for windows of {data.fit.size}")
+        return Stream(data, flips=flips, rot90=rot90, seed=seed)
     return DatasetStream(
         as_dataset(data, **reading),
         size=size,
@@ -506,8 +496,13 @@ def stream_of(
 
 def grid_of(
     data: Any, *, size: int | None = None, for_masks: bool = False, **reading: Any
-) -> DatasetStream:
-    """Each item once, unturned and cut in its middle, in a fixed shuffled order: for validation."""
+) -> DatasetStream | Grid:
+    """Each item once, unturned and cut in its middle, in a fixed shuffled order: for validation.
+
+    Of an ImageSet it is a `Grid`, all windows side by side.
+    """
+    if isinstance(data, ImageSet) and not for_masks and size in (None, data.fit.size):
+        return Grid(data)
     dataset = as_dataset(data, **reading)
     return DatasetStream(dataset, size=size, for_masks=for_masks, middle=True)
 
@@ -566,15 +561,19 @@ def _beside(
         value = value[None] if isinstance(value, Tensor) else value[..., None]
     planes = _planes(value, what, dims)
     if planes.shape[1:] != space:
-        found, wanted = (" x ".join(map(str, shape[::-1])) for shape in (planes.shape[1:], space))
-        raise UserError(f"{what}: is {found} pixels, the image {wanted}; make it as large")
+        raise UserError(
+            f"{what}: is {_size(planes.shape[1:])} pixels, the image {_size(space)}; "
+            "make it as large"
+        )
     if planes.dtype.kind == "i" and keep_bytes:
         return torch.from_numpy(planes.astype(np.int16))
     if planes.dtype == np.uint8 and keep_bytes:
         return torch.from_numpy(np.ascontiguousarray(planes))
-    if planes.dtype.kind != "f":
+    if not within:
+        planes = planes.astype(np.float32)
+    elif planes.dtype.kind != "f":
         planes = to_unit(planes, None, what)
-    elif within and not within[0] <= planes.min() <= planes.max() <= within[1]:
+    elif not within[0] <= planes.min() <= planes.max() <= within[1]:
         raise UserError(
             f"{what}: float values from {planes.min():g} to {planes.max():g}, not within -1 to 1"
         )
@@ -596,25 +595,9 @@ def _is_number(value: Any) -> bool:
     return not isinstance(value, Image.Image) and np.ndim(value) == 0
 
 
-def _columns_of(features: Mapping[str, Any], given: dict[str, str], title: str) -> dict[str, str]:
-    """Columns of a Hugging Face set: those given, else those of a kind of which there is one."""
-    for key, column in given.items():
-        if key not in KEYS or column not in features:
-            raise UserError(
-                f"{title}: has no column {column} for {key}; it has {', '.join(features)}"
-            )
-    found = {key: key for key in KEYS if key in features} | given
-    for key, kind in (("image", "Image"), ("label", "ClassLabel")):
-        if key not in found:
-            alike = [name for name, feature in features.items() if type(feature).__name__ == kind]
-            if len(alike) == 1:
-                found[key] = alike[0]
-    if "image" not in found:
-        raise UserError(
-            f"{title}: has the columns {', '.join(features)}; say which holds the image with "
-            'columns={"image": ...}'
-        )
-    return found
+def _size(lengths: Sequence[int]) -> str:
+    """How messages give a size: width first."""
+    return " x ".join(map(str, lengths[::-1]))
 
 
 def _spread(count: int, most: int) -> list[int]:

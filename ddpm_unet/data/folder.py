@@ -1,63 +1,131 @@
-"""A folder of pictures, searched through all its sub-folders."""
+"""A folder of images, searched through all its sub-folders."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
+from tqdm import tqdm
 from typing_extensions import override
 
-from ddpm_unet.data.collection import Collection
+from ddpm_unet.data.collection import CACHE, Collection, one_at_a_time
 from ddpm_unet.data.images import EXTENSIONS, ImageInfo, image_info, read_image
 from ddpm_unet.data.volumes import VOLUME_EXTENSIONS, read_volume, volume_info
 from ddpm_unet.errors import UserError
 
+INDEXED = 1000
+"""Folders of so many images are listed and looked through once; the index is kept in the cache."""
+RACE = 2_000_000_000
+"""Nanoseconds within which a folder may change again without another time of change."""
+DTYPES = ("uint8", "uint16", "float32")
+
 
 class Folder(Collection):
-    """The picture files under a folder, in natural order (img2 before img10).
+    """The image files under a folder, in natural order (img2 before img10).
 
-    A file is a picture, or with dims 3 a volume, by its extension; hidden files and folders are
+    A file is an image, or with dims 3 a volume, by its extension; hidden files and folders are
     passed over, and files with other extensions are counted in `note`.
+
+    What is known of a large folder is kept in an index, which holds until a folder in it changes:
+    starting again, or in further processes, lists and opens no file.
     """
 
     def __init__(
         self, root: str | Path, max_pixels: float, class_labels: bool = False, dims: int = 2
     ) -> None:
-        """List the files; none is opened.
+        """List the files.
 
         Args:
             root: The folder.
-            max_pixels: Largest picture that will be read, million pixels.
+            max_pixels: Largest image that will be read, million pixels.
             class_labels: The first folder level below root names the class.
-            dims: 2 for pictures, 3 for volumes.
+            dims: 2 for images, 3 for volumes.
 
         Raises:
-            UserError: No such folder, no picture in it, or a picture without a class.
+            UserError: No such folder, no image in it, or an image without a class.
         """
         self.root, self.max_pixels, self.dims = Path(root), max_pixels, dims
-        paths, others = list_images(self.root, dims)
+        said = f"{self.root.resolve()} {dims} {max_pixels}"
+        key = hashlib.blake2b(said.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+        self._index = CACHE / "folders" / f"{key}.npz"
+        # Paths are encoded in one array: a list of many str grows in every worker, as they count
+        # references. Headers are (depth,) height, width, channels and type of each image.
+        self._paths, self._headers = np.empty(0, "S1"), np.empty((0, 0), np.int64)
+        with one_at_a_time(self._index):
+            if not self._read_index():
+                self._list()
+        if class_labels:
+            owners = []
+            for path in map(self.key, range(len(self))):
+                if os.sep not in path:
+                    raise UserError(
+                        f"{self.root / path}: is in no class folder; move it into a sub-folder of "
+                        f"{self.root} named after its class, or set class_labels to false"
+                    )
+                owners.append(path.split(os.sep, 1)[0])
+            self.classes = tuple(sorted(set(owners), key=natural))
+            number = {owner: label for label, owner in enumerate(self.classes)}
+            self.labels = np.array([number[owner] for owner in owners], dtype=np.int64)
+
+    def _list(self) -> None:
+        """List the files; of a large folder read the headers too, and write the index."""
+        start, folders = time.time_ns(), dict[str, int]()
+        paths, others = list_images(self.root, self.dims, folders)
         if others:
             largest_first = sorted(others.items(), key=lambda kind: (-kind[1], kind[0]))
             kinds = ", ".join(f"{n} {kind}" for kind, n in largest_first[:4])
             self.note = f"{others.total()} other files passed over ({kinds})"
-        # Encoded in one array: a list of many str grows in every worker as they count references.
         self._paths = np.array([os.fsencode(path) for path in paths])
-        if class_labels:
-            for path in paths:
-                if os.sep not in path:
-                    raise UserError(
-                        f"{self.root / path}: is in no class folder; move it into a sub-folder of "
-                        f"{self.root} named after its class, or set data.class_labels false"
-                    )
-            owners = [path.split(os.sep, 1)[0] for path in paths]
-            self.classes = tuple(sorted(set(owners), key=natural))
-            number = {owner: label for label, owner in enumerate(self.classes)}
-            self.labels = np.array([number[owner] for owner in owners], dtype=np.int64)
+        if len(paths) < INDEXED:
+            return
+        numbers = tqdm(
+            range(len(self)), "looking at images", unit="image", delay=2, leave=False, disable=None
+        )
+        headers = np.empty((len(self), self.dims + 2), np.int64)
+        for number in numbers:
+            info = self.info(number)
+            headers[number] = (*info.size, info.channels, DTYPES.index(info.dtype.name))
+        self._headers = headers
+        if max(folders.values()) > start - RACE:
+            return
+        names = np.array([os.fsencode(name) for name in folders])
+        part = self._index.with_suffix(f".{os.getpid()}.npz")
+        with suppress(OSError):  # a cache that cannot be written is none
+            self._index.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(
+                part,
+                paths=self._paths,
+                headers=headers,
+                note=np.array(self.note),
+                folders=names,
+                times=np.array(list(folders.values())),
+            )
+            os.replace(part, self._index)
+
+    def _read_index(self) -> bool:
+        """Take what the index holds, if the folders are as they were."""
+        with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile):
+            with np.load(self._index, allow_pickle=False) as index:
+                for name, when in zip(index["folders"], index["times"].tolist(), strict=True):
+                    if os.stat(os.fsdecode(bytes(name))).st_mtime_ns != when:
+                        return False
+                self._paths, self._headers = index["paths"], index["headers"]
+                self.note = str(index["note"])
+            return True
+        return False
+
+    @override
+    def changed(self, index: int) -> None:
+        self._index.unlink(missing_ok=True)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -77,19 +145,26 @@ class Folder(Collection):
 
     @override
     def info(self, index: int) -> ImageInfo:
+        if len(self._headers):
+            *size, channels, kind = self._headers[index].tolist()
+            depth = size[0] if self.dims == 3 else None
+            return ImageInfo(size[-2], size[-1], channels, np.dtype(DTYPES[kind]), depth)
         look = volume_info if self.dims == 3 else image_info
         return look(self.name(index), self.max_pixels)
 
 
-def list_images(root: Path, dims: int = 2) -> tuple[list[str], Counter[str]]:
-    """Relative paths of the pictures below root in natural order, and other files by extension.
+def list_images(
+    root: Path, dims: int = 2, folders: dict[str, int] | None = None
+) -> tuple[list[str], Counter[str]]:
+    """Relative paths of the images below root in natural order, and other files by extension.
 
     Args:
         root: The folder.
-        dims: 2 for pictures, 3 for volumes.
+        dims: 2 for images, 3 for volumes.
+        folders: Gets each folder that was listed and when it last changed, nanoseconds.
 
     Raises:
-        UserError: No such folder, a folder that may not be read, or no picture at all.
+        UserError: No such folder, a folder that may not be read, or no image at all.
     """
     if not root.is_dir():
         what = "is a file, not a folder of images" if root.exists() else "no such folder"
@@ -97,7 +172,7 @@ def list_images(root: Path, dims: int = 2) -> tuple[list[str], Counter[str]]:
     extensions = VOLUME_EXTENSIONS if dims == 3 else EXTENSIONS
     paths: list[str] = []
     others: Counter[str] = Counter()
-    for path in visible_files(root):
+    for path in visible_files(root, folders):
         extension = split_ending(path)[1].lower()
         if extension in extensions:
             paths.append(path)
@@ -144,15 +219,33 @@ def _name_key(name: str) -> tuple[object, ...]:
 _DIGITS = re.compile(r"(\d+)")
 
 
-def visible_files(root: Path) -> Iterator[str]:
-    """Relative paths of the files below root, hidden files and folders passed over."""
+def visible_files(root: Path, folders: dict[str, int] | None = None) -> Iterator[str]:
+    """Relative paths of the files below root, hidden files and folders passed over.
+
+    Each folder is noted in `folders`, with the time of its last change before it was listed.
+
+    Links to folders are followed; a folder that several lead to, or one leads back to, is listed
+    once.
+    """
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: may not be listed; check its permissions") from error
 
-    for folder, subfolders, files in os.walk(root, onerror=refuse):
+    seen: set[str] = set()
+    if folders is not None:
+        folders[str(root)] = os.stat(root).st_mtime_ns
+    for folder, subfolders, files in os.walk(root, onerror=refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         below = os.path.relpath(folder, root)
+        if folders is not None:
+            for name in subfolders:
+                path = os.path.join(folder, name)
+                folders[path] = os.stat(path).st_mtime_ns
         for name in files:
             if not name.startswith("."):
                 yield name if below == "." else os.path.join(below, name)

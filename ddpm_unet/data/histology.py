@@ -37,16 +37,16 @@ Part = Literal["train", "held_out", "all"]
 
 
 @dataclass(frozen=True)
-class LabelledPicture:
+class LabelledImage:
     """A part of the labelled micrograph.
 
     Attributes:
-        picture: `[H, W, 3]` uint8.
+        image: `[H, W, 3]` uint8.
         instances: `[H, W]` int32, 0 for background, else the nucleus's number.
         types: `[H, W]` uint8, index into `CLASS_NAMES`.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     instances: np.ndarray
     types: np.ndarray
 
@@ -77,7 +77,7 @@ def columns(part: Part) -> slice:
     return slice(HELD_OUT_FROM, None) if part == "held_out" else slice(HELD_OUT_FROM)
 
 
-def pictures(part: Part) -> dict[str, np.ndarray]:
+def images(part: Part) -> dict[str, np.ndarray]:
     """Micrographs `[H, W, 3]` uint8 by name: for training both, held out the right third."""
     found = {f"{NEST} ({part})": read_image(find_file(NEST))[:, columns(part)]}
     if part != "held_out":
@@ -85,22 +85,22 @@ def pictures(part: Part) -> dict[str, np.ndarray]:
     return found
 
 
-def labelled(part: Part) -> LabelledPicture:
+def labelled(part: Part) -> LabelledImage:
     """The labelled micrograph's part for training, the part for scoring, or all of it."""
     instances, types = (_mask(name)[:, columns(part)] for name in (INSTANCES, TYPES))
-    picture = read_image(find_file(NEST))[:, columns(part)]
-    return LabelledPicture(picture, instances, types.astype(np.uint8))
+    image = read_image(find_file(NEST))[:, columns(part)]
+    return LabelledImage(image, instances, types.astype(np.uint8))
 
 
-def mask_of(picture: str, types: bool) -> np.ndarray:
+def mask_of(image: str, types: bool) -> np.ndarray:
     """The class of each pixel of a part of the labelled micrograph, `int16 [H, W, 1]`.
 
     Args:
-        picture: Its name, as `pictures` gives it.
+        image: Its name, as `images` gives it.
         types: Indices into `CLASS_NAMES`, instead of 1 for nuclei.
     """
     parts: tuple[Part, ...] = ("train", "held_out")
-    (part,) = (part for part in parts if picture == f"{NEST} ({part})")
+    (part,) = (part for part in parts if image == f"{NEST} ({part})")
     values = _mask(TYPES if types else INSTANCES)[:, columns(part)]
     return (values if types else values != 0).astype(np.int16)[..., None]
 

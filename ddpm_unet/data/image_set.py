@@ -1,15 +1,19 @@
-"""Fitted pictures to cut windows from: kept in memory, or read from disk each time."""
+"""Fitted images to cut windows from: kept in memory, or read from disk each time."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import math
 import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,24 +22,95 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from typing_extensions import override
 
-from ddpm_unet.config import ImageDataConfig
-from ddpm_unet.data.collection import Collection
-from ddpm_unet.data.fitting import fit_picture, fitted_info
-from ddpm_unet.data.images import ImageInfo
-from ddpm_unet.data.pixels import box
-from ddpm_unet.data.sequences import Sequences
+from ddpm_unet.config import ValueRange
+from ddpm_unet.data.collection import CACHE, Collection, one_at_a_time
+from ddpm_unet.data.images import ImageInfo, check_pixels
+from ddpm_unet.data.pixels import box, convert_channels, normalised, resize, to_unit
 from ddpm_unet.errors import UserError
+
+if TYPE_CHECKING:
+    from ddpm_unet.data.conditioning import Sequences
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Fit:
+    """How images are brought to the form that windows are cut from.
+
+    Args:
+        size: Height and width (and depth) of the windows.
+        mode: "crop" cuts windows at the images' own scale; "resize" scales the shorter side to
+            size and keeps the centre.
+        scale: Factor applied to the images before cropping.
+        channels: 1 (grey), 3 (RGB) or 4; None keeps what the images have.
+        value_range: Values that become -1 and 1; see `to_unit`.
+        max_pixels: Refuse images of more than so many million pixels.
+    """
+
+    size: int
+    mode: Literal["crop", "resize"] = "crop"
+    scale: float = 1.0
+    channels: int | None = None
+    value_range: ValueRange = None
+    max_pixels: float = 200.0
+
+    def info(self, info: ImageInfo, name: str) -> ImageInfo:
+        """What `apply` will make of an image.
+
+        Raises:
+            UserError: The image is smaller than the windows to be cut from it.
+        """
+        size = [self.size] * len(info.size)
+        if self.mode == "crop":
+            size = [max(1, round(n * self.scale)) for n in info.size]
+            if min(size) < self.size:
+                scaled = f" at scale {self.scale:g}" if self.scale != 1 else ""
+                found, wanted = (
+                    " x ".join(map(str, n)) for n in (size[::-1], [self.size] * len(size))
+                )
+                raise UserError(
+                    f"{name}: {found} pixels{scaled} hold no window of {wanted}; "
+                    "lower size or set fit to resize"
+                )
+            check_pixels(name, (*size, info.channels), self.max_pixels)
+        *depth, height, width = size
+        dtype = np.dtype(np.float32) if self.value_range == "percentiles" else info.dtype
+        return ImageInfo(height, width, self.channels or info.channels, dtype, *depth)
+
+    def apply(self, image: np.ndarray, name: str) -> np.ndarray:
+        """Convert channels, map floats to [-1, 1], and scale or resize and cut the centre.
+
+        Args:
+            image: `[H, W, C]`, or `[D, H, W, C]` of a volume; uint8, uint16 or float32.
+            name: For messages.
+
+        Returns:
+            `[C, H', W']` (`[C, D', H', W']`), integers of the same depth as they came.
+        """
+        image = convert_channels(normalised(image, self.value_range), self.channels, name)
+        if image.dtype == np.float32:
+            image = to_unit(image, self.value_range, name)
+        lengths = image.shape[:-1]
+        planes = np.moveaxis(image, -1, 0).copy()
+        if self.mode == "crop":
+            return resize(planes, *(max(1, round(n * self.scale)) for n in lengths))
+        factor = self.size / min(lengths)
+        planes = resize(planes, *(max(self.size, round(n * factor)) for n in lengths))
+        return planes[box(((n - self.size) // 2 for n in planes.shape[1:]), self.size)]
+
+    def beside(self) -> Fit:
+        """How condition images are fitted: as the images, but for their values."""
+        return replace(self, channels=None, value_range=None)
+
+
+@dataclass(frozen=True)
 class Layout:
-    """Shapes of all fitted pictures; channels and type are the same for all.
+    """Shapes of all fitted images; channels and type are the same for all.
 
     Attributes:
         sizes: (Depth,) height and width of each, `int64 [N, 2]` or `[N, 3]`.
-        channels: Channels of every picture.
+        channels: Channels of every image.
         dtype: uint8, uint16, float32 for values in [-1, 1], or int16 for classes.
     """
 
@@ -45,28 +120,34 @@ class Layout:
 
     @property
     def nbytes(self) -> int:
-        """Size of all pictures decoded."""
+        """Size of all images decoded."""
         return int(self.sizes.prod(1).sum()) * self.channels * self.dtype.itemsize
 
 
 class ImageSet(Dataset[Tensor], ABC):
-    """A map-style data set of fitted pictures `[C, H, W]`, or volumes `[C, D, H, W]`.
+    """A map-style data set of fitted images `[C, H, W]`, or volumes `[C, D, H, W]`.
 
     Attributes:
+        fit: How they were brought to one form.
         layout: Their shapes.
-        labels: Class of each picture, `int64 [N]`, or None.
+        digest: Of names and sizes: another one if images were added or removed.
+        labels: Class of each image, `int64 [N]`, or None.
         classes: Name of each class.
         note: What the user should know besides.
-        condition: The condition picture of each, of the same sizes, or None.
+        condition: The condition image of each, of the same sizes, or None.
         context: The sequence of vectors of each, or None.
     """
 
     condition: ImageSet | None = None
     context: Sequences | None = None
 
-    def __init__(self, collection: Collection, layout: Layout) -> None:
-        """Describe the fitted pictures of a collection."""
-        self.layout = layout
+    def __init__(self, collection: Collection, fit: Fit, layout: Layout) -> None:
+        """Describe the fitted images of a collection."""
+        self.fit, self.layout = fit, layout
+        digest = hashlib.blake2b(str(layout.sizes.tolist()).encode(), digest_size=16)
+        for index in range(len(collection)):
+            digest.update(f"{collection.key(index)}\n".encode("utf-8", "surrogateescape"))
+        self.digest = digest.hexdigest()
         self.labels, self.classes = collection.labels, collection.classes
         self.note = collection.note
 
@@ -75,41 +156,46 @@ class ImageSet(Dataset[Tensor], ABC):
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """What messages call a picture."""
+        """What messages call an image."""
 
     @abstractmethod
     def __getitem__(self, index: int) -> Tensor:
-        """One picture, `[C, (D,) H, W]`."""
+        """One image, `[C, (D,) H, W]`."""
 
     @abstractmethod
     def cut(self, index: np.ndarray, corner: np.ndarray, size: int) -> np.ndarray:
-        """Windows `[B, C, (size,) size, size]` of some pictures.
+        """Windows `[B, C, (size,) size, size]` of some images.
 
         Args:
-            index: The pictures, `int64 [B]`.
+            index: The images, `int64 [B]`.
             corner: (Front,) top and left of each window, `int64 [B, 2]` or `[B, 3]`.
             size: Of every side.
         """
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A digest of the pictures: of their pixels, or if they are read as needed of their names
+        """A digest of the images: of their pixels, or if they are read as needed of their names
         and of the sizes and times of their files.
         """
 
     def describe(self) -> str:
         """One line for the log."""
         layout = self.layout
-        kept = "in memory" if isinstance(self, PackedImages) else "read as needed"
+        kept = "read as needed"
+        if isinstance(self, PackedImages):
+            kept = f"in {self.path}" if self.path else "in memory"
+        elif os.path.isfile(self.name(0)):
+            wanted = math.ceil(layout.nbytes / 1e6)
+            kept += f" (to keep them decoded on disk, set disk_limit to {wanted})"
         sizes = [" x ".join(map(str, f(layout.sizes, 0)[::-1])) for f in (np.min, np.max)]
-        what = "picture" if layout.sizes.shape[1] == 2 else "volume"
+        what = "image" if layout.sizes.shape[1] == 2 else "volume"
         parts = [
             f"{len(self):,} {what}" + "s" * (len(self) > 1),
             " to ".join(dict.fromkeys(sizes)),
             f"{layout.channels} channel" + "s" * (layout.channels > 1),
             layout.dtype.name,
             *([f"{len(self.classes)} classes"] if self.labels is not None else []),
-            *(["a condition picture each"] if self.condition else []),
+            *(["a condition image each"] if self.condition else []),
             *([f"up to {self.context.longest} vectors each"] if self.context else []),
             f"{layout.nbytes / 1e6:,.1f} MB {kept}",
             *([self.note] if self.note else []),
@@ -118,30 +204,72 @@ class ImageSet(Dataset[Tensor], ABC):
 
 
 class PackedImages(ImageSet):
-    """All pictures, decoded once into one flat tensor.
+    """All images, decoded once into one flat tensor: in memory, or in a file that is mapped.
 
     Loader processes share it: forked ones as pages of the parent, spawned ones because torch
-    sends tensors through shared memory.
+    sends tensors through shared memory. A file is shared by all processes of a host, and found
+    by later runs.
     """
 
-    def __init__(self, collection: Collection, config: ImageDataConfig, layout: Layout) -> None:
-        """Decode everything."""
-        super().__init__(collection, layout)
-        sizes = layout.channels * layout.sizes.prod(1)
-        self.starts = np.cumsum(sizes) - sizes
-        self.flat = torch.empty(int(sizes.sum()), dtype=_STORAGE[layout.dtype.name])
-        values = self.flat.numpy().view(layout.dtype)
+    def __init__(
+        self, collection: Collection, fit: Fit, layout: Layout, path: Path | None = None
+    ) -> None:
+        """Decode everything, unless the file is there.
 
-        def store(i: int) -> str:
-            planes = _fitted(collection, config, layout, i)
-            values[self.starts[i] : self.starts[i] + sizes[i]] = planes.ravel()
-            return collection.name(i)
+        Raises:
+            UserError: An image cannot be read, or the file cannot be written.
+        """
+        super().__init__(collection, fit, layout)
+        sizes = layout.channels * layout.sizes.prod(1)
+        self.path, self.starts, self._values = path, np.cumsum(sizes) - sizes, int(sizes.sum())
+        self.names = [collection.name(index) for index in range(len(collection))]
+        if path is None:
+            self.flat = torch.empty(self._values, dtype=_STORAGE[layout.dtype.name])
+            self._decode(self.flat, collection)
+            return
+        with one_at_a_time(path):
+            if not (path.is_file() and path.stat().st_size == layout.nbytes):
+                part = path.with_suffix(f".{os.getpid()}.unfinished")
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    if shutil.disk_usage(path.parent).free < layout.nbytes:
+                        raise OSError(errno.ENOSPC, "no space left")
+                    self._decode(self._mapped(part), collection)
+                    os.replace(part, path)
+                except OSError as error:
+                    raise UserError(
+                        f"{path}: cannot be written ({error.strerror}); set disk_limit to 0"
+                    ) from error
+                finally:
+                    part.unlink(missing_ok=True)
+        self.flat = self._mapped(path)
+
+    def _decode(self, flat: Tensor, collection: Collection) -> None:
+        layout, values = self.layout, flat.numpy().view(self.layout.dtype)
+
+        def store(i: int) -> None:
+            planes = _fitted(collection, self.fit, layout, i).ravel()
+            values[self.starts[i] : self.starts[i] + len(planes)] = planes
 
         # Threads pay where decoding, which frees the interpreter, outweighs what does not.
-        threads = min(16, os.cpu_count() or 1) if sizes.mean() > 1e6 else 1
+        threads = min(16, os.cpu_count() or 1) if self._values / len(self) > 1e6 else 1
         with ThreadPoolExecutor(threads) as pool:
-            names = (pool.map if threads > 1 else map)(store, range(len(collection)))
-            self.names = list(_with_progress(names, len(collection), "decoding pictures"))
+            done = (pool.map if threads > 1 else map)(store, range(len(self)))
+            for _ in _with_progress(done, len(self), "decoding images"):
+                pass
+
+    def _mapped(self, path: Path) -> Tensor:
+        dtype = _STORAGE[self.layout.dtype.name]
+        return torch.from_file(str(path), shared=True, size=self._values, dtype=dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A mapped file is mapped again by the process that gets the set, not copied."""
+        return self.__dict__ | ({"flat": None} if self.path else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.path:
+            self.flat = self._mapped(self.path)
 
     @override
     def name(self, index: int) -> str:
@@ -167,7 +295,7 @@ class PackedImages(ImageSet):
         sizes = self.layout.sizes[index]
         axes = sizes.shape[1]
         begin, run = self.starts[index], self.layout.channels * size**axes
-        if (sizes != size).any():  # no whole pictures, which are in one piece
+        if (sizes != size).any():  # no whole images, which are in one piece
             run = size
             # Values from a channel to the next, a slice, a row and a pixel.
             steps = [sizes[:, axis:].prod(1) for axis in range(axes + 1)]
@@ -185,12 +313,12 @@ class PackedImages(ImageSet):
 
 
 class StreamedImages(ImageSet):
-    """Pictures decoded again whenever a window of them is needed."""
+    """Images decoded again whenever a window of them is needed."""
 
-    def __init__(self, collection: Collection, config: ImageDataConfig, layout: Layout) -> None:
+    def __init__(self, collection: Collection, fit: Fit, layout: Layout) -> None:
         """Decode nothing yet."""
-        super().__init__(collection, layout)
-        self.collection, self.config = collection, config
+        super().__init__(collection, fit, layout)
+        self.collection = collection
 
     @override
     def name(self, index: int) -> str:
@@ -198,7 +326,7 @@ class StreamedImages(ImageSet):
 
     @override
     def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(_fitted(self.collection, self.config, self.layout, index))
+        return torch.from_numpy(_fitted(self.collection, self.fit, self.layout, index))
 
     @override
     def fingerprint(self) -> str:
@@ -216,32 +344,48 @@ class StreamedImages(ImageSet):
         shape = (len(index), self.layout.channels, *[size] * corner.shape[1])
         windows = np.empty(shape, dtype=self.layout.dtype)
         for window, i, starts in zip(windows, index.tolist(), corner.tolist(), strict=True):
-            planes = _fitted(self.collection, self.config, self.layout, i)
+            planes = _fitted(self.collection, self.fit, self.layout, i)
             window[:] = planes[box(starts, size)]
         return windows
 
 
-def open_collection(collection: Collection, config: ImageDataConfig) -> ImageSet:
-    """Look at all headers, then keep the pictures in memory if they fit, else read as needed.
+def open_collection(
+    collection: Collection, fit: Fit, memory_limit: float = 2048, disk_limit: float = 0
+) -> ImageSet:
+    """Look at all headers, then keep the images decoded if they fit, else read them as needed.
+
+    Args:
+        collection: The images as their source has them.
+        fit: How to bring them to one form.
+        memory_limit: Megabytes of memory that decoded images may take.
+        disk_limit: Megabytes that those of larger sets of files may take in the cache, in a
+            file that all processes of a host share.
 
     Raises:
-        UserError: An unreadable picture, one smaller than a window, or one whose channels or
+        UserError: An unreadable image, one smaller than a window, or one whose channels or
             depth differ from the first one's.
     """
-    layout = survey(collection, config)
-    packed = layout.nbytes <= config.memory_limit * 1e6
-    return (PackedImages if packed else StreamedImages)(collection, config, layout)
+    layout = survey(collection, fit)
+    if layout.nbytes <= memory_limit * 1e6:
+        return PackedImages(collection, fit, layout)
+    streamed = StreamedImages(collection, fit, layout)
+    files = all(map(os.path.isfile, (collection.name(0), collection.name(len(collection) - 1))))
+    if layout.nbytes > disk_limit * 1e6 or not files:  # what has no time of change is not kept
+        return streamed
+    said = f"{streamed.fingerprint()} {streamed.digest} {fit} {layout.channels} {layout.dtype}"
+    key = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+    return PackedImages(collection, fit, layout, CACHE / "images" / key)
 
 
-def survey(collection: Collection, config: ImageDataConfig) -> Layout:
-    """Shapes of the fitted pictures from their headers; errors as `open_collection`."""
+def survey(collection: Collection, fit: Fit) -> Layout:
+    """Shapes of the fitted images from their headers; errors as `open_collection`."""
     sizes: list[tuple[int, ...]] = []
     first: ImageInfo | None = None
-    seen: dict[ImageInfo, tuple[int, ...]] = {}  # most pictures are like others
-    infos = _with_progress(collection.infos(), len(collection), "looking at pictures")
+    seen: dict[ImageInfo, tuple[int, ...]] = {}  # most images are like others
+    infos = _with_progress(collection.infos(), len(collection), "looking at images")
     for index, info in enumerate(infos):
         if info not in seen:
-            fitted = fitted_info(info, config, collection.name(index))
+            fitted = fit.info(info, collection.name(index))
             first = first or fitted
             _check_alike(fitted, first, collection, index)
             seen[info] = fitted.size
@@ -255,7 +399,7 @@ def _check_alike(info: ImageInfo, first: ImageInfo, collection: Collection, inde
     if info.channels != first.channels:
         raise UserError(
             f"{name}: channels are {info.channels}, those of {other} {first.channels}; "
-            "convert it, or set data.channels to 1, 3 or 4"
+            "convert it, or set channels to 1, 3 or 4"
         )
     if info.dtype != first.dtype:
         raise UserError(
@@ -264,13 +408,12 @@ def _check_alike(info: ImageInfo, first: ImageInfo, collection: Collection, inde
         )
 
 
-def _fitted(
-    collection: Collection, config: ImageDataConfig, layout: Layout, index: int
-) -> np.ndarray:
+def _fitted(collection: Collection, fit: Fit, layout: Layout, index: int) -> np.ndarray:
     name = collection.name(index)
-    planes = fit_picture(collection.read(index), config, name)
+    planes = fit.apply(collection.read(index), name)
     expected = (layout.channels, *layout.sizes[index])
     if planes.shape != expected or planes.dtype != layout.dtype:
+        collection.changed(index)
         raise UserError(f"{name}: has changed while it was in use; start again")
     return planes
 
@@ -284,4 +427,4 @@ _STORAGE = {
 
 
 def _with_progress(items: Iterable[T], total: int, title: str) -> Iterable[T]:
-    return tqdm(items, title, total, unit="picture", delay=2, leave=False, disable=None)
+    return tqdm(items, title, total, unit="image", delay=2, leave=False, disable=None)

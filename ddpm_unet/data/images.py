@@ -82,12 +82,15 @@ def read_image(
             return orient(_pixels(image, keep_palette), _orientation(image))
 
 
-def read_stack(path: str | Path, max_pixels: float = 200.0) -> np.ndarray:
+def read_stack(
+    path: str | Path, max_pixels: float = 200.0, keep_palette: bool = False
+) -> np.ndarray:
     """Decode a TIFF of one or more pages of equal shape.
 
     Args:
         path: The file.
         max_pixels: Refuse stacks of more than so many million pixels in all.
+        keep_palette: Return the indices of palette pages instead of their colours.
 
     Returns:
         `[N, H, W, C]`, types as `read_image`.
@@ -98,7 +101,7 @@ def read_stack(path: str | Path, max_pixels: float = 200.0) -> np.ndarray:
     with faults_named(path), open(path, "rb", opener=_without_waiting) as file:
         if not _is_tiff(file, path):
             raise UserError(f"{path}: is not a TIFF; stacks are read from multi-page TIFF files")
-        return read_tiff(path, max_pixels, stack=True)
+        return read_tiff(path, max_pixels, keep_palette, stack=True)
 
 
 def image_info(path: str | Path, max_pixels: float = 200.0) -> ImageInfo:

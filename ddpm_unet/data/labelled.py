@@ -1,4 +1,4 @@
-"""Labelled pictures, or the parts of them that a split names, ready to be trained on."""
+"""Labelled images, or the parts of them that a split names, ready to be trained on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,58 +14,35 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from ddpm_unet.data.border import balanced_weights, border_weights
-from ddpm_unet.data.fitting import nearest, resize
-from ddpm_unet.data.pixels import convert_channels, to_unit
-from ddpm_unet.data.report import Report
+from ddpm_unet.data.check import Report
+from ddpm_unet.data.pixels import convert_channels, nearest, resize, to_unit
 from ddpm_unet.data.splits import AXES, Part
 
 
 @dataclass(frozen=True)
-class LabelledPicture:
-    """One picture or volume at `data.scale`; volumes have a depth D before H.
+class Item:
+    """One image or volume at `data.scale`, and what is cut, turned and deformed with it.
 
     Attributes:
-        image: `[C, H, W]` uint8, uint16 or float32, as in its file.
-        mask: Classes, `int16 [H, W]`, IGNORE_INDEX where unlabelled.
+        image: `[C, (D,) H, W]` uint8, uint16 or float32, as in its file.
+        beside: Planes `[..., (D,) H, W]` by name: "mask", int16 classes with IGNORE_INDEX where
+            unlabelled; "target" and "weight", float32, which may be interpolated.
         cells: Numbered cells, `int32 [H, W]`, from which weights are still to be made.
-        weight: Border weights, `float32 [H, W]`, if they are wanted.
     """
 
     image: np.ndarray
-    mask: np.ndarray
+    beside: dict[str, np.ndarray]
     cells: np.ndarray | None = None
-    weight: np.ndarray | None = None
-
-    @property
-    def beside(self) -> dict[str, np.ndarray]:
-        """What is cut, turned and deformed with the image, by name."""
-        weight = {} if self.weight is None else {"weight": self.weight}
-        return {"mask": self.mask, **weight}
 
 
-class Picture(Protocol):
-    """An image and what lies beside it."""
-
-    @property
-    def image(self) -> np.ndarray:
-        """`[C, (D,) H, W]`, as in its file."""
-
-    @property
-    def beside(self) -> dict[str, np.ndarray]:
-        """Planes `[..., (D,) H, W]` by name; int16 are classes, floats may be interpolated."""
-
-
-P = TypeVar("P", bound=Picture)
-
-
-class PairSet(Dataset[dict[str, Tensor]], ABC, Generic[P]):
-    """A map-style data set of whole pictures and what lies beside them, to cut from.
+class PairSet(Dataset[dict[str, Tensor]], ABC):
+    """A map-style data set of whole images and what lies beside them, to cut from.
 
     It is kept in memory if it fits in `data.memory_limit`, and read as needed otherwise.
 
     Attributes:
         config: The data settings.
-        parts: What the pictures are.
+        parts: What the images are.
         sizes: (Depth,) height and width of each at `data.scale`, `int64 [N, dims]`.
         channels: Channels of the images.
     """
@@ -74,11 +50,11 @@ class PairSet(Dataset[dict[str, Tensor]], ABC, Generic[P]):
     def __init__(
         self, report: Report, parts: Sequence[Part] | None = None, bytes_beside: int = 0
     ) -> None:
-        """Take the pictures of a set that passed its check.
+        """Take the images of a set that passed its check.
 
         Args:
             report: From `check_pairs`.
-            parts: Those of a split; None for all pictures.
+            parts: Those of a split; None for all images.
             bytes_beside: Of a pixel of what lies beside the images.
 
         Raises:
@@ -97,35 +73,35 @@ class PairSet(Dataset[dict[str, Tensor]], ABC, Generic[P]):
             places = zip(report.sizes[index], _cuts(part, dims), strict=True)
             kept = [len(range(length)[cut]) for length, cut in places]
             size[:] = [max(1, round(length * self.config.scale)) for length in kept]
-        nbytes = self.sizes.prod(1).sum() * (report.bytes_per_pixel + bytes_beside)
-        self._kept: list[P] | None = None
+        nbytes = self.sizes.prod(1).sum() * (report.channels * report.dtype.itemsize + bytes_beside)
+        self._kept: list[Item] | None = None
         if nbytes <= self.config.memory_limit * 1e6:
             self._kept = [self._decode(index) for index in range(len(self))]
 
     @abstractmethod
-    def _decode(self, index: int) -> P:
-        """Read one picture."""
+    def _decode(self, index: int) -> Item:
+        """Read one item."""
 
     def __len__(self) -> int:
         return len(self.parts)
 
     def name(self, index: int) -> str:
-        """What messages call a picture."""
+        """What messages call a item."""
         return self._pairs[index].image_file
 
-    def picture(self, index: int) -> P:
-        """One picture, as its file has it."""
+    def item(self, index: int) -> Item:
+        """One image, as its file has it."""
         return self._decode(index) if self._kept is None else self._kept[index]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """One whole picture.
+        """One whole item.
 
         Returns:
             "image" float32 `[C, (D,) H, W]` in [-1, 1] and what lies beside it, classes as int64.
         """
-        picture = self.picture(index)
-        image = torch.from_numpy(to_unit(picture.image, self.config.value_range))
-        beside = {name: torch.tensor(planes) for name, planes in picture.beside.items()}
+        item = self.item(index)
+        image = torch.from_numpy(to_unit(item.image, self.config.value_range))
+        beside = {name: torch.tensor(planes) for name, planes in item.beside.items()}
         return {"image": image, **{name: whole_classes(p) for name, p in beside.items()}}
 
     def describe(self) -> str:
@@ -141,15 +117,15 @@ class PairSet(Dataset[dict[str, Tensor]], ABC, Generic[P]):
         image = convert_channels(pair.read_image(), config.channels, pair.image_file)
         return self._scaled(image, index)
 
-    def _scaled(self, picture: np.ndarray, index: int) -> np.ndarray:
-        """The part of a picture `[..., C]` that belongs to the set, `[C, ...]` at `data.scale`."""
+    def _scaled(self, array: np.ndarray, index: int) -> np.ndarray:
+        """The part of an image `[..., C]` that belongs to the set, `[C, ...]` at `data.scale`."""
         part = _cuts(self.parts[index], self.config.dims)
-        planes = np.ascontiguousarray(np.moveaxis(picture[part], -1, 0))
+        planes = np.ascontiguousarray(np.moveaxis(array[part], -1, 0))
         return resize(planes, *self.sizes[index].tolist())
 
 
-class LabelledSet(PairSet[LabelledPicture]):
-    """Whole pictures with their masks, for validation and to cut from.
+class LabelledSet(PairSet):
+    """Whole images with their masks, for validation and to cut from.
 
     An item has "mask", int64 `[(D,) H, W]`, and "weight", float32 `[H, W]`, if there are border
     weights.
@@ -165,7 +141,7 @@ class LabelledSet(PairSet[LabelledPicture]):
 
         Args:
             report: From `check_pairs`.
-            parts: Those of a split; None for all pictures.
+            parts: Those of a split; None for all images.
             border: Make border weights, balanced over these parts (Ronneberger 2015, eq. 2).
 
         Raises:
@@ -175,18 +151,18 @@ class LabelledSet(PairSet[LabelledPicture]):
         self.class_names, self.border = self._code.class_names, border
         super().__init__(report, parts, 2 + 8 * border)
         if self._kept is not None:
-            self._kept = [self._with_weight(picture) for picture in self._kept]
+            self._kept = [self._with_weight(item) for item in self._kept]
 
     @override
-    def picture(self, index: int) -> LabelledPicture:
-        return self._with_weight(super().picture(index))
+    def item(self, index: int) -> Item:
+        return self._with_weight(super().item(index))
 
     @cached_property
     def class_pixels(self) -> np.ndarray:
         """Pixels of each class, `int64 [K]`."""
         counts = np.zeros(len(self.class_names), np.int64)
         for index in range(len(self)):
-            mask = super().picture(index).mask
+            mask = super().item(index).beside["mask"]
             counts += np.bincount(mask[mask >= 0], minlength=len(counts))
         return counts
 
@@ -197,30 +173,48 @@ class LabelledSet(PairSet[LabelledPicture]):
         return f"{super().describe()}: {classes}"
 
     @override
-    def _decode(self, index: int) -> LabelledPicture:
+    def _decode(self, index: int) -> Item:
         pair, size = self._pairs[index], self.sizes[index].tolist()
         part = _cuts(self.parts[index], self.config.dims)
         values = self._code.read(pair.read_mask(), pair.mask_file)
         mask = self._code.classes(values, pair.mask_file)
         border = self.config.border_classes
         cells = self._code.cells(values, mask, border) if self.border else None
-        return LabelledPicture(
+        return Item(
             self._planes(index),
-            nearest(mask[part], size),
+            {"mask": nearest(mask[part], size)},
             None if cells is None else nearest(cells[part], size),
         )
 
-    def _with_weight(self, picture: LabelledPicture) -> LabelledPicture:
-        if picture.cells is None:
-            return picture
+    def _with_weight(self, item: Item) -> Item:
+        if item.cells is None:
+            return item
         weight = border_weights(
-            picture.mask,
-            picture.cells,
+            item.beside["mask"],
+            item.cells,
             balanced_weights(self.class_pixels),
             self.config.border_w0,
             self.config.border_sigma,
         )
-        return LabelledPicture(picture.image, picture.mask, weight=weight)
+        return Item(item.image, {**item.beside, "weight": weight})
+
+
+class TargetSet(PairSet):
+    """Whole images with those to predict; an item has "target", float32 `[K, (D,) H, W]`.
+
+    Attributes:
+        targets: What these are.
+    """
+
+    def __init__(self, report: Report, parts: Sequence[Part] | None = None) -> None:
+        """As `PairSet`."""
+        self.targets = report.target_images()
+        super().__init__(report, parts, 4 * self.targets.channels)
+
+    @override
+    def _decode(self, index: int) -> Item:
+        target = self.targets.to_unit(self._pairs[index].read_mask())
+        return Item(self._planes(index), {"target": self._scaled(target, index)})
 
 
 def _cuts(part: Part, dims: int) -> tuple[slice, ...]:

@@ -74,7 +74,7 @@ def make_loader(
         timeout: Seconds to wait for a worker's batch.
 
     Raises:
-        UserError: A bad picture, met in whichever process; or a worker that died or is stuck.
+        UserError: A bad image, met in whichever process; or a worker that died or is stuck.
     """
     if not workers:
         for positions in batches:

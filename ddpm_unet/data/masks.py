@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,6 +89,8 @@ class MaskCode:
         values: "classes", "values", "colors": the value of each class.
         ignore: The value of unlabelled pixels.
         boundary_width: "boundaries": width of the outline, pixels.
+        half: "threshold": class 1 lies above it; None takes half of what the one mask holds.
+        nearest: "colors": a colour that is no class's is the nearest one's.
     """
 
     kind: MaskKind
@@ -96,6 +98,8 @@ class MaskCode:
     values: tuple[int, ...] = ()
     ignore: int | None = None
     boundary_width: int = 1
+    half: float | None = None
+    nearest: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -121,10 +125,13 @@ class MaskCode:
         """
         unlabelled = values == self.ignore if self.ignore is not None else False
         if self.kind == "threshold":
-            top = 1 if values.dtype.kind == "f" else np.iinfo(values.dtype).max
-            classes = (values > top / 2).astype(np.int16)
+            labelled = values[~np.asarray(unlabelled)] if self.ignore is not None else values
+            half = half_of(labelled.ravel()) if self.half is None else self.half
+            classes = (values > half).astype(np.int16)
         elif self.kind in ("instances", "boundaries"):
             classes = self._object_classes(values, name)
+        elif self.nearest:
+            classes = self._nearest(values)[0]
         else:
             order = np.argsort(self.values)
             table = np.array(self.values)[order]
@@ -134,6 +141,24 @@ class MaskCode:
                 raise UserError(f"{name}: {self._complaint(np.unique(values[strange]))}")
             classes = order.astype(np.int16)[places]
         return np.where(unlabelled, np.int16(IGNORE_INDEX), classes)
+
+    def unclear(self, values: np.ndarray) -> int:
+        """Pixels whose colour is further from the nearest class than half of the way to another."""
+        return (
+            int((self._nearest(values)[1] & (values != self.ignore)).sum()) if self.nearest else 0
+        )
+
+    def _nearest(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The class of the nearest colour, `int16 [H, W]`, and whether it is unclear."""
+        table = np.array([color_of(value) for value in self.values])
+        found, places = np.unique(values, return_inverse=True)
+        colors = np.stack([found >> 16, found >> 8 & 255, found & 255], axis=1)
+        distances = np.linalg.norm(colors[:, None] - table, axis=-1)
+        between = np.linalg.norm(table[:, None] - table, axis=-1)
+        least = between[~np.eye(len(table), dtype=bool)].min()
+        nearest = distances.argmin(1).astype(np.int16)
+        unclear = distances.min(1) > least / 2
+        return nearest[places].reshape(values.shape), unclear[places].reshape(values.shape)
 
     def cells(
         self, values: np.ndarray, classes: np.ndarray, cell_classes: Sequence[int]
@@ -163,7 +188,10 @@ class MaskCode:
     def _complaint(self, found: np.ndarray) -> str:
         if self.kind == "colors":
             shown = listed(color_of(number) for number in found)
-            return f"{shown} not in data.class_colors; add the colour there or mend the file"
+            return (
+                f"{shown} not in data.class_colors; add the colour there, mend the file, or set "
+                "data.nearest_color true if it was saved as JPEG"
+            )
         shown = f"value{'s' * (len(found) > 1)} {listed(found)}"
         if self.kind == "values":
             return (
@@ -177,13 +205,18 @@ class MaskCode:
         return f"{shown}, but the {self.num_classes} classes are numbered 0 to {last}; {cure}"
 
 
-def find_code(config: PairDataConfig, found: np.ndarray, tops: set[float]) -> MaskCode:
+def half_of(values: np.ndarray) -> float:
+    """Half of what masks hold: between 0, or what is below it, and the largest value."""
+    return (min(0.0, float(values.min())) + float(values.max())) / 2 if values.size else 0.0
+
+
+def find_code(config: PairDataConfig, found: np.ndarray, tops: Mapping[float, float]) -> MaskCode:
     """The code that the settings name, or that the masks' values leave no doubt about.
 
     Args:
         config: What is said about the masks.
         found: Every value in the masks (as `mask_values`) but the unlabelled one, sorted.
-        tops: The largest value that the masks' types can hold, one or several.
+        tops: The largest value that each of the masks' types can hold, and that its masks hold.
 
     Raises:
         UserError: The values may mean several things, or settings contradict each other. The
@@ -207,6 +240,14 @@ def find_code(config: PairDataConfig, found: np.ndarray, tops: set[float]) -> Ma
         raise UserError(f"{len(values)} classes are too many; at most {MOST_CLASSES} are written")
     if len(set(values)) < len(values):
         raise UserError(f"data.mask_kind {kind}: two classes have the same value in its table")
+    if kind == "threshold":
+        if len(found) < 2:
+            raise UserError(f"the masks hold no two values but {listed(found)}; see data.masks")
+        if len(set(tops.values())) > 1:
+            raise UserError(
+                "data.mask_kind threshold: masks of several types, which hold values up to "
+                f"{listed(f'{most:g}' for most in sorted(tops.values()))}; save all with one type"
+            )
     names = _NAMES.get(kind) or tuple(_value_name(kind, value) for value in values)
     for setting, count in (
         ("num_classes", config.num_classes),
@@ -223,7 +264,15 @@ def find_code(config: PairDataConfig, found: np.ndarray, tops: set[float]) -> Ma
         raise UserError(
             f"data.border_classes {strange[0]}: the classes are numbered 0 to {len(names) - 1}"
         )
-    return MaskCode(kind, names, values, ignored_value(config), config.boundary_width)
+    return MaskCode(
+        kind,
+        names,
+        values,
+        ignored_value(config),
+        config.boundary_width,
+        half_of(found) if kind == "threshold" else None,
+        config.nearest_color and kind == "colors",
+    )
 
 
 def _indices(found: np.ndarray, stated: int) -> tuple[int, ...]:
@@ -250,7 +299,7 @@ def ignored_value(config: PairDataConfig) -> int | None:
 
 
 def _only_meaning(
-    found: np.ndarray, tops: set[float], stated: int
+    found: np.ndarray, tops: Collection[float], stated: int
 ) -> tuple[MaskKind, tuple[int, ...]]:
     """Kind and values of masks that can mean one thing only."""
     shown = f"the masks hold the value{'s' * (len(found) != 1)} {listed(found)}"
@@ -261,7 +310,9 @@ def _only_meaning(
     if len(found) < 2:
         raise UserError(f"{shown} and no other, so there is nothing to learn; see data.masks")
     if found.dtype.kind == "f":
-        raise UserError(f"{shown}; say what they mean: data.mask_kind threshold takes over half")
+        raise UserError(
+            f"{shown}; say what they mean: data.mask_kind threshold takes what is over half"
+        )
     if len(found) == 2 and found[0] == 0 and found[1] in tops:
         return "values", (0, int(found[1]))
     if tuple(found) == (0, 1) or (stated and 0 <= found.min() <= found.max() < stated):

@@ -17,34 +17,34 @@ from torchvision import tv_tensors
 from ddpm_unet.data.augment import augmentation, cut_window, window_margin
 from ddpm_unet.data.labelled import PairSet, whole_classes
 from ddpm_unet.data.pixels import to_unit
-from ddpm_unet.data.windows import CORNER, order, window_counts
-from ddpm_unet.randomness import integers, seeded
+from ddpm_unet.data.stream import CORNER, order, window_counts
+from ddpm_unet.randomness import integers, seeded, uniform
 
 Batch = dict[str, Tensor]
 
 
 class PairStream(Dataset[Batch]):
-    """Random windows of labelled pictures, endlessly: epoch after epoch in a new order.
+    """Random windows of labelled images, endlessly: epoch after epoch in a new order.
 
-    An epoch visits each picture as often as windows fit in its area, each time at a random
-    place. Pictures smaller than a window are mirrored at their borders.
+    An epoch visits each image as often as windows fit in its area, each time at a random
+    place. Images smaller than a window are mirrored at their borders.
     """
 
-    def __init__(self, pictures: PairSet[Any], seed: int, context: int = 0) -> None:
+    def __init__(self, images: PairSet, seed: int, context: int = 0) -> None:
         """Read nothing yet.
 
         Args:
-            pictures: The pictures; `pictures.config` has the window size and the augmentation.
+            images: The images; `images.config` has the window size and the augmentation.
             seed: Of the run.
-            context: Pixels added on every side of a window, beyond the picture mirrored, for a
+            context: Pixels added on every side of a window, beyond the image mirrored, for a
                 network that loses so many (Ronneberger 2015, figure 2).
         """
-        self.pictures, self.seed, self.size = pictures, seed, pictures.config.size
-        config = pictures.config
+        self.images, self.seed, self.size = images, seed, images.config.size
+        config = images.config
         self.context, self.dims = context, config.dims
         self.margin = context + window_margin(config.augment)
         self.augment = augmentation(config.augment, self.size + 2 * context, config.dims)
-        self._bounds = np.cumsum(window_counts(pictures.sizes, self.size))
+        self._bounds = np.cumsum(window_counts(images.sizes, self.size))
 
     @property
     def epoch_length(self) -> int:
@@ -63,10 +63,9 @@ class PairStream(Dataset[Batch]):
         """
         positions = np.asarray(positions, dtype=np.int64)
         corners = zip(*(self._corners(side, positions) for side in range(self.dims)), strict=True)
-        pictures = self._picture(positions).tolist()
+        images = self._image(positions).tolist()
         windows = [
-            self._window(*place)
-            for place in zip(positions.tolist(), pictures, corners, strict=True)
+            self._window(*place) for place in zip(positions.tolist(), images, corners, strict=True)
         ]
         batch = {key: torch.stack([window[key] for window in windows]) for key in windows[0]}
         batch = {key: whole_classes(planes) for key, planes in batch.items()}
@@ -76,26 +75,26 @@ class PairStream(Dataset[Batch]):
         return {key: values[0] for key, values in self.__getitems__([position]).items()}
 
     def name(self, position: int) -> str:
-        """The picture from which a position is cut, for messages."""
-        return self.pictures.name(int(self._picture(np.array([position]))[0]))
+        """The image from which a position is cut, for messages."""
+        return self.images.name(int(self._image(np.array([position]))[0]))
 
-    def _picture(self, positions: np.ndarray) -> np.ndarray:
+    def _image(self, positions: np.ndarray) -> np.ndarray:
         items = order(self.seed, positions, self.epoch_length)
         return np.searchsorted(self._bounds, items, side="right")
 
     def _corners(self, side: int, positions: np.ndarray) -> list[int]:
-        """Where each window starts along a side; centred where the picture is smaller than it."""
-        spare = self.pictures.sizes[self._picture(positions), side] - self.size
+        """Where each window starts along a side; centred where the image is smaller than it."""
+        spare = self.images.sizes[self._image(positions), side] - self.size
         purpose = f"data/{CORNER[-self.dims :][side]}"
         drawn = integers(self.seed, purpose, positions, np.maximum(spare, 0) + 1)
         return np.where(spare < 0, spare // 2, drawn).tolist()
 
     def _window(self, position: int, index: int, corner: Sequence[int]) -> Batch:
-        picture = self.pictures.picture(index)
+        item = self.images.item(index)
         place = [start - self.margin for start in corner], self.size + 2 * self.margin
-        image = to_unit(cut_window(picture.image, *place), self.pictures.config.value_range)
+        image = to_unit(cut_window(item.image, *place), self.images.config.value_range)
         sample: dict[str, Any] = {"image": tv_tensors.Image(image)}
-        for key, planes in picture.beside.items():
+        for key, planes in item.beside.items():
             sample[key] = tv_tensors.Mask(cut_window(planes, *place).copy())
         with seeded(self.seed, "data/augment", position):
             window = self.augment(sample)
@@ -104,3 +103,39 @@ class PairStream(Dataset[Batch]):
             key: value.as_subclass(Tensor) if key == "image" else value.as_subclass(Tensor)[inner]
             for key, value in window.items()
         }
+
+
+class WithExtra(Dataset[Batch]):
+    """Each position has a window of the one stream or of the other: a function of (seed, position).
+
+    Args:
+        pairs: A stream.
+        extra: Another, of the same seed, size and context.
+        share: Of the positions that the other gets.
+    """
+
+    def __init__(self, pairs: PairStream, extra: PairStream, share: float) -> None:
+        self.streams, self.share = (pairs, extra), share
+
+    def __getitems__(self, positions: Sequence[int] | np.ndarray) -> Batch:
+        """The batch at these positions, as `PairStream` gives it."""
+        positions = np.asarray(positions, dtype=np.int64)
+        chosen = self._chosen(positions)
+        places = [np.flatnonzero(chosen == number) for number in (0, 1)]
+        parts = [
+            stream.__getitems__(positions[place])
+            for stream, place in zip(self.streams, places, strict=True)
+            if len(place)
+        ]
+        back = torch.from_numpy(np.argsort(np.concatenate(places)))
+        return {key: torch.cat([part[key] for part in parts])[back] for key in parts[0]}
+
+    def __getitem__(self, position: int) -> Batch:
+        return {key: values[0] for key, values in self.__getitems__([position]).items()}
+
+    def name(self, position: int) -> str:
+        """The image from which a position is cut, for messages."""
+        return self.streams[int(self._chosen(np.array([position]))[0])].name(position)
+
+    def _chosen(self, positions: np.ndarray) -> np.ndarray:
+        return (uniform(self.streams[0].seed, "extra", positions) < self.share).astype(int)

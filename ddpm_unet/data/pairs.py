@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -12,11 +13,11 @@ import numpy as np
 
 from ddpm_unet.config import PairDataConfig
 from ddpm_unet.data import histology, points
-from ddpm_unet.data.folder import natural, split_ending
+from ddpm_unet.data.folder import list_images, natural, split_ending
 from ddpm_unet.data.images import read_image, read_stack
-from ddpm_unet.data.naming import Place, naming_hint
+from ddpm_unet.data.masks import half_of, mask_values
 from ddpm_unet.data.pixels import normalised
-from ddpm_unet.data.volumes import Space, read_volume, volume_space
+from ddpm_unet.data.volumes import Space, read_volume, volume_info, volume_space
 from ddpm_unet.errors import UserError
 
 BUILTIN_IMAGES = "builtin:histology"
@@ -24,7 +25,8 @@ BUILTIN_HELD_OUT = "builtin:histology/held-out"
 BUILTIN_MASKS = ("builtin:nucleus", "builtin:nucleus-type")
 POINTS = "points"
 TIFF_ENDINGS = (".tif", ".tiff")
-COLOURED = ("colors", "pictures")
+MODALITY = re.compile(r"(.+)_(\d{4})")
+"""Files of one image each of a channel, as nnU-Net names them: case_0000, case_0001."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Pair:
         image_file, mask_file: What messages call them.
         read_image, read_mask: Decode, `[H, W, C]` (volumes `[D, H, W, C]`), uint8, uint16 or
             float32. The image is `normalised`.
+        space: Where the voxels of a NIfTI file lie.
     """
 
     name: str
@@ -43,9 +46,10 @@ class Pair:
     mask_file: str
     read_image: Callable[[], np.ndarray]
     read_mask: Callable[[], np.ndarray]
+    space: Space | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pairing:
     """What was found.
 
@@ -53,11 +57,13 @@ class Pairing:
         pairs: In natural order of their names.
         notes: What the user should know.
         faults: One line each that names a file and the cure.
+        objects: Each mask file holds one object of an image.
     """
 
     pairs: list[Pair]
     notes: list[str]
     faults: list[str]
+    objects: bool = False
 
 
 def complete_settings(config: PairDataConfig) -> PairDataConfig:
@@ -68,8 +74,8 @@ def complete_settings(config: PairDataConfig) -> PairDataConfig:
     """
     if config.mask_kind == "pictures" and config.masks in (*BUILTIN_MASKS, POINTS):
         raise UserError(
-            f"data.masks {config.masks}: are masks, not pictures to predict; set data.images and "
-            "data.masks to folders of pictures"
+            f"data.masks {config.masks}: are masks, not images to predict; set data.images and "
+            "data.masks to folders of images"
         )
     if config.masks == POINTS:
         if config.dims != 3 or config.scale != 1:
@@ -92,12 +98,65 @@ def complete_settings(config: PairDataConfig) -> PairDataConfig:
     if config.masks not in BUILTIN_MASKS:
         return config
     if config.dims != 2:
-        raise UserError(f"data.dims {config.dims}: {config.images} is a picture; set data.dims 2")
+        raise UserError(f"data.dims {config.dims}: {config.images} is an image; set data.dims 2")
     if config.masks == "builtin:nucleus-type":
         return replace(config, mask_kind="classes", class_names=histology.CLASS_NAMES)
     if config.mask_kind == "boundaries":
         return replace(config, class_names=("background", "nucleus", "outline"))
     return replace(config, mask_kind="instances", class_names=("background", "nucleus"))
+
+
+Files = dict[str, tuple[str, ...]]
+"""The files of each image, or of each mask, by the part of their names that both share."""
+
+
+@dataclass(frozen=True)
+class FilenamePattern:
+    """A folder and how the images, or volumes, in it are named."""
+
+    root: str
+    pattern: str
+    dims: int = 2
+
+    def shared(self, path: str) -> str | None:
+        """What a file's name shares with its partner's; None if it does not fit the pattern."""
+        before, after = self.pattern.split("{}")
+        stem = Path(split_ending(path)[0]).name
+        fits = stem.startswith(before) and stem.endswith(after)
+        middle = stem[len(before) : len(stem) - len(after)]
+        return os.path.join(os.path.dirname(path), middle) if fits and middle else None
+
+    def files(self, what: str, other: FilenamePattern) -> tuple[Files, list[str], list[str]]:
+        """Files by the shared part of their names, notes and faults.
+
+        Where one folder is inside the other, what is inside belongs to the inner one; in one
+        folder, a name that fits both patterns belongs to the longer.
+        """
+        if self.pattern.count("{}") != 1:
+            raise UserError(
+                f"data.{what}_name is {self.pattern!r}: write {{}} once, for instance '{{}}_{what}'"
+            )
+        files: Files = {}
+        unfit, faults = [], []
+        for path in list_images(Path(self.root), self.dims)[0]:
+            full, name = os.path.join(self.root, path), self.shared(path)
+            if self._belongs_to(other, full, path):
+                continue
+            if name is None:
+                unfit.append(full)
+            elif name in files:
+                faults.append(f"{full}: has the name of {files[name][0]}; keep one of the two")
+            else:
+                files[name] = (full,)
+        fit = "file does" if len(unfit) == 1 else "files do"
+        notes = [f"{len(unfit)} {fit} not fit data.{what}_name, such as {path}" for path in unfit]
+        return files, notes[:1], faults
+
+    def _belongs_to(self, other: FilenamePattern, full: str, path: str) -> bool:
+        mine, others = Path(self.root).resolve(), Path(other.root).resolve()
+        if mine == others:
+            return len(other.pattern) > len(self.pattern) and other.shared(path) is not None
+        return others.is_relative_to(mine) and Path(full).resolve().is_relative_to(others)
 
 
 def find_pairs(config: PairDataConfig) -> Pairing:
@@ -121,10 +180,11 @@ def _find(config: PairDataConfig) -> Pairing:
         return Pairing([_builtin_pair(config)], [], [])
     if config.masks == POINTS:
         return _point_sets(config)
-    expand = _volumes if config.dims == 3 else _expand_stacks
     if Path(config.images).is_file() and Path(config.masks).is_file():
         name = Path(split_ending(config.images)[0]).name
-        return expand({name: (config.images, config.masks)}, config, [], [])
+        pairing = Pairing([], [], [])
+        _add_pairs(pairing, {name: (config.images,)}, {name: (config.masks,)}, config)
+        return pairing
     if Path(config.images).resolve() == Path(config.masks).resolve() and (
         config.image_name == config.mask_name
     ):
@@ -133,95 +193,185 @@ def _find(config: PairDataConfig) -> Pairing:
             "'{}_mask', to tell the masks from them"
         )
     what = "target" if config.mask_kind == "pictures" else "mask"
-    here = Place(config.images, config.image_name, config.dims)
-    there = Place(config.masks, config.mask_name, config.dims)
+    here = FilenamePattern(config.images, config.image_name, config.dims)
+    there = FilenamePattern(config.masks, config.mask_name, config.dims)
     images, notes, faults = here.files("image", other=there)
     masks, mask_notes, mask_faults = there.files("mask", other=here)
-    notes, faults = notes + mask_notes, faults + mask_faults
-    both = {name: (images[name], masks[name]) for name in images if name in masks}
-    if images and masks and not both:
-        (image, *_), (mask, *_) = images.values(), masks.values()
-        cure = naming_hint(images, masks) or f"give each {what} the name of its image"
-        faults.append(f"{mask}: no {what} is named as an image, such as {image}; {cure}")
-        return Pairing([], notes, faults)
-    lonely = [images[name] for name in images if name not in masks]
+    pairing = Pairing([], notes + mask_notes, faults + mask_faults)
+    if not images.keys() & masks.keys():
+        images = _modalities(images, masks, pairing)
+        if objects := _objects(images, masks, config):
+            pairing.objects, masks = True, objects
+            pairing.notes.append("mask files in a folder named as an image are its objects")
+    if images and masks and not images.keys() & masks.keys():
+        (image, *_), (mask, *_) = next(iter(images.values())), next(iter(masks.values()))
+        cure = _naming_hint(images, masks) or f"give each {what} the name of its image"
+        pairing.faults.append(f"{mask}: no {what} is named as an image, such as {image}; {cure}")
+        return pairing
+    lonely = [images[name][0] for name in images if name not in masks]
     if config.skip_unlabelled:
-        notes += [f"{len(lonely)} images without a {what} are left out"] * bool(lonely)
+        pairing.notes += [f"{len(lonely)} images without a {what} are left out"] * bool(lonely)
     else:
         cure = f"add its {what}, move it away, or set data.skip_unlabelled true"
-        faults += [f"{path}: has no {what} in {config.masks}; {cure}" for path in lonely]
-    lonely = [masks[name] for name in masks if name not in images]
+        pairing.faults += [f"{path}: has no {what} in {config.masks}; {cure}" for path in lonely]
+    lonely = [masks[name][0] for name in masks if name not in images]
     cure = "add its image or move it away"
-    faults += [f"{path}: has no image in {config.images}; {cure}" for path in lonely]
-    return expand(both, config, notes, faults)
+    pairing.faults += [f"{path}: has no image in {config.images}; {cure}" for path in lonely]
+    _add_pairs(pairing, images, masks, config)
+    return pairing
 
 
-def _expand_stacks(
-    files: dict[str, tuple[str, str]], config: PairDataConfig, notes: list[str], faults: list[str]
-) -> Pairing:
-    """A pair of each page of each pair of files."""
-    pairs: list[Pair] = []
-    indices = config.mask_kind not in COLOURED
-    for name in sorted(files, key=natural):
-        image, mask = files[name]
+def _modalities(images: Files, masks: Files, pairing: Pairing) -> Files:
+    """Images case_0000, case_0001 of a mask `case` as the channels of one image `case`."""
+    found: dict[str, dict[str, str]] = {}
+    for name, (path,) in images.items():
+        parts = MODALITY.fullmatch(name)
+        if not parts:
+            return images
+        found.setdefault(parts[1], {})[parts[2]] = path
+    if not found.keys() & masks.keys():
+        return images
+    wanted = sorted(set().union(*found.values()))
+    pairing.notes.append(f"images of {len(wanted)} channels, in files _{', _'.join(wanted)}")
+    pairing.faults += [
+        f"{next(iter(files.values()))}: the file _{number} of this image is missing; add it"
+        for files in found.values()
+        for number in wanted
+        if number not in files
+    ]
+    return {name: tuple(files[n] for n in sorted(files)) for name, files in found.items()}
+
+
+def _objects(images: Files, masks: Files, config: PairDataConfig) -> Files:
+    """Masks img0/a, img0/b of an image img0 as the objects of one mask; empty if there are none."""
+    found: dict[str, list[str]] = {}
+    for name, (path,) in masks.items():
+        found.setdefault(os.path.dirname(name), []).append(path)
+    if not found.keys() & images.keys():
+        return {}
+    if config.mask_kind not in ("auto", "instances", "boundaries"):
+        raise UserError(
+            f"data.mask_kind {config.mask_kind}: {config.masks} has a file per object; set "
+            "data.mask_kind instances or boundaries"
+        )
+    return {name: tuple(paths) for name, paths in found.items()}
+
+
+def _naming_hint(images: Files, masks: Files) -> str:
+    """Where no name fits: the pattern that would give every image its mask, if there is one."""
+    for setting, names, longer in (("mask_name", images, masks), ("image_name", masks, images)):
+        first = next(iter(names), "")
+        for other in longer:
+            before, found, after = other.partition(first)
+            if found and all(f"{before}{name}{after}" in longer for name in names):
+                return f"set data.{setting} '{before}{{}}{after}'"
+    return ""
+
+
+def _add_pairs(pairing: Pairing, images: Files, masks: Files, config: PairDataConfig) -> None:
+    """A pair of each image and mask of one name, or of each page of theirs."""
+    colors = config.mask_kind in ("colors", "pictures")
+    for name in sorted(images.keys() & masks.keys(), key=natural):
+        (image, *_), (mask, *_) = images[name], masks[name]
+        space, pages = None, 1
         try:
-            pages, mask_pages = _pages(image, config.max_pixels), _pages(mask, config.max_pixels)
+            if config.dims == 3:
+                space = volume_space(image)
+                for other in (*images[name][1:], *masks[name]):
+                    _check_space(space, other, image)
+                if space:
+                    _check_turns(space, config, image)
+            else:
+                pages, mask_pages = (_pages(file, config.max_pixels) for file in (image, mask))
+                if pages != mask_pages:
+                    raise UserError(
+                        f"{mask}: has {mask_pages} pages, {image} {pages}; make them the same"
+                    )
         except UserError as error:
-            faults.append(str(error))
+            pairing.faults.append(str(error))
             continue
-        if pages != mask_pages:
-            faults.append(f"{mask}: has {mask_pages} pages, {image} {pages}; make them the same")
-            continue
+        read_mask = _read_objects if pairing.objects else _read
         for page in [None] if pages == 1 else range(pages):
             number = "" if page is None else f"{page:0{len(str(pages - 1))}}"
-            pairs.append(
+            at = f" page {number}" if number else ""
+            pairing.pairs.append(
                 Pair(
                     f"{name}/{number}" if number else name,
-                    f"{image} page {number}" if number else image,
-                    f"{mask} page {number}" if number else mask,
-                    partial(_read, image, page, config.max_pixels, keep_palette=False),
-                    partial(_read, mask, page, config.max_pixels, keep_palette=indices),
+                    image + at,
+                    mask + at,
+                    partial(_read, images[name], page, config, False),
+                    partial(read_mask, masks[name], page, config, not colors),
+                    space,
                 )
             )
-    return Pairing(pairs, notes, faults)
 
 
-def _volumes(
-    files: dict[str, tuple[str, str]], config: PairDataConfig, notes: list[str], faults: list[str]
-) -> Pairing:
-    """A pair of each two files; in NIfTI, whose voxels lie at the same places."""
-    pairs, spacings = [], set()
-    indices = config.mask_kind not in COLOURED
-    for name in sorted(files, key=natural):
-        image, mask = files[name]
-        try:
-            space, mask_space = volume_space(image), volume_space(mask)
-        except UserError as error:
-            faults.append(str(error))
-            continue
-        if space and (fault := _space_fault(space, mask_space, config)):
-            faults.append(f"{mask} ({image}): {fault}")
-            continue
-        if space:
-            spacings.add(" x ".join(f"{mm:.3g}" for mm in reversed(space.spacing)))
-        read_image = partial(read_volume, image, config.max_pixels)
-        read_mask = partial(read_volume, mask, config.max_pixels, keep_palette=indices)
-        pairs.append(Pair(name, image, mask, read_image, read_mask))
-    notes += [f"voxels of {' and '.join(sorted(spacings)[:4])} mm"] * bool(spacings)
-    return Pairing(pairs, notes, faults)
+def _check_space(space: Space | None, path: str, image: str) -> None:
+    """Refuse a volume that does not lie on its image."""
+    other = volume_space(path)
+    if space and other and space.size == other.size and not space.agrees(other):
+        raise UserError(
+            f"{path} ({image}): its voxels lie elsewhere than its image's (the affines differ); "
+            "resample it"
+        )
 
 
-def _space_fault(space: Space, mask: Space | None, config: PairDataConfig) -> str:
-    """Why a mask does not lie on its image, or the image cannot be augmented as said."""
-    if mask and mask.size == space.size and not space.agrees(mask):
-        return "its voxels lie elsewhere than its image's (the affines differ); resample the mask"
+def _check_turns(space: Space, config: PairDataConfig, image: str) -> None:
+    """Refuse quarter turns of voxels that are no squares."""
     _, y, x = space.spacing
     if config.augment.rot90 and abs(y - x) > 0.01 * min(y, x):
-        return (
-            f"quarter turns would distort slices of {x:.3g} x {y:.3g} mm voxels; "
+        raise UserError(
+            f"{image}: quarter turns would distort slices of {x:.3g} x {y:.3g} mm voxels; "
             "set data.augment.rot90 false"
         )
-    return ""
+
+
+def _pages(path: str, max_pixels: float) -> int:
+    """Pages of a TIFF, which are images of their own; 1 of another file."""
+    tiff = path.lower().endswith(TIFF_ENDINGS)
+    return (volume_info(path, max_pixels).depth or 1) if tiff else 1
+
+
+def _read(
+    files: Sequence[str], page: int | None, config: PairDataConfig, keep_palette: bool
+) -> np.ndarray:
+    """One image or mask, whose channels may lie in several files."""
+    arrays = [_read_file(file, page, config, keep_palette) for file in files]
+    for file, array in zip(files, arrays, strict=True):
+        if (array.shape[:-1], array.dtype) != (arrays[0].shape[:-1], arrays[0].dtype):
+            raise UserError(f"{file}: has not the size and type of {files[0]}; resample it")
+    return np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]
+
+
+def _read_objects(
+    files: Sequence[str], page: int | None, config: PairDataConfig, keep_palette: bool
+) -> np.ndarray:
+    """The objects of an image, numbered; where several lie, the last counts."""
+    numbered = None
+    for number, file in enumerate(files, start=1):
+        values = mask_values(_read_file(file, page, config, keep_palette), False, file)
+        numbered = np.zeros(values.shape, np.uint16) if numbered is None else numbered
+        if values.shape != numbered.shape:
+            raise UserError(f"{file}: has not the size of {files[0]}; save it at the image's size")
+        numbered[values > half_of(values)] = number
+    assert numbered is not None
+    return numbered[..., None]
+
+
+def _read_file(
+    path: str, page: int | None, config: PairDataConfig, keep_palette: bool
+) -> np.ndarray:
+    if config.dims == 3:
+        return read_volume(path, config.max_pixels, keep_palette)
+    if page is None:
+        return read_image(path, config.max_pixels, keep_palette)
+    return _stack(path, config.max_pixels, keep_palette)[page]
+
+
+@lru_cache(maxsize=2)
+def _stack(path: str, max_pixels: float, keep_palette: bool) -> np.ndarray:
+    """The image's and the mask's stack stay in memory while their pages are read in turn."""
+    return read_stack(path, max_pixels, keep_palette)
 
 
 def _point_sets(config: PairDataConfig) -> Pairing:
@@ -241,22 +391,6 @@ def _point_sets(config: PairDataConfig) -> Pairing:
     return Pairing(pairs, [], [])
 
 
-def _pages(path: str, max_pixels: float) -> int:
-    return len(_stack(path, max_pixels)) if path.lower().endswith(TIFF_ENDINGS) else 1
-
-
-def _read(path: str, page: int | None, max_pixels: float, keep_palette: bool) -> np.ndarray:
-    if page is None:
-        return read_image(path, max_pixels, keep_palette)
-    return _stack(path, max_pixels)[page]
-
-
-@lru_cache(maxsize=2)
-def _stack(path: str, max_pixels: float) -> np.ndarray:
-    """The image's and the mask's stack stay in memory while their pages are read in turn."""
-    return read_stack(path, max_pixels)
-
-
 def _is_builtin(config: PairDataConfig) -> bool:
     return config.images in (BUILTIN_IMAGES, BUILTIN_HELD_OUT)
 
@@ -270,7 +404,7 @@ def _builtin_pair(config: PairDataConfig) -> Pair:
         histology.NEST,
         histology.NEST,
         f"{histology.NEST} ({config.masks})",
-        partial(_builtin_array, part, "picture"),
+        partial(_builtin_array, part, "image"),
         partial(_builtin_array, part, field),
     )
 

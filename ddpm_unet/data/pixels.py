@@ -1,11 +1,13 @@
-"""Pixel values: channels as wanted, and the range that networks see."""
+"""Pixel values: channels as wanted, the range that networks see, and resampling."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn.functional import interpolate
 
 from ddpm_unet.config import ValueRange
 from ddpm_unet.errors import UserError
@@ -13,39 +15,39 @@ from ddpm_unet.errors import UserError
 PERCENTILES = (0.5, 99.5)
 
 
-def convert_channels(picture: np.ndarray, channels: int | None, name: str) -> np.ndarray:
-    """Give a picture the wanted number of channels.
+def convert_channels(image: np.ndarray, channels: int | None, name: str) -> np.ndarray:
+    """Give an image the wanted number of channels.
 
     Grey from RGB is ITU-R 601 luma, RGB from grey repeats it, a missing alpha is opaque, an
     alpha that is not wanted is dropped (not composited).
 
     Args:
-        picture: `[..., C]` uint8, uint16 or float32 (1.0 is opaque).
-        channels: 1, 3 or 4; None or C itself leaves the picture as it is.
+        image: `[..., C]` uint8, uint16 or float32 (1.0 is opaque).
+        channels: 1, 3 or 4; None or C itself leaves the image as it is.
         name: For the message.
 
     Raises:
         UserError: More than four channels, or others to become than those of colours.
     """
-    have = picture.shape[-1]
+    have = image.shape[-1]
     if channels is None or channels == have:
-        return picture
+        return image
     if have > 4 or channels not in (1, 3, 4):
         raise UserError(
             f"{name}: has {have} channels, which cannot become {channels}; convert it, or set "
             "data.channels null"
         )
-    colour = picture[..., : 1 if have <= 2 else 3]
+    colour = image[..., : 1 if have <= 2 else 3]
     if channels == 1 and colour.shape[-1] == 3:
         luma = colour @ np.array([0.299, 0.587, 0.114])
-        colour = (luma if picture.dtype.kind == "f" else luma.round())[..., None]
+        colour = (luma if image.dtype.kind == "f" else luma.round())[..., None]
     elif channels >= 3:
-        colour = np.broadcast_to(colour, (*picture.shape[:-1], 3))
+        colour = np.broadcast_to(colour, (*image.shape[:-1], 3))
     if channels == 4:
-        opaque = 1 if picture.dtype.kind == "f" else np.iinfo(picture.dtype).max
-        alpha = picture[..., 1:] if have == 2 else np.full_like(picture[..., :1], opaque)
+        opaque = 1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max
+        alpha = image[..., 1:] if have == 2 else np.full_like(image[..., :1], opaque)
         colour = np.concatenate([colour, alpha], axis=-1)
-    return colour.astype(picture.dtype)
+    return colour.astype(image.dtype)
 
 
 def box(corner: Iterable[int], size: int) -> tuple[Any, ...]:
@@ -53,24 +55,24 @@ def box(corner: Iterable[int], size: int) -> tuple[Any, ...]:
     return (..., *(slice(start, start + size) for start in corner))
 
 
-def normalised(picture: np.ndarray, value_range: ValueRange) -> np.ndarray:
+def normalised(image: np.ndarray, value_range: ValueRange) -> np.ndarray:
     """For a value range "percentiles", each channel stretched between its own; else unchanged.
 
     The 0.5 and 99.5 percentiles become 0 and 1, values outside are clipped (as nnU-Net clips
     before it normalises: Isensee 2021). Scanners differ in their units, tissue less so.
 
     Args:
-        picture: A whole picture or volume, `[..., C]`.
+        image: A whole image or volume, `[..., C]`.
         value_range: Of the settings.
 
     Returns:
-        float32 in [0, 1], whose `to_unit` is that of the range None; or the picture.
+        float32 in [0, 1], whose `to_unit` is that of the range None; or the image.
     """
     if value_range != "percentiles":
-        return picture
-    axes = tuple(range(picture.ndim - 1))
-    low, high = np.percentile(picture, PERCENTILES, axis=axes).astype(np.float32)
-    unit = (picture.astype(np.float32) - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
+        return image
+    axes = tuple(range(image.ndim - 1))
+    low, high = np.percentile(image, PERCENTILES, axis=axes).astype(np.float32)
+    unit = (image.astype(np.float32) - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
     return unit.clip(0, 1)
 
 
@@ -86,7 +88,7 @@ def to_unit(
         array: Any shape, uint8, uint16 or float32.
         value_range: The values that become -1 and 1; values outside are clipped to it. None is
             the full range of the type: 0 to 255, 0 to 65535, and for floats 0 to 1, where
-            values outside are an error. "percentiles" is None of a `normalised` picture.
+            values outside are an error. "percentiles" is None of a `normalised` image.
         name: For the message.
         setting: Which one holds the range, for the message.
 
@@ -106,3 +108,43 @@ def to_unit(
             f"[{min(array.min(), 0):g}, {array.max():g}]"
         )
     return array.astype(np.float32) * 2 - 1
+
+
+def resize(planes: np.ndarray, *size: int) -> np.ndarray:
+    """Antialiased linear resampling, type kept (16 bits, and volumes, pass through float32).
+
+    No value leaves the range of the old ones, as means by weights that add up to 1 to rounding
+    would.
+
+    Args:
+        planes: `[C, H, W]` or `[C, D, H, W]`; int16 are classes, which are never mixed.
+        size: Its new (depth,) height and width.
+    """
+    if planes.shape[1:] == size:
+        return planes
+    if planes.dtype == np.int16:
+        return nearest(planes, (len(planes), *size))
+    exact = planes.dtype == np.uint8 and len(size) == 2
+    *depth, height, width = size
+    tensor = torch.from_numpy(planes if exact else planes.astype(np.float32))
+    tensor = _bilinear(tensor.reshape(1, -1, *tensor.shape[-2:]), height, width)
+    if depth:  # linear interpolation is separable: the slices next, a row for every pixel of one
+        tensor = tensor.reshape(1, len(planes), -1, height * width)
+        tensor = _bilinear(tensor, depth[0], height * width)
+    scaled = tensor.reshape(len(planes), *size).numpy()
+    if planes.dtype.kind == "f":
+        return scaled.clip(planes.min(), planes.max())
+    return scaled if exact else scaled.round().astype(planes.dtype)
+
+
+def _bilinear(planes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    return interpolate(planes, (height, width), mode="bilinear", antialias=True)
+
+
+def nearest(array: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Resample `[(D,) H, W]` without mixing values: the pixel under each new pixel's centre."""
+    places = [
+        ((np.arange(new) + 0.5) * (old / new)).astype(np.int64)
+        for new, old in zip(size, array.shape, strict=True)
+    ]
+    return np.ascontiguousarray(array[np.ix_(*places)])

@@ -8,7 +8,7 @@ from ddpm_unet.errors import UserError
 
 
 def check_data_settings(config: ImageDataConfig | PairDataConfig) -> None:
-    """Refuse numbers, windows and value ranges that no pictures could satisfy.
+    """Refuse numbers, windows and value ranges that no images could satisfy.
 
     Raises:
         UserError: Names the setting.

@@ -1,10 +1,10 @@
-"""From `data.source` to the images to train on, and those kept for validation.
+"""From the data settings to objects: the images to train on, and those kept for validation.
 
 What a source holds out, and no training sees unless `data.include_held_out` says so:
     builtin:histology      the right third of the labelled micrograph
     builtin:fashion-mnist  the test split
     torchvision, huggingface  the test split, else the validation split, else as a folder
-    a folder               one picture in twenty, chosen by a hash of its name, so that new files
+    a folder               one image in twenty, chosen by a hash of its name, so that new files
                            move no old one; nothing of a folder of fewer than twenty
 """
 
@@ -18,32 +18,53 @@ from typing import Literal
 import numpy as np
 
 from ddpm_unet.config import ImageDataConfig
-from ddpm_unet.data import fashion_mnist, histology
-from ddpm_unet.data.beside import ConditionPictures, condition_settings, open_context
-from ddpm_unet.data.collection import ArrayCollection, Collection, Joined, Part
+from ddpm_unet.data import histology
+from ddpm_unet.data.collection import (
+    CACHE,
+    FASHION_CLASSES,
+    ArrayCollection,
+    Collection,
+    Selection,
+    fashion_mnist,
+    huggingface_set,
+    torchvision_set,
+)
+from ddpm_unet.data.conditioning import ConcatCondition, ConditionImages, Sequences
 from ddpm_unet.data.folder import Folder
-from ddpm_unet.data.image_set import ImageSet, open_collection
-from ddpm_unet.data.named_sets import huggingface_set, torchvision_set
+from ddpm_unet.data.image_set import Fit, ImageSet, open_collection
 from ddpm_unet.data.pairs import BUILTIN_MASKS
 from ddpm_unet.data.settings import check_data_settings
-from ddpm_unet.data.stream import Grid
+from ddpm_unet.data.stream import Grid, Stream
 from ddpm_unet.errors import UserError
 
-CACHE = Path.home() / ".cache" / "ddpm_unet"
 Share = Literal["train", "held out", "all"]
-ONE_IN = 20  # pictures of a source without splits held out
+ONE_IN = 20  # images of a source without splits held out
+NAMED = ("builtin:", "torchvision:", "huggingface:")
 
 
 def open_images(config: ImageDataConfig) -> ImageSet:
     """The images to train on.
 
     Raises:
-        UserError: A setting, a folder or a picture at fault; one line with the cure.
+        UserError: A setting, a folder or an image at fault; one line with the cure.
     """
     check_settings(config)
     collection = _collection(config, "all" if config.include_held_out else "train")
     assert collection is not None, "only held-out parts can be missing"
     return _open(collection, config)
+
+
+def open_stream(config: ImageDataConfig, seed: int, images: ImageSet | None = None) -> Stream:
+    """The training stream of the images, which are opened unless they are given.
+
+    Null flips and rot90 are on for folders and builtin:histology (tissue has no up), and off for
+    the other sets, of things and digits. Errors as `open_images`.
+    """
+    tissue = not config.source.startswith(NAMED) or config.source == "builtin:histology"
+    flips, rot90 = (
+        tissue if setting is None else setting for setting in (config.flips, config.rot90)
+    )
+    return Stream(images or open_images(config), flips=flips, rot90=rot90, seed=seed)
 
 
 def held_out(config: ImageDataConfig) -> Grid | None:
@@ -52,7 +73,25 @@ def held_out(config: ImageDataConfig) -> Grid | None:
     """
     check_settings(config)
     collection = _collection(config, "held out")
-    return Grid(_open(collection, config), config) if collection else None
+    return Grid(_open(collection, config)) if collection else None
+
+
+def concat_condition(config: ImageDataConfig, images: ImageSet) -> ConcatCondition | None:
+    """The image that the denoiser goes by, as the settings ask for it; None for none.
+
+    Masks to be denoised with the images (`joint_masks`) are not gone by.
+    """
+    kind, _, factor = (config.condition or "").partition(":")
+    channels = images.layout.channels
+    if kind == "lower":
+        return ConcatCondition("lower", channels, int(factor))
+    if kind == "hole":
+        return ConcatCondition("hole", channels + 1)
+    if images.condition is None or config.joint_masks:
+        return None
+    if config.condition_classes:
+        return ConcatCondition("classes", config.condition_classes)
+    return ConcatCondition("image", images.condition.layout.channels)
 
 
 def check_settings(config: ImageDataConfig) -> None:
@@ -67,9 +106,8 @@ def check_settings(config: ImageDataConfig) -> None:
         f"scale {config.scale:g}: has no effect with fit resize; remove it": (
             config.fit == "resize" and config.scale != 1
         ),
-        f"dims 3: {config.source} holds pictures; volumes come from folders, or set dims 2": (
-            config.dims == 3
-            and config.source.startswith(("builtin:", "torchvision:", "huggingface:"))
+        f"dims 3: {config.source} holds images; volumes come from folders, or set dims 2": (
+            config.dims == 3 and config.source.startswith(NAMED)
         ),
         f"channels {config.channels}: must be 1, 3, 4 or null": (
             config.channels not in (None, 1, 3, 4)
@@ -86,17 +124,17 @@ def _condition_faults(config: ImageDataConfig) -> dict[str, bool]:
     kind, _, factor = (condition or "").partition(":")
     builtin = config.source == "builtin:histology"
     files = condition is not None and kind not in ("builtin", "lower", "hole")
-    named = config.source.startswith(("builtin:", "torchvision:", "huggingface:"))
+    named = config.source.startswith(NAMED)
     return {
         f"condition {condition}: builtin:histology has "
-        f"{' and '.join(BUILTIN_MASKS)}, other pictures a folder of their own": (
+        f"{' and '.join(BUILTIN_MASKS)}, other images a folder of their own": (
             kind == "builtin" and not (builtin and condition in BUILTIN_MASKS)
         ),
         f"condition {condition}: give a whole number above 1 that divides size {config.size}": (
             kind == "lower"
             and not (factor.isdecimal() and int(factor) > 1 and config.size % int(factor) == 0)
         ),
-        f"condition {condition}: files are found by name for pictures of a folder only": (
+        f"condition {condition}: files are found by name for images of a folder only": (
             files and named
         ),
         f"condition_classes {classes}: is for masks; set data.condition to theirs": (
@@ -105,50 +143,70 @@ def _condition_faults(config: ImageDataConfig) -> dict[str, bool]:
         f"condition_classes null: {condition} is a mask; give the number of its classes": (
             classes is None and kind == "builtin"
         ),
-        f"context {config.context}: files are found by name for pictures of a folder only": (
+        f"context {config.context}: files are found by name for images of a folder only": (
             config.context is not None and named
         ),
         "joint_masks: there are no masks to denoise; set data.condition to their folder and "
         "data.condition_classes": config.joint_masks and classes is None,
-        "joint_masks: is for pictures; set data.dims 2": config.joint_masks and config.dims == 3,
+        "joint_masks: is for images; set data.dims 2": config.joint_masks and config.dims == 3,
         "text_encoder: reads captions; set data.context to their folder": (
             config.text_encoder is not None and config.context is None
         ),
     }
 
 
-def _open(pictures: Collection, config: ImageDataConfig) -> ImageSet:
-    """The pictures with their conditions."""
-    images = open_collection(pictures, config)
+def _open(collection: Collection, config: ImageDataConfig) -> ImageSet:
+    """The images with their conditions."""
+    fit = Fit(
+        size=config.size,
+        mode=config.fit,
+        scale=config.scale,
+        channels=config.channels,
+        value_range=config.value_range,
+        max_pixels=config.max_pixels,
+    )
+    limits = config.memory_limit, config.disk_limit
+    images = open_collection(collection, fit, *limits)
     condition = config.condition or ""
+    beside: Collection | None = None
     if condition in BUILTIN_MASKS:
         types = condition == "builtin:nucleus-type"
-        masks = [histology.mask_of(pictures.name(i), types) for i in range(len(pictures))]
-        beside: Collection = ArrayCollection(masks, condition)
-        images.condition = open_collection(beside, condition_settings(config))
+        masks = [histology.mask_of(collection.name(i), types) for i in range(len(collection))]
+        beside = ArrayCollection(masks, condition)
     elif condition and condition.partition(":")[0] not in ("lower", "hole"):
-        beside = ConditionPictures(pictures, config)
-        images.condition = open_collection(beside, condition_settings(config))
-    images.context = open_context(pictures, config)
+        beside = ConditionImages(
+            collection,
+            condition,
+            dims=config.dims,
+            classes=config.condition_classes,
+            max_pixels=config.max_pixels,
+        )
+    if beside is not None:
+        images.condition = open_collection(beside, fit.beside(), *limits)
+    if config.context is not None:
+        images.context = Sequences.of_images(collection, config.context, config.text_encoder)
     return images
 
 
 def _collection(config: ImageDataConfig, part: Share) -> Collection | None:
-    """A part of the source, None where it holds nothing out."""
+    """A part of the source, None where it holds nothing out; its note says what is held out."""
     kind, _, name = config.source.partition(":")
-    if kind not in ("builtin", "torchvision", "huggingface"):
+    if f"{kind}:" not in NAMED:
         folder = Folder(config.source, config.max_pixels, config.class_labels, config.dims)
         return _hashed_part(folder, part)
     if part == "all":
         parts = [_collection(config, "train"), _collection(config, "held out")]
-        return Joined([found for found in parts if found])
+        both = Selection(*((found, None) for found in parts if found))
+        both.note = ""
+        return both
     if config.source == "builtin:histology":
         return _histology(config, part == "held out")
     if config.source == "builtin:fashion-mnist":
-        pictures, labels = fashion_mnist.load(config.root, part == "train", CACHE)
-        if not config.class_labels:
-            return ArrayCollection(pictures, config.source)
-        return ArrayCollection(pictures, config.source, labels, fashion_mnist.CLASS_NAMES)
+        images, labels = fashion_mnist(config.root, part == "train", CACHE)
+        named = (labels, FASHION_CLASSES) if config.class_labels else (None, ())
+        own: Collection = ArrayCollection(images, config.source, *named)
+        own.note = "the test split held out for validation"
+        return own
     if kind == "builtin":
         raise UserError(
             f"data.source {config.source}: the built-in sets are builtin:histology and "
@@ -159,12 +217,15 @@ def _collection(config: ImageDataConfig, part: Share) -> Collection | None:
         split = partial(torchvision_set, name, root, class_labels=config.class_labels)
     else:
         split = partial(huggingface_set, name, config.root, class_labels=config.class_labels)
-    own = split(held_out=True)
-    if part == "held out" and own:
-        return own
+    kept = split(held_out=True)
+    if part == "held out" and kept:
+        return kept
     whole = split(held_out=False)
     assert whole is not None, "only held-out parts can be missing"
-    return whole if own else _hashed_part(whole, part)
+    if kept is None:
+        return _hashed_part(whole, part)
+    whole.note = f"{len(kept):,} more held out for validation"
+    return whole
 
 
 def _histology(config: ImageDataConfig, held_out: bool) -> Collection | None:
@@ -173,22 +234,36 @@ def _histology(config: ImageDataConfig, held_out: bool) -> Collection | None:
             "data.source builtin:histology: has no class for each image; "
             "set data.class_labels false"
         )
-    pictures = histology.pictures("held_out" if held_out else "train")
+    images = histology.images("held_out" if held_out else "train")
     if config.condition in BUILTIN_MASKS:
-        pictures.pop(histology.STROMA, None)
-    narrowest = min(picture.shape[1] for picture in pictures.values())
+        images.pop(histology.STROMA, None)
+    narrowest = min(image.shape[1] for image in images.values())
     if held_out and config.fit == "crop" and round(narrowest * config.scale) < config.size:
         return None
-    return ArrayCollection(list(pictures.values()), list(pictures))
+    collection = ArrayCollection(list(images.values()), list(images))
+    if not held_out:
+        collection.note = "a third of the labelled micrograph held out for validation"
+    return collection
 
 
 def _hashed_part(whole: Collection, part: Share) -> Collection | None:
-    """One in twenty by a hash of the picture's key, or the rest, or the rest and then that one."""
+    """One in twenty by a hash of the image's key, or the rest, or the rest and then that one."""
+    if len(whole) < ONE_IN:
+        if part == "held out":
+            return None
+        nothing = f"nothing held out for validation (fewer than {ONE_IN} images)"
+        whole.note = ", ".join([nothing, *([whole.note] if whole.note else [])])
+        return whole
     keys = [whole.key(i).encode("utf-8", "surrogateescape") for i in range(len(whole))]
     digests = [hashlib.blake2b(key, digest_size=8).digest() for key in keys]
-    chosen = np.array([int.from_bytes(d, "big") % ONE_IN == 0 for d in digests])
-    if len(whole) < ONE_IN or not chosen.any():
-        return None if part == "held out" else whole
+    numbers = np.array([int.from_bytes(d, "big") for d in digests], dtype=np.uint64)
+    chosen = numbers % np.uint64(ONE_IN) == 0
+    if not chosen.any():
+        chosen[numbers.argmin()] = True
     if part == "all":
-        return Part(whole, np.argsort(chosen, kind="stable"))
-    return Part(whole, np.flatnonzero(chosen == (part == "held out")))
+        return Selection((whole, np.argsort(chosen, kind="stable")))
+    selection = Selection((whole, np.flatnonzero(chosen == (part == "held out"))))
+    if part == "train":
+        kept = f"{chosen.sum():,} more held out for validation"
+        selection.note = ", ".join([kept, *([whole.note] if whole.note else [])])
+    return selection

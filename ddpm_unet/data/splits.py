@@ -1,4 +1,4 @@
-"""Training, validation and test parts of the labelled pictures, as plain data for a run folder."""
+"""Training, validation and test parts of the labelled images, as plain data for a run folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AXES: tuple[Literal["planes", "rows", "columns"], ...] = ("planes", "rows", "col
 
 
 class Part(TypedDict, total=False):
-    """A picture, by name, or the window [first, end) of its planes, rows or columns."""
+    """An image, by name, or the window [first, end) of its planes, rows or columns."""
 
     name: str
     planes: list[int]
@@ -27,7 +27,7 @@ class Part(TypedDict, total=False):
 
 
 class Split(TypedDict):
-    """Parts of pictures for each purpose, and how they came about in one sentence."""
+    """Parts of images for each purpose, and how they came about in one sentence."""
 
     how: str
     train: list[Part]
@@ -35,18 +35,18 @@ class Split(TypedDict):
     test: list[Part]
 
 
-def split_pictures(
+def split_images(
     names: Sequence[str], sizes: Sequence[tuple[int, ...]], config: SplitConfig
 ) -> Split:
-    """Divide pictures among training, validation and test.
+    """Divide images among training, validation and test.
 
     Args:
-        names: Name of each picture, in order.
-        sizes: (Depth,) height and width of each picture, pixels.
+        names: Name of each image, in order.
+        sizes: (Depth,) height and width of each image, pixels.
         config: Shares, order and folds.
 
     Raises:
-        UserError: If there are not enough pictures, or the only one is too small to be cut.
+        UserError: If there are not enough images, or the only one is too small to be cut.
     """
     for setting, share in (("validation", config.validation), ("test", config.test)):
         if share < 0 or (share >= 1 and share != int(share)):
@@ -73,7 +73,7 @@ def split_pictures(
         train_part, validation_part = rest[: max(kept, 0)], rest[max(kept, 0) :]
     if not len(train_part):
         raise UserError(
-            f"no picture of {total} is left to train on: lower data.split.validation and .test"
+            f"no image of {total} is left to train on: lower data.split.validation and .test"
         )
     train_part = train_part[_spread(len(train_part), config.limit)]
     return {
@@ -85,16 +85,16 @@ def split_pictures(
 
 
 def _count(share: float, total: int) -> int:
-    """Pictures in a share (below 1, and then at least one) or a number (1 and more)."""
+    """Images in a share (below 1, and then at least one) or a number (1 and more)."""
     return int(share) if share >= 1 or share == 0 else max(1, round(share * total))
 
 
 def _spread(total: int, limit: int | None) -> np.ndarray:
-    """Indices of `limit` of `total` pictures, in the middles of as many equal stretches."""
+    """Indices of `limit` of `total` images, in the middles of as many equal stretches."""
     if limit is None:
         return np.arange(total)
     if not 1 <= limit <= total:
-        raise UserError(f"data.split.limit is {limit}: give 1 to {total} training pictures")
+        raise UserError(f"data.split.limit is {limit}: give 1 to {total} training images")
     return (2 * np.arange(limit) + 1) * total // (2 * limit)
 
 
@@ -104,17 +104,17 @@ def _sentence(config: SplitConfig, train: int, validation: int, test: int) -> st
         manner += f", fold {config.fold} of {config.folds}"
     if config.limit is not None:
         manner += f", training limited to {config.limit}"
-    return f"{train} pictures train, {validation} validate, {test} test ({manner})"
+    return f"{train} images train, {validation} validate, {test} test ({manner})"
 
 
 def _strips(name: str, size: tuple[int, ...], config: SplitConfig) -> Split:
-    """Strips of one picture along its longer side: training, gap, validation, gap, test."""
+    """Strips of one image along its longer side: training, gap, validation, gap, test."""
     if config.folds or config.limit not in (None, 1) or max(config.validation, config.test) >= 1:
         raise UserError(
-            f"{name} is the only labelled picture: data.split takes shares below 1, no folds"
+            f"{name} is the only labelled image: data.split takes shares below 1, no folds"
         )
     if config.validation == config.test == 0:
-        how = f"{name}, the only labelled picture, trains; nothing validates or tests"
+        how = f"{name}, the only labelled image, trains; nothing validates or tests"
         return {"how": how, "train": [{"name": name}], "validation": [], "test": []}
     along = max(zip(size, range(len(size)), AXES[-len(size) :], strict=True))[2]
     length = end = max(size)
@@ -140,7 +140,7 @@ def _strips(name: str, size: tuple[int, ...], config: SplitConfig) -> Split:
         return [cast(Part, {"name": name, along: [*ends]}) for ends in bounds[purpose]]
 
     return {
-        "how": f"{name} is the only labelled picture, parts of it are held out: {', '.join(held)}",
+        "how": f"{name} is the only labelled image, parts of it are held out: {', '.join(held)}",
         "train": parts("train"),
         "validation": parts("validation"),
         "test": parts("test"),

@@ -6,63 +6,67 @@ a function of (seed, position), so any process can make any part of any batch, i
 
 from __future__ import annotations
 
+import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from typing_extensions import override
 
-from ddpm_unet.config import ImageDataConfig, ValueRange
-from ddpm_unet.data.image_set import ImageSet
+from ddpm_unet.config import ValueRange
+from ddpm_unet.data.image_set import ImageSet, Layout
 from ddpm_unet.data.pixels import to_unit
-from ddpm_unet.data.windows import (
-    Windows,
-    grid_windows,
-    order,
-    orient_windows,
-    random_windows,
-    window_counts,
-)
+from ddpm_unet.randomness import bits, integers
 
 Batch = dict[str, Tensor]
+Positions = Sequence[int] | np.ndarray
+CORNER = ("front", "top", "left")
+MIRRORED = ("reversed", "upended", "mirrored")
+"""What is drawn for each axis, the last ones for images."""
 
 
-class Stream(Dataset[Batch]):
-    """Random windows of an image set, endlessly: epoch after epoch in a new order.
+class Windows(NamedTuple):
+    """One window per position: image, corner, orientation; corners and mirrors per axis.
 
-    An epoch visits each picture as often as windows fit in its area, each time at a random place.
+    The window is turned anticlockwise by quarter turns of its last two axes, then mirrored.
+
+    Attributes:
+        image: Its number, `int64 [B]`.
+        corner: (Front,) top and left, `int64 [B, axes]`.
+        rot90: Quarter turns, `int64 [B]`.
+        mirrored: Along each axis, `bool [B, axes]`.
     """
 
-    def __init__(self, images: ImageSet, config: ImageDataConfig, seed: int) -> None:
-        """Read nothing yet.
+    image: np.ndarray
+    corner: np.ndarray
+    rot90: np.ndarray
+    mirrored: np.ndarray
 
-        Args:
-            images: The pictures.
-            config: Window size, flips, turns and value range.
-            seed: Of the run.
-        """
-        self.images, self.config, self.seed = images, config, seed
-        self._bounds = np.cumsum(window_counts(images.layout.sizes, config.size))
 
-    @property
-    def epoch_length(self) -> int:
-        """Positions in an epoch."""
-        return int(self._bounds[-1])
+class _Windowed(Dataset[Batch], ABC):
+    """Windows of an image set by position.
 
-    def windows(self, positions: Sequence[int] | np.ndarray) -> Windows:
+    Attributes:
+        images: The images.
+        size: Of the windows.
+    """
+
+    images: ImageSet
+    size: int
+    _choices: tuple[object, ...] = ()
+
+    @abstractmethod
+    def windows(self, positions: Positions) -> Windows:
         """What stands at these positions."""
-        positions = np.asarray(positions, dtype=np.int64)
-        items = order(self.seed, positions, self.epoch_length)
-        picture = np.searchsorted(self._bounds, items, side="right")
-        sizes, config = self.images.layout.sizes[picture], self.config
-        # Resized images are mirrored left-right only.
-        flips = [config.flips and config.fit == "crop"] * (sizes.shape[1] - 1) + [config.flips]
-        room = sizes - config.size + 1
-        return random_windows(room, picture, flips, config.rot90, self.seed, positions)
 
-    def __getitems__(self, positions: Sequence[int] | np.ndarray) -> Batch:
-        """The batch at these positions, whatever they are.
+    def __getitems__(self, positions: Positions) -> Batch:
+        """The batch at these positions.
 
         Returns:
             "image" `[B, C, (size,) size, size]`, uint8 for `to_model_range` or float32 in [-1, 1];
@@ -70,31 +74,109 @@ class Stream(Dataset[Batch]):
             (size,) size, size]` as the image is, or int16 classes (K = 1), cut and turned with it;
             "context" `float32 [B, L, C]` and "context_mask" `bool [B, L]`.
         """
-        return _cut(self.images, self.windows(positions), self.config, positions)
+        images, windows = self.images, self.windows(positions)
+        batch = {
+            "image": self._turned(images, windows, images.fit.value_range),
+            "position": torch.as_tensor(np.asarray(positions, dtype=np.int64)),
+            **of_images(images, windows),
+        }
+        if images.condition is not None:
+            batch["condition"] = self._turned(images.condition, windows, None)
+        return batch
 
     def __getitem__(self, position: int) -> Batch:
         return {key: values[0] for key, values in self.__getitems__([position]).items()}
 
     def name(self, position: int) -> str:
-        """The picture from which a position is cut, for messages."""
-        return self.images.name(int(self.windows([position]).picture[0]))
+        """The image from which a position is cut, for messages."""
+        return self.images.name(int(self.windows([position]).image[0]))
+
+    @property
+    def digest(self) -> str:
+        """Of the names and sizes of the images, to tell whether some were added or removed."""
+        return self.images.digest
+
+    def fingerprint(self) -> str:
+        """A digest of all that decides the pixels of the windows."""
+        said = [
+            type(self).__name__,
+            self.images.fingerprint(),
+            str(self.images.fit),
+            *self._choices,
+        ]
+        return hashlib.blake2b(str(said).encode(), digest_size=16).hexdigest()
+
+    def _turned(self, images: ImageSet, windows: Windows, value_range: ValueRange) -> Tensor:
+        pixels = images.cut(windows.image, windows.corner, self.size)
+        orient_windows(pixels, windows)
+        if pixels.dtype == np.uint16 or (pixels.dtype == np.uint8 and value_range):
+            pixels = to_unit(pixels, value_range)
+        return torch.from_numpy(pixels)
 
 
-class Grid(Dataset[Batch]):
-    """Every window of a gapless grid over an image set, unturned, for validation.
+class Stream(_Windowed):
+    """Random windows of an image set, endlessly: epoch after epoch in a new order.
 
-    They come in a fixed shuffled order, so the first n are a fair sample of all pictures.
+    An epoch visits each image as often as windows fit in its area, each time at a random place.
+
+    Args:
+        images: The images; `images.fit` has the size of the windows.
+        flips: Mirror at random: left-right and, unless images are resized, along the other axes.
+        rot90: Turn by a random multiple of 90 degrees, volumes in the plane of their slices.
+        seed: Of the run.
     """
 
-    def __init__(self, images: ImageSet, config: ImageDataConfig) -> None:
-        """Read nothing yet."""
-        self.images, self.config = images, config
-        self._windows = grid_windows(images.layout, config.size)
+    def __init__(
+        self, images: ImageSet, *, flips: bool = False, rot90: bool = False, seed: int = 0
+    ) -> None:
+        self.images, self.size, self.seed = images, images.fit.size, seed
+        self.flips, self.rot90 = flips, rot90
+        self._choices = (flips, rot90, seed)
+        self._bounds = np.cumsum(window_counts(images.layout.sizes, self.size))
+
+    @property
+    def epoch_length(self) -> int:
+        """Positions in an epoch."""
+        return int(self._bounds[-1])
+
+    @override
+    def windows(self, positions: Positions) -> Windows:
+        positions = np.asarray(positions, dtype=np.int64)
+        items = order(self.seed, positions, self.epoch_length)
+        image = np.searchsorted(self._bounds, items, side="right")
+        room = self.images.layout.sizes[image] - self.size + 1
+        crop = self.images.fit.mode == "crop"
+        flips = [self.flips and crop] * (room.shape[1] - 1) + [self.flips]
+        return random_windows(room, image, flips, self.rot90, self.seed, positions)
+
+    def describe(self) -> str:
+        """One line on the images for the log, and on how they are changed."""
+        changes = ["mirrored"] * self.flips + ["turned by quarters"] * self.rot90
+        settings = ["flips"] * self.flips + ["rot90"] * self.rot90
+        if not changes:
+            return self.images.describe()
+        return (
+            f"{self.images.describe()}, {' and '.join(changes)} at random (where left and up "
+            f"matter, set {' and '.join(settings)} to false)"
+        )
+
+
+class Grid(_Windowed):
+    """Every window of a gapless grid over an image set, unturned, for validation.
+
+    They come in a fixed shuffled order, so the first n are a fair sample of all images.
+    """
+
+    def __init__(self, images: ImageSet) -> None:
+        """Read nothing yet; `images.fit` has the size of the windows."""
+        self.images, self.size = images, images.fit.size
+        self._windows = grid_windows(images.layout, self.size)
 
     def __len__(self) -> int:
-        return len(self._windows.picture)
+        return len(self._windows.image)
 
-    def windows(self, positions: Sequence[int] | np.ndarray) -> Windows:
+    @override
+    def windows(self, positions: Positions) -> Windows:
         """The windows at these positions, which are below `len(self)`."""
         positions = np.asarray(positions, dtype=np.int64)
         if len(positions) and not 0 <= positions.min() <= positions.max() < len(self):
@@ -102,52 +184,111 @@ class Grid(Dataset[Batch]):
         items = order(0, positions, len(self))
         return Windows(*(values[items] for values in self._windows))
 
-    def __getitems__(self, positions: Sequence[int] | np.ndarray) -> Batch:
-        """The batch of these windows, as `Stream` gives it; positions are below `len(self)`."""
-        return _cut(self.images, self.windows(positions), self.config, positions)
-
-    def __getitem__(self, position: int) -> Batch:
-        return {key: values[0] for key, values in self.__getitems__([position]).items()}
-
-    def name(self, position: int) -> str:
-        """The picture from which a window is cut, for messages."""
-        return self.images.name(int(self.windows([position]).picture[0]))
-
 
 def to_model_range(image: Tensor) -> Tensor:
     """uint8 to float32 in [-1, 1], on the tensor's device; float images are so already."""
     return image.float().div_(127.5).sub_(1) if image.dtype == torch.uint8 else image
 
 
-def _cut(
-    images: ImageSet,
-    windows: Windows,
-    config: ImageDataConfig,
-    positions: Sequence[int] | np.ndarray,
-) -> Batch:
-    batch = {
-        "image": _turned(images, windows, config.size, config.value_range),
-        "position": torch.as_tensor(np.asarray(positions, dtype=np.int64)),
-        **of_pictures(images, windows),
-    }
-    if images.condition is not None:
-        batch["condition"] = _turned(images.condition, windows, config.size, None)
-    return batch
-
-
-def of_pictures(images: ImageSet, windows: Windows) -> Batch:
-    """What windows have of their pictures as a whole: "label", "context" and "context_mask"."""
+def of_images(images: ImageSet, windows: Windows) -> Batch:
+    """What windows have of their images as a whole: "label", "context" and "context_mask"."""
     batch = {}
     if images.labels is not None:
-        batch["label"] = torch.from_numpy(images.labels[windows.picture])
+        batch["label"] = torch.from_numpy(images.labels[windows.image])
     if images.context is not None:
-        batch["context"], batch["context_mask"] = images.context.take(windows.picture)
+        batch["context"], batch["context_mask"] = images.context.take(windows.image)
     return batch
 
 
-def _turned(images: ImageSet, windows: Windows, size: int, value_range: ValueRange) -> Tensor:
-    pixels = images.cut(windows.picture, windows.corner, size)
-    orient_windows(pixels, windows)
-    if pixels.dtype == np.uint16 or (pixels.dtype == np.uint8 and value_range):
-        pixels = to_unit(pixels, value_range)
-    return torch.from_numpy(pixels)
+def window_counts(sizes: np.ndarray, size: int) -> np.ndarray:
+    """How many windows each image counts for, `int64 [N]`: its area over the window's.
+
+    Args:
+        sizes: (Depth,) height and width of each, `int64 [N, axes]`.
+        size: Of every side of a window.
+    """
+    return np.maximum(1, sizes.prod(1) // size ** sizes.shape[1])
+
+
+def order(seed: int, positions: np.ndarray, length: int) -> np.ndarray:
+    """The item at each position of the stream, `int64 [B]` in [0, length).
+
+    Epoch e, positions [e length, (e + 1) length), is a permutation that is a function of
+    (seed, e): every item once. It costs one sort an epoch (0.1 s for a million items).
+    """
+    epochs, places = np.divmod(np.asarray(positions, dtype=np.int64), length)
+    items = np.empty_like(places)
+    for epoch in set(epochs.tolist()):
+        chosen = epochs == epoch
+        items[chosen] = _permutation(seed, epoch, length)[places[chosen]]
+    return items
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
+    return np.argsort(bits(seed, f"data/order/{epoch}", np.arange(length)), kind="stable")
+
+
+def random_windows(
+    room: np.ndarray,
+    image: np.ndarray,
+    flips: Sequence[bool],
+    rot90: bool,
+    seed: int,
+    positions: np.ndarray,
+) -> Windows:
+    """A random window of each position's image, any place as likely as another.
+
+    Args:
+        room: Number of places of a window along each axis, `int64 [B, axes]`, at least 1.
+        image: The image at each position, `int64 [B]`.
+        flips: Whether to mirror along each axis.
+        rot90: Whether to turn.
+        seed: Of the run.
+        positions: In the training stream, `int64 [B]`.
+    """
+
+    def draw(purpose: str, high: int | np.ndarray) -> np.ndarray:
+        return integers(seed, f"data/{purpose}", positions, high)
+
+    axes = room.shape[1]
+    corner, mirrored = np.zeros_like(room), np.zeros(room.shape, dtype=bool)
+    for axis, name in enumerate(CORNER[-axes:]):
+        if (room[:, axis] > 1).any():
+            corner[:, axis] = draw(name, room[:, axis])
+    for axis, name in enumerate(MIRRORED[-axes:]):
+        if flips[axis]:
+            mirrored[:, axis] = draw(name, 2)
+    quarters = draw("turns", 4) if rot90 else np.zeros(len(room), dtype=np.int64)
+    return Windows(image, corner, quarters, mirrored)
+
+
+def grid_windows(layout: Layout, size: int) -> Windows:
+    """All windows of a gapless grid from each image's top left corner, as they are."""
+    corners = [
+        (i, *corner)
+        for i, lengths in enumerate(layout.sizes.tolist())
+        for corner in product(*(range(0, length - size + 1, size) for length in lengths))
+    ]
+    places = np.array(corners, dtype=np.int64)
+    image, corner = places[:, 0], places[:, 1:]
+    return Windows(image, corner, np.zeros_like(image), np.zeros(corner.shape, dtype=bool))
+
+
+def orient_windows(batch: np.ndarray, windows: Windows) -> None:
+    """Turn and mirror `[B, C, (S,) S, S]` in place.
+
+    A quarter turn is a transposition followed by mirroring (numpy.rot90), so one masked
+    assignment for it and one an axis do for all orientations.
+    """
+    mirrored = windows.mirrored.T
+    if windows.rot90.any():
+        transposed = windows.rot90 % 2 == 1
+        batch[transposed] = batch[transposed].swapaxes(-1, -2)
+        mirrored = mirrored.copy()
+        mirrored[-2] ^= (windows.rot90 == 1) | (windows.rot90 == 2)
+        mirrored[-1] ^= windows.rot90 >= 2
+    values = batch.view(f"i{batch.itemsize}")  # torch mirrors several times as fast as numpy,
+    for axis, chosen in enumerate(mirrored, start=2):  # but not all unsigned types
+        if chosen.any():
+            values[chosen] = torch.from_numpy(values[chosen]).flip(axis).numpy()

@@ -1,4 +1,4 @@
-"""Pictures to predict: their channels, type and range, and the way to and from the network's."""
+"""Images to predict: their channels, type and range, and the way to and from the network's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PixelType = Literal["uint8", "uint16", "float32"]
 
 @dataclass(frozen=True)
 class Targets:
-    """What all pictures to predict have in common.
+    """What all images to predict have in common.
 
     Args:
         channels: Of each.
@@ -32,25 +32,25 @@ class Targets:
     high: float
 
     @classmethod
-    def of(cls, picture: np.ndarray, target_range: Range | None, name: str) -> Targets:
-        """Those of a picture.
+    def of(cls, image: np.ndarray, target_range: Range | None, name: str) -> Targets:
+        """Those of an image.
 
         Args:
-            picture: `[..., C]`, uint8, uint16 or float32.
+            image: `[..., C]`, uint8, uint16 or float32.
             target_range: Values that become -1 and 1; None for the full range of the type.
             name: For the message.
 
         Raises:
             UserError: Floats outside 0 to 1 and no range.
         """
-        if picture.dtype.kind == "f":
-            to_unit(picture, target_range, name, "data.target_range")
+        if image.dtype.kind == "f":
+            to_unit(image, target_range, name, "data.target_range")
             full = 1.0
         else:
-            full = float(np.iinfo(picture.dtype).max)
+            full = float(np.iinfo(image.dtype).max)
         low, high = target_range or (0.0, full)
-        dtype = cast(PixelType, picture.dtype.name)
-        return cls(picture.shape[-1], dtype, float(low), float(high))
+        dtype = cast(PixelType, image.dtype.name)
+        return cls(image.shape[-1], dtype, float(low), float(high))
 
     def __str__(self) -> str:
         return f"{self.channels} channel{'s' * (self.channels > 1)} of {self.dtype}"
@@ -71,8 +71,8 @@ class Targets:
         return values.round().clip(0, np.iinfo(self.dtype).max).astype(self.dtype)
 
 
-def picture_settings(data: PairDataConfig) -> PairDataConfig:
-    """The settings of pairs for pictures to predict, whose inputs keep their intensities.
+def target_settings(data: PairDataConfig) -> PairDataConfig:
+    """The settings of pairs for images to predict, whose inputs keep their intensities.
 
     Raises:
         UserError: They say that the targets are masks.

@@ -6,22 +6,27 @@ Going on from a noised image (img2img) is `sample` with `start`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ddpm_unet import randomness
-from ddpm_unet.diffusion.linear_steps import LinearSteps, inference_timesteps
-from ddpm_unet.diffusion.process import coefficients, mean_channels
-from ddpm_unet.diffusion.sampling import Denoiser, Noise, StepInfo
+from ddpm_unet.diffusion.process import (
+    GaussianDiffusion,
+    Network,
+    batch_time,
+    coefficients,
+    mean_channels,
+)
+from ddpm_unet.diffusion.samplers import LinearPlan, LinearSampler, Sampler
+from ddpm_unet.diffusion.sampling import CounterNoise, Noise, StepInfo
 from ddpm_unet.errors import UserError
 
 
 def inpaint(
-    denoiser: Denoiser,
-    scheduler: Any,
+    network: Network,
+    sampler: Sampler,
     known: Tensor,
     hole: Tensor,
     *,
@@ -38,12 +43,12 @@ def inpaint(
 
     Lugmayr 2022 (arXiv:2201.09865), algorithm 1 and appendix B: after each step all but the hole
     is replaced by the known image, noised alike; every `jump` steps the state is noised back to
-    where they began, and they are taken again. So the denoiser is asked steps x resamplings
+    where they began, and they are taken again. So the network is asked steps x resamplings
     times.
 
     Args:
-        denoiser: As for `sample`.
-        scheduler: A DDPM scheduler (see `make_scheduler`).
+        network: As for `sample`.
+        sampler: Of DDPM or DDIM (see `make_sampler`).
         known: The image `[C, ...]` in [-1, 1]; what it holds in the hole does not matter.
         hole: True where to paint, broadcast to the shape of `known`.
         seed: Seed of the job.
@@ -59,25 +64,24 @@ def inpaint(
         Images `float32 [B, C, ...]`, equal to `known` outside the hole.
 
     Raises:
-        UserError: Another scheduler; no steps, jump or resamplings.
+        UserError: Another sampler; no steps, jump or resamplings.
     """
-    if not LinearSteps.supports(scheduler):
-        raise UserError(f"{type(scheduler).__name__}: cannot paint holes; take sampler ddpm")
+    if not isinstance(sampler, LinearSampler):
+        raise UserError(f"sampler {sampler.name}: cannot paint holes; take ddpm")
     if min(steps, jump, resamplings) < 1:
         raise UserError(f"steps {steps}, jump {jump}, resamplings {resamplings}: give at least 1")
     known, hole = known.to(device, torch.float32), hole.to(device, torch.bool)
     with torch.inference_mode():
-        noise = Noise(seed, indices, known.shape, device)
-        plan = LinearSteps(scheduler, steps, 1.0, device)
-        times = plan.timesteps.tolist()
-        batches = plan.timesteps[:, None].repeat(1, len(indices)).unbind(0)
-        abar = [*plan.abar, 1.0]
+        on_cpu = known.device.type == "cpu"
+        noise = (Noise if on_cpu else CounterNoise)(seed, indices, known.shape, device)
+        plan = LinearPlan(sampler, steps, eta=1.0)
+        times, abar = plan.times, [*plan.abar, 1.0]
         x = noise.draw(1.0)
         blocks = [range(i, min(i + jump, len(times))) for i in range(0, len(times), jump)]
         for block in tqdm(blocks, "Painting", disable=not progress):
             for again in reversed(range(resamplings)):
                 for i in block:
-                    prediction = denoiser(x, batches[i]).float()
+                    prediction = network(x, batch_time(x, times[i])).float()
                     x, x0 = plan.step(i, x, prediction, noise.draw)
                     outside = abar[i + 1] ** 0.5 * known
                     outside = outside + noise.draw((1 - abar[i + 1]) ** 0.5)
@@ -98,27 +102,27 @@ class Inversion:
     arXiv:2309.04907, section 3.2), so that the way back ends where it began.
 
     Args:
-        denoiser: As for `sample`.
-        scheduler: A diffusers scheduler: its forward process and prediction type are read.
+        network: As for `sample`.
+        diffusion: The forward process and prediction type.
         steps: Steps of the path, 2 to T.
         device: Where to compute.
     """
 
     def __init__(
-        self, denoiser: Denoiser, scheduler: Any, steps: int, device: torch.device | str = "cpu"
+        self,
+        network: Network,
+        diffusion: GaussianDiffusion,
+        steps: int,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self._denoiser = denoiser
-        self._times = inference_timesteps(scheduler, steps)
-        abar = scheduler.alphas_cumprod.double()[self._times]
-        kind = scheduler.config.prediction_type
-        self._levels = [(1.0, 0.0)] + [
-            (a**0.5, (1 - a) ** 0.5) for a in reversed(abar.tolist())
-        ]  # from a clean image to noise, like all below
-        self._times.reverse()
-        mix = coefficients(kind, abar)
+        self._network, self._device = network, device
+        self._times = LinearSampler(diffusion, "ddim").timesteps(steps)[::-1]
+        abar = diffusion.alphas_cumprod_float64[self._times]
+        # From a clean image to noise, like all below.
+        self._levels = [(1.0, 0.0), *((a**0.5, (1 - a) ** 0.5) for a in abar.tolist())]
+        mix = coefficients(diffusion.prediction_type, abar)
         names = ("x0_from_x", "x0_from_prediction", "noise_from_x", "noise_from_prediction")
-        self._mixtures = torch.stack([mix[n] for n in names], dim=1).flip(0).tolist()
-        self._device = device
+        self._mixtures = torch.stack([mix[n] for n in names], dim=1).tolist()
 
     def to_noise(self, images: Tensor, iterations: int = 5, progress: bool = False) -> Tensor:
         """The noise `[B, ...]` that `to_images` turns into images `[B, ...]`."""
@@ -146,9 +150,9 @@ class Inversion:
         return x.clone()
 
     def _split(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Image and noise that the denoiser sees in x."""
-        t = torch.full((len(x),), self._times[i], device=x.device)
-        prediction = mean_channels(self._denoiser(x, t).float(), x.shape[1])
+        """Image and noise that the network sees in x."""
+        prediction = self._network(x, batch_time(x, self._times[i])).float()
+        prediction = mean_channels(prediction, x.shape[1])
         from_x, from_prediction, noise_x, noise_prediction = self._mixtures[i]
         image = from_x * x + from_prediction * prediction
         return image, noise_x * x + noise_prediction * prediction

@@ -8,10 +8,12 @@ solution.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -48,16 +50,12 @@ def alphas_cumprod(
             "logistic" (Jabri 2022, arXiv:2212.11972, figure 8, from -3 to 3).
         beta_start: First beta of the linear ones.
         beta_end: Last beta of the linear ones.
-        rescale_betas_zero_snr: sqrt(abar) is shifted to end at 0, and stretched (Lin 2023,
-            arXiv:2305.08891, algorithm 1).
+        rescale_betas_zero_snr: sqrt(abar) is stretched to end at 0 (Lin 2023, arXiv:2305.08891).
         snr_shift: log-SNR moves by 2 ln(snr_shift): the resolution that the schedule was made for
             over that of the images (Hoogeboom 2023, arXiv:2301.11093, eq. 4).
 
     Returns:
         Falling numbers in (0, 1), with zero terminal SNR the last is 0, `float64 [T]`.
-
-    Raises:
-        UserError: T below 1, an unknown schedule, betas that do not rise within (0, 1).
     """
     if num_timesteps < 1 + rescale_betas_zero_snr:
         least = "at least 2 with rescale_betas_zero_snr" if rescale_betas_zero_snr else "at least 1"
@@ -118,8 +116,15 @@ def coefficients(prediction_type: str, abar: Tensor) -> dict[str, Tensor]:
     }
 
 
+def batch_time(x: Tensor, time: float) -> Tensor:
+    """A batch of `x [B, ...]` at one time, `[B]`, which knows it without being read."""
+    t = torch.full((len(x),), time, device=x.device)
+    t.number = time  # type: ignore[attr-defined]
+    return t
+
+
 def time_of(t: Tensor) -> float:
-    """The time of a batch that is at one time: of the sampling loop's, without reading a tensor."""
+    """The time of a batch that is at one time, without reading what `batch_time` made."""
     number = getattr(t, "number", None)
     return float(t[0]) if number is None else number
 
@@ -194,6 +199,8 @@ class GaussianDiffusion(nn.Module):
         }
         for name, table in tables.items():
             self.register_buffer(name, table.float(), persistent=False)
+        lit = abar.clamp(min=2**-24)  # as diffusers, where nothing is left of the image
+        self._log_sigmas = ((1 - lit) / lit).sqrt().log().numpy()
         self._weights: dict[tuple[str, float, torch.device], Tensor] = {}
 
     @property
@@ -210,7 +217,7 @@ class GaussianDiffusion(nn.Module):
             changes: Arguments that are other than the settings say.
         """
         settings = {"num_timesteps": config.num_train_timesteps}
-        settings |= {n: getattr(config, n) for n in _ARGUMENTS if n != "num_timesteps"}
+        settings |= {n: getattr(config, n) for n in _ARGUMENTS[1:]}
         return cls(**{**settings, **changes})
 
     @classmethod
@@ -220,10 +227,10 @@ class GaussianDiffusion(nn.Module):
         Raises:
             UserError: Betas of its own (trained_betas) that no schedule here gives; as the class.
         """
-        settings = {name: saved[name] for name in _ARGUMENTS if name in saved}
-        settings["num_timesteps"] = saved.get("num_train_timesteps", 1000)
-        clips = saved.get("_class_name", "DDPMScheduler") in _CLIPPING_SCHEDULERS
-        settings.setdefault("clip_sample", clips)
+        kind = saved.get("_class_name", "DDPMScheduler")
+        settings = {"clip_sample": False, **_class_defaults(kind), **saved}
+        settings["num_timesteps"] = settings.get("num_train_timesteps", 1000)
+        settings = {name: settings[name] for name in _ARGUMENTS if name in settings}
         if settings.get("variance_type") in (None, "fixed_small_log"):  # the same by itself
             settings.pop("variance_type", None)
         diffusion = cls(**settings)
@@ -240,9 +247,9 @@ class GaussianDiffusion(nn.Module):
         config = {"_class_name": "DDPMScheduler", "num_train_timesteps": self.num_timesteps}
         skipped = ("num_timesteps", "rescale_betas_zero_snr", "snr_shift")
         config |= {name: value for name, value in self.config.items() if name not in skipped}
+        config["timestep_spacing"] = "linspace"  # diffusers' own leaves the last timesteps out
         if self.rescale_betas_zero_snr:
-            # Timesteps must begin with the last, which diffusers' own spacing leaves out.
-            config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "linspace"}
+            config["rescale_betas_zero_snr"] = True
         if self.snr_shift != 1:
             config["snr_shift"] = self.snr_shift
         if self.beta_schedule not in DIFFUSERS_SCHEDULES or self.snr_shift != 1:
@@ -319,16 +326,9 @@ class GaussianDiffusion(nn.Module):
         shape: Sequence[int],
         device: torch.device | str = "cpu",
     ) -> tuple[Tensor, Tensor]:
-        """Timesteps, uniform in 0 .. T-1, and noise: functions of (seed, position).
+        """Timesteps `int64 [B]`, uniform in 0 .. T-1, and normal noise `float32 [B, *shape]`.
 
-        Args:
-            seed: Seed of the run.
-            positions: Positions of the images in the stream, B of them.
-            shape: Shape of one image, such as (C, H, W).
-            device: Where they go; no accelerator is waited for.
-
-        Returns:
-            Timesteps `int64 [B]` and standard normal noise `float32 [B, *shape]`.
+        Both are functions of (seed, position in the stream). No accelerator is waited for.
         """
         t = randomness.integers(seed, "timestep", positions, self.num_timesteps)
         noise = randomness.normal(seed, "noise", positions, shape, device)
@@ -362,6 +362,39 @@ class GaussianDiffusion(nn.Module):
         """The network's prediction in float32, whatever precision it computes in."""
         return network(x_t, t, **cond).float()
 
+    def sigmas(self, steps: int) -> Tensor:
+        """Noise levels sqrt((1 - abar) / abar) of so many steps, falling to 0.
+
+        Equal steps of log-SNR, as DPM-Solver takes (Lu 2022, arXiv:2206.00927, section 3.3): with
+        10 to 50 of them solvers miss the exact solution by several times less than with equal
+        steps of time. From zero SNR the first step leads to 80 at most (Karras 2022): until there
+        the path is straight, as nothing is seen of the image.
+
+        Returns:
+            `float64 [steps + 1]`.
+        """
+        if not 1 <= steps <= self.num_timesteps:
+            raise UserError(f"{steps} sampling steps: give 1 to {self.num_timesteps}")
+        high, low = self._log_sigmas[-1], self._log_sigmas[0]
+        levels = np.linspace(high, low, steps)
+        if self.rescale_betas_zero_snr and steps > 1:
+            levels[1:] = np.linspace(min(high, math.log(80)), low, steps - 1)
+        return torch.from_numpy(np.append(np.exp(levels), 0.0))
+
+    def preconditioning(self, sigma: float) -> tuple[float, float, float, float]:
+        """c_in, time, c_skip and c_out of a noise level (as of `EDMDiffusion`).
+
+        In x = x_0 + sigma eps the network sees c_in x at a time, which may lie between two
+        timesteps, and x_0 is c_skip x + c_out times its prediction.
+        """
+        time = float(np.interp(math.log(sigma), self._log_sigmas, np.arange(self.num_timesteps)))
+        a = 1 / math.sqrt(1 + sigma**2)
+        s = sigma * a
+        targets = {"epsilon": (0.0, 1.0), "sample": (1.0, 0.0), "v_prediction": (-s, a)}
+        p, q = targets[self.prediction_type]
+        determinant = a * q - s * p
+        return a, time, a * q / determinant, -s / determinant
+
     def losses(
         self,
         network: Network,
@@ -385,14 +418,11 @@ class GaussianDiffusion(nn.Module):
             x0: Clean images, `float32 [B, C, ...]` in [-1, 1].
             t: Timesteps `int64 [B]` in 0 .. T-1; drawn evenly if None.
             noise: Standard normal, of the shape of x0; drawn if None.
-            weighting: See `loss_weights`; None for none.
-            gamma: See `loss_weights`.
+            weighting: See `loss_weights`, like gamma; None for none.
+            gamma: Of the weighting.
             vlb_weight: Weight of the bound, in bits per dimension.
             generator: Of what is drawn, on the device of x0.
             cond: What else the network is given.
-
-        Returns:
-            `float32 [B]`, whatever precision the network computes in.
         """
         if t is None:
             count, device = len(x0), x0.device
@@ -431,15 +461,18 @@ class GaussianDiffusion(nn.Module):
         return self
 
 
-_CLIPPING_SCHEDULERS = tuple(
-    f"{name}Scheduler"
-    for name in ("DDPM", "DDIM", "DDPMParallel", "DDIMParallel", "DDIMInverse", "LCM", "TCD")
-)
-"""Those of diffusers that clip unless told otherwise; the others never do."""
+def _class_defaults(name: str) -> dict[str, Any]:
+    """What a class of diffusers' schedulers does unless it is told otherwise."""
+    if name in ("DDPMScheduler", "DDIMScheduler"):  # without importing diffusers, which takes long
+        return {"clip_sample": True}
+    import diffusers
+
+    kind = getattr(diffusers, name, None)
+    parameters = inspect.signature(kind).parameters if isinstance(kind, type) else {}
+    return {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+
 
 _ARGUMENTS = (
     "num_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type",
     "rescale_betas_zero_snr", "variance_type", "clip_sample", "snr_shift",
 )  # fmt: skip
-
-Diffusion = GaussianDiffusion

@@ -1,159 +1,529 @@
-"""Samplers by name: diffusers schedulers with the settings that suit them.
+"""Samplers: by name, as a function, or as any object with diffusers' `set_timesteps` and `step`.
 
-The settings come from denoising a Gaussian, whose exact answer is known. DDPM and DDIM use
-"linspace" timesteps, the only spacing that both starts at T - 1 and ends at 0, like the
-respacing of Nichol 2021: "leading" never sees the last timesteps (a bias of the mean under the
-cosine schedule), "trailing" jumps from timestep T / steps - 1 to a clean image and loses fine
-detail by it. The ODE and SDE solvers take steps of equal log-SNR, as DPM-Solver does (Lu 2022,
-arXiv:2206.00927, section 3.3): with 10 to 50 of them they miss the exact solution by several
-times less than with equal steps of time.
+Each carries its own coefficients, in float64, so that a step is a few tensor operations and asks
+an accelerator nothing. DDPM and DDIM use "linspace" timesteps, the only spacing that both starts
+at T - 1 and ends at 0, like the respacing of Nichol 2021: "leading" never sees the last timesteps
+(a bias of the mean under the cosine schedule), "trailing" jumps from timestep T / steps - 1 to a
+clean image and loses fine detail by it.
 """
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
-from ddpm_unet.diffusion.process import EPSILON_AT_ZERO_SNR, GaussianDiffusion
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm_unet.diffusion import solvers
+from ddpm_unet.diffusion.edm import Diffusion
+from ddpm_unet.diffusion.process import GaussianDiffusion, coefficients, mean_channels
 from ddpm_unet.errors import UserError
 
-_COMMON = {"timestep_spacing": "linspace"}
-_DPM = {"use_lu_lambdas": True, "final_sigmas_type": "zero"}
-_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddpm": ("DDPMScheduler", {}),
-    "ddim": ("DDIMScheduler", {}),
-    "dpm++": ("DPMSolverMultistepScheduler", {**_DPM, "algorithm_type": "dpmsolver++"}),
-    "dpm++sde": ("DPMSolverMultistepScheduler", {**_DPM, "algorithm_type": "sde-dpmsolver++"}),
-    "unipc": ("UniPCMultistepScheduler", {"use_exponential_sigmas": True}),
-    "euler": ("EulerDiscreteScheduler", {"use_exponential_sigmas": True}),
-    "heun": ("HeunDiscreteScheduler", {"use_exponential_sigmas": True}),
-}
-SAMPLERS = tuple(_SCHEDULERS)
-LCM = "lcm"
-"""Only for the models that were distilled for it."""
-_WITHOUT_ZERO_SNR = ("heun",)
-_WORDS = {
+SAMPLERS = {
     "ddpm": "the chain of Ho 2020, noise at every step; learned variances; many steps",
     "ddim": "deterministic (Song 2021); 50 steps and more",
     "dpm++": "DPM-Solver++ 2M (Lu 2022), deterministic; 10 to 50 steps",
     "dpm++sde": "its stochastic form; 20 to 100 steps",
     "unipc": "UniPC (Zhao 2023), deterministic; 10 to 50 steps",
     "euler": "Euler's method (Karras 2022), deterministic; 50 steps and more",
-    "heun": "Heun's (Karras 2022), twice the evaluations; 20 to 50 steps; no zero terminal SNR",
-    LCM: "few steps; only of a folder that names LCMScheduler, without --sampler",
+    "heun": "Heun's (Karras 2022), twice the evaluations; 20 to 50 steps",
+    "churn": "Heun's with noise added and removed again (Karras 2022); 30 to 250 steps",
 }
+LCM = "lcm"
+"""Only for the models that were distilled for it."""
+_OTHER_WAYS = ("Inverse", "UnCLIP", "SCM", "CogVideoX")
+"""Schedulers of diffusers that are asked in another way, or lead elsewhere."""
+
+Draw = Callable[[float], Tensor]
+"""From a standard deviation to noise of it, `[B, *shape]`, in a tensor to be overwritten."""
+
+
+class Sampler(Protocol):
+    """What `sample` takes. `clip`: predicted images are kept in [-1, 1], for self-conditioning."""
+
+    name: str
+    diffusion: Diffusion | None
+    clip: bool
+
+    def plan(self, steps: int, eta: float | None, generators: list[torch.Generator]) -> Any:
+        """Its plan of so many steps.
+
+        It has `times` that the network is told, `initial_std` of the noise, `order` (a job may
+        begin at every order-th evaluation), `begin(index, images, noise)`, and either
+        `model_input(index, x)` and `step(index, x, prediction, draw)`, or `solve`.
+        """
 
 
 def described() -> str:
     """The samplers, one a line."""
-    return "\n".join(f"{name:10}{words}" for name, words in _WORDS.items())
+    last = {LCM: "few steps; only of a folder that names LCMScheduler, without --sampler"}
+    return "\n".join(f"{name:10}{words}" for name, words in {**SAMPLERS, **last}.items())
 
 
-def make_scheduler(name: str, diffusion: GaussianDiffusion | Mapping[str, Any]) -> Any:
-    """A diffusers scheduler for a model's forward process and prediction type.
+def make_sampler(sampler: Any, diffusion: Diffusion) -> Sampler:
+    """A sampler for a model's forward process and prediction type.
 
     Args:
-        name: One of `SAMPLERS`.
-        diffusion: The forward process, or the `config` of another diffusers scheduler.
-
-    Returns:
-        A scheduler with diffusers' interface, for `sample` or a diffusers pipeline.
+        sampler: One of `SAMPLERS`, a function (see `solvers`), any object with diffusers'
+            `set_timesteps` and `step`, or a `Sampler`, which is given back.
+        diffusion: The forward process.
 
     Raises:
         UserError: An unknown name, or a sampler that is known to draw wrong images of such a model.
     """
-    if name == LCM:
+    if hasattr(sampler, "plan"):
+        return sampler
+    if hasattr(sampler, "step") and hasattr(sampler, "set_timesteps"):
+        return SchedulerSampler(sampler, diffusion)
+    if callable(sampler):
+        return SolverSampler(getattr(sampler, "__name__", "function"), sampler, diffusion)
+    if sampler == LCM:
         raise UserError(
             "sampler lcm: needs a model distilled for it, whose scheduler_config.json names "
             "LCMScheduler; sample such a one without --sampler, and this one with dpm++"
         )
-    if name not in _SCHEDULERS:
-        near = difflib.get_close_matches(name, SAMPLERS, n=1, cutoff=0.0)[0]
+    if sampler not in SAMPLERS:
+        near = difflib.get_close_matches(str(sampler), SAMPLERS, n=1, cutoff=0.0)[0]
         raise UserError(
-            f"unknown sampler {name!r}: did you mean {near!r}? Known: {', '.join(SAMPLERS)}"
+            f"unknown sampler {sampler!r}: did you mean {near!r}? Known: {', '.join(SAMPLERS)}"
         )
-    # names beginning with _ tell diffusers which settings to forget
-    settings = (
-        _process(diffusion)
-        if isinstance(diffusion, GaussianDiffusion)
-        else {key: value for key, value in diffusion.items() if not key.startswith("_")}
-    )
-    class_name, options = _SCHEDULERS[name]
-    return _scheduler(name, class_name, {**settings, **_COMMON, **options})
+    if sampler in solvers.SOLVERS:
+        return SolverSampler(sampler, solvers.SOLVERS[sampler], diffusion)
+    if not isinstance(diffusion, GaussianDiffusion):
+        raise UserError(
+            f"sampler {sampler}: is of the process ddpm, and the model was trained with process "
+            f"edm; take {', '.join(solvers.SOLVERS)}"
+        )
+    if sampler == "unipc":
+        settings = {"use_exponential_sigmas": True, "timestep_spacing": "linspace"}
+        settings = {**diffusion.scheduler_config(), **settings}
+        unipc = _scheduler("UniPCMultistepScheduler", settings, diffusion, sampler)
+        unipc.clips = diffusion.clip_sample
+        unipc.scheduler.alphas_cumprod = diffusion.alphas_cumprod_float64.clamp(min=2**-24)
+        return unipc
+    return LinearSampler(diffusion, sampler)
 
 
-def saved_scheduler(diffusion: GaussianDiffusion, saved: Mapping[str, Any]) -> tuple[str, Any]:
-    """The scheduler that a pipeline's folder names, with the settings that it has there.
+def saved_sampler(saved: Mapping[str, Any], diffusion: Diffusion) -> Sampler:
+    """The sampler that a pipeline's folder names, with the settings that it has there.
 
-    Where they leave open how timesteps are spaced it is that of `make_scheduler`.
+    What it leaves out is what that class of diffusers does by default. Only where this toolkit
+    wrote the file are the timesteps "linspace" if it does not say.
 
     Args:
-        diffusion: The forward process of the folder.
         saved: Its scheduler_config.json.
-
-    Returns:
-        The sampler's name, and a scheduler as from `make_scheduler`.
+        diffusion: The forward process of the folder.
 
     Raises:
-        UserError: It is no sampler known here, or known to draw wrong images of such a model.
+        UserError: It is no sampler of such a process, or known to draw wrong images of it.
     """
     kind = saved.get("_class_name", "DDPMScheduler")
-    algorithm = saved.get("algorithm_type", "dpmsolver++")
-    known = {**_SCHEDULERS, LCM: ("LCMScheduler", {})}
-    name = next(
-        (
-            name
-            for name, (class_name, options) in known.items()
-            if class_name == kind and options.get("algorithm_type", algorithm) == algorithm
-        ),
-        None,
+    own = {key: value for key, value in saved.items() if not key.startswith("_")}
+    spacing = own.setdefault(
+        "timestep_spacing", "leading" if "_diffusers_version" in saved else "linspace"
     )
-    if name is None:
-        of = f" of {algorithm}" if "algorithm_type" in saved else ""
-        raise UserError(
-            f"scheduler_config.json names {kind}{of}, which is no sampler here; give --sampler, "
-            f"one of {', '.join(SAMPLERS)}"
-        )
-    if diffusion.rescale_betas_zero_snr and saved.get("timestep_spacing") == "leading":
+    if getattr(diffusion, "rescale_betas_zero_snr", False) and spacing == "leading":
         raise UserError(
             "scheduler_config.json has timestep_spacing leading, which never asks the last "
             "timestep, where zero terminal SNR begins; set it to trailing, or give --sampler"
         )
-    own = {key: value for key, value in saved.items() if not key.startswith("_")}
-    ours = {} if "timestep_spacing" in saved or name == LCM else {**_COMMON, **known[name][1]}
-    return name, _scheduler(name, known[name][0], {**_process(diffusion), **ours, **own})
+    if kind in ("DDPMScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler"):
+        name = "ddpm" if "DDPM" in kind else "ddim"
+        known = inspect.signature(LinearSampler).parameters.keys() - {"diffusion", "name"}
+        return LinearSampler(diffusion, name, **{key: own[key] for key in known & own.keys()})
+    if "timestep_spacing" not in saved:
+        del own["timestep_spacing"]  # the class has a default of its own
+    return _scheduler(kind, own, diffusion)
 
 
-def _process(diffusion: GaussianDiffusion) -> dict[str, Any]:
-    """What schedulers are told of a forward process."""
-    config = diffusion.scheduler_config()
-    del config["_class_name"]
-    config.pop("timestep_spacing", None)
-    return config
-
-
-def _scheduler(name: str, class_name: str, settings: dict[str, Any]) -> Any:
-    zero_snr = settings.get("rescale_betas_zero_snr")
-    if zero_snr and settings.get("prediction_type", "epsilon") == "epsilon":
-        raise UserError(EPSILON_AT_ZERO_SNR)
-    if zero_snr and name in _WITHOUT_ZERO_SNR:
-        raise UserError(
-            f"sampler {name}: diffusers' {class_name} does not know zero terminal SNR "
-            "(rescale_betas_zero_snr), and would draw from another noise; take dpm++ or unipc"
-        )
+def _scheduler(
+    class_name: str, settings: dict[str, Any], diffusion: Diffusion, name: str | None = None
+) -> SchedulerSampler:
+    """A sampler of a class of diffusers, at the forward process of `diffusion`."""
     import diffusers  # takes seconds
 
-    if class_name != "DDPMScheduler":  # which alone knows what to do with it
-        settings.pop("variance_type", None)
-    kind = getattr(diffusers, class_name)
-    known = settings.keys() & inspect.signature(kind).parameters.keys()
+    needed = "beta_schedule" if isinstance(diffusion, GaussianDiffusion) else "sigma_data"
     try:
-        scheduler = kind(**{key: settings[key] for key in known})
-    except (TypeError, ValueError, NotImplementedError) as error:
+        kind = getattr(diffusers, class_name)
+        known = inspect.signature(kind).parameters
+        takes = inspect.signature(kind.step).parameters.values()
+        # self, prediction, timestep and state
+        fits = {needed, "prediction_type"} <= set(known) and sum(
+            p.default is p.empty for p in takes
+        ) == 4
+    except (AttributeError, TypeError, ImportError):
+        fits = False
+    if not fits or any(word in class_name for word in _OTHER_WAYS):
+        raise UserError(
+            f"scheduler_config.json names {class_name}, which is no sampler of such a model here; "
+            f"give --sampler, one of {', '.join(SAMPLERS)}"
+        )
+    if settings.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
+        raise UserError(
+            f"diffusers' {class_name} does not know zero terminal SNR (rescale_betas_zero_snr), "
+            "and would draw from another noise; give --sampler, such as dpm++"
+        )
+    try:
+        scheduler = kind(**{key: value for key, value in settings.items() if key in known})
+    except (TypeError, ValueError, NotImplementedError, ImportError) as error:
         cause = " ".join(str(error).split())[:200]
         raise UserError(f"scheduler_config.json: diffusers refuses it ({cause})") from error
-    # The rest is kept, as by `from_config`, which to know it imports all schedulers, and scipy.
-    scheduler.register_to_config(**{key: settings[key] for key in settings.keys() - known})
-    return scheduler
+    return SchedulerSampler(scheduler, diffusion, name)
+
+
+class LinearSampler:
+    """DDPM and DDIM: every coefficient is known before the loop begins.
+
+    A step is x_0 = clip(a x + b prediction), then x' = c x + d x_0 + e prediction + s noise, where
+    a learned variance (Nichol 2021, arXiv:2102.09672, eq. 15) multiplies s. It gives
+    what diffusers' schedulers give, except where those are wrong: "trailing" rounds to an extra
+    timestep -1 for some numbers of steps, and DDIM takes t - T // steps for the next timestep.
+
+    Args:
+        diffusion: The forward process.
+        name: "ddpm" or "ddim".
+        timestep_spacing: "linspace", "leading" or "trailing".
+        steps_offset: Added to "leading" timesteps.
+        clip_sample: None for what the forward process says.
+        clip_sample_range: Where x_0 is clipped.
+        thresholding: Clip x_0 at a quantile of its size instead, and scale it back to
+            sample_max_value (Saharia 2022, arXiv:2205.11487, section 2.3).
+        dynamic_thresholding_ratio: That quantile.
+        sample_max_value: The largest threshold.
+        set_alpha_to_one: DDIM's last step goes to a clean image, or to timestep 0's noise.
+        variance_type: None for what the forward process says.
+    """
+
+    def __init__(
+        self,
+        diffusion: GaussianDiffusion,
+        name: str,
+        *,
+        timestep_spacing: str = "linspace",
+        steps_offset: int = 0,
+        clip_sample: bool | None = None,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        set_alpha_to_one: bool = True,
+        variance_type: str | None = None,
+    ) -> None:
+        self.diffusion, self.name = diffusion, name
+        self.timestep_spacing, self.steps_offset = timestep_spacing, steps_offset
+        self.clip = diffusion.clip_sample if clip_sample is None else clip_sample
+        self.range = clip_sample_range if self.clip else None
+        self.quantile = dynamic_thresholding_ratio if thresholding else None
+        self.largest = sample_max_value
+        self.clean = 1.0 if set_alpha_to_one else float(diffusion.alphas_cumprod_float64[0])
+        self.variance_type = variance_type or diffusion.variance_type
+
+    def timesteps(self, steps: int) -> list[int]:
+        """Falling timesteps of a job of so many steps; a single one is the last of the chain."""
+        total = self.diffusion.num_timesteps
+        check_steps(steps, total)
+        if steps == 1:
+            return [total - 1]
+        if self.timestep_spacing == "linspace":
+            times = np.linspace(0, total - 1, steps).round()[::-1]
+        elif self.timestep_spacing == "leading":
+            times = (np.arange(steps) * (total // steps))[::-1] + self.steps_offset
+        elif self.timestep_spacing == "trailing":
+            times = np.arange(total, 0, -total / steps).round() - 1
+        else:
+            raise UserError(f"unknown timestep_spacing {self.timestep_spacing!r}")
+        return [int(t) for t in times if 0 <= t < total]
+
+    def plan(self, steps: int, eta: float | None, generators: list[torch.Generator]) -> LinearPlan:
+        """Work the coefficients out."""
+        return LinearPlan(self, steps, eta or 0.0)
+
+
+class Coefficients(NamedTuple):
+    """One step; b is a tensor on the CPU, which multiplies in half the time of a number."""
+
+    x0_from_x: float
+    x0_from_prediction: Tensor
+    next_from_x: float
+    next_from_x0: float
+    next_from_prediction: float
+    noise: float
+    widest: float  # log of the largest over the smallest learned variance; 0: it is fixed
+
+
+class LinearPlan:
+    """The steps of a `LinearSampler`."""
+
+    initial_std, order = 1.0, 1
+
+    def __init__(self, sampler: LinearSampler, steps: int, eta: float) -> None:
+        self.sampler = sampler
+        self.times: list[float] = list(sampler.timesteps(steps))
+        table = sampler.diffusion.alphas_cumprod_float64
+        abar = table[[int(t) for t in self.times]]
+        self.abar: list[float] = abar.tolist()
+        following = torch.cat([abar[1:], torch.tensor([sampler.clean], dtype=torch.float64)])
+        mix = coefficients(sampler.diffusion.prediction_type, abar)
+        beta = 1 - abar / following
+        variance = (1 - following) / (1 - abar) * beta  # Ho 2020, eq. 7
+        widest, from_prediction = torch.zeros_like(abar), torch.zeros_like(abar)
+        if sampler.name == "ddpm":
+            from_x = (abar / following).sqrt() * (1 - following) / (1 - abar)
+            from_x0 = following.sqrt() * beta / (1 - abar)
+            if sampler.variance_type == "fixed_large":
+                variance = torch.where(following < 1, beta, 0.0)
+            if sampler.variance_type == "learned_range":
+                widest = torch.where(following < 1, (beta / variance).log(), 0.0)
+            noise = variance.sqrt()
+        else:  # Song 2021 (arXiv:2010.02502), eq. 12 and 16; eps is that of the unclipped x_0
+            noise = eta * variance.sqrt()
+            direction = (1 - following - noise**2).sqrt()
+            from_x = direction * mix["noise_from_x"]
+            from_x0 = following.sqrt()
+            from_prediction = direction * mix["noise_from_prediction"]
+        columns = (
+            mix["x0_from_x"].tolist(),
+            mix["x0_from_prediction"].unbind(),
+            *(c.tolist() for c in (from_x, from_x0, from_prediction, noise, widest)),
+        )
+        self._steps = list(map(Coefficients._make, zip(*columns, strict=True)))
+
+    def begin(self, index: int, images: Tensor, noise: Tensor) -> Tensor:
+        """Images and noise, mixed (Ho 2020, eq. 4)."""
+        return self.abar[index] ** 0.5 * images + (1 - self.abar[index]) ** 0.5 * noise
+
+    def model_input(self, index: int, x: Tensor) -> Tensor:
+        """The state itself."""
+        return x
+
+    def step(self, index: int, x: Tensor, prediction: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        """The next x and the x_0 predicted on the way; x and the prediction stay as they are."""
+        c = self._steps[index]
+        output, prediction = prediction, mean_channels(prediction, x.shape[1])
+        x0 = prediction * c.x0_from_prediction
+        if c.x0_from_x:
+            x0.add_(x, alpha=c.x0_from_x)
+        if self.sampler.quantile is not None:
+            sizes = x0.flatten(1).abs().quantile(self.sampler.quantile, dim=1)
+            limit = sizes.clamp(1, self.sampler.largest).reshape(-1, *[1] * (x0.ndim - 1))
+            x0 = x0.clamp(-limit, limit) / limit
+        elif self.sampler.range is not None:
+            x0.clamp_(-self.sampler.range, self.sampler.range)
+        following = draw(c.noise) if c.noise else torch.zeros_like(x)
+        if c.widest:
+            following.mul_(torch.exp((output[:, x.shape[1] :] + 1) * (c.widest / 4)))
+        following.add_(x, alpha=c.next_from_x).add_(x0, alpha=c.next_from_x0)
+        if c.next_from_prediction:
+            following.add_(prediction, alpha=c.next_from_prediction)
+        return following, x0
+
+
+@dataclass
+class SolverSampler:
+    """A function `(denoise, x, sigmas, noise) -> images` (see `solvers`) as a sampler.
+
+    Args:
+        name: For messages.
+        solver: The function; `noise` is given to it if it has such an argument.
+        diffusion: Gives the noise levels, and the network's prediction a meaning.
+        sigmas: From a number of steps to noise levels `float64 [N + 1]`; None for the process's.
+    """
+
+    name: str
+    solver: Callable[..., Tensor]
+    diffusion: Diffusion
+    sigmas: Callable[[int], Tensor] | None = None
+
+    @property
+    def clip(self) -> bool:
+        """As the forward process says; what the network predicts is clipped on the way."""
+        return self.diffusion.clip_sample
+
+    def plan(self, steps: int, eta: float | None, generators: list[torch.Generator]) -> SolverPlan:
+        """Choose the noise levels."""
+        return SolverPlan(self, (self.sigmas or self.diffusion.sigmas)(steps))
+
+
+class SolverPlan:
+    """A `SolverSampler` at its noise levels, which takes all steps in one call."""
+
+    order = 1
+
+    def __init__(self, sampler: SolverSampler, sigmas: Tensor) -> None:
+        self.sampler, self.levels = sampler, sigmas
+        levels = sigmas[:-1].tolist()
+        self.times = [sampler.diffusion.preconditioning(sigma)[1] for sigma in levels]
+        count = solvers.EVALUATIONS.get(sampler.solver, lambda steps: steps)
+        self.evaluations = count
+        self.initial_std = levels[0]
+
+    def begin(self, index: int, images: Tensor, noise: Tensor) -> Tensor:
+        """Images with noise of a level."""
+        return images + float(self.levels[index]) * noise
+
+    def solve(
+        self,
+        x: Tensor,
+        first: int,
+        ask: Callable[[Tensor, float], Tensor],
+        done: Callable[[int, int, float, Tensor, Tensor], None],
+        draw: Draw,
+    ) -> Tensor:
+        """The images that the noise x leads to.
+
+        Args:
+            x: The state before step `first`.
+            first: Number of the first step.
+            ask: From the network's input and time to its prediction.
+            done: Told after each evaluation: its number, their number, time, state, x_0.
+            draw: Draws noise.
+        """
+        sampler = self.sampler
+        sigmas = self.levels[first:]
+        total = self.evaluations(len(self.levels) - 1)
+        number = total - self.evaluations(len(sigmas) - 1)
+        pending: tuple[int, float, Tensor] | None = None
+
+        def denoise(x: Tensor, sigma: float | Tensor) -> Tensor:
+            nonlocal number, pending
+            level = float(sigma.reshape(-1)[0]) if isinstance(sigma, Tensor) else sigma
+            c_in, time, c_skip, c_out = sampler.diffusion.preconditioning(level)
+            seen = c_in * x
+            if pending is not None:
+                done(pending[0], total, pending[1], seen, pending[2])
+            x0 = mean_channels(ask(seen, time), x.shape[1]) * c_out
+            if c_skip:
+                x0.add_(x, alpha=c_skip)
+            if sampler.clip:
+                x0.clamp_(-1, 1)
+            pending, number = (number, time, x0), number + 1
+            return x0
+
+        wants = inspect.signature(sampler.solver).parameters
+        images = sampler.solver(denoise, x, sigmas, **{"noise": draw} if "noise" in wants else {})
+        if pending is not None:
+            done(pending[0], total, pending[1], images, pending[2])
+        return images
+
+
+class SchedulerSampler:
+    """Any object with `set_timesteps(steps)`, `timesteps` and `step(prediction, t, x)`.
+
+    It is asked as diffusers' pipelines ask it, with one generator for each image; clipping and
+    thresholding are its own, unless `clips` is set: then what the network predicts is clipped, as
+    "unipc" by name does for a process that clips.
+
+    Args:
+        scheduler: The object; its timesteps are set here.
+        diffusion: The forward process, if it is known.
+        name: For messages.
+    """
+
+    def __init__(
+        self, scheduler: Any, diffusion: Diffusion | None = None, name: str | None = None
+    ) -> None:
+        self.scheduler, self.diffusion = scheduler, diffusion
+        self.name = name or type(scheduler).__name__
+        self.clip = diffusion is not None and diffusion.clip_sample
+        self.clips = False
+
+    def plan(
+        self, steps: int, eta: float | None, generators: list[torch.Generator]
+    ) -> SchedulerPlan:
+        """Set its timesteps."""
+        return SchedulerPlan(self, steps, eta, generators)
+
+
+class SchedulerPlan:
+    """The steps of a `SchedulerSampler`."""
+
+    def __init__(
+        self,
+        sampler: SchedulerSampler,
+        steps: int,
+        eta: float | None,
+        generators: list[torch.Generator],
+    ) -> None:
+        self._scheduler = scheduler = sampler.scheduler
+        self._config: Mapping[str, Any] = getattr(scheduler, "config", {})
+        check_steps(steps, self._config.get("num_train_timesteps", steps))
+        try:
+            scheduler.set_timesteps(steps)  # on the CPU, where reading them stops no accelerator
+        except ValueError as error:
+            cause = " ".join(str(error).split())
+            raise UserError(f"{steps} steps of {sampler.name}: {cause}") from error
+        self._times = list(torch.as_tensor(scheduler.timesteps))
+        self.times: list[float] = [t.item() for t in self._times]
+        if steps == 1 and self.times[0] == 0:
+            raise UserError(f"1 step of {sampler.name} would start at timestep 0: give at least 2")
+        self._from(0)
+        known = inspect.signature(scheduler.step).parameters
+        options = {"eta": eta, "generator": generators}
+        self._options = {k: v for k, v in options.items() if k in known and v is not None}
+        self._learned = self._config.get("variance_type") == "learned_range" and hasattr(
+            scheduler, "variance_type"
+        )
+        self.initial_std = float(getattr(scheduler, "init_noise_sigma", 1.0))
+        self.order = getattr(scheduler, "order", 1)
+        self._mix, self._clips = self._image_mixture(), sampler.clips
+
+    def _image_mixture(self) -> list[list[float]] | None:
+        """Of the network's input and prediction, x_0 at each step; None if it cannot be known."""
+        scheduler, kind = self._scheduler, self._config.get("prediction_type")
+        if kind not in ("epsilon", "sample", "v_prediction") or "sigma_data" in self._config:
+            return None
+        if hasattr(scheduler, "sigmas"):
+            abar = 1 / (1 + scheduler.sigmas[: len(self._times)].double() ** 2)
+        elif hasattr(scheduler, "alphas_cumprod"):
+            abar = scheduler.alphas_cumprod.double()[[int(t) for t in self.times]]
+        else:
+            return None
+        mix = coefficients(kind, abar)
+        return torch.stack([mix["x0_from_x"], mix["x0_from_prediction"]], dim=1).tolist()
+
+    def _from(self, index: int) -> None:
+        if hasattr(self._scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(index)
+
+    def begin(self, index: int, images: Tensor, noise: Tensor) -> Tensor:
+        """Images and noise as the scheduler mixes them."""
+        self._from(index)
+        images = images.expand_as(noise)
+        return self._scheduler.add_noise(images, noise, self._times[index].expand(len(noise)))
+
+    def model_input(self, index: int, x: Tensor) -> Tensor:
+        """The state, scaled as the scheduler says."""
+        scale = getattr(self._scheduler, "scale_model_input", None)
+        return scale(x, self._times[index]) if scale else x
+
+    def step(self, index: int, x: Tensor, prediction: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        """The scheduler draws the noise itself; x_0 is its own, if it says one."""
+        means = mean_channels(prediction, x.shape[1])
+        seen = self.model_input(index, x)
+        if self._clips and self._mix is not None:
+            from_x, from_prediction = self._mix[index]
+            clipped = (from_x * seen + from_prediction * means).clamp(-1, 1)
+            means = (clipped - from_x * seen) / from_prediction
+        given = prediction if self._learned else means
+        try:
+            output = self._scheduler.step(given, self._times[index], x, **self._options)
+        except (NotImplementedError, ValueError) as error:
+            cause = " ".join(str(error).split())[:200]
+            raise UserError(f"{type(self._scheduler).__name__}: {cause}") from error
+        following = output[0] if isinstance(output, tuple) else output.prev_sample
+        x0 = None if isinstance(output, tuple) else output.get("pred_original_sample")
+        if x0 is None and self._mix is not None:
+            from_x, from_prediction = self._mix[index]
+            x0 = from_x * seen + from_prediction * means
+        return following, following if x0 is None else x0
+
+
+def check_steps(steps: int, most: int) -> None:
+    """Refuse a number of steps that the chain does not have."""
+    if not 1 <= steps <= most:
+        raise UserError(f"{steps} sampling steps: give 1 to {most}")

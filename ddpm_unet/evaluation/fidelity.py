@@ -7,7 +7,7 @@ compared by `compare`, always beside the figures of real images against other re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -217,99 +217,71 @@ def copying(generated: Description, training: Description, real: Description) ->
     return float(made / other)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of several sets of images against one reference.
+Scores = dict[str, dict[str, float]]
+"""What `compare` and `copying` give, by set of images."""
+
+
+def evaluate(sets: dict[str, Description], reference: Description, real: Description) -> Scores:
+    """Compare every set, and first "real", other real images, with the reference."""
+    return {
+        name: compare(found, reference) | {"copying": copying(found, reference, real)}
+        for name, found in {"real": real, **sets}.items()
+    }
+
+
+def table(scores: Scores) -> str:
+    """The scores in Markdown, a row a set."""
+    names = list(scores["real"])
+    lines = [f"| images | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    for name, row in scores.items():
+        lines.append(f"| {name} | {' | '.join(f'{row[key]:.3g}' for key in names)} |")
+    return "\n".join(lines)
+
+
+def plot_fidelity(
+    scores: Scores, found: dict[str, Description], shown: dict[str, Tensor], path: Path
+) -> None:
+    """Write a page: images under their scores, and what they have in colours, scales, neighbours.
 
     Args:
-        scores: By set, as `compare` gives them, and "copying"; the first set is "real", other
-            images of the reference.
-        descriptions: By set, and of the reference itself as "reference".
+        scores: From `evaluate`.
+        found: The sets, "real", and first the "reference".
+        shown: Some images of each set, `[B, C, H, W]` in [-1, 1].
+        path: A PNG.
     """
-
-    scores: dict[str, dict[str, float]]
-    descriptions: dict[str, Description]
-
-    @staticmethod
-    def of(sets: dict[str, Description], reference: Description, real: Description) -> Evaluation:
-        """Compare every set, and `real`, other real images, with the reference."""
-        sets = {"real": real, **sets}
-        scores = {
-            name: compare(found, reference) | {"copying": copying(found, reference, real)}
-            for name, found in sets.items()
-        }
-        return Evaluation(scores, {"reference": reference, **sets})
-
-    def table(self) -> str:
-        """The scores in Markdown, a row a set."""
-        names = list(self.scores["real"])
-        lines = [f"| images | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
-        for name, row in self.scores.items():
-            lines.append(f"| {name} | {' | '.join(f'{row[key]:.3g}' for key in names)} |")
-        return "\n".join(lines)
-
-    def plot(self, path: Path, shown: dict[str, Tensor]) -> None:
-        """Write a page of plots.
-
-        Args:
-            path: A PNG.
-            shown: Some images of each set, `[B, C, H, W]` in [-1, 1].
-        """
-        plt = pyplot()
-        columns = max(3, len(shown))
-        figure, axes = plt.subplots(
-            2, columns, figsize=(4.6 * columns, 9.4), squeeze=False, layout="constrained"
-        )
-        for axis in axes.flat:
-            axis.axis("off")
-        for axis, (name, images) in zip(axes[0], shown.items(), strict=False):
-            axis.imshow(np.asarray(grid(images)), interpolation="nearest")
-            axis.set_title(f"{name}{self._caption(name)}", fontsize=10)
-        curves = list(zip(axes[1], self._curves(), strict=False))
-        for axis, (title, lines) in curves:
-            axis.axis("on")
-            for name, x, y in lines:
-                color = f"C{list(self.descriptions).index(name)}"
-                axis.plot(x, y, label=name, lw=1.5, color=color)
-            axis.set_title(title, fontsize=10)
-            axis.grid(alpha=0.3)
-            axis.legend(fontsize=8)
-        curves[0][0].set(xscale="log", yscale="log", xlabel="cycles per image")
-        figure.savefig(path, dpi=100)
-        plt.close(figure)
-
-    def _caption(self, name: str) -> str:
-        row = self.scores.get(name)
-        if row is None:
-            return ""
-        return (
-            f"\nFD {row['fd']:.1f}, KID {row['kid']:.4f}\n"
+    plt = pyplot()
+    columns = max(3, len(shown))
+    figure, axes = plt.subplots(2, columns, figsize=(4.6 * columns, 9.4), layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (name, images) in zip(axes[0], shown.items(), strict=False):
+        row = scores.get(name)
+        caption = row and (
+            f"FD {row['fd']:.1f}, KID {row['kid']:.4f}\n"
             f"precision {row['precision']:.2f}, recall {row['recall']:.2f}"
         )
-
-    def _curves(self) -> Iterator[tuple[str, list[tuple[str, np.ndarray, np.ndarray]]]]:
-        """Title, and name, x and y of each set: spectra, and histograms as shares."""
-
-        def shares(values: dict[str, Tensor]) -> list[tuple[str, np.ndarray, np.ndarray]]:
-            whole = torch.cat(list(values.values()))
-            edges = np.linspace(float(whole.min()), float(whole.max()), 25)
-            lines = []
-            for name, found in values.items():
-                counts, _ = np.histogram(found.numpy(), edges)
-                lines.append((name, (edges[1:] + edges[:-1]) / 2, counts / len(found)))
-            return lines
-
-        found = self.descriptions
-        spectra = [(n, d.spectrum.mean(0).numpy()) for n, d in found.items()]
-        yield "power", [(n, np.arange(1, len(y) + 1), y) for n, y in spectra]
-        yield (
-            "mean of an image, grey levels",
-            shares({name: d.colour.mean(1) for name, d in found.items()}),
-        )
-        reference = found["reference"].features
-        yield (
-            "distance to the nearest image of the reference",
-            shares(
-                {n: nearest(d.features, reference)[0] for n, d in found.items() if n != "reference"}
-            ),
-        )
+        axis.imshow(np.asarray(grid(images)), interpolation="nearest")
+        axis.set_title(f"{name}\n{caption or ''}", fontsize=10)
+    reference = found["reference"].features
+    panels: dict[str, dict[str, Tensor]] = {
+        "power, by cycles per image": {n: d.spectrum.mean(0) for n, d in found.items()},
+        "mean of an image, grey levels": {n: d.colour.mean(1) for n, d in found.items()},
+        "distance to the nearest image of the reference": {
+            n: nearest(d.features, reference)[0] for n, d in found.items() if n != "reference"
+        },
+    }
+    for number, (axis, (title, lines)) in enumerate(zip(axes[1], panels.items(), strict=False)):
+        whole = torch.cat(list(lines.values()))
+        edges = np.linspace(float(whole.min()), float(whole.max()), 25)
+        for name, values in lines.items():
+            look = {"label": name, "color": f"C{list(found).index(name)}"}
+            if number == 0:
+                axis.loglog(np.arange(1, len(values) + 1), values, **look)
+            else:
+                axis.stairs(np.histogram(values, edges)[0] / len(values), edges, **look)
+        axis.set_title(title, fontsize=10)
+        axis.axis("on")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

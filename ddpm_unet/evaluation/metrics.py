@@ -111,13 +111,21 @@ def outline_distances(
     Raises:
         ValueError: Different shapes, or not bool.
     """
+    from scipy import ndimage
+
     if prediction.shape != truth.shape or prediction.dtype != bool or truth.dtype != bool:
         raise ValueError(
             f"prediction {prediction.dtype} {prediction.shape} and truth {truth.dtype} "
             f"{truth.shape} must be bool and of one shape"
         )
-    ours, theirs = outline(prediction), outline(truth)
-    return _distance_to(theirs, spacing)[ours], _distance_to(ours, spacing)[theirs]
+    outlines = outline(prediction), outline(truth)
+    maps = [
+        ndimage.distance_transform_edt(~points, sampling=spacing)
+        if points.any()
+        else np.full(points.shape, np.inf)
+        for points in outlines
+    ]
+    return maps[1][outlines[0]], maps[0][outlines[1]]
 
 
 def hausdorff(
@@ -126,10 +134,10 @@ def hausdorff(
     spacing: Sequence[float] | float = 1.0,
     percentile: float = 95,
 ) -> float:
-    """Hausdorff distance of two outlines, at a percentile: HD95.
+    """Hausdorff distance of two outlines at a percentile (HD95), as MONAI defines it.
 
-    The larger of the two directed percentiles (as in MONAI; some programs pool both directions
-    first). 0 when both regions are empty, infinite when one is. Arguments: `outline_distances`.
+    The larger of the two directed percentiles; 0 when both regions are empty, infinite when one
+    is. Arguments: `outline_distances`.
     """
     there, back = outline_distances(prediction, truth, spacing)
     if there.size == 0 or back.size == 0:
@@ -145,9 +153,9 @@ def boundary_f(
 ) -> float:
     """Boundary F (Martin 2004; Csurka 2013), 0 to 1.
 
-    Harmonic mean of the share of the prediction's outline within `tolerance` of the truth's, and
-    of the truth's outline within it of the prediction's. 1 when both regions are empty, 0 when
-    one is. Arguments: `outline_distances`; `tolerance` is in the unit of `spacing`.
+    Harmonic mean of the share of the prediction's outline within `tolerance` (in the unit of
+    `spacing`) of the truth's, and of the truth's outline within it of the prediction's. 1 when
+    both regions are empty, 0 when one is. Arguments: `outline_distances`.
     """
     there, back = outline_distances(prediction, truth, spacing)
     if there.size == 0 or back.size == 0:
@@ -156,9 +164,44 @@ def boundary_f(
     return float(2 * precision * recall / max(precision + recall, np.finfo(float).tiny))
 
 
-def _distance_to(points: np.ndarray, spacing: Sequence[float] | float) -> np.ndarray:
-    from scipy import ndimage
+def scores_of_image(
+    prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None = None
+) -> dict[str, float]:
+    """Dice, HD95 (pixels) and boundary F (within 2 pixels) of one image.
 
-    if not points.any():
-        return np.full(points.shape, np.inf)
-    return ndimage.distance_transform_edt(~points, sampling=spacing)
+    Each is the mean over the classes but the first that prediction or target have; without any
+    there are no scores. "hd95" leaves out classes that only one of the two has, where it is
+    infinite. Arguments: `confusion`, integer `[*space]`.
+    """
+    predicted, true = prediction.cpu().clone(), target.cpu().clone()
+    if ignore_index is not None:
+        predicted[true == ignore_index] = 0
+        true[true == ignore_index] = 0
+    dice = overlap(confusion(predicted, true, num_classes)).dice.tolist()
+    found: dict[str, list[float]] = {"dice": [], "hd95": [], "boundary_f": []}
+    for number in range(1, num_classes):
+        ours, theirs = (predicted == number).numpy(), (true == number).numpy()
+        if ours.any() or theirs.any():
+            found["dice"].append(dice[number])
+            found["boundary_f"].append(boundary_f(ours, theirs))
+            if ours.any() and theirs.any():
+                found["hd95"].append(hausdorff(ours, theirs))
+    return {name: float(np.mean(values)) for name, values in found.items() if values}
+
+
+def mean_over_images(images: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means of `scores_of_image` over the images that have them: "image_dice", "hd95", ...
+
+    "image_dice_low" and "image_dice_high" are the bounds within which that mean lies with a
+    probability of 95 %, by the bootstrap over images (1000 draws, always the same).
+    """
+    means = {}
+    for name in ("dice", "hd95", "boundary_f"):
+        values = np.array([image[name] for image in images if name in image])
+        if values.size:
+            means["image_dice" if name == "dice" else name] = float(values.mean())
+        if name == "dice" and values.size > 1:
+            draws = np.random.default_rng(0).choice(values, (1000, values.size)).mean(axis=1)
+            low, high = np.percentile(draws, [2.5, 97.5])
+            means |= {"image_dice_low": float(low), "image_dice_high": float(high)}
+    return means

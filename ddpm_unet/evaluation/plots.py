@@ -1,4 +1,4 @@
-"""Pictures for people: grids, film strips and curves, written as PNG."""
+"""Grids, film strips and curves for people, written as PNG."""
 
 from __future__ import annotations
 
@@ -9,15 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 import torch
 from PIL import Image
 from torch import Tensor
-
-from ddpm_unet.data.images import read_image
-from ddpm_unet.data.pixels import to_unit
-from ddpm_unet.data.volumes import is_nifti, read_volume, write_nifti
-from ddpm_unet.errors import UserError
 
 SLICES = 8
 """Slices of a volume that a grid shows."""
@@ -29,54 +23,6 @@ def to_uint8(images: Tensor) -> np.ndarray:
         images = images[:, :1]
     levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
     return levels.movedim(1, -1).cpu().numpy()
-
-
-def to_pictures(images: Tensor) -> list[Image.Image]:
-    """`[B, C, H, W]` in [-1, 1] as pillow images."""
-    arrays = to_uint8(images)
-    return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a) for a in arrays]
-
-
-def save_images(images: Tensor, paths: Sequence[Path]) -> None:
-    """Write `[B, C, H, W]` in [-1, 1] as PNG, or volumes `[B, C, D, H, W]` as their paths say.
-
-    That is NIfTI, or a TIFF of a page per slice; 8 bits in every format.
-    """
-    if images.ndim == 4:
-        for picture, path in zip(to_pictures(images), paths, strict=True):
-            picture.save(path)
-        return
-    for volume, path in zip(to_uint8(images), paths, strict=True):
-        grey = volume.shape[-1] == 1
-        if is_nifti(path):
-            write_nifti(path, volume[..., 0] if grey else np.moveaxis(volume, -1, 0))
-        else:
-            tifffile.imwrite(
-                path,
-                volume[..., 0] if grey else volume,
-                photometric="minisblack" if grey else "rgb",
-                compression="zlib",
-                metadata={"axes": "ZYX" if grey else "ZYXS"},
-            )
-
-
-def read_pictures(folder: Path, count: int, most: int = 64, ending: str = ".png") -> Tensor:
-    """The first of the pictures 00000.png ... of `folder`, `[B, C, H, W]` in [-1, 1].
-
-    With the ending of volumes, `[B, C, D, H, W]`.
-
-    Raises:
-        UserError: One is missing, unreadable, or of another shape or depth than the first.
-    """
-    files = [folder / f"{i:05d}{ending}" for i in range(min(count, most))]
-    arrays = []
-    for file in files:
-        if not file.exists():
-            raise UserError(f"{file}: no such file; ask for fewer with --num_images, or make more")
-        arrays.append((read_image if ending == ".png" else read_volume)(file))
-        if (arrays[-1].shape, arrays[-1].dtype) != (arrays[0].shape, arrays[0].dtype):
-            raise UserError(f"{file}: has not the shape and depth of {files[0].name}; remove one")
-    return torch.from_numpy(to_unit(np.stack(arrays))).movedim(-1, 1)
 
 
 def grid(images: Tensor, columns: int | None = None) -> Image.Image:
@@ -93,15 +39,14 @@ def grid(images: Tensor, columns: int | None = None) -> Image.Image:
         images = images[:, :, chosen.to(images.device)].transpose(1, 2).flatten(0, 1)
     columns = columns or math.ceil(math.sqrt(len(images)))
     sheet = make_grid(images.float().cpu(), nrow=columns, padding=2, pad_value=1.0)
-    return to_pictures(sheet[None])[0]
+    return Image.fromarray(to_uint8(sheet[None])[0].squeeze())
 
 
 def save_grid(images: Tensor, path: Path, columns: int | None = None) -> None:
     """Write `grid(images)` to `path`, small images enlarged to be seen."""
-    picture = grid(images, columns)
+    sheet = grid(images, columns)
     zoom = max(1, round(128 / images.shape[-1])) if images.shape[-1] < 100 else 1
-    size = (picture.width * zoom, picture.height * zoom)
-    picture.resize(size, Image.Resampling.NEAREST).save(path)
+    sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST).save(path)
 
 
 def save_film(frames: Sequence[Tensor], path: Path, most: int = 8) -> None:
@@ -114,9 +59,9 @@ def save_film(frames: Sequence[Tensor], path: Path, most: int = 8) -> None:
     save_grid(rows.flatten(0, 1), path, columns=len(frames))
 
 
-def save_picture(picture: np.ndarray, path: Path) -> None:
+def save_picture(image: np.ndarray, path: Path) -> None:
     """Write `uint8 [H, W, 3]`."""
-    Image.fromarray(picture).save(path)
+    Image.fromarray(image).save(path)
 
 
 def save_side_by_side(columns: Sequence[tuple[str, Tensor]], path: Path) -> None:

@@ -11,12 +11,17 @@ from torch import Tensor
 
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.config.reading import from_plain, read_json
+from ddpm_unet.data.conditioning import (
+    SEQUENCE_EXTENSIONS,
+    ConcatCondition,
+    Sequences,
+    encode_texts,
+    enlarged,
+    one_hot,
+    read_sequence,
+)
 from ddpm_unet.data.folder import natural, visible_files
 from ddpm_unet.data.images import EXTENSIONS
-from ddpm_unet.data.planes import Planes, enlarged, one_hot
-from ddpm_unet.data.sequences import ENDINGS as SEQUENCES
-from ddpm_unet.data.sequences import Sequences, read_sequence
-from ddpm_unet.data.text import encode_texts
 from ddpm_unet.data.volumes import VOLUME_EXTENSIONS as VOLUMES
 from ddpm_unet.errors import UserError
 from ddpm_unet.replace import replace_json
@@ -80,7 +85,7 @@ class Conditioning:
     image_channels: int | None = None
     class_names: tuple[str, ...] = ()
     cond_dropout: bool = False
-    concat_cond: Planes | None = None
+    concat_cond: ConcatCondition | None = None
     text_encoder: str | None = None
     self_conditioning: bool = False
     mask_classes: int = 0
@@ -129,7 +134,9 @@ class Conditioning:
         if concat_cond is None:
             return found
         where = f"{path}: concat_cond"
-        return replace(found, concat_cond=from_plain(Planes, concat_cond, where))
+        if concat_cond.get("kind") == "picture":  # the earlier name
+            concat_cond["kind"] = "image"
+        return replace(found, concat_cond=from_plain(ConcatCondition, concat_cond, where))
 
     def check(self, config: UNetConfig, folder: Path | str) -> None:
         """Refuse a network of which it is not known what its input channels are for.
@@ -199,7 +206,7 @@ def read_concat_cond(
         return None
     if not files:
         what = {
-            "picture": "an image",
+            "image": "an image",
             "classes": f"a mask of {wanted_kind.channels} classes",
             "lower": f"an image {wanted_kind.factor} times smaller",
             "hole": "an image whose hole is transparent",
@@ -213,7 +220,7 @@ def read_concat_cond(
     for path in paths:
         values = wanted_kind.of_file(path, dims)[None]
         wanted = wanted or list(values.shape[2:])
-        if wanted_kind.kind in ("picture", "classes"):
+        if wanted_kind.kind in ("image", "classes"):
             values = enlarged(values, max(1, wanted[0] // values.shape[2]))
         if list(values.shape[2:]) != wanted:
             made, asked = (" x ".join(map(str, s)) for s in (values.shape[2:], wanted))
@@ -256,7 +263,7 @@ def read_context(
         encoded = encode_texts(str(conditioning.text_encoder), prompts, names)
         found = Sequences(encoded, names)
     else:
-        paths = _files(files or (), SEQUENCES)
+        paths = _files(files or (), SEQUENCE_EXTENSIONS)
         found = Sequences([read_sequence(path) for path in paths], paths)
     width = config.cross_attention_dim
     if found.channels not in (width if isinstance(width, tuple) else (width,)):

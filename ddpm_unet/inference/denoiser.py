@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ddpm_unet.data.sequences import Sequences
+from ddpm_unet.data.conditioning import Sequences
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.diffusion.conditioning import (
     ALWAYS,
     autoguidance,
@@ -24,8 +25,8 @@ from ddpm_unet.diffusion.conditioning import (
     concat_cond,
 )
 from ddpm_unet.diffusion.editing import Inversion, inpaint, slerp
-from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.edm import Diffusion, EDMDiffusion
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import StepInfo, timesteps
 from ddpm_unet.diffusion.sampling import sample as sample_batch
 from ddpm_unet.diffusion.tiled import tiled
@@ -34,13 +35,13 @@ from ddpm_unet.inference.conditioning import Cond, Conditioning, cond_in_turn, u
 from ddpm_unet.inference.pipeline import (
     image_shape,
     read_pipeline,
-    read_scheduler,
+    read_sampler,
     write_pipeline,
 )
 from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import Autoencoder, autoencoder_of
+from ddpm_unet.models.precomputed import precompute_time_embeddings
 from ddpm_unet.models.pretrained import check_weights, read_file
-from ddpm_unet.models.timetable import timetabled
 
 CHECKPOINT = "ema.safetensors"
 SAME_IN_A_GUIDE = (
@@ -80,22 +81,27 @@ class Denoiser:
     Args:
         unet: The network.
         diffusion: The forward process.
-        sampler: A name ("ddpm", "ddim", "dpm++", ...), or an object with diffusers' `step`.
+        sampler: A name ("ddpm", "ddim", "dpm++", ...), a function, or an object with diffusers'
+            `step`; None for "ddpm", of EDM "heun".
         conditioning: What it is conditioned on; None for what the network's config says.
         codec: Between images and the latents that it denoises; None for a denoiser of pixels.
+        preprocessing: Of its training's images, in whose units samples are given; None for 8 bits.
     """
 
     def __init__(
         self,
         unet: UNet,
-        diffusion: GaussianDiffusion,
-        sampler: Any = "ddpm",
+        diffusion: Diffusion,
+        sampler: Any = None,
         conditioning: Conditioning | None = None,
         codec: Autoencoder | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
-        self.unet, self.diffusion, self.sampler = unet, diffusion, sampler
+        self.unet, self.diffusion = unet, diffusion
+        self.sampler = sampler or ("heun" if isinstance(diffusion, EDMDiffusion) else "ddpm")
         self.conditioning = conditioning or Conditioning()
         self.codec = codec
+        self.preprocessing = preprocessing or Preprocessing(self.image_channels)
         self.network: Callable[..., Tensor] | None = None
         """Computes in place of the U-Net, for instance a compiled one."""
 
@@ -111,7 +117,9 @@ class Denoiser:
         conditioning = Conditioning.read(folder)
         conditioning.check(unet.config, folder)
         denoiser = cls(unet, diffusion, "ddpm", conditioning, autoencoder_of(folder))
-        denoiser.sampler = partial(read_scheduler, folder)
+        root = folder if (folder / "unet").is_dir() else folder.resolve().parent
+        denoiser.preprocessing = Preprocessing.read(root, denoiser.image_channels)
+        denoiser.sampler = partial(read_sampler, folder)
         return denoiser
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
@@ -119,6 +127,8 @@ class Denoiser:
         write_pipeline(Path(folder), self.unet, self.diffusion, None, self.codec)
         if self.conditioning != Conditioning(self.conditioning.image_channels):
             self.conditioning.write(Path(folder))
+        if self.preprocessing != Preprocessing(self.image_channels):
+            self.preprocessing.write(Path(folder))
 
     @property
     def device(self) -> torch.device:
@@ -139,11 +149,10 @@ class Denoiser:
             UserError: An unknown name, or one that draws wrong images of such a denoiser.
         """
         chosen = self.sampler if sampler is None else sampler
-        if isinstance(chosen, str):
-            return chosen, make_scheduler(chosen, self.diffusion)
         if isinstance(chosen, partial):
-            return chosen()
-        return type(chosen).__name__, chosen
+            chosen = chosen()
+        made = make_sampler(chosen, self.diffusion)
+        return made.name, made
 
     def sample(self, num_images: int = 1, **options: Any) -> np.ndarray:
         """Draw images; image i is a function of (seed, i), whatever batch it is drawn in.
@@ -153,7 +162,8 @@ class Denoiser:
             options: See `job`.
 
         Returns:
-            `uint8 [num_images, H, W, C]`; volumes `[num_images, D, H, W, C]`.
+            `uint8 [num_images, H, W, C]`, volumes `[num_images, D, H, W, C]`; of the type and in
+            the units of the training's images where `preprocessing` knows them.
 
         Raises:
             UserError: See `job`.
@@ -235,7 +245,8 @@ class Denoiser:
             labels = own.class_number(labels, config)
         cond = cond_in_turn(own.classes(config), labels, context, concat_cond, device)
         _, chosen = self.named_sampler(sampler)
-        network = self.network or timetabled(self.unet, timesteps(chosen, steps))
+        times = timesteps(chosen, steps)
+        network = self.network or precompute_time_embeddings(self.unet, times)
         denoise = self._guided(network, guidance, guidance_interval, guide)
 
         wanted = [size] if isinstance(size, int) else size
@@ -287,13 +298,9 @@ class Denoiser:
         config = self.unet.config
         return self.conditioning.image_channels or min(config.in_channels, config.out_channels)
 
-    dtype = np.dtype(np.uint8)
-    spacing: tuple[float, ...] | None = None
-
     def to_pixels(self, images: Tensor) -> np.ndarray:
-        """Images `[B, C, *space]` in [-1, 1] as pixels `uint8 [B, *space, C]`."""
-        levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
-        return levels.movedim(1, -1).cpu().numpy()
+        """Images `[B, C, *space]` in [-1, 1] as pixels `[B, *space, C]` in the training's units."""
+        return self.preprocessing.to_pixels(images.float().movedim(1, -1).cpu().numpy())
 
     def decode(self, drawn: Tensor) -> Tensor:
         """Images `[B, C, *space]` in [-1, 1] of what was drawn."""
@@ -336,9 +343,7 @@ class Denoiser:
         return self.codec.encode(images.to(self.device))[0].cpu()
 
 
-def sample(
-    unet: UNet, diffusion: GaussianDiffusion, num_images: int = 1, **options: Any
-) -> np.ndarray:
+def sample(unet: UNet, diffusion: Diffusion, num_images: int = 1, **options: Any) -> np.ndarray:
     """Draw images from a network: `Denoiser(unet, diffusion).sample(num_images, ...)`.
 
     Example:
@@ -383,7 +388,7 @@ def generate(
 
     Args:
         denoiser: `(x, t, **cond) -> prediction`, on the device.
-        sampler: A diffusers scheduler.
+        sampler: A `Sampler`.
         shape: Shape of one image, (C, H, W).
         num_images: Images in all.
         seed: Seed of the job.
@@ -553,7 +558,7 @@ def _interpolation(ends: Tensor, num_images: int) -> Callable[..., Tensor]:
         progress: bool = False,
         **unused: Any,
     ) -> Tensor:
-        path = Inversion(denoiser, sampler, steps, device)
+        path = Inversion(denoiser, sampler.diffusion, steps, device)
         if not inverted:
             inverted.extend(path.to_noise(ends, progress=progress))
             error = (path.to_images(torch.stack(inverted)).cpu() - ends).square().mean().sqrt()

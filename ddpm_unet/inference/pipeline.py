@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ddpm_unet.config import DiffusionConfig, UNetConfig
 from ddpm_unet.config.reading import check_limits, from_plain, read_json
-from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.diffusion.samplers import saved_scheduler
+from ddpm_unet.diffusion.edm import Diffusion, EDMDiffusion, diffusion_of_scheduler
+from ddpm_unet.diffusion.samplers import Sampler, saved_sampler
 from ddpm_unet.errors import UserError
 from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import Autoencoder
@@ -39,7 +39,7 @@ _NOT_THERE = {
 def write_pipeline(
     folder: Path,
     unet: UNet,
-    diffusion: GaussianDiffusion,
+    diffusion: Diffusion,
     state_dict: dict[str, Tensor] | None = None,
     autoencoder: Autoencoder | None = None,
 ) -> None:
@@ -74,7 +74,7 @@ def write_pipeline(
     replace_json(folder / "model_index.json", index)
 
 
-def read_pipeline(folder: Path) -> tuple[UNet, GaussianDiffusion]:
+def read_pipeline(folder: Path) -> tuple[UNet, Diffusion]:
     """The denoiser of a pipeline folder and its forward process.
 
     Raises:
@@ -92,7 +92,7 @@ def read_pipeline(folder: Path) -> tuple[UNet, GaussianDiffusion]:
     return unet, diffusion
 
 
-def read_diffusion(folder: Path) -> GaussianDiffusion:
+def read_diffusion(folder: Path) -> Diffusion:
     """The forward process of a pipeline folder, or of the `unet` folder in one.
 
     Raises:
@@ -104,29 +104,31 @@ def read_diffusion(folder: Path) -> GaussianDiffusion:
         "p2_gamma",
         "vlb_weight",
     }
-    values = {key: value for key, value in settings.items() if key in known}
+    values = {k: v for k, v in settings.items() if k in known and v is not None}
     if values.get("variance_type") in (None, "fixed_small_log"):  # the same by itself
         values.pop("variance_type", None)
     config = from_plain(DiffusionConfig, values, path)
     try:
         check_limits(config)
-        diffusion = GaussianDiffusion.from_scheduler_config(settings)
+        diffusion = diffusion_of_scheduler(settings)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    if any((path.parents[1] / name).is_dir() for name in ("vae", "vqvae", "movq")):
+    if not isinstance(diffusion, EDMDiffusion) and any(
+        (path.parents[1] / name).is_dir() for name in ("vae", "vqvae", "movq")
+    ):
         diffusion.clip_sample = False  # latents have no bounds
     return diffusion
 
 
-def read_scheduler(folder: Path) -> tuple[str, Any]:
-    """The sampler that a pipeline's folder names: its name, and a diffusers scheduler.
+def read_sampler(folder: Path) -> Sampler:
+    """The sampler that a pipeline's folder names, with the settings that it has there.
 
     Raises:
         UserError: As `read_diffusion`; or it is no sampler known here.
     """
     path, settings = _read_scheduler_config(folder)
     try:
-        return saved_scheduler(read_diffusion(folder), settings)
+        return saved_sampler(settings, read_diffusion(folder))
     except UserError as error:
         raise UserError(f"{path.parent.parent}: {error}") from error
 

@@ -241,6 +241,7 @@ def _bands(
     tiles = product(*(range(len(axis.starts)) for axis in axes))  # row of tiles by row of tiles
     ahead = next(tiles, None)
     done = 0
+    weights: list[Tensor] = []  # on the device
     alive: Tensor | None = None  # rows from `done` on, to the end of the newest tile
     band, band_row = torch.empty(0), -1
     while ahead is not None:
@@ -256,10 +257,11 @@ def _bands(
                 window = window.index_select(dim, _reflected(axis, i, margin).to(band.device))
             windows.append(window.movedim(-1, 0))
         with torch.inference_mode():
-            predictions = _kept(predict(torch.stack(windows).to(device)), axes, margin)
+            predictions = _kept(predict(_sent(torch.stack(windows), device)), axes, margin)
 
         end = min(rows.starts[batch[-1][0]] + rows.kept, rows.length)
         if alive is None:
+            weights = [axis.weights.to(predictions.device) for axis in axes]
             lengths = [axis.length for axis in others]
             alive = predictions.new_zeros(predictions.shape[1], 0, *lengths, dtype=torch.float32)
         missing = max(0, end - done - alive.shape[1])
@@ -267,12 +269,19 @@ def _bands(
             [alive, alive.new_zeros(alive.shape[0], missing, *alive.shape[2:])], dim=1
         )
         for index, prediction in zip(batch, predictions, strict=True):
-            _add(alive, prediction, axes, index, done)
+            _add(alive, prediction, axes, weights, index, done)
 
         finished = rows.length if ahead is None else rows.starts[ahead[0]]
         if finished > done:
             yield alive[:, : finished - done]
             alive, done = alive[:, finished - done :].clone(), finished
+
+
+def _sent(tiles: Tensor, device: torch.device | str | None) -> Tensor:
+    """The same on a device; a GPU, which takes them from pinned memory, is not waited for."""
+    if device is None or torch.device(device).type != "cuda" or tiles.is_cuda:
+        return tiles.to(device)
+    return tiles.pin_memory().to(device, non_blocking=True)
 
 
 def _reflected(axis: Axis, number: int, margin: int) -> Tensor:
@@ -307,15 +316,20 @@ def _kept(predictions: Tensor, axes: list[Axis], margin: int) -> Tensor:
 
 
 def _add(
-    alive: Tensor, prediction: Tensor, axes: list[Axis], index: tuple[int, ...], done: int
+    alive: Tensor,
+    prediction: Tensor,
+    axes: list[Axis],
+    weights: list[Tensor],
+    index: tuple[int, ...],
+    done: int,
 ) -> None:
     """Add a tile's weighted prediction `[K, *kept]` to the rows from `done` on."""
     prediction, place = prediction.float(), alive
     for dim, (axis, i) in enumerate(zip(axes, index, strict=True), start=1):
         start = axis.starts[i]
         inside = min(axis.kept, axis.length - start)
-        weights = axis.weights[i, :inside].to(alive.device)
         shape = [-1 if d == dim else 1 for d in range(alive.dim())]
-        prediction = prediction.narrow(dim, 0, inside) * weights.reshape(shape)
+        shares = weights[dim - 1][i, :inside].reshape(shape)
+        prediction = prediction.narrow(dim, 0, inside) * shares
         place = place.narrow(dim, start - done if dim == 1 else start, inside)
     place += prediction

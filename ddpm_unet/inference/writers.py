@@ -95,7 +95,7 @@ class TiffPlanes:
         shape: `[..., H, W]`.
         dtype: Of the values.
         axes: tifffile's letters for the axes, for instance "ZYX".
-        colors: A colour per value, `uint8 [K, 3]`: the TIFF becomes a palette picture.
+        colors: A colour per value, `uint8 [K, 3]`: the TIFF becomes a palette image.
     """
 
     def __init__(
@@ -197,31 +197,41 @@ class NiftiVolume:
         )
 
 
-class PaletteImage:
-    """A class mask as a palette PNG, saved when closed.
+class PngImage:
+    """A PNG of 8 bits (grey, RGB, or a palette) or 16 (grey), saved when closed.
 
     Args:
         path: The file.
-        shape: Height and width.
-        colors: `uint8 [K, 3]`.
+        shape: Channels, height, width.
+        dtype: uint8 or uint16.
+        colors: A colour per value, `uint8 [K, 3]`, for a palette.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int], colors: np.ndarray) -> None:
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int, int],
+        dtype: str = "uint8",
+        colors: np.ndarray | None = None,
+    ) -> None:
         self._path, self._colors = path, colors
-        self._classes = np.zeros(shape, dtype=np.uint8)
+        self._values = np.zeros(shape, dtype)
 
     def write(self, plane: int, row: int, values: np.ndarray) -> None:
-        """Take rows `[1, rows, W]` of plane 0."""
-        self._classes[row : row + values.shape[1]] = values[plane]
+        """Take rows `[channels, rows, W]` from a channel and row on."""
+        self._values[plane : plane + len(values), row : row + values.shape[1]] = values
 
     def close(self) -> None:
         """Save the file."""
-        image = Image.fromarray(self._classes).convert("P")
-        image.putpalette(self._colors.tobytes())
+        grey = len(self._values) == 1
+        image = Image.fromarray(self._values[0] if grey else np.moveaxis(self._values, 0, -1))
+        if self._colors is not None:
+            image = image.convert("P")
+            image.putpalette(self._colors.tobytes())
         image.save(self._path, format="PNG")
 
 
-class OverlayPictures:
+class OverlayImages:
     """Overlays, one page per plane, no side longer than 4096 pixels (every k-th pixel is drawn).
 
     Args:
@@ -308,6 +318,7 @@ def save_masks(classes: np.ndarray, num_classes: int, paths: Sequence[Path]) -> 
     """Write masks, class indices `[B, H, W]`, as palette PNGs."""
     colors = class_colors(num_classes)
     for rows, path in zip(classes, paths, strict=True):
-        picture = PaletteImage(path, rows.shape, colors)
-        picture.write(0, 0, rows[None])
-        picture.close()
+        with finished(path) as part:
+            image = PngImage(part, (1, *rows.shape), colors=colors)
+            image.write(0, 0, rows[None])
+            image.close()

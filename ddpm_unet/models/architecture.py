@@ -1,65 +1,57 @@
-"""What each level of a U-Net consists of, read off its `UNetConfig`."""
+"""What each level of a `UNet` consists of, and which configurations make no network."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from ddpm_unet.config import UNetConfig
+from ddpm_unet.config.reading import check_settings
+from ddpm_unet.errors import UserError
 
 AttentionKind = Literal["self", "cross"] | None
-
-DOWN_BLOCKS: dict[str, AttentionKind] = {
-    "DownBlock2D": None,
-    "AttnDownBlock2D": "self",
-    "ResnetDownsampleBlock2D": None,
-    "CrossAttnDownBlock2D": "cross",
-}
-UP_BLOCKS: dict[str, AttentionKind] = {
-    "UpBlock2D": None,
-    "AttnUpBlock2D": "self",
-    "ResnetUpsampleBlock2D": None,
-    "CrossAttnUpBlock2D": "cross",
-}
 MID_BLOCKS = ("UNetMidBlock2D", "UNetMidBlock2DCrossAttn")
+DDPM_ONLY = ("downsample_type", "upsample_type", "add_attention", "attn_norm_num_groups")
+CONDITIONAL_ONLY = (
+    "cross_attention_dim",
+    "transformer_layers_per_block",
+    "use_linear_projection",
+    "only_cross_attention",
+    "upcast_attention",
+)
+PER_LEVEL = (
+    "layers_per_block",
+    "attention_head_dim",
+    "cross_attention_dim",
+    "transformer_layers_per_block",
+    "only_cross_attention",
+)
 
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of the encoder or the decoder, or the middle.
+    """One resolution of the encoder or the decoder, or the middle."""
 
-    Args:
-        channels: Channels of its residual blocks.
-        layers: Number of residual blocks.
-        attention: What follows a residual block: self-attention, a transformer or nothing.
-        heads: Heads of that attention.
-        head_dim: Channels of a head.
-        groups: Groups of the attention's normalisation, None for no normalisation.
-        transformer_layers: Blocks of a transformer.
-        context_channels: Channels of the context of a transformer.
-        only_cross_attention: Both attentions of a transformer block attend to the context.
-        resnet_resampling: Halve or double with a residual block, not a convolution.
-    """
-
-    channels: int
-    layers: int
-    attention: AttentionKind
+    channels: int  # of its residual blocks
+    layers: int  # residual blocks
+    attention: AttentionKind  # what follows each: self-attention, a transformer or nothing
     heads: int
-    head_dim: int
-    groups: int | None
-    transformer_layers: int
+    head_dim: int  # channels of a head
+    groups: int | None  # of the attention's normalisation, None for no normalisation
+    transformer_layers: int  # blocks of a transformer
     context_channels: int
-    only_cross_attention: bool
-    resnet_resampling: bool = False
+    only_cross_attention: bool  # both attentions of a transformer block attend to the context
+    resnet_resampling: bool = False  # halve or double with a residual block, not a convolution
 
 
 def down_levels(config: UNetConfig) -> list[Level]:
     """The encoder's levels, from fine to coarse."""
     return [
         replace(
-            _level(config, i, DOWN_BLOCKS[block]),
-            layers=at_level(config.layers_per_block, i),
+            _level(config, i, _attention(block)),
+            layers=_at_level(config.layers_per_block, i),
             resnet_resampling=_resnet_resampling(block, config.downsample_type),
         )
         for i, block in enumerate(config.down_block_types)
@@ -71,13 +63,13 @@ def up_levels(config: UNetConfig) -> list[Level]:
     levels = []
     for j, block in enumerate(config.up_block_types):
         i = len(config.up_block_types) - 1 - j
-        kind = UP_BLOCKS[block]
-        backwards = kind == "self" and config.conditional
+        kind = _attention(block)
+        # For self-attention in conditional networks diffusers reads it from fine to coarse.
+        heads_of = j if kind == "self" and config.conditional else i
         levels.append(
             replace(
-                # For self-attention in conditional networks diffusers reads it from fine to coarse.
-                _level(config, i, kind, head_setting_of=j if backwards else i),
-                layers=at_level(config.layers_per_block, i) + 1,
+                _level(config, i, kind, heads_of),
+                layers=_at_level(config.layers_per_block, i) + 1,
                 resnet_resampling=_resnet_resampling(block, config.upsample_type),
             )
         )
@@ -92,7 +84,7 @@ def mid_level(config: UNetConfig) -> Level | None:
     if config.mid_block_type == "UNetMidBlock2DCrossAttn":
         return replace(_level(config, last, "cross"), layers=2, only_cross_attention=False)
     if config.conditional:  # diffusers' UNet2DConditionModel builds a lone residual block
-        return replace(_level(config, last, None), layers=1)
+        return _level(config, last, None)
     groups = config.attn_norm_num_groups
     if groups is None and config.resnet_time_scale_shift == "default":
         groups = config.norm_num_groups
@@ -100,16 +92,20 @@ def mid_level(config: UNetConfig) -> Level | None:
     return replace(_level(config, last, kind), layers=2, groups=groups)
 
 
-def at_level(setting: Any, i: int) -> Any:
-    """The value at level `i`, counted from the finest, of a setting given once or per level."""
+def _attention(block: str) -> AttentionKind:
+    return "cross" if block.startswith("CrossAttn") else "self" if "Attn" in block else None
+
+
+def _at_level(setting: Any, i: int) -> Any:
+    """The value at level `i`, from the finest on, of a setting given once or per level."""
     return setting[i] if isinstance(setting, Sequence) else setting
 
 
 def _level(
-    config: UNetConfig, i: int, attention: AttentionKind, head_setting_of: int | None = None
+    config: UNetConfig, i: int, attention: AttentionKind, heads_of: int | None = None
 ) -> Level:
     channels = config.block_out_channels[i]
-    setting = at_level(config.attention_head_dim, i if head_setting_of is None else head_setting_of)
+    setting = _at_level(config.attention_head_dim, i if heads_of is None else heads_of)
     if attention == "cross":
         heads, head_dim = setting, channels // setting
     else:
@@ -122,11 +118,97 @@ def _level(
         heads=heads,
         head_dim=head_dim,
         groups=config.norm_num_groups,
-        transformer_layers=at_level(config.transformer_layers_per_block, i),
-        context_channels=at_level(config.cross_attention_dim, i),
-        only_cross_attention=at_level(config.only_cross_attention, i),
+        transformer_layers=_at_level(config.transformer_layers_per_block, i),
+        context_channels=_at_level(config.cross_attention_dim, i),
+        only_cross_attention=_at_level(config.only_cross_attention, i),
     )
 
 
 def _resnet_resampling(block: str, setting: str) -> bool:
     return block.startswith("Resnet") or (block.startswith("Attn") and setting == "resnet")
+
+
+def check(config: UNetConfig, down_blocks: Iterable[str], up_blocks: Iterable[str]) -> None:
+    """Refuse a configuration that makes no network, or none that diffusers could read.
+
+    Args:
+        config: The configuration.
+        down_blocks: Types of blocks that the encoder may have.
+        up_blocks: Types of blocks that the decoder may have.
+
+    Raises:
+        UserError: Names the setting and the cure.
+    """
+    check_settings(config)
+    levels = len(config.block_out_channels)
+    if levels == 0:
+        raise UserError("block_out_channels is empty; give the channels of at least one level")
+    for name, known in (("down_block_types", down_blocks), ("up_block_types", up_blocks)):
+        for block in getattr(config, name):
+            _check_block(name, block, known)
+    if config.mid_block_type is not None:
+        _check_block("mid_block_type", config.mid_block_type, MID_BLOCKS)
+    for name in ("down_block_types", "up_block_types", *PER_LEVEL):
+        value = getattr(config, name)
+        if isinstance(value, Sequence) and len(value) != levels:
+            raise UserError(
+                f"{name} has {len(value)} entries and block_out_channels {levels};"
+                f" give one per level{', or one number for all' if name in PER_LEVEL else ''}"
+            )
+    _check_kind(config)
+    _check_channels(config)
+
+
+def _check_block(name: str, block: str, known: Iterable[str]) -> None:
+    if block not in known:
+        near = difflib.get_close_matches(block, list(known), n=1, cutoff=0.8)
+        cure = f"did you mean {near[0]}?" if near else f"take one of {', '.join(known)}"
+        raise UserError(f"{name}: unknown block {block!r}; {cure}")
+
+
+def _check_kind(config: UNetConfig) -> None:
+    blocks = (*config.down_block_types, str(config.mid_block_type), *config.up_block_types)
+    cross = [block for block in blocks if "CrossAttn" in block]
+    if cross and not config.conditional:
+        raise UserError(
+            f"cross_attention_dim is null, but {cross[0]} attends to a context;"
+            " set it to the context's channels"
+        )
+    default = {field.name: field.default for field in fields(UNetConfig)}
+    foreign: tuple[str, ...] = CONDITIONAL_ONLY
+    whose, cure = "conditional networks", "set cross_attention_dim"
+    if config.conditional:
+        foreign, whose, cure = DDPM_ONLY, "networks without context", f"{cure} to null"
+    for name in foreign:
+        if getattr(config, name) != default[name]:
+            raise UserError(f"{name} is for {whose} only; leave it at {default[name]!r}, or {cure}")
+    if config.conditional and config.attention_head_dim is None:
+        raise UserError(
+            "attention_head_dim is null, which is for networks without context only; give a number"
+        )
+
+
+def _check_channels(config: UNetConfig) -> None:
+    for channels in config.block_out_channels:
+        if channels % config.norm_num_groups:
+            raise UserError(
+                f"block_out_channels: {channels} is not a multiple of"
+                f" norm_num_groups {config.norm_num_groups}; change either"
+            )
+    groups = config.attn_norm_num_groups
+    if groups is not None and config.block_out_channels[-1] % groups:
+        raise UserError(
+            f"attn_norm_num_groups {groups} does not divide the last of block_out_channels,"
+            f" {config.block_out_channels[-1]}; change either"
+        )
+    for level in (*down_levels(config), mid_level(config), *up_levels(config)):
+        if level is not None and level.attention and 0 in (level.heads, level.head_dim):
+            raise UserError(
+                f"attention_head_dim: {config.attention_head_dim} is too large for a level"
+                f" of {level.channels} channels; take at most that many"
+            )
+    if config.block_out_channels[0] // 2 <= config.freq_shift:
+        raise UserError(
+            f"block_out_channels: the first, {config.block_out_channels[0]}, is too small for"
+            f" freq_shift {config.freq_shift}; take at least {2 * config.freq_shift + 2}"
+        )

@@ -2,13 +2,13 @@
 
     StableDiffusionPipeline.from_pretrained(folder, unet=AsDiffusers(unet))
 
-It takes part as it is, with its speed. To save a pipeline that diffusers reads by itself, write
-`unet.save_pretrained(folder + "/unet")` into the pipeline's folder instead.
+It takes part as it is, with its speed. A pipeline saved with it is read by diffusers alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 from diffusers.configuration_utils import FrozenDict
@@ -37,11 +37,16 @@ class AsDiffusers(ModelMixin):
         unet: The network that does the work.
     """
 
+    _supports_gradient_checkpointing = True
+
     def __init__(self, unet: UNet) -> None:
         super().__init__()
         self.unet = unet
         settings = settings_of(unet.config)
-        self.config = FrozenDict(FIXED[settings["_class_name"]] | settings)
+        kind = settings["_class_name"]
+        self.config = FrozenDict(FIXED[kind] | settings)
+        # A saved pipeline names the class and the package of its parts.
+        self.__class__ = type(kind, (AsDiffusers,), {"__module__": "diffusers"})
 
     def forward(
         self,
@@ -62,7 +67,7 @@ class AsDiffusers(ModelMixin):
             class_labels: As there.
             encoder_attention_mask: Its `context_mask`.
             return_dict: A `Prediction`, not a tuple.
-            others: What other networks of diffusers are told, such as the outputs of a ControlNet.
+            others: What other networks of diffusers take, such as the outputs of a ControlNet.
 
         Raises:
             ValueError: One of `others` is not None.
@@ -74,3 +79,23 @@ class AsDiffusers(ModelMixin):
             sample, timestep, encoder_hidden_states, class_labels, encoder_attention_mask
         )
         return Prediction(sample=output) if return_dict else (output,)
+
+    def save_pretrained(self, save_directory: str | PathLike[str], **options: Any) -> None:
+        """Write a folder that diffusers' own network and `UNet` read; see `UNet.save_pretrained`.
+
+        Args:
+            save_directory: Made if missing.
+            options: Ignored but for `variant` and `push_to_hub`, which are refused.
+        """
+        for name in ("variant", "push_to_hub"):
+            if options.get(name):
+                raise ValueError(f"{name} is not supported; save the pipeline, then rename or push")
+        self.unet.save_pretrained(save_directory)
+
+    def enable_gradient_checkpointing(self, *_: Any) -> None:
+        """Recompute the activations in the backward pass."""
+        self.unet.enable_gradient_checkpointing()
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Keep the activations for the backward pass."""
+        self.unet.enable_gradient_checkpointing(False)

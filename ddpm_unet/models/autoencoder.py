@@ -102,11 +102,7 @@ class Autoencoder:
         return _in_parts(decode, latents, pixels)
 
     def latent_size(self, size: int, setting: str) -> int:
-        """A side of the latents of images.
-
-        Args:
-            size: The images'.
-            setting: What the message calls it.
+        """A side of the latents of images of side `size`, which messages call `setting`.
 
         Raises:
             UserError: It is no multiple of `factor`.
@@ -137,13 +133,7 @@ class Autoencoder:
 
 
 def _in_parts(function: Callable[[Tensor], Tensor], batch: Tensor, pixels: int) -> Tensor:
-    """A function of a batch, in float32 and without gradients, of parts of bounded size.
-
-    Args:
-        function: `[B, ...]` to `[B, ...]`.
-        batch: What it is given.
-        pixels: Of one image.
-    """
+    """A function of a batch of images of so many pixels, in float32, of parts of bounded size."""
     with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
         parts = batch.float().split(max(1, PIXELS // pixels))
         return torch.cat([function(part) for part in parts])
@@ -165,14 +155,7 @@ def autoencoder_folder(folder: Path) -> Path:
 
 
 def autoencoder_of(folder: Path) -> Autoencoder | None:
-    """The autoencoder of a pipeline; None for one that denoises pixels.
-
-    Args:
-        folder: The pipeline's, or the `unet` in it.
-
-    Raises:
-        UserError: See `Autoencoder`.
-    """
+    """The autoencoder of the pipeline in `folder`, or around it; None where pixels are denoised."""
     root = folder if (folder / "unet").is_dir() else folder.resolve().parent
     found = next((root / place for place in PLACES if (root / place).is_dir()), None)
     return None if found is None else Autoencoder(found)

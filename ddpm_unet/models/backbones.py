@@ -45,28 +45,24 @@ class Backbone(nn.Module):
         UserError: There is no such network, or it has no such levels.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, config: ClassicConfig) -> None:
         super().__init__()
         name, depth = config.encoder, config.depth
         if config.dims != 2 or config.in_channels not in (1, 3):
             raise UserError(
-                f"encoder {name}: takes pictures of 1 or 3 channels, not {config.dims}-D data of "
+                f"encoder {name}: takes images of 1 or 3 channels, not {config.dims}-D data of "
                 f"{config.in_channels}; take encoder classic"
             )
         self.network, self.widths = levels(name, depth)
         self.name = name
         self.multiple = 2 ** (depth - 1)
-        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """`[B, 1 or 3, H, W]` in [-1, 1] to `[B, widths[i], h / 2^i, w / 2^i]` for every level i,
         where h and w are H and W or the next multiples of 2^(depth - 1).
         """
-        x = ((images + 1) / 2 - self.mean) / self.std
+        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        x = ((images + 1) / 2 - mean) / std
         down, right = (-n % self.multiple for n in x.shape[2:])
         if down or right:
             x = F.pad(x, (0, right, 0, down), mode="replicate")

@@ -1,4 +1,13 @@
-"""The encoder's, middle and decoder's blocks: residual blocks and attention at one resolution."""
+"""The encoder's, middle and decoder's blocks: residual blocks and attention at one resolution.
+
+A block of one's own takes part under a name of one's own:
+
+    DOWN_BLOCKS["MyDownBlock2D"] = MyDownBlock      # constructed and called like `DownBlock`
+    UNet(down_block_types=("MyDownBlock2D", "AttnDownBlock2D"), ...)
+
+or replaces a part of a network that is made: `unet.mid_block = MyMiddle()`, which is called as
+`mid_block(x, cond)`.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +20,12 @@ from torch.utils.checkpoint import checkpoint
 
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.models.architecture import Level
-from ddpm_unet.models.layers.attention import SelfAttention, Transformer
-from ddpm_unet.models.layers.resampling import Downsample, Upsample
-from ddpm_unet.models.layers.residual import ResidualBlock
+from ddpm_unet.models.attention import SelfAttention, Transformer
+from ddpm_unet.models.layers import Downsample, ResidualBlock, Upsample
 
 
-class Conditions(NamedTuple):
-    """What every block is told besides its input.
+class Cond(NamedTuple):
+    """What every block reads besides its input.
 
     Args:
         emb: Activated embedding of time and class, `[B or 1, 4 * block_out_channels[0]]`.
@@ -31,26 +39,14 @@ class Conditions(NamedTuple):
 
 
 class Block(nn.Module):
-    """Residual blocks, each followed by its attention if there is one.
-
-    Args:
-        config: Settings of the whole network.
-        level: What the block consists of.
-        in_channels: Channels that each residual block reads.
-        attentions: How many of the residual blocks are followed by attention.
-        output_scale: Divisor of the residual sums.
-    """
+    """Residual blocks, which read `in_channels`, the first `attentions` followed by attention."""
 
     def __init__(
-        self,
-        config: UNetConfig,
-        level: Level,
-        in_channels: Sequence[int],
-        attentions: int,
+        self, config: UNetConfig, level: Level, in_channels: Sequence[int], attentions: int,
         output_scale: float = 1.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.resnets = nn.ModuleList(
+        resnets = nn.ModuleList(
             residual_block(config, channels, level.channels, output_scale=output_scale)
             for channels in in_channels
         )
@@ -58,20 +54,21 @@ class Block(nn.Module):
             attention(config, level, output_scale)
             for _ in range(attentions if level.attention else 0)
         )
+        self.resnets = resnets  # after the attentions, as in diffusers
         self.gradient_checkpointing = False
 
-    def layer(self, i: int, x: Tensor, given: Conditions, skip: Tensor | None = None) -> Tensor:
+    def layer(self, i: int, x: Tensor, cond: Cond, skip: Tensor | None = None) -> Tensor:
         """The i-th residual block and its attention, of x joined to a `skip` if there is one."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._layer, i, x, given, skip, use_reentrant=False)
-        return self._layer(i, x, given, skip)
+            return checkpoint(self._layer, i, x, cond, skip, use_reentrant=False)
+        return self._layer(i, x, cond, skip)
 
-    def _layer(self, i: int, x: Tensor, given: Conditions, skip: Tensor | None) -> Tensor:
+    def _layer(self, i: int, x: Tensor, cond: Cond, skip: Tensor | None) -> Tensor:
         if skip is not None:
             x = torch.cat((x, skip), dim=1)
-        x = self.resnets[i](x, given.emb)
+        x = self.resnets[i](x, cond.emb)
         if i < len(self.attentions):
-            x = self.attentions[i](x, given.context, given.bias)
+            x = self.attentions[i](x, cond.context, cond.bias)
         return x
 
 
@@ -96,14 +93,14 @@ class DownBlock(Block):
                 else Downsample(config.dims, level.channels, config.downsample_padding)
             )
 
-    def forward(self, x: Tensor, given: Conditions) -> list[Tensor]:
+    def forward(self, x: Tensor, cond: Cond) -> list[Tensor]:
         """The output of every layer, which the decoder will read, the last being the block's."""
         outputs = []
         for i in range(len(self.resnets)):
-            x = self.layer(i, x, given)
+            x = self.layer(i, x, cond)
             outputs.append(x)
         for downsample in self.downsamplers:
-            outputs.append(downsample(x, given.emb))
+            outputs.append(downsample(x, cond.emb))
         return outputs
 
 
@@ -115,10 +112,10 @@ class MidBlock(Block):
         scale = config.mid_block_scale_factor
         super().__init__(config, level, inputs, attentions=level.layers - 1, output_scale=scale)
 
-    def forward(self, x: Tensor, given: Conditions) -> Tensor:
+    def forward(self, x: Tensor, cond: Cond) -> Tensor:
         """`[B, C, *space]` to the same."""
         for i in range(len(self.resnets)):
-            x = self.layer(i, x, given)
+            x = self.layer(i, x, cond)
         return x
 
 
@@ -156,7 +153,7 @@ class UpBlock(Block):
         self,
         x: Tensor,
         skips: Sequence[Tensor],
-        given: Conditions,
+        cond: Cond,
         size: Sequence[int] | None,
         seen: list[Tensor] | None,
     ) -> Tensor:
@@ -165,7 +162,7 @@ class UpBlock(Block):
         Args:
             x: `[B, in_channels, *space]`.
             skips: The encoder's outputs, `[B, skip_channels[i], *space]` for layer i.
-            given: Conditions.
+            cond: Conditioning.
             size: Spatial size of the next level; None for the last block.
             seen: If given, the output of every layer is appended.
 
@@ -173,50 +170,46 @@ class UpBlock(Block):
             `[B, C, *size]`.
         """
         for i, skip in enumerate(skips):
-            x = self.layer(i, x, given, skip)
+            x = self.layer(i, x, cond, skip)
             if seen is not None:
                 seen.append(x)
         for upsample in self.upsamplers:
-            x = upsample(x, given.emb, size)
+            x = upsample(x, cond.emb, size)
         return x
+
+
+DOWN_BLOCKS: dict[str, type[nn.Module]] = dict.fromkeys(
+    ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "CrossAttnDownBlock2D"), DownBlock
+)
+UP_BLOCKS: dict[str, type[nn.Module]] = dict.fromkeys(
+    ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "CrossAttnUpBlock2D"), UpBlock
+)
 
 
 def residual_block(
     config: UNetConfig, in_channels: int, out_channels: int, **options: Any
 ) -> ResidualBlock:
     """A residual block with the network's settings; `options` are the block's own."""
+    settings: dict[str, Any] = {
+        "groups": config.norm_num_groups,
+        "eps": config.norm_eps,
+        "act": config.act_fn,
+        "dropout": config.dropout,
+        "scale_shift": config.resnet_time_scale_shift == "scale_shift",
+    }
+    emb_channels = 4 * config.block_out_channels[0]
     return ResidualBlock(
-        config.dims,
-        in_channels,
-        out_channels,
-        4 * config.block_out_channels[0],
-        groups=config.norm_num_groups,
-        eps=config.norm_eps,
-        act=config.act_fn,
-        dropout=config.dropout,
-        scale_shift=config.resnet_time_scale_shift == "scale_shift",
-        **options,
+        config.dims, in_channels, out_channels, emb_channels, **settings, **options
     )
 
 
 def attention(config: UNetConfig, level: Level, output_scale: float) -> SelfAttention | Transformer:
     """The attention of a level that has one."""
     if level.attention == "self":
-        return SelfAttention(
-            level.channels,
-            level.heads,
-            level.head_dim,
-            groups=level.groups,
-            eps=config.norm_eps,
-            output_scale=output_scale,
-        )
-    return Transformer(
-        config.dims,
-        level.channels,
-        level.heads,
-        level.transformer_layers,
-        level.context_channels,
-        groups=config.norm_num_groups,
-        linear=config.use_linear_projection,
-        only_cross_attention=level.only_cross_attention,
-    )
+        own: dict[str, Any] = {"eps": config.norm_eps, "output_scale": output_scale}
+        heads = level.heads, level.head_dim
+        return SelfAttention(level.channels, *heads, groups=level.groups, **own)
+    sizes = level.channels, level.heads, level.transformer_layers, level.context_channels
+    only, linear = level.only_cross_attention, config.use_linear_projection
+    groups = config.norm_num_groups
+    return Transformer(config.dims, *sizes, groups=groups, linear=linear, only_cross_attention=only)

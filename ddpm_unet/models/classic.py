@@ -10,19 +10,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import count
-from os import PathLike
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ddpm_unet.config import ClassicConfig
+from ddpm_unet.config import ClassicConfig, HeadConfig
+from ddpm_unet.config.reading import check_settings
 from ddpm_unet.errors import UserError
-from ddpm_unet.models.decoders import FCNDecoder, TernausDecoder, UNetDecoder
-from ddpm_unet.models.encoders import ContractingPath, build_encoder
-from ddpm_unet.models.layers.classic import corner, he_initialise
-from ddpm_unet.models.layers.recomputing import Recomputing
-from ddpm_unet.models.nested import FullScaleDecoder, NestedDecoder
-from ddpm_unet.models.pretrained import check_weights, read_weights, write_weights
-from ddpm_unet.models.segmentation_settings import check_settings, read_settings, write_settings
+from ddpm_unet.models.classic_layers import ContractingPath, Recomputing, corner, he_initialise
+from ddpm_unet.models.decoders import (
+    FCNDecoder,
+    FullScaleDecoder,
+    NestedDecoder,
+    TernausDecoder,
+    UNetDecoder,
+)
+from ddpm_unet.models.pretrained import Pretrained, settings_from
 
 DECODERS: dict[str, type[Recomputing]] = {
     "unet": UNetDecoder,
@@ -34,7 +37,7 @@ DECODERS: dict[str, type[Recomputing]] = {
 SUPERVISED = ("nested", "full_scale")
 
 
-class ClassicUNet(nn.Module):
+class ClassicUNet(Pretrained):
     """Contracting path, expansive path, and skips between them.
 
     The defaults are the published network: unpadded 3x3 convolutions with ReLU, 2x2 max pooling,
@@ -50,16 +53,37 @@ class ClassicUNet(nn.Module):
             gives there; with another origin the pooling falls on other pixels.
 
     Args:
-        config: The architecture.
+        config: The architecture; by default that of `ClassicConfig`.
+        settings: Settings of it by keyword.
+
+    Raises:
+        UserError: The settings make no network; names the setting and the cure.
+
+    Example:
+        >>> import torch
+        >>> from ddpm_unet import ClassicUNet
+        >>> network = ClassicUNet(depth=3, base_width=8, padding="same", num_classes=4)
+        >>> network(torch.randn(1, 1, 40, 56)).shape
+        torch.Size([1, 4, 40, 56])
     """
 
-    def __init__(self, config: ClassicConfig) -> None:
+    config: ClassicConfig
+    config_class = ClassicConfig
+
+    def __init__(self, config: ClassicConfig | None = None, **settings: Any) -> None:
         super().__init__()
+        config = settings_from(config, ClassicConfig, settings, "ClassicUNet")
         self.config = config
-        check_settings(config)
+        check_classes(config)
         _check_parts(config)
         self.in_channels = config.in_channels
-        self.encoder = build_encoder(config)
+        self.encoder: Any
+        if config.encoder == "classic":
+            self.encoder = ContractingPath(config)
+        else:
+            from ddpm_unet.models.backbones import Backbone  # torchvision takes seconds
+
+            self.encoder = Backbone(config)
         self.decoder = DECODERS[config.decoder](config, self.encoder.widths)
         self.step = 2 ** (config.depth - 1) if config.padding == "valid" else 1
         smallest = self.valid_size(1)
@@ -99,39 +123,6 @@ class ClassicUNet(nn.Module):
         """The smallest input size of at least so many pixels that the network takes."""
         return next(n for n in count(max(at_least, 1)) if self._output_size(n))
 
-    @classmethod
-    def from_pretrained(cls, folder: str | PathLike[str]) -> ClassicUNet:
-        """Read a folder that `save_pretrained` wrote.
-
-        Returns:
-            The network in float32, on the CPU, in evaluation mode.
-
-        Raises:
-            UserError: The folder has no such model; names the file, field or tensor at fault.
-        """
-        network = cls(read_settings(folder, cls.__name__, ClassicConfig))
-        weights = read_weights(folder)
-        check_weights(folder, network.state_dict(), weights)
-        network.load_state_dict(weights)
-        return network.eval()
-
-    def save_pretrained(
-        self, folder: str | PathLike[str], state_dict: dict[str, Tensor] | None = None
-    ) -> None:
-        """Write `config.json` and the weights.
-
-        Args:
-            folder: Made if missing.
-            state_dict: Weights to write instead of the network's own, such as their average.
-
-        Raises:
-            UserError: `state_dict` is not that of this network.
-        """
-        weights = self.state_dict() if state_dict is None else state_dict
-        check_weights("state_dict", self.state_dict(), weights)
-        write_settings(self.config, type(self).__name__, folder)
-        write_weights(weights, folder)
-
     def load_encoder(self, weights: str) -> None:
         """Take over trained weights of an encoder of torchvision.
 
@@ -148,14 +139,14 @@ class ClassicUNet(nn.Module):
             )
         self.encoder.load(weights)
 
-    def enable_gradient_checkpointing(self) -> None:
+    def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute the blocks' activations in the backward pass: less memory, slower.
 
         An encoder of torchvision keeps its own.
         """
         for part in (self.encoder, self.decoder):
             if isinstance(part, Recomputing):
-                part.checkpointing = True
+                part.checkpointing = enabled
 
     def pruned(self, depth: int) -> ClassicUNet:
         """The U-Net++ of fewer levels that is part of this one (Zhou 2018, figure 1c).
@@ -192,6 +183,22 @@ class ClassicUNet(nn.Module):
         for _ in range(self.config.depth - 1):
             size = 2 * size - (2 if self.config.upsample == "bilinear" else 0) - 4
         return max(size, 0)
+
+
+def check_classes(config: ClassicConfig | HeadConfig) -> None:
+    """Refuse settings out of bounds, and names or colours that are not one per class.
+
+    Raises:
+        UserError: Names the setting and the cure.
+    """
+    check_settings(config)
+    for name in ("class_names", "class_colors"):
+        entries = getattr(config, name)
+        if entries and len(entries) != config.num_classes:
+            raise UserError(
+                f"{name} has {len(entries)} entries and num_classes is {config.num_classes};"
+                " give one per class, or none"
+            )
 
 
 def _check_parts(config: ClassicConfig) -> None:

@@ -1,7 +1,9 @@
 """Expansive paths: from activations of every level to scores of every class at every pixel.
 
-Each takes the activations of an encoder, finest first, and gives a list of logits, the one that
-counts first; there are others only in training, to be supervised too.
+Each is made of a `ClassicConfig` and the channels of an encoder's activations, takes these
+activations, finest first, `[B, encoded[i], ~H / 2^i, ~W / 2^i]`, and gives a list of logits
+`[B, scores, ~H, ~W]`, the one that counts first; there are others only in training, to be
+supervised too.
 """
 
 from __future__ import annotations
@@ -14,16 +16,16 @@ from torch import Tensor, nn
 
 from ddpm_unet.config import ClassicConfig
 from ddpm_unet.errors import UserError
-from ddpm_unet.models.layers.classic import (
+from ddpm_unet.models.classic_layers import (
     ConvBlock,
+    Pool,
+    Recomputing,
     Up,
     corner,
     halved,
     layer,
-    pool,
     widths,
 )
-from ddpm_unet.models.layers.recomputing import Recomputing
 
 
 def scores(config: ClassicConfig) -> int:
@@ -35,10 +37,6 @@ class UNetDecoder(Recomputing):
     """Up-convolution, skip and two 3x3 convolutions a level; a 1x1 convolution at the end.
 
     Ronneberger 2015, figure 1.
-
-    Args:
-        config: The architecture.
-        encoded: Channels of the encoder's activations.
     """
 
     def __init__(self, config: ClassicConfig, encoded: Sequence[int]) -> None:
@@ -58,7 +56,7 @@ class UNetDecoder(Recomputing):
         self.head = layer(config, "Conv")(channels, scores(config), kernel_size=1)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """`[B, encoded[i], ~H / 2^i, ~W / 2^i]` to `[B, scores, ~H, ~W]`."""
+        """See the module."""
         *skips, x = features
         for block in self.up:
             x = self.run(block, x, skips.pop())
@@ -84,11 +82,12 @@ class FCNDecoder(Recomputing):
         self.up = nn.ModuleList(LearnedInterpolation(config, classes, 2) for _ in range(2))
         self.last = LearnedInterpolation(config, classes, 2 ** (config.depth - 2))
         self.last.requires_grad_(False)
+        self.pool = Pool()
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """`[B, encoded[i], ~H / 2^i, ~W / 2^i]` to `[B, scores, H, W]`."""
+        """See the module."""
         fine, middle, coarse = (
-            score(pool(x)) for score, x in zip(self.scores, features[-3:], strict=True)
+            score(self.pool(x)) for score, x in zip(self.scores, features[-3:], strict=True)
         )
         x = corner(self.up[0](coarse), middle.shape[2:]) + middle
         x = corner(self.up[1](x), fine.shape[2:]) + fine
@@ -96,13 +95,7 @@ class FCNDecoder(Recomputing):
 
 
 class LearnedInterpolation(nn.Module):
-    """A transposed convolution that starts as linear interpolation of every channel.
-
-    Args:
-        config: Dimensions.
-        channels: Of input and output.
-        factor: By which the size grows, even.
-    """
+    """A transposed convolution that starts as linear interpolation, by an even factor."""
 
     def __init__(self, config: ClassicConfig, channels: int, factor: int) -> None:
         super().__init__()
@@ -133,6 +126,7 @@ class TernausDecoder(Recomputing):
     def __init__(self, config: ClassicConfig, encoded: Sequence[int]) -> None:
         super().__init__()
         base = config.base_width
+        self.pool = Pool()
         self.up = nn.ModuleList()
         channels = encoded[-1]
         for level in reversed(range(config.depth)):
@@ -151,8 +145,112 @@ class TernausDecoder(Recomputing):
         self.head = layer(config, "Conv")(base, scores(config), kernel_size=1)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """`[B, encoded[i], ~H / 2^i, ~W / 2^i]` to `[B, scores, H, W]`."""
-        x = pool(features[-1])
+        """See the module."""
+        x = self.pool(features[-1])
         for block, skip in zip(self.up, reversed(features), strict=True):
             x = torch.cat([corner(self.run(block, x), skip.shape[2:]), skip], dim=1)
         return [self.head(self.run(self.last, x))]
+
+
+class NestedDecoder(Recomputing):
+    """U-Net++: between encoder and decoder of a level, a row of densely joined nodes.
+
+    Zhou 2018 (arXiv 1807.10165), eq. 1: node (i, j) joins all nodes before it in its row, (i, 0)
+    to (i, j - 1), with node (i + 1, j - 1) doubled; (i, 0) is the encoder's. The nodes (0, j) see
+    j + 1 levels: under deep supervision each of them gives scores, and one may do without the
+    levels that it does not need (`ClassicUNet.pruned`).
+    """
+
+    def __init__(self, config: ClassicConfig, encoded: Sequence[int]) -> None:
+        super().__init__()
+        levels = widths(config)
+        self.depth = config.depth
+        self.nodes = nn.ModuleDict()
+        for j in range(1, self.depth):
+            for i in range(self.depth - j):
+                below = encoded[i + 1] if j == 1 else levels[i + 1]
+                row = [encoded[i], *[levels[i]] * (j - 1)]
+                self.nodes[f"{i}_{j}"] = Up(config, below, row, levels[i])
+        supervised = range(1, self.depth) if config.deep_supervision else [self.depth - 1]
+        self.heads = nn.ModuleDict(
+            {str(j): layer(config, "Conv")(levels[0], scores(config), 1) for j in supervised}
+        )
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """See the module."""
+        rows = [[x] for x in features]
+        for j in range(1, self.depth):
+            for i in range(self.depth - j):
+                x = self.run(self.nodes[f"{i}_{j}"], rows[i + 1][j - 1], *rows[i])
+                rows[i].append(x)
+        counted = [*reversed(list(self.heads))] if self.training else [str(self.depth - 1)]
+        return [self.heads[j](rows[0][int(j)]) for j in counted]
+
+
+class FullScaleDecoder(Recomputing):
+    """U-Net 3+: every level of the decoder joins activations of all levels.
+
+    Huang 2020 (arXiv 2004.08790), section 2.1. Under deep supervision every level gives scores,
+    interpolated to full size. The classification that the paper lets guide them is not here.
+    """
+
+    def __init__(self, config: ClassicConfig, encoded: Sequence[int]) -> None:
+        super().__init__()
+        joined = config.depth * config.base_width
+        decoded = [joined] * (config.depth - 1) + [encoded[-1]]
+        self.levels = nn.ModuleList(
+            FullScaleLevel(config, level, [*encoded[: level + 1], *decoded[level + 1 :]])
+            for level in range(config.depth - 1)
+        )
+        self.heads = nn.ModuleList(
+            layer(config, "Conv")(width, scores(config), 3, padding=1)
+            for width in (decoded if config.deep_supervision else decoded[:1])
+        )
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """See the module."""
+        decoded = list(features)
+        for number, level in reversed(list(enumerate(self.levels))):
+            decoded[number] = self.run(level, *features[: number + 1], *decoded[number + 1 :])
+        size = features[0].shape[2:]
+        counted = self.heads if self.training else self.heads[:1]
+        return [
+            _enlarge(head(x), number, size)
+            for number, (head, x) in enumerate(zip(counted, decoded, strict=False))
+        ]
+
+
+class FullScaleLevel(nn.Module):
+    """A level of U-Net 3+: a 3x3 convolution of each level's activations, and one of them all.
+
+    A level, of which 0 is the finest, contributes `base_width` channels.
+    """
+
+    def __init__(self, config: ClassicConfig, level: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.level = level
+        self.branches = nn.ModuleList(ConvBlock(config, n, config.base_width) for n in channels)
+        self.pools = nn.ModuleList(Pool(2 ** (level - number)) for number in range(level))
+        joined = len(channels) * config.base_width
+        self.join = ConvBlock(config, joined, joined)
+
+    def forward(self, *activations: Tensor) -> Tensor:
+        """Of all levels, `[B, channels[i], ~H / 2^i, ~W / 2^i]`, to this one's."""
+        size = activations[self.level].shape[2:]
+        parts = [
+            branch(
+                self.pools[number](x)
+                if number < self.level
+                else _enlarge(x, number - self.level, size)
+            )
+            for number, (branch, x) in enumerate(zip(self.branches, activations, strict=True))
+        ]
+        return self.join(torch.cat(parts, dim=1))
+
+
+def _enlarge(x: Tensor, levels: int, size: Sequence[int]) -> Tensor:
+    """Interpolate to `2^levels` times the size, pixel centres aligned, and cut to `size`."""
+    if levels:
+        mode = "bilinear" if x.dim() == 4 else "trilinear"
+        x = F.interpolate(x, scale_factor=2**levels, mode=mode, align_corners=False)
+    return corner(x, size)

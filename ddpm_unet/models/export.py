@@ -23,8 +23,7 @@ from torch.export import Dim, ExportedProgram
 from ddpm_unet.command_line import user_errors
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.classic import ClassicUNet
-from ddpm_unet.models.pretrained import CONFIG
-from ddpm_unet.models.segmentation_settings import class_name
+from ddpm_unet.models.pretrained import CONFIG, class_name
 from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
 from ddpm_unet.models.unet import UNet
 
@@ -48,13 +47,10 @@ def load(folder: Path) -> Network:
 
 
 def example(network: Network, batch: int, scale: int, odd: int = 1) -> Arguments:
-    """Arguments to run a network on, by their names.
+    """Arguments to run a network on, by their names, for `batch` images.
 
-    Args:
-        network: What is to be run.
-        batch: Images.
-        scale: Pixels at the coarsest level, from 2 on; one more on every further side.
-        odd: Pixels that the sides have besides (not of a `ClassicUNet`).
+    Images have `scale` pixels at the coarsest level, from 2 on, one more on every further side, and
+    `odd` pixels besides (not of a `ClassicUNet`).
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -125,12 +121,7 @@ def program(network: Network) -> tuple[ExportedProgram, Axes]:
 
 
 def largest_difference(network: Network, exported: Callable[..., Tensor]) -> tuple[float, float]:
-    """The largest difference of outputs at four batches and sizes, and the largest output.
-
-    Args:
-        network: Ours.
-        exported: What came of it; takes the same arguments.
-    """
+    """The largest difference of outputs at four batches and sizes, and the largest output."""
     difference = largest = 0.0
     for batch, scale, odd in ((1, 2, 0), (3, 5, 0), (2, 4, 1), (1, 3, 3)):
         given = example(network, batch, scale, odd)
@@ -142,15 +133,9 @@ def largest_difference(network: Network, exported: Callable[..., Tensor]) -> tup
 
 
 def write_onnx(seen: ExportedProgram, axes: Axes, path: Path) -> Callable[..., Tensor]:
-    """Write an ONNX file; weights of more than 2 GB go to a second one beside it.
+    """Write an ONNX file and return what onnxruntime makes of it.
 
-    Args:
-        seen: The program.
-        axes: Names of the open axes of its arguments.
-        path: Written to.
-
-    Returns:
-        What onnxruntime makes of the file.
+    Weights of more than 2 GB go to a second file beside it.
 
     Raises:
         UserError: The packages of the extra "export" are missing.
@@ -182,10 +167,7 @@ def write_onnx(seen: ExportedProgram, axes: Axes, path: Path) -> Callable[..., T
 
 
 def export(network: Network, path: Path) -> tuple[float, float]:
-    """Write a network to `path`, a .onnx or .pt2 file, and compare.
-
-    Returns:
-        As of `largest_difference`.
+    """Write a network to `path`, a .onnx or .pt2 file, and give `largest_difference`.
 
     Raises:
         UserError: Another suffix, or the network cannot be written or comes out differently.

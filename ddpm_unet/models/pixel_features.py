@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.models.architecture import up_levels
 from ddpm_unet.models.pretrained import model_folder
 from ddpm_unet.models.unet import UNet
-from ddpm_unet.randomness import normal
+from ddpm_unet.randomness import normal, on_device
 
 
 class PixelHead(nn.Module):
@@ -104,7 +105,7 @@ def pixel_head(config: HeadConfig, unet: UNetConfig) -> PixelHead:
 
 
 def activations(
-    unet: UNet, config: HeadConfig, images: Tensor, given: Sequence[Tensor | None]
+    unet: UNet, config: HeadConfig, images: Tensor, cond: Sequence[Tensor | None]
 ) -> Iterator[Tensor]:
     """What the decoder's layers say of the images at one noise level after the other.
 
@@ -113,45 +114,59 @@ def activations(
         config: Timesteps, their alphas, layers and the seed of the noise, which is the same for
             every image and noise level.
         images: `[B, C, *space]` in [-1, 1].
-        given: The U-Net's context, class labels and context mask.
+        cond: The U-Net's context, class labels and context mask.
 
     Yields:
         `[B, c_i, *space_i]`, for every timestep from the coarsest layer to the finest.
     """
-    noise = _noise(config.feature_seed, images.shape[1:]).to(images)
+    noise = _noise(config.feature_seed, images.shape[1:], images.device).to(images)
     for t, alpha in zip(config.feature_timesteps, config.feature_alphas, strict=True):
-        pyramid = unet.pyramid(alpha**0.5 * images + (1 - alpha) ** 0.5 * noise, t, *given)
+        pyramid = unet.pyramid(alpha**0.5 * images + (1 - alpha) ** 0.5 * noise, t, *cond)
         layers = range(len(pyramid)) if config.feature_layers is None else config.feature_layers
         for i in layers:
             yield pyramid[i]
 
 
-def _noise(seed: int, shape: Sequence[int]) -> Tensor:
+def _noise(seed: int, shape: Sequence[int], device: torch.device) -> Tensor:
     """The one noise, `[1, *shape]`; torch.compile cannot follow a generator of random numbers."""
     # Only then, as `disable` takes seconds to import.
-    draw = torch.compiler.disable(normal) if torch.compiler.is_compiling() else normal
-    return draw(seed, "segmentation features", [0], shape)
+    draw = torch.compiler.disable(_drawn) if torch.compiler.is_compiling() else _drawn
+    return draw(seed, shape, device)
 
 
-def schedule_alphas(folder: str | PathLike[str], timesteps: Sequence[int]) -> tuple[float, ...]:
-    """Cumulative alphas by the schedule of a pipeline: `scheduler/`, beside `unet/`.
+def _drawn(seed: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Drawn on the host, as on any device it must be the same; a GPU is not waited for."""
+    return on_device(normal(seed, "segmentation features", [0], shape).numpy(), device)
+
+
+def schedule_alphas(denoiser: Any, timesteps: Sequence[int]) -> tuple[float, ...]:
+    """Cumulative alphas by the schedule of a denoiser.
 
     Args:
-        folder: The pipeline's, or its `unet/`.
+        denoiser: An object whose `diffusion` has `alphas_cumprod`; or the folder of a pipeline, or
+            its `unet/`, with `scheduler/` beside it.
         timesteps: Which.
 
     Raises:
         UserError: There is no schedule, or it is shorter.
     """
-    from diffusers import DDPMScheduler
+    if isinstance(denoiser, str | PathLike):
+        from diffusers import DDPMScheduler
 
-    root = model_folder(folder).resolve().parent
-    if not (root / "scheduler" / "scheduler_config.json").is_file():
-        raise UserError(
-            f"{Path(folder)} has no scheduler/scheduler_config.json; set feature_alphas, the"
-            " cumulative alpha of every one of feature_timesteps"
-        )
-    table = DDPMScheduler.from_pretrained(root, subfolder="scheduler").alphas_cumprod
+        root = model_folder(denoiser).resolve().parent
+        if not (root / "scheduler" / "scheduler_config.json").is_file():
+            raise UserError(
+                f"{Path(denoiser)} has no scheduler/scheduler_config.json; set feature_alphas, the"
+                " cumulative alpha of every one of feature_timesteps"
+            )
+        table = DDPMScheduler.from_pretrained(root, subfolder="scheduler").alphas_cumprod
+    else:
+        table = getattr(getattr(denoiser, "diffusion", None), "alphas_cumprod", None)
+        if table is None:
+            raise UserError(
+                "the denoiser has no noise schedule; set feature_alphas, the cumulative alpha of"
+                " every one of feature_timesteps"
+            )
     if not set(timesteps) <= set(range(len(table))):
         raise UserError(f"feature_timesteps {timesteps}: the denoiser has 0 to {len(table) - 1}")
     return tuple(table[t].item() for t in timesteps)

@@ -1,10 +1,8 @@
-"""Reading and writing the folders of diffusers' models: `config.json` and safetensors.
-
-Plain functions of a folder, so that a caller may write beside the final place and rename.
-"""
+"""Networks as folders: `config.json` and safetensors, as diffusers writes and reads them."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -12,22 +10,25 @@ from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.config.reading import from_plain, read_json
 from ddpm_unet.errors import UserError
-from ddpm_unet.models.checks import CONDITIONAL_ONLY, DDPM_ONLY, check
+from ddpm_unet.models.architecture import CONDITIONAL_ONLY, DDPM_ONLY
 from ddpm_unet.replace import replace_json
+
+Folder = str | PathLike[str]
+Config = TypeVar("Config")
+Network = TypeVar("Network", bound="Pretrained")
 
 DDPM = "UNet2DModel"
 CONDITIONAL = "UNet2DConditionModel"
-
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -50,35 +51,24 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 # Keys of diffusers with the one value that this network has.
+_NONE = (
+    "time_embedding_dim time_embedding_act_fn timestep_post_act time_cond_proj_dim"
+    " num_attention_heads reverse_transformer_layers_per_block mid_block_only_cross_attention"
+    " cross_attention_norm encoder_hid_dim encoder_hid_dim_type addition_embed_type"
+    " addition_time_embed_dim projection_class_embeddings_input_dim"
+)
 FIXED: dict[str, dict[str, Any]] = {
     DDPM: {
         "time_embedding_type": "positional",
-        "time_embedding_dim": None,
-        "num_train_timesteps": None,
+        **dict.fromkeys(("time_embedding_dim", "num_train_timesteps")),
     },
     CONDITIONAL: {
         "time_embedding_type": "positional",
-        "time_embedding_dim": None,
-        "time_embedding_act_fn": None,
-        "timestep_post_act": None,
-        "time_cond_proj_dim": None,
-        "num_attention_heads": None,
-        "dual_cross_attention": False,
-        "reverse_transformer_layers_per_block": None,
-        "mid_block_only_cross_attention": None,
-        "cross_attention_norm": None,
         "attention_type": "default",
-        "encoder_hid_dim": None,
-        "encoder_hid_dim_type": None,
-        "addition_embed_type": None,
-        "addition_embed_type_num_heads": 64,
-        "addition_time_embed_dim": None,
-        "projection_class_embeddings_input_dim": None,
-        "class_embeddings_concat": False,
-        "resnet_skip_time_act": False,
-        "resnet_out_scale_factor": 1.0,
-        "conv_in_kernel": 3,
-        "conv_out_kernel": 3,
+        **dict.fromkeys(_NONE.split()),
+        **dict.fromkeys(("dual_cross_attention", "class_embeddings_concat"), False),
+        **{"resnet_skip_time_act": False, "resnet_out_scale_factor": 1.0},
+        **{"addition_embed_type_num_heads": 64, "conv_in_kernel": 3, "conv_out_kernel": 3},
     },
 }
 
@@ -86,7 +76,165 @@ FIXED: dict[str, dict[str, Any]] = {
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def model_folder(folder: str | PathLike[str]) -> Path:
+class Pretrained(nn.Module):
+    """A network that is written to a folder and read again.
+
+    Attributes:
+        config: Its settings, a `config_class`.
+        folders: Folder in which the weights of each beginning of their names lie.
+    """
+
+    config: Any
+    config_class: ClassVar[type[Any]]
+    folders: ClassVar[dict[str, str]] = {"": ""}
+
+    @classmethod
+    def from_pretrained(cls: type[Network], source: Folder, hints: Any = None) -> Network:
+        """Read a folder that `save_pretrained` wrote; a `UNet` also diffusers', or a file.
+
+        Args:
+            source: The model's folder; of a `UNet` also a pipeline's with the model in `unet/`, or
+                a safetensors file of another code base, see `models.convert`.
+            hints: What the tensors of such a file do not say, a `ForeignConfig`.
+
+        Returns:
+            The network in float32, on the CPU, in evaluation mode.
+
+        Raises:
+            UserError: There is no such model; names the file, field or tensor at fault.
+        """
+        cure, config_file = "take the weights that belong to this configuration", source
+        if cls.config_class is UNetConfig and Path(source).is_file():
+            from ddpm_unet.models import convert
+
+            config, weights = convert.read(source, hints)
+            cure = "UNet, whose names these are, cannot hold this network"
+        else:
+            source, config = cls._read_config(source)
+            config_file = Path(source) / CONFIG
+            weights = {
+                beginning + name: tensor
+                for beginning, place in cls.folders.items()
+                for name, tensor in read_weights(Path(source) / place).items()
+            }
+        try:
+            with torch.device("meta"):
+                network = cls._of(config, source)
+        except UserError as error:
+            raise UserError(f"{config_file}: {error}") from error
+        check_weights(source, network.state_dict(), weights, cure)
+        network.load_state_dict(weights, assign=True)
+        return network.eval()
+
+    def save_pretrained(self, folder: Folder, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write a folder that `from_pretrained` reads, of a `UNet` also diffusers'.
+
+        Args:
+            folder: Made if missing.
+            state_dict: Weights to write instead of the network's own, such as their average.
+
+        Raises:
+            UserError: `state_dict` is not that of this network.
+        """
+        weights = self.state_dict() if state_dict is None else state_dict
+        check_weights("state_dict", self.state_dict(), weights)
+        self._write_config(Path(folder))
+        for beginning, place in self.folders.items():
+            part = {
+                name.removeprefix(beginning): tensor
+                for name, tensor in weights.items()
+                if name.startswith(beginning)
+            }
+            write_weights(part, Path(folder) / place)
+
+    @classmethod
+    def _read_config(cls, folder: Folder) -> tuple[Folder, Any]:
+        """The folder that holds the model, and its settings."""
+        if cls.config_class is UNetConfig:
+            folder = model_folder(folder)
+            return folder, read_config(folder)
+        return folder, read_settings(folder, cls.__name__, cls.config_class)
+
+    @classmethod
+    def _of(cls: type[Network], config: Any, folder: Folder) -> Network:
+        return cls(config)
+
+    def _write_config(self, folder: Path) -> None:
+        if isinstance(self.config, UNetConfig):
+            write_config(self.config, folder)
+        else:
+            settings = {"_class_name": type(self).__name__, **asdict(self.config)}
+            replace_json(folder / CONFIG, settings)
+
+
+def settings_from(
+    config: Config | None, kind: type[Config], given: Mapping[str, Any], source: object
+) -> Config:
+    """Settings given as an object, by keyword, or both.
+
+    Args:
+        config: The object, or None for the defaults.
+        kind: Its class.
+        given: What is different in it, by keyword.
+        source: What the message begins with.
+
+    Raises:
+        UserError: An unknown keyword, with the nearest that there is, or a value of a wrong type.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            cure = f"did you mean {near[0]}?" if near else "remove it if it means nothing"
+            raise UserError(f"{source}: unknown key {name!r}; {cure}")
+    if config is None:
+        return from_plain(kind, given, source)
+    changed = from_plain(kind, given, source)
+    return replace(config, **{name: getattr(changed, name) for name in given})  # type: ignore[type-var]
+
+
+def unet_config(config: UNetConfig | None, given: Mapping[str, Any]) -> UNetConfig:
+    """The configuration of a `UNet` from diffusers' arguments by keyword.
+
+    Without block types, every level but the finest has self-attention; with `cross_attention_dim`
+    every level but the coarsest attends to the context, as has the middle.
+
+    Raises:
+        UserError: See `settings_from`; or an argument with a value that this network does not have.
+    """
+    dim = given.get("cross_attention_dim", config.cross_attention_dim if config else None)
+    kind = DDPM if dim is None else CONDITIONAL
+    settings = _without_fixed(given, kind, "UNet")
+    if config is None:
+        more = len(settings.get("block_out_channels", UNetConfig().block_out_channels)) - 1
+        if kind == DDPM:
+            settings.setdefault("down_block_types", ("DownBlock2D", *("AttnDownBlock2D",) * more))
+            settings.setdefault("up_block_types", (*("AttnUpBlock2D",) * more, "UpBlock2D"))
+        else:
+            cross = ("CrossAttnDownBlock2D",) * more
+            settings.setdefault("down_block_types", (*cross, "DownBlock2D"))
+            settings.setdefault("mid_block_type", DEFAULTS[kind]["mid_block_type"])
+            settings.setdefault("up_block_types", ("UpBlock2D", *("CrossAttnUpBlock2D",) * more))
+    return settings_from(config, UNetConfig, settings, "UNet")
+
+
+def _without_fixed(given: Mapping[str, Any], kind: str, source: object) -> dict[str, Any]:
+    """Settings without those that have one value only.
+
+    Raises:
+        UserError: One of these has another value.
+    """
+    settings = {}
+    for key, value in given.items():
+        if key not in FIXED[kind]:
+            settings[key] = value
+        elif value != FIXED[kind][key]:
+            only = FIXED[kind][key]
+            raise UserError(f"{source}: {key} {value!r} is not supported; only {only!r} is")
+    return settings
+
+
+def model_folder(folder: Folder) -> Path:
     """The folder itself, or `unet/` in it if that is where the model of a pipeline lies.
 
     Raises:
@@ -96,14 +244,41 @@ def model_folder(folder: str | PathLike[str]) -> Path:
     for candidate in (folder, folder / "unet"):
         if (candidate / CONFIG).is_file():
             return candidate
+    raise _no_config(folder, "name the folder of a model, or of a pipeline with unet/ in it")
+
+
+def _no_config(folder: Path, cure: str) -> UserError:
     fault = f"has no {CONFIG}" if folder.is_dir() else "does not exist"
-    cure = "name the folder of a model, or of a pipeline with unet/ in it"
     if (folder / "model").is_dir():
         cure = f"name the model in it, {folder / 'model'}"
-    raise UserError(f"{folder} {fault}; {cure}")
+    return UserError(f"{folder} {fault}; {cure}")
 
 
-def read_config(folder: str | PathLike[str]) -> UNetConfig:
+def class_name(folder: Folder) -> str:
+    """The `_class_name` of a model's folder.
+
+    Raises:
+        UserError: The folder has no readable config.json.
+    """
+    if not (Path(folder) / CONFIG).is_file():
+        raise _no_config(Path(folder), "name the model folder of a run")
+    return str(read_json(Path(folder) / CONFIG).get("_class_name", "model of unknown class"))
+
+
+def read_settings(folder: Folder, kind: str, settings: type[Config]) -> Config:
+    """The settings in `config.json` of a model of class `kind`.
+
+    Raises:
+        UserError: config.json is missing, unreadable, of another class, or has an unknown key.
+    """
+    path, found = Path(folder) / CONFIG, class_name(folder)
+    if found != kind:
+        raise UserError(f"{path} is of a {found}; name the folder of a {kind}")
+    given = {key: value for key, value in read_json(path).items() if not key.startswith("_")}
+    return settings_from(None, settings, given, path)
+
+
+def read_config(folder: Folder) -> UNetConfig:
     """The architecture of a folder that diffusers' UNet2DModel or UNet2DConditionModel wrote.
 
     Raises:
@@ -117,35 +292,22 @@ def read_config(folder: str | PathLike[str]) -> UNetConfig:
             f"{path}: _class_name {kind!r} is not supported; take the folder of a {DDPM} or"
             f" {CONDITIONAL}"
         )
-    settings = dict(DEFAULTS[kind])
-    for key, value in given.items():
-        if key.startswith("_"):
-            continue
-        if key in FIXED[kind]:
-            if value != FIXED[kind][key]:
-                raise UserError(
-                    f"{path}: {key} {value!r} is not supported; only {FIXED[kind][key]!r} is"
-                )
-        elif key in _keys(kind):
-            settings[key] = value
-        else:
+    own = {key: value for key, value in given.items() if not key.startswith("_")}
+    settings = _without_fixed(own, kind, path)
+    for key in settings:
+        if key not in _keys(kind):
             raise UserError(
                 f"{path}: unknown key {key!r} of a {kind}; remove it if it means nothing"
             )
-    config = from_plain(UNetConfig, settings, path)
+    config = from_plain(UNetConfig, DEFAULTS[kind] | settings, path)
     downs, ups = (
         tuple(block.removeprefix("UNetRes") for block in blocks)
         for blocks in (config.down_block_types, config.up_block_types)
     )
-    config = replace(config, down_block_types=downs, up_block_types=ups)
-    try:
-        check(config)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    return config
+    return replace(config, down_block_types=downs, up_block_types=ups)
 
 
-def write_config(config: UNetConfig, folder: str | PathLike[str]) -> None:
+def write_config(config: UNetConfig, folder: Folder) -> None:
     """Write `config.json` into `folder`, which is made if missing."""
     replace_json(Path(folder) / CONFIG, settings_of(config))
 
@@ -158,11 +320,16 @@ def settings_of(config: UNetConfig) -> dict[str, Any]:
     kind = CONDITIONAL if config.conditional else DDPM
     settings = {key: value for key, value in asdict(config).items() if key in _keys(kind)}
     if config.dims == 2:
-        settings.pop("dims", None)
+        del settings["dims"]
     return {"_class_name": kind, "_diffusers_version": version("diffusers"), **settings}
 
 
-def read_weights(folder: str | PathLike[str]) -> dict[str, Tensor]:
+def _keys(kind: str) -> set[str]:
+    foreign = DDPM_ONLY if kind == CONDITIONAL else CONDITIONAL_ONLY
+    return {field.name for field in fields(UNetConfig)} - set(foreign)
+
+
+def read_weights(folder: Folder) -> dict[str, Tensor]:
     """The tensors of a model folder, in one file or several, in float32 and by their new names.
 
     Raises:
@@ -201,7 +368,9 @@ def single(tensor: Tensor, name: str) -> Tensor:
     """
     if not torch.isfinite(tensor).all():
         raise UserError(f"{name} is not finite; take weights of an earlier step")
-    return tensor.to(torch.float32, copy=True).contiguous()
+    if tensor.is_floating_point():
+        tensor = tensor.to(torch.float32)
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def read_file(file: Path) -> dict[str, Tensor]:
@@ -216,7 +385,7 @@ def read_file(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file} is damaged or missing ({error}); copy it again") from error
 
 
-def write_weights(weights: Mapping[str, Tensor], folder: str | PathLike[str]) -> None:
+def write_weights(weights: Mapping[str, Tensor], folder: Folder) -> None:
     """Write the safetensors file into `folder`, which is made if missing, in one rename."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +396,7 @@ def write_weights(weights: Mapping[str, Tensor], folder: str | PathLike[str]) ->
 
 
 def check_weights(
-    source: str | PathLike[str],
+    source: Folder,
     expected: Mapping[str, Tensor],
     given: Mapping[str, Tensor],
     cure: str = "take the weights of this network",
@@ -246,11 +415,6 @@ def check_weights(
     for name in given:
         if name not in expected:
             raise UserError(f"{source}: unexpected tensor {name}; {cure}")
-
-
-def _keys(kind: str) -> set[str]:
-    foreign = DDPM_ONLY if kind == CONDITIONAL else CONDITIONAL_ONLY
-    return {field.name for field in fields(UNetConfig)} - set(foreign)
 
 
 def _new_name(name: str) -> str:

@@ -12,17 +12,10 @@ from torch import Tensor, nn
 
 from ddpm_unet.config import HeadConfig
 from ddpm_unet.errors import UserError
-from ddpm_unet.models.classic import ClassicUNet
-from ddpm_unet.models.layers.convolution import convolution
-from ddpm_unet.models.layers.normalisation import NormAct
+from ddpm_unet.models.classic import ClassicUNet, check_classes
+from ddpm_unet.models.layers import NormAct, convolution
 from ddpm_unet.models.pixel_features import activations, pixel_head, schedule_alphas
-from ddpm_unet.models.pretrained import check_weights, read_weights, write_weights
-from ddpm_unet.models.segmentation_settings import (
-    check_settings,
-    class_name,
-    read_settings,
-    write_settings,
-)
+from ddpm_unet.models.pretrained import Pretrained, class_name, read_config, settings_from
 from ddpm_unet.models.unet import UNet
 
 FROZEN = ("frozen", "features")
@@ -50,7 +43,7 @@ class SegmentationHead(nn.Module):
         return self.conv(self.norm(features))
 
 
-class Segmenter(nn.Module):
+class Segmenter(Pretrained):
     """A `UNet` and a head that labels pixels, for images of any size.
 
     What is trained is `config.transfer`: "finetune" everything but the noise prediction;
@@ -65,22 +58,35 @@ class Segmenter(nn.Module):
         step: Any size fits: 1.
 
     Args:
-        unet: From scratch `UNet(config)`, or a denoiser; see `from_denoiser`.
-        config: The head.
+        unet: From scratch `UNet(...)`, or a denoiser's; see `from_denoiser`.
+        config: The head; by default that of `HeadConfig`.
+        settings: Settings of it by keyword.
 
     Raises:
         UserError: The settings contradict each other or the U-Net.
+
+    Example:
+        >>> import torch
+        >>> from ddpm_unet import Segmenter
+        >>> from ddpm_unet.models import UNet
+        >>> segmenter = Segmenter(UNet(block_out_channels=(32, 64)), num_classes=3)
+        >>> segmenter(torch.randn(1, 3, 40, 56)).shape
+        torch.Size([1, 3, 40, 56])
     """
 
+    config: HeadConfig
+    config_class = HeadConfig
+    folders = {"unet.": "unet", "head.": "head"}  # noqa: RUF012
     margin = 0
     step = 1
 
-    def __init__(self, unet: UNet, config: HeadConfig) -> None:
+    def __init__(self, unet: UNet, config: HeadConfig | None = None, **settings: Any) -> None:
         super().__init__()
-        check_settings(config)
+        config = settings_from(config, HeadConfig, settings, "Segmenter")
+        check_classes(config)
         classes = unet.config.num_class_embeds or 0
-        told = None if unet.config.class_embed_type else config.class_label
-        if told is not None and told >= classes:
+        label = None if unet.config.class_embed_type else config.class_label
+        if label is not None and label >= classes:
             raise UserError(
                 f"class_label {config.class_label}: the U-Net knows {classes} classes; "
                 "set one of them, or null where it knows none"
@@ -128,7 +134,7 @@ class Segmenter(nn.Module):
         """
         config = self.config
         images = self._channels(images)
-        given = (
+        cond = (
             self._context(images) if context is None else context,
             self._labels(images) if class_labels is None else class_labels,
             context_mask,
@@ -136,8 +142,8 @@ class Segmenter(nn.Module):
         if config.transfer == "features":
             if both or t is not None:
                 raise ValueError('transfer "features" has its own timesteps: neither t nor both')
-            return self.head(activations(self.unet, config, images, given), images.shape[2:])
-        features = self.unet.features(images, config.timestep if t is None else t, *given)
+            return self.head(activations(self.unet, config, images, cond), images.shape[2:])
+        features = self.unet.features(images, config.timestep if t is None else t, *cond)
         logits = self.head(features)
         return (self.unet.head(features), logits) if both else logits
 
@@ -179,69 +185,59 @@ class Segmenter(nn.Module):
         """The smallest input size of at least so many pixels that the network takes: itself."""
         return at_least
 
-    def enable_gradient_checkpointing(self) -> None:
+    def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Recompute the U-Net's activations in the backward pass: less memory, slower."""
-        self.unet.enable_gradient_checkpointing()
+        self.unet.enable_gradient_checkpointing(enabled)
 
     @classmethod
     def from_denoiser(
-        cls, folder: str | PathLike[str], config: HeadConfig, in_channels: int | None = None
+        cls,
+        denoiser: Any,
+        config: HeadConfig | None = None,
+        *,
+        in_channels: int | None = None,
+        **settings: Any,
     ) -> Segmenter:
         """A new head on a trained denoiser.
 
         Args:
-            folder: A denoiser's folder, ours or diffusers', or a pipeline's with `unet/` in it.
-            config: The head.
+            denoiser: A `UNet`; an object with such a `unet`, as a `Denoiser`; or the folder of a
+                denoiser, ours or diffusers', or of a pipeline with `unet/` in it. The network is
+                taken over, not copied.
+            config: The head; by default that of `HeadConfig`.
             in_channels: Channels of the images, to be held against the denoiser's.
+            settings: Settings of the head by keyword, such as `num_classes=3`.
 
         Raises:
             UserError: The folder holds no denoiser; it takes other channels than the images have;
-                or transfer is "features" and the noise schedule is neither set nor in the folder.
+                or transfer is "features" and the noise schedule is neither set nor known.
         """
-        unet = UNet.from_pretrained(folder)
-        if config.transfer == "features" and not config.feature_alphas:
-            config = replace(
-                config, feature_alphas=schedule_alphas(folder, config.feature_timesteps)
+        config = settings_from(config, HeadConfig, settings, "Segmenter.from_denoiser")
+        unet, source = denoiser, "this denoiser"
+        if isinstance(denoiser, str | PathLike):
+            unet, source = UNet.from_pretrained(denoiser), str(denoiser)
+        elif not isinstance(denoiser, UNet):
+            unet = getattr(denoiser, "unet", None)
+        if not isinstance(unet, UNet):
+            raise UserError(
+                f"denoiser {type(denoiser).__name__}: has no UNet of this package; give a UNet, an"
+                " object with a unet, or a folder"
             )
+        if config.transfer == "features" and not config.feature_alphas:
+            alphas = schedule_alphas(denoiser, config.feature_timesteps)
+            config = replace(config, feature_alphas=alphas)
         segmenter = cls(unet, config)
         if in_channels is not None and in_channels != segmenter.in_channels:
-            raise UserError(f"{folder}: {segmenter._channel_fault(in_channels)}")
+            raise UserError(f"{source}: {segmenter._channel_fault(in_channels)}")
         return segmenter
 
     @classmethod
-    def from_pretrained(cls, folder: str | PathLike[str]) -> Segmenter:
-        """Read a folder that `save_pretrained` wrote.
+    def _of(cls, config: HeadConfig, folder: str | PathLike[str]) -> Segmenter:
+        return cls(UNet(read_config(Path(folder) / "unet")), config)
 
-        Returns:
-            The network in float32, on the CPU, in evaluation mode.
-
-        Raises:
-            UserError: The folder has no such model; names the file, field or tensor at fault.
-        """
-        config = read_settings(folder, cls.__name__, HeadConfig)
-        segmenter = cls(UNet.from_pretrained(Path(folder) / "unet"), config)
-        weights = read_weights(Path(folder) / "head")
-        check_weights(Path(folder) / "head", segmenter.head.state_dict(), weights)
-        segmenter.head.load_state_dict(weights)
-        return segmenter.eval()
-
-    def save_pretrained(
-        self, folder: str | PathLike[str], state_dict: dict[str, Tensor] | None = None
-    ) -> None:
-        """Write `config.json`, the U-Net as diffusers does to `unet/`, and the head to `head/`.
-
-        Args:
-            folder: Made if missing.
-            state_dict: Weights to write instead of the network's own, such as their average.
-
-        Raises:
-            UserError: `state_dict` is not that of this network.
-        """
-        weights = self.state_dict() if state_dict is None else state_dict
-        check_weights("state_dict", self.state_dict(), weights)
-        self.unet.save_pretrained(Path(folder) / "unet", _part(weights, "unet."))
-        write_settings(self.config, type(self).__name__, folder)
-        write_weights(_part(weights, "head."), Path(folder) / "head")
+    def _write_config(self, folder: Path) -> None:
+        super()._write_config(folder)
+        self.unet._write_config(folder / "unet")
 
     def _channels(self, images: Tensor) -> Tensor:
         expected = self.unet.config.in_channels
@@ -271,7 +267,9 @@ class Segmenter(nn.Module):
         if self.unet.class_embedding is None:
             return None
         if self.config.class_label is None:
-            raise UserError("the U-Net is class-conditional; set class_label, the class it is told")
+            raise UserError(
+                "the U-Net is class-conditional; set class_label, the class it is given"
+            )
         return torch.full(images.shape[:1], self.config.class_label, device=images.device)
 
 
@@ -307,7 +305,3 @@ def load_segmentation_model(
     if not isinstance(model, ClassicUNet):
         raise UserError(f"{folder} holds a {name}, which needs all its levels; leave levels out")
     return model.pruned(levels)
-
-
-def _part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}

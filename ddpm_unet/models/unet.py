@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from os import PathLike
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.config.foreign import ForeignConfig
-from ddpm_unet.models import foreign, pretrained
-from ddpm_unet.models.architecture import down_levels, mid_level, up_levels
-from ddpm_unet.models.blocks import Block, Conditions, DownBlock, MidBlock, UpBlock
-from ddpm_unet.models.checks import check
-from ddpm_unet.models.layers.convolution import convolution, zeroed
-from ddpm_unet.models.layers.embeddings import TimestepEmbedding, sinusoids
-from ddpm_unet.models.layers.normalisation import ACTIVATIONS, NormAct
+from ddpm_unet.models.architecture import check, down_levels, mid_level, up_levels
+from ddpm_unet.models.blocks import DOWN_BLOCKS, UP_BLOCKS, Block, Cond, MidBlock
+from ddpm_unet.models.layers import (
+    ACTIVATIONS,
+    NormAct,
+    TimestepEmbedding,
+    convolution,
+    sinusoids,
+    zeroed,
+)
+from ddpm_unet.models.pretrained import Pretrained, unet_config
 
 
-class UNet(nn.Module):
+class UNet(Pretrained):
     """A network from an image and a time step to an image of the same size.
 
     Its weights and configuration are those of diffusers' UNet2DModel or, with
@@ -27,15 +29,29 @@ class UNet(nn.Module):
     and of the network is zero at first, so a new network returns zeros.
 
     Args:
-        config: The architecture.
+        config: The architecture; by default that of `UNetConfig`.
+        settings: Settings of it by keyword, by diffusers' names. Block types that are not given
+            follow from the number of `block_out_channels`.
 
     Raises:
         UserError: The configuration makes no network; names the setting and the cure.
+
+    Example:
+        >>> import torch
+        >>> from ddpm_unet import UNet
+        >>> unet = UNet(sample_size=64, in_channels=3, block_out_channels=(32, 64))
+        >>> unet(torch.randn(2, 3, 64, 64), torch.tensor([10, 500])).shape
+        torch.Size([2, 3, 64, 64])
     """
 
-    def __init__(self, config: UNetConfig) -> None:
+    config: UNetConfig
+    config_class = UNetConfig
+
+    def __init__(self, config: UNetConfig | None = None, **settings: Any) -> None:
         super().__init__()
-        check(config)
+        if settings or config is None:
+            config = unet_config(config, settings)
+        check(config, DOWN_BLOCKS, UP_BLOCKS)
         self.config = config
         base = config.block_out_channels[0]
         # diffusers' UNet2DModel uses act_fn in the residual blocks only.
@@ -57,19 +73,22 @@ class UNet(nn.Module):
         downs, ups = down_levels(config), up_levels(config)
         for i, level in enumerate(downs):
             last = i == len(downs) - 1
-            self.down_blocks.append(DownBlock(config, level, channels, last))
+            make = DOWN_BLOCKS[config.down_block_types[i]]
+            self.down_blocks.append(make(config, level, channels, last))
             channels = level.channels
             skips += [channels] * (level.layers + (not last))
 
         middle = mid_level(config)
-        self.mid_block = MidBlock(config, middle) if middle else None
+        mid_block = MidBlock(config, middle) if middle else None
 
         self.up_blocks = nn.ModuleList()
         self.skips_per_block = [level.layers for level in ups]
         for i, level in enumerate(ups):
             own = [skips.pop() for _ in range(level.layers)]
-            self.up_blocks.append(UpBlock(config, level, channels, own, i == len(ups) - 1))
+            make = UP_BLOCKS[config.up_block_types[i]]
+            self.up_blocks.append(make(config, level, channels, own, i == len(ups) - 1))
             channels = level.channels
+        self.mid_block = mid_block  # after the decoder, as in diffusers
 
         self.conv_norm_out = NormAct(config.norm_num_groups, base, config.norm_eps, outer_act)
         self.conv_out = zeroed(convolution(config.dims, base, config.out_channels))
@@ -107,9 +126,9 @@ class UNet(nn.Module):
             `[B, block_out_channels[0], *space]`.
 
         Raises:
-            ValueError: A condition that the network needs is missing, or has no place in it.
+            ValueError: Conditioning that the network needs is missing, or has no place in it.
         """
-        return self._run(x, self._conditions(t, context, class_labels, context_mask), None)
+        return self._run(x, self._cond(t, context, class_labels, context_mask), None)
 
     def pyramid(
         self,
@@ -125,7 +144,7 @@ class UNet(nn.Module):
         list is what `features` returns; arguments are the same.
         """
         seen: list[Tensor] = []
-        self._run(x, self._conditions(t, context, class_labels, context_mask), seen)
+        self._run(x, self._cond(t, context, class_labels, context_mask), seen)
         return seen
 
     def head(self, features: Tensor) -> Tensor:
@@ -160,70 +179,26 @@ class UNet(nn.Module):
             if isinstance(module, Block):
                 module.gradient_checkpointing = enabled
 
-    @classmethod
-    def from_pretrained(
-        cls, source: str | PathLike[str], told: ForeignConfig | None = None
-    ) -> UNet:
-        """Read a folder that `save_pretrained` wrote, ours or diffusers', or a foreign file.
-
-        Args:
-            source: The model's folder, a pipeline's with the model in `unet/`, or a safetensors
-                file of another toolkit; see `pretrained` and `foreign`.
-            told: What the tensors of such a file do not say.
-
-        Returns:
-            The network in float32, on the CPU, in evaluation mode.
-
-        Raises:
-            UserError: There is no such model; names the file, field or tensor at fault.
-        """
-        if Path(source).is_file():
-            config, weights = foreign.read(source, told or ForeignConfig())
-            cure = "UNet, whose names these are, cannot hold this network"
-        else:
-            source = pretrained.model_folder(source)
-            config, weights = pretrained.read_config(source), pretrained.read_weights(source)
-            cure = "take the weights that belong to this configuration"
-        with torch.device("meta"):
-            unet = cls(config)
-        pretrained.check_weights(source, unet.state_dict(), weights, cure)
-        unet.load_state_dict(weights, assign=True)
-        return unet.eval()
-
-    def save_pretrained(
-        self, folder: str | PathLike[str], state_dict: dict[str, Tensor] | None = None
-    ) -> None:
-        """Write a folder that diffusers' `from_pretrained` reads.
-
-        Args:
-            folder: Made if missing.
-            state_dict: Weights to write instead of the network's own, such as their average.
-
-        Raises:
-            UserError: `state_dict` is not that of this network.
-        """
-        weights = self.state_dict() if state_dict is None else state_dict
-        pretrained.check_weights("state_dict", self.state_dict(), weights)
-        pretrained.write_config(self.config, folder)
-        pretrained.write_weights(weights, folder)
-
     def _sinusoids(self, t: Tensor | float) -> Tensor:
-        config = self.config
-        t = torch.as_tensor(t, device=self.conv_in.weight.device).reshape(-1)
-        return sinusoids(
+        config, weight = self.config, self.conv_in.weight
+        if not isinstance(t, Tensor):
+            t = torch.full((1,), t, device=weight.device)  # made there: a GPU is not waited for
+        t = t.to(weight.device).reshape(-1)
+        waves = sinusoids(
             t,
             config.block_out_channels[0],
             flip_sin_to_cos=config.flip_sin_to_cos,
             freq_shift=config.freq_shift,
         )
+        return waves.to(weight.dtype)
 
-    def _conditions(
+    def _cond(
         self,
         t: Tensor | float,
         context: Tensor | None,
         class_labels: Tensor | None,
         context_mask: Tensor | None,
-    ) -> Conditions:
+    ) -> Cond:
         if self.config.conditional != (context is not None):
             raise ValueError(
                 "context missing: the network attends to one"
@@ -235,19 +210,19 @@ class UNet(nn.Module):
             # Finite, as in diffusers: where everything is masked, attention is even, not NaN.
             bias = (1 - context_mask.to(context.dtype)) * -10000.0
             bias = bias[:, None, None, :]
-        return Conditions(self.embed(t, class_labels), context, bias)
+        return Cond(self.embed(t, class_labels), context, bias)
 
-    def _run(self, x: Tensor, given: Conditions, seen: list[Tensor] | None) -> Tensor:
+    def _run(self, x: Tensor, cond: Cond, seen: list[Tensor] | None) -> Tensor:
         if self.config.center_input_sample:
             x = 2 * x - 1
         x = self.conv_in(x)
         skips = [x]
         for down in self.down_blocks:
-            skips += down(x, given)
+            skips += down(x, cond)
             x = skips[-1]
         if self.mid_block is not None:
-            x = self.mid_block(x, given)
+            x = self.mid_block(x, cond)
         for up, layers in zip(self.up_blocks, self.skips_per_block, strict=True):
             own = [skips.pop() for _ in range(layers)]
-            x = up(x, own, given, skips[-1].shape[2:] if skips else None, seen)
+            x = up(x, own, cond, skips[-1].shape[2:] if skips else None, seen)
         return x

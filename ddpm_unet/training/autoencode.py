@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,14 @@ from torch import Tensor, nn
 
 from ddpm_unet.config import AutoencodeConfig
 from ddpm_unet.config.reading import check_limits
-from ddpm_unet.data.sources import held_out, open_images
-from ddpm_unet.data.stream import Stream, to_model_range
+from ddpm_unet.data.sources import held_out, open_stream
+from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import save_grid
 from ddpm_unet.models.pretrained import CONFIG, write_weights
 from ddpm_unet.randomness import normal
 from ddpm_unet.replace import replace_json
-from ddpm_unet.training.job import Batch, even_batches, micro_batches
+from ddpm_unet.training.job import Batch, even_batches
 
 MEASURED = 64
 """Windows by whose latents the scaling_factor is set."""
@@ -55,34 +54,37 @@ class AutoencodeJob:
     """
 
     criterion: str | None = None
+    digest: str | None = None
 
     def __init__(self, config: AutoencodeConfig) -> None:
         check_limits(config)
-        self.config = config
+        self.config, self.workers = config, config.data.workers
         factor = 2 ** (len(config.model.block_out_channels) - 1)
         if config.data.size % factor or config.data.dims != 2:
             raise UserError(
                 f"data.size {config.data.size}, data.dims {config.data.dims}: the autoencoder "
-                f"takes pictures whose sides are multiples of {factor}; change data.size"
+                f"takes images whose sides are multiples of {factor}; change data.size"
             )
         if config.data.condition or config.data.context:
-            raise UserError("data.condition and data.context: an autoencoder goes by nothing")
+            raise UserError("data.condition, data.context: an autoencoder takes no conditioning")
         for channels in config.model.block_out_channels:
             if channels % config.model.norm_num_groups:
                 raise UserError(
                     f"model.block_out_channels {channels}: must be a multiple of "
                     f"model.norm_num_groups {config.model.norm_num_groups}"
                 )
-        self.images = open_images(config.data)
+        self.windows = open_stream(config.data, config.seed)
+        self.images, self.digest = self.windows.images, self.windows.digest
         self.held_out = held_out(config.data)
-        self.stream = Stream(self.images, config.data, config.seed)
         side = config.data.size // factor
         self.latent_shape = (config.model.latent_channels, side, side)
 
     def describe(self) -> str:
         """One line on the data, one on the latents."""
         latents = " x ".join(map(str, self.latent_shape))
-        return f"{self.images.describe()}\nlatents: {latents} of windows of {self.config.data.size}"
+        return (
+            f"{self.windows.describe()}\nlatents: {latents} of windows of {self.config.data.size}"
+        )
 
     def build_model(self) -> nn.Module:
         """The network, freshly initialised."""
@@ -100,21 +102,13 @@ class AutoencodeJob:
         """One group: everything learns at the same rate."""
         return [{"params": list(model.parameters())}]
 
-    def batches(
-        self, model: nn.Module, first_step: int, accelerator: Accelerator
-    ) -> Iterator[Batch]:
-        """This process's micro-batches."""
-        train, workers = self.config.train, self.config.data.workers
-        return micro_batches(self.stream, first_step, train, workers, accelerator)
-
-    @property
-    def digest(self) -> str | None:
-        """Of the data."""
-        return None
+    def stream(self, model: nn.Module, accelerator: Accelerator) -> Any:
+        """The training windows."""
+        return self.windows
 
     def name(self, position: int) -> str:
-        """The picture at a stream position."""
-        return self.stream.name(position)
+        """The image at a stream position."""
+        return self.windows.name(position)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean absolute error of each image and its part of the divergence."""
@@ -144,7 +138,7 @@ class AutoencodeJob:
         """Images, each beside what comes back of it."""
         positions = range(self.config.preview.num_images)
         source = self.held_out if self.held_out and len(self.held_out) >= len(positions) else None
-        images, again = self._again(model, source or self.stream, positions, accelerator)
+        images, again = self._again(model, source or self.windows, positions, accelerator)
         if accelerator.is_main_process:
             save_grid(torch.cat([images, again], dim=-1), path)
 
@@ -160,7 +154,7 @@ class AutoencodeJob:
         with torch.no_grad():
             for first in positions[::size]:
                 part = positions[first : first + size]
-                images = to_model_range(self.stream.__getitems__(part)["image"])
+                images = to_model_range(self.windows.__getitems__(part)["image"])
                 found = averaged.eval().encode(images).latent_dist
                 latents.append(found.mean + found.std * self._noise(torch.tensor(part), "cpu"))
         settings["scaling_factor"] = float(f"{1 / torch.cat(latents).std():.5g}")

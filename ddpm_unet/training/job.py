@@ -1,36 +1,34 @@
-"""What the loop needs to know of a job, and how the jobs deal their data to the processes."""
+"""What the loop needs to know of a job, and how data are dealt to the processes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-
-from ddpm_unet.config import TrainConfig
-from ddpm_unet.data.loader import StepBatches, make_loader
 
 Batch = dict[str, Any]
+Build = nn.Module | Callable[[], Any]
+"""A network, or what builds one once the random generators are seeded."""
 
 
 class Job(Protocol):
-    """The parts in which training to denoise and training to segment differ.
+    """The parts in which trainings differ.
 
     Attributes:
         criterion: Validation score, the higher the better, whose best model is kept; None keeps
             the newest.
-        digest: Of the data, to tell whether they changed between stop and resume.
+        digest: Of the data, to tell whether they changed between stop and resume; None where it is
+            not known.
+        workers: Loader processes.
     """
 
     criterion: str | None
-
-    @property
-    def digest(self) -> str | None:
-        """Of the data, None where it is not known."""
+    digest: str | None
+    workers: int
 
     def describe(self) -> str:
         """One line on the data."""
@@ -39,18 +37,16 @@ class Job(Protocol):
         """The network, freshly initialised or with given weights."""
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """The optimiser's groups, each with its `params` and, if it has its own, `lr`."""
+        """The optimizer's groups, each with its `params` and, if it has its own, `lr`."""
 
-    def batches(
-        self, model: nn.Module, first_step: int, accelerator: Accelerator
-    ) -> Iterator[Batch]:
-        """This process's micro-batches for the steps from `first_step` on."""
+    def stream(self, model: nn.Module, accelerator: Accelerator) -> Any:
+        """The training data: `stream.__getitems__(positions)` is a finished batch."""
 
     def name(self, position: int) -> str:
         """The image at a stream position, for messages."""
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Loss per image, float32 `[B]`."""
+        """Loss per image, float32 `[B]`, or one number, their mean."""
 
     def validate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """Numbers on held-out data; every process calls it and gets the same ones."""
@@ -62,24 +58,9 @@ class Job(Protocol):
         """Write the model with the weights `state_dict` as a folder that other programs load."""
 
 
-def micro_batches(
-    stream: Dataset[Any],
-    first_step: int,
-    train: TrainConfig,
-    workers: int,
-    accelerator: Accelerator,
-) -> Iterator[Batch]:
-    """This process's micro-batches of a stream, from step `first_step` to the last."""
-    positions = StepBatches(
-        range(first_step, train.steps),
-        train.batch_size,
-        accelerator.process_index,
-        accelerator.num_processes,
-        train.micro_batch,
-    )
-    return make_loader(
-        stream, positions, workers=workers, pin_memory=accelerator.device.type == "cuda"
-    )
+def set_up(network: Build) -> Any:
+    """The network of a job."""
+    return network if isinstance(network, nn.Module) else network()
 
 
 def even_batches(

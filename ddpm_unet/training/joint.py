@@ -3,61 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ddpm_unet.config import SegmentConfig
-from ddpm_unet.data.sources import open_images
-from ddpm_unet.data.stream import Stream, to_model_range
-from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.inference.pipeline import read_diffusion
+from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.training.job import Batch
-
-SCRATCH = "scratch"
 
 
 class JointDenoising:
     """The denoiser's part in transfer "joint".
 
-    Unlabelled images are cut in windows of `data.size`, at `data.scale` times `unlabelled.scale`
-    and with the labelled images' channels; their value range is `data.value_range` unless they
-    have one of their own. The forward process is the one that the denoiser was trained with.
+    The labelled images are clean, the unlabelled ones are noised in the same pass.
 
     Args:
-        config: All settings.
-        channels: Channels of the labelled images.
-
-    Raises:
-        UserError: The unlabelled images cannot be used, or the denoiser's folder has no schedule.
+        diffusion: The forward process that the denoiser was trained with.
+        windows: Unlabelled training batches by position.
+        timestep: That the network is given for clean images.
+        loss_options: Arguments of `GaussianDiffusion.losses`.
+        seed: Of timesteps and noise.
+        description: A line for the log.
     """
 
-    def __init__(self, config: SegmentConfig, channels: int) -> None:
-        self.seed, self.told = config.seed, config.head.timestep
-        self.settings = replace(
-            config.unlabelled,
-            dims=config.data.dims,
-            size=config.data.size,
-            scale=config.data.scale * config.unlabelled.scale,
-            channels=channels,
-            value_range=config.unlabelled.value_range or config.data.value_range,
-        )
-        self.images = open_images(self.settings)
-        self.loss_options = config.diffusion.loss_options
-        self.diffusion = (
-            GaussianDiffusion.from_config(config.diffusion)
-            if config.init == SCRATCH
-            else read_diffusion(Path(str(config.init)))
-        )
-        self.diffusion.check_loss(**self.loss_options)
+    def __init__(
+        self,
+        diffusion: Any,
+        windows: Any,
+        *,
+        timestep: int = 0,
+        loss_options: dict[str, Any] | None = None,
+        seed: int = 0,
+        description: str = "",
+    ) -> None:
+        self.diffusion, self.windows, self.timestep = diffusion, windows, timestep
+        self.loss_options, self.seed, self.description = loss_options or {}, seed, description
+        diffusion.check_loss(**self.loss_options)
 
     def beside(self, labelled: Dataset[Batch], channels: int) -> Dataset[Batch]:
         """A labelled stream with unlabelled images, of the U-Net's channels, at its positions."""
-        return WithUnlabelled(labelled, Stream(self.images, self.settings, self.seed), channels)
+        return WithUnlabelled(labelled, self.windows, channels)
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """One pass over clean labelled and noisy unlabelled images.
@@ -70,12 +56,13 @@ class JointDenoising:
         timesteps, noise = self.diffusion.draw(
             self.seed, batch["position"], clean.shape[1:], images.device
         )
-        told = torch.full_like(timesteps, self.told)
+        clean_at = torch.full_like(timesteps, self.timestep)
         logits = images.new_empty(0)
 
         def denoiser(noisy: Tensor, t: Tensor) -> Tensor:
             nonlocal logits
-            predictions, scores = model(torch.cat([images, noisy]), torch.cat([told, t]), both=True)
+            both = torch.cat([images, noisy]), torch.cat([clean_at, t])
+            predictions, scores = model(*both, both=True)
             logits = scores[: len(images)]
             return predictions[len(images) :]
 
@@ -86,7 +73,7 @@ class JointDenoising:
 class WithUnlabelled(Dataset[Batch]):
     """A labelled stream with an unlabelled image at every position."""
 
-    def __init__(self, labelled: Dataset[Batch], unlabelled: Stream, channels: int) -> None:
+    def __init__(self, labelled: Dataset[Batch], unlabelled: Any, channels: int) -> None:
         self.labelled, self.unlabelled, self.channels = labelled, unlabelled, channels
 
     def __getitems__(self, positions: Sequence[int]) -> Batch:

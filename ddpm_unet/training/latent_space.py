@@ -1,108 +1,178 @@
-"""The space that a job denoises in where it is that of an autoencoder's latents."""
+"""Denoising in the latents of an autoencoder: windows encoded once, kept in a file, drawn by
+position.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from dataclasses import asdict
+import struct
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.data.image_set import ImageSet
-from ddpm_unet.data.latents import LatentWindows, create_file, write_moments
 from ddpm_unet.data.sources import CACHE
-from ddpm_unet.data.stream import Grid, Stream, to_model_range
+from ddpm_unet.data.stream import Batch, Grid, Stream, of_images, order, to_model_range
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.autoencoder import Autoencoder
+from ddpm_unet.randomness import normal
 from ddpm_unet.training.distributed import on_main, share_json
 
 BATCH = 16
-FREE = ("source", "root", "workers", "memory_limit", "max_pixels", "class_labels", "context",
-        "text_encoder")  # fmt: skip
-"""Settings of the data that change no pixel of a window of given pictures."""
+MOMENTS = "moments"
+BEGIN = 256
+"""Where the numbers begin in a file; its header is padded so far."""
+
+
+class LatentWindows(Dataset[Batch]):
+    """The windows at the first positions of a stream or grid, as latents.
+
+    Of a stream it is one itself: epoch after epoch in a new order, with no state. Of a grid,
+    position i is window i.
+
+    Args:
+        windows: In pixels; gives names, labels and contexts.
+        path: Their latents, see `create_file`; they are mapped into memory.
+        seed: Of the run. Order and draws are functions of (seed, position).
+        sample: Draw latents; False takes their modes.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+
+    def __init__(self, windows: Stream | Grid, path: Path, seed: int, sample: bool) -> None:
+        self.source, self.seed, self.sample = windows, seed, sample
+        try:
+            self.moments = load_file(path)[MOMENTS]
+        except (OSError, KeyError, SafetensorError) as error:
+            raise UserError(f"{path}: is damaged ({error}); delete it, to encode anew") from error
+
+    def __len__(self) -> int:
+        return len(self.moments)
+
+    def __getitems__(self, positions: Sequence[int] | np.ndarray) -> Batch:
+        """The batch at these positions, as `Stream` gives it.
+
+        Returns:
+            "image" `float32 [B, C, h, w]`, latents; "position"; "label", "context" and
+            "context_mask" if the set has them.
+        """
+        positions = np.asarray(positions, dtype=np.int64)
+        numbers = self._numbers(positions)
+        latents, deviation = self.moments[torch.from_numpy(numbers)].unbind(1)
+        if self.sample:
+            noise = normal(self.seed, "latent", positions, latents.shape[1:])
+            latents = latents + deviation * noise
+        return {
+            "image": latents,
+            "position": torch.from_numpy(positions),
+            **of_images(self.source.images, self.source.windows(numbers)),
+        }
+
+    def __getitem__(self, position: int) -> Batch:
+        return {key: values[0] for key, values in self.__getitems__([position]).items()}
+
+    def name(self, position: int) -> str:
+        """The image from which a position is cut, for messages."""
+        return self.source.name(int(self._numbers(np.array([position]))[0]))
+
+    @property
+    def digest(self) -> str:
+        """Of the names and sizes of the images."""
+        return self.source.digest
+
+    def _numbers(self, positions: np.ndarray) -> np.ndarray:
+        """The window at each position."""
+        if isinstance(self.source, Grid):
+            return positions
+        return order(self.seed, positions, len(self))
 
 
 class LatentSpace:
     """An autoencoder, and the windows of a job as its latents.
 
-    Augmentation acts before encoding: each of `latent.epochs` passes over the pictures has its
-    own windows, flips and turns, the same whatever the seed of the run.
+    Augmentation acts before encoding: each of `epochs` passes over the images has its own
+    windows, flips and turns, the same whatever the seed of the run.
 
     Attributes:
-        autoencoder: Read from `latent.autoencoder`.
         channels: Of a latent.
         size: Height and width of the latents of a window.
 
     Args:
-        config: All settings.
+        autoencoder: Its input channels must be the images'.
         images: To train on.
+        epochs: Passes over the images whose windows are encoded.
+        sample: Draw each latent anew; False takes its mode.
+        cache: Folder where encoded windows are kept; None for ~/.cache/ddpm_unet/latents.
 
     Raises:
-        UserError: There is no autoencoder, or it cannot take the images.
+        UserError: It cannot take the images.
     """
 
-    def __init__(self, config: DenoiseConfig, images: ImageSet) -> None:
-        self.config, self.images, data = config, images, config.data
-        if data.dims != 2:
-            raise UserError("latent.autoencoder: is for pictures; set data.dims 2")
-        if data.condition:
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        images: ImageSet,
+        *,
+        epochs: int = 4,
+        sample: bool = True,
+        cache: str | Path | None = None,
+    ) -> None:
+        self.autoencoder, self.images = autoencoder, images
+        self.epochs, self.sample = epochs, sample
+        self.cache = Path(cache) if cache else CACHE / "latents"
+        if images.layout.sizes.shape[1] != 2:
+            raise UserError("an autoencoder encodes images; set dims to 2")
+        if images.condition is not None:
             raise UserError(
-                f"data.condition {data.condition}: pictures to go by have no place among latents; "
-                "set it, or latent.autoencoder, to null"
+                "latents are denoised without condition images; set condition, or autoencoder, "
+                "to null"
             )
-        self.autoencoder = Autoencoder(str(config.latent.autoencoder))
-        self.channels = self.autoencoder.latent_channels
-        if images.layout.channels != self.autoencoder.channels:
-            wanted = self.autoencoder.channels
+        self.channels, wanted = autoencoder.latent_channels, autoencoder.channels
+        if images.layout.channels != wanted:
             raise UserError(
-                f"{self.autoencoder.folder}: is for images of {wanted} channels, and these have "
-                f"{images.layout.channels}; set data.channels {wanted}"
+                f"{autoencoder.folder}: is for images of {wanted} channels, and these have "
+                f"{images.layout.channels}; set channels to {wanted}"
             )
-        self.size = self.autoencoder.latent_size(data.size, "data.size")
+        self.size = autoencoder.latent_size(images.fit.size, "size")
 
     def describe(self) -> str:
         """One line for the log."""
         return (
             f"in latents of {self.channels} x {self.size} x {self.size}, "
-            f"{self.config.latent.epochs} epochs of windows encoded by {self.autoencoder.folder}"
+            f"{self.epochs} epochs of windows encoded by {self.autoencoder.folder}"
         )
 
-    def training(self, accelerator: Accelerator) -> LatentWindows:
-        """The training stream, encoded now unless it lies in the cache."""
-        windows = Stream(self.images, self.config.data, seed=0)
-        count = self.config.latent.epochs * windows.epoch_length
-        return self._latents(windows, count, self.config.seed, accelerator)
+    def training(self, stream: Stream, accelerator: Accelerator) -> LatentWindows:
+        """The windows of a training stream, encoded now unless they lie in the cache."""
+        windows = Stream(stream.images, flips=stream.flips, rot90=stream.rot90, seed=0)
+        count = self.epochs * windows.epoch_length
+        return self._latents(windows, count, stream.seed, accelerator)
 
-    def validation(self, grid: Grid, accelerator: Accelerator) -> LatentWindows:
-        """Likewise the windows that are needed of those held out."""
-        count = min(self.config.preview.validation_images, len(grid))
-        return self._latents(grid, count, 0, accelerator)
+    def validation(self, grid: Grid, count: int, accelerator: Accelerator) -> LatentWindows:
+        """Likewise the first windows of those held out."""
+        return self._latents(grid, min(count, len(grid)), 0, accelerator)
 
     def _latents(
         self, windows: Stream | Grid, count: int, seed: int, accelerator: Accelerator
     ) -> LatentWindows:
-        latent = self.config.latent
-        folder = Path(latent.cache) if latent.cache else CACHE / "latents"
-        path = folder / f"{self._key(windows, count)}.safetensors"
+        said = json.dumps([self.autoencoder.fingerprint(), windows.fingerprint(), count])
+        key = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+        path = self.cache / f"{key}.safetensors"
         if not share_json(path.is_file(), accelerator):
             self._encode(windows, count, path, accelerator)
-        return LatentWindows(windows, path, seed, latent.sample)
-
-    def _key(self, windows: Stream | Grid, count: int) -> str:
-        settings = {k: v for k, v in asdict(self.config.data).items() if k not in FREE}
-        said = [
-            self.autoencoder.fingerprint(),
-            windows.images.fingerprint(),
-            type(windows).__name__,
-            count,
-            settings,
-        ]
-        return hashlib.blake2b(json.dumps(said).encode(), digest_size=16).hexdigest()
+        return LatentWindows(windows, path, seed, self.sample)
 
     def _encode(
         self, windows: Stream | Grid, count: int, path: Path, accelerator: Accelerator
@@ -141,3 +211,29 @@ class LatentSpace:
         finally:
             if accelerator.is_main_process:
                 part.unlink(missing_ok=True)
+
+
+def create_file(path: Path, count: int, shape: Sequence[int]) -> None:
+    """A safetensors file of `moments float32 [count, 2, C, h, w]`, all zero.
+
+    They are the mean and the standard deviation of the latents of windows 0 to count - 1.
+
+    Args:
+        path: The file.
+        count: Windows.
+        shape: (C, h, w).
+    """
+    whole = [count, 2, *shape]
+    size = 4 * math.prod(whole)
+    header = {MOMENTS: {"dtype": "F32", "shape": whole, "data_offsets": [0, size]}}
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", BEGIN - 8) + json.dumps(header).encode().ljust(BEGIN - 8))
+        file.truncate(BEGIN + size)
+
+
+def write_moments(path: Path, first: int, mean: Tensor, deviation: Tensor) -> None:
+    """Write `[B, C, h, w]` each into a file of `create_file`, of windows `first` and following."""
+    moments = torch.stack([mean, deviation], dim=1).cpu().numpy().astype("<f4")
+    with open(path, "r+b") as file:
+        file.seek(BEGIN + first * moments[0].nbytes)
+        file.write(moments.tobytes())

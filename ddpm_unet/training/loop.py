@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
-from ddpm_unet import native
 from ddpm_unet.config import TrainConfig
 from ddpm_unet.config.reading import check_limits
-from ddpm_unet.data.loader import shares
+from ddpm_unet.cpu import FusedAdamWEMA, accelerate_cpu, is_accelerated
+from ddpm_unet.data.loader import StepBatches, make_loader, shares
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import plot_metrics
 from ddpm_unet.randomness import torch_seeds
@@ -45,7 +45,6 @@ from ddpm_unet.training.distributed import (
     whole_norm,
 )
 from ddpm_unet.training.job import Batch, Job
-from ddpm_unet.training.one_pass import Update
 from ddpm_unet.training.post_hoc_ema import Snapshots
 from ddpm_unet.training.run_folder import RunFolder, disk_faults
 from ddpm_unet.training.state import (
@@ -80,7 +79,7 @@ def train(job: Job, run: RunFolder, settings: Any, signals: bool = True) -> nn.M
         SystemExit: With `signals`, one came; a checkpoint was written first.
     """
     check_training(settings.train)
-    with own_accelerator(), _own_state(settings.train.native):
+    with own_accelerator(), _own_state():
         accelerator, sharding = open_accelerator(settings.train, settings.tracker, run.path)
         training = Training(job, run, settings.train, accelerator, settings.seed, sharding)
         try:
@@ -124,15 +123,13 @@ def check_training(config: TrainConfig) -> None:
 
 
 @contextmanager
-def _own_state(compiled: bool) -> Iterator[None]:
+def _own_state() -> Iterator[None]:
     """Leave the process's random generators as they were."""
     python, arrays, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    native.enable(compiled)
     try:
         yield
     finally:
-        native.enable(True)
         random.setstate(python)
         np.random.set_state(arrays)
         torch.set_rng_state(tensors)
@@ -161,6 +158,8 @@ class Training:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         if sharding is None:  # which takes no strided parameters
             network = in_memory_format(network, config.channels_last, accelerator.device)
+        if config.native and accelerator.device.type == "cpu":
+            accelerate_cpu(network)
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
         if config.compile:
@@ -183,7 +182,8 @@ class Training:
             config.ema_sigma_rel,
             accelerator.device,
         )
-        self.state.fused = Update(self.state.optimizer, self.state.ema)
+        if is_accelerated(self.network):
+            self.state.fused = FusedAdamWEMA(self.state.optimizer, self.state.ema)
         self.saved: int | None = None
         self.finished = False
 
@@ -217,7 +217,7 @@ class Training:
             self._say(f"the run has done {state.step} steps, and train.steps is {config.steps}")
         batches: Iterator[Batch] = iter(())
         if state.step < config.steps:
-            batches = self.job.batches(self.network, state.step, self.accelerator)
+            batches = self._batches()
         with tqdm(
             total=max(config.steps, state.step),
             initial=state.step,
@@ -254,6 +254,20 @@ class Training:
         best = "" if state.best_step is None else f", the best, of step {state.best_step},"
         self._say(f"done after step {state.step}: the model{best} is in {self.run.model}")
 
+    def _batches(self) -> Iterator[Batch]:
+        """This process's micro-batches from the present step to the last."""
+        config, accelerator = self.config, self.accelerator
+        stream = self.job.stream(self.network, accelerator)
+        positions = StepBatches(
+            range(self.state.step, config.steps),
+            config.batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+            config.micro_batch,
+        )
+        pinned = accelerator.device.type == "cuda"
+        return make_loader(stream, positions, workers=self.job.workers, pin_memory=pinned)
+
     def _shares(self, step: int) -> list[list[range]]:
         """Every process's micro-batches of a step."""
         size, count = self.config.batch_size, self.accelerator.num_processes
@@ -278,7 +292,7 @@ class Training:
             torch.manual_seed(torch_seeds(self.seed, "dropout", positions[:1])[0])
             last = number == passes or sharded(self.network)
             with nullcontext() if last else accelerator.no_sync(self.model):
-                losses = self.job.losses(self.model, batch)
+                losses = self.job.losses(self.model, batch).expand(len(positions))
                 part = losses.sum() / config.batch_size * float(number <= own)
                 # Processes average their gradients; the loss is a sum over them.
                 accelerator.backward(part * accelerator.num_processes)

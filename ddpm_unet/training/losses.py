@@ -1,7 +1,7 @@
-"""Losses of a segmenter: one number per image, so that the mean over any batch adds up.
+"""Losses of pixels: one number per image, so that the mean over any batch adds up.
 
-Every function takes logits `[B, K, *sizes]` (any float type; computed in float32) and masks
-`int64 [B, *sizes]` of class indices, with `IGNORE_INDEX` where a pixel is unlabelled: such
+Every function of classes takes logits `[B, K, *sizes]` (any float type; computed in float32) and
+masks `int64 [B, *sizes]` of class indices, with `IGNORE_INDEX` where a pixel is unlabelled: such
 pixels have no part in the loss. One-channel logits z mean two classes and are read as (0, z),
 whose softmax is the sigmoid and whose cross-entropy is the binary one. Returns `float32 [B]`.
 """
@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm_unet.config import LossName
+from ddpm_unet.config import ImageLoss, LossName
 from ddpm_unet.data.masks import IGNORE_INDEX
+from ddpm_unet.evaluation.image_quality import ssim
 
 
 def cross_entropy(
@@ -27,7 +28,7 @@ def cross_entropy(
     """Weighted cross-entropy, averaged over the labelled pixels of each image.
 
     The average divides by the number of labelled pixels and not by the sum of the weights, as in
-    Ronneberger 2015, eq. 1, so that a picture of heavy pixels counts more than one of light ones.
+    Ronneberger 2015, eq. 1, so that an image of heavy pixels counts more than one of light ones.
 
     Args:
         logits: `[B, K, *sizes]`, or one channel for two classes.
@@ -115,6 +116,36 @@ def segmentation_loss(
                 raise ValueError("the border loss needs the batch's weight maps, and no others")
             return cross_entropy(logits, masks, pixel_weights=pixel_weights)
     raise ValueError(f"loss {name!r} is not one of {', '.join(get_args(LossName))}")
+
+
+def image_loss(name: ImageLoss, images: Tensor, truth: Tensor, huber_delta: float = 0.1) -> Tensor:
+    """The loss of a configuration, `float32 [B]`.
+
+    Args:
+        name: "l1", the mean absolute error; "l2", the mean squared error; "huber", e^2 / 2 of
+            errors e up to delta and delta (|e| - delta / 2) beyond (Huber 1964); or "ssim", one
+            minus the structural similarity.
+        images: `[B, K, *space]`, any float type; computed in float32.
+        truth: `[B, K, *space]` in [-1, 1].
+        huber_delta: Where the Huber loss turns from a square into a line.
+
+    Raises:
+        ValueError: For an unknown name, or shapes that do not fit.
+    """
+    if images.shape != truth.shape:
+        raise ValueError(f"images {list(images.shape)} do not fit {list(truth.shape)}")
+    images = images.float()
+    match name:
+        case "l1":
+            return (images - truth).abs().flatten(1).mean(1)
+        case "l2":
+            return (images - truth).square().flatten(1).mean(1)
+        case "huber":
+            losses = F.huber_loss(images, truth, reduction="none", delta=huber_delta)
+            return losses.flatten(1).mean(1)
+        case "ssim":
+            return 1 - ssim(images, truth)
+    raise ValueError(f"loss {name!r} is not one of {', '.join(get_args(ImageLoss))}")
 
 
 def _class_logits(logits: Tensor, masks: Tensor) -> Tensor:

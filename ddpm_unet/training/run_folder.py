@@ -30,8 +30,9 @@ from ddpm_unet.replace import replace_text
 
 FREE_TO_CHANGE = {
     "run", "resume", "tracker", "preview",
-    "data.workers", "data.memory_limit", "data.max_pixels", "latent.cache",
-    "unlabelled.workers", "unlabelled.memory_limit", "unlabelled.max_pixels",
+    "data.workers", "data.memory_limit", "data.disk_limit", "data.max_pixels", "latent.cache",
+    "unlabelled.workers", "unlabelled.memory_limit", "unlabelled.disk_limit",
+    "unlabelled.max_pixels",
     "train.steps", "train.micro_batch", "train.mixed_precision", "train.compile",
     "train.gradient_checkpointing", "train.channels_last", "train.checkpoint_every",
     "train.keep_checkpoints", "train.sample_every", "train.native",
@@ -157,7 +158,7 @@ class RunFolder:
 
 def newest_models(runs: Path = Path("runs"), file: str = "model_index.json") -> list[Path]:
     """The `model` folders, holding `file`, of all runs below `runs`; the one written last first."""
-    models = [path.parent for path in runs.glob(f"*/model/{file}")]
+    models = {path.parent for path in runs.glob(f"*/model/{file}")}
     return sorted(models, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
@@ -166,13 +167,13 @@ def models_at_hand(shipped: Path, file: str, cure: str) -> list[Path]:
 
     Args:
         shipped: Its folder.
-        file: What such a model's folder holds.
+        file: What such a model's folder holds, by a pattern.
         cure: What to do where there is none.
 
     Raises:
         UserError: There is none.
     """
-    found = newest_models(file=file) + [shipped] * (shipped / file).is_file()
+    found = newest_models(file=file) + [shipped] * any(shipped.glob(file))
     if not found:
         raise UserError(f"no model in runs/*/model nor in {shipped}; {cure}")
     return found

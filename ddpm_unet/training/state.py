@@ -105,10 +105,12 @@ class RMSprop(torch.optim.RMSprop):
         return None
 
     def _tensors(self) -> dict[tuple[int, str], Tensor]:
+        """Weights, and their state but for the count of steps, which is on the host."""
         parameters = [p for group in self.param_groups for p in group["params"]]
         found = {(i, "weights"): p for i, p in enumerate(parameters)}
         for i, p in enumerate(parameters):
-            found |= {(i, name): value for name, value in self.state[p].items()}
+            state = self.state[p].items()
+            found |= {(i, name): value for name, value in state if value.device == p.device}
         return found
 
 

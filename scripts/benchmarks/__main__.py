@@ -134,7 +134,7 @@ def catalogue() -> "dict[str, Row]":
             {SMP: None, MONAI: None},
             tiles.segmentation_forward,
         ),
-        **gpu.catalogue(),
+        **gpu.rows(),
     }
 
 

@@ -18,10 +18,10 @@ from benchmarks.tiles import recomputed
 from benchmarks.timing import Effort, Timer
 from benchmarks.training import TimedJob, job_settings, optimizer_and_average, run_rounds
 from ddpm_unet.config import PredictConfig, TrainConfig, UNetConfig
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.inference.pipeline import read_pipeline
-from ddpm_unet.inference.segmentation import tiling as default_tiling
+from ddpm_unet.inference.predictor import tiling as default_tiling
 from ddpm_unet.inference.tiles import predict_tiles
 
 
@@ -59,7 +59,7 @@ def _sampling(
     effort: Effort, jobs: list[tuple[int, int]], size: Callable[[int, int], float]
 ) -> Curve:
     unet, diffusion = read_pipeline(HISTOLOGY)
-    scheduler = make_scheduler("ddpm", diffusion)
+    scheduler = make_sampler("ddpm", diffusion)
     steps = 4
 
     def draw(images: int, side: int) -> None:
@@ -99,7 +99,7 @@ def _training(
     for width, batch in jobs:
         model = of_width(width)
         with job_settings(model, TrainConfig(batch_size=batch)) as config:
-            job = TimedJob(config, Timer(share), {})
+            job = TimedJob.of(config, Timer(share), {})
             network = job.build_model()
             timer = run_rounds(job)
         parameters = sum(p.numel() for p in network.parameters())

@@ -17,8 +17,8 @@ from benchmarks.training import write_pictures
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.loader import StepBatches, make_loader
-from ddpm_unet.data.sources import open_images
-from ddpm_unet.data.stream import Stream, to_model_range
+from ddpm_unet.data.sources import open_images, open_stream
+from ddpm_unet.data.stream import to_model_range
 
 SIZE, BATCH = 32, 64
 TORCHVISION = "torchvision"
@@ -60,7 +60,7 @@ def packed_pictures(effort: Effort) -> Measured:
 def ours(images: ImageSet, config: ImageDataConfig) -> Iterator[Tensor]:
     """An epoch by the training stream."""
     batches = StepBatches(range(len(images) // BATCH), BATCH)
-    for batch in make_loader(Stream(images, config, seed=0), batches):
+    for batch in make_loader(open_stream(config, 0, images), batches):
         yield to_model_range(batch["image"])
 
 

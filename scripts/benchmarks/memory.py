@@ -68,7 +68,7 @@ def main(library: str, batch: int, checkpointing: bool) -> None:
     at_rest = resident("VmRSS")
     if library == OURS:
         with job_settings(cifar(), settings) as config:
-            run_rounds(TimedJob(config, Timer(Effort(warm_up=0, least=2, most=2)), {}))
+            run_rounds(TimedJob.of(config, Timer(Effort(warm_up=0, least=2, most=2)), {}))
     else:
         network = diffusers_twin(random_unet(cifar())).train()
         if checkpointing:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_unet.config import ClassicConfig, UNetConfig
+from ddpm_unet.cpu import accelerate_cpu
 from ddpm_unet.models import UNet
 from ddpm_unet.models.classic import ClassicUNet
 
@@ -63,15 +64,21 @@ def cifar() -> UNetConfig:
     return UNetConfig(**settings | {"dropout": 0.0, "sample_size": 32})
 
 
-def milesial(width: int) -> ClassicUNet:
-    """The common variant of the 2015 network, of `width` channels at the finest level (64)."""
+def milesial(width: int, fast: bool = True) -> ClassicUNet:
+    """The common variant of the 2015 network, of `width` channels at the finest level (64).
+
+    Args:
+        width: Channels of the finest level.
+        fast: By our compiled functions, not torch's own.
+    """
     network = ClassicUNet(ClassicConfig(padding="same", norm="batch", dropout=0, base_width=width))
-    return randomised(network).eval()
+    network = randomised(network).eval()
+    return accelerate_cpu(network) if fast else network
 
 
 def random_unet(config: UNetConfig) -> UNet:
     """Ours, with random weights everywhere: a new network would return zeros."""
-    return randomised(UNet(config)).eval()
+    return accelerate_cpu(randomised(UNet(config)).eval())
 
 
 @torch.no_grad()

@@ -72,7 +72,7 @@ def main() -> None:
     from benchmarks.networks import HISTOLOGY
     from benchmarks.timing import Timer
     from benchmarks.training import TimedJob, TrainConfig, job_settings, run_rounds
-    from ddpm_unet.diffusion.samplers import make_scheduler
+    from ddpm_unet.diffusion.samplers import make_sampler
     from ddpm_unet.inference.denoiser import generate
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
 
@@ -82,10 +82,10 @@ def main() -> None:
     unet, diffusion = read_pipeline(HISTOLOGY)
     rounds = Effort(warm_up=1, least=5, most=5)  # as many in every process
     with job_settings(unet.config, TrainConfig(batch_size=BATCH)) as config:
-        timer = run_rounds(TimedJob(config, Timer(rounds), {}))
+        timer = run_rounds(TimedJob.of(config, Timer(rounds), {}))
     training = BATCH / median(timer.samples[OURS])
 
-    scheduler, steps = make_scheduler("ddpm", diffusion), 4
+    scheduler, steps = make_sampler("ddpm", diffusion), 4
 
     def draw() -> float:
         accelerator.wait_for_everyone()

@@ -24,7 +24,7 @@ from benchmarks.rows import DIFFUSERS, LUCIDRAINS, OURS, Measured, installed
 from benchmarks.timing import Effort, Timer
 from ddpm_unet import randomness
 from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.inference.denoiser import generate
 from ddpm_unet.inference.pipeline import image_shape, read_pipeline
@@ -58,10 +58,18 @@ def forward(effort: Effort, batch: int) -> Measured:
     )
 
 
+def diffusers_scheduler(diffusion: GaussianDiffusion) -> Any:
+    """Diffusers' DDPMScheduler for a forward process."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler.from_config(diffusion.scheduler_config())
+
+
 def loop_overhead(effort: Effort) -> Measured:
     """The DDPM loop around a network that does nothing, one picture of 3 x 32 x 32."""
     steps = 100 if effort.quick else 1000
-    scheduler = make_scheduler("ddpm", GaussianDiffusion())
+    diffusion = GaussianDiffusion()
+    sampler, scheduler = make_sampler("ddpm", diffusion), diffusers_scheduler(diffusion)
     shape = (3, 32, 32)
     nothing = torch.full((1, *shape), 0.1)
 
@@ -69,7 +77,7 @@ def loop_overhead(effort: Effort) -> Measured:
         def denoiser(x: Tensor, t: Tensor) -> Tensor:
             return nothing
 
-        return sample(denoiser, scheduler, shape, seed=SEED, indices=[0], steps=steps)
+        return sample(denoiser, sampler, shape, seed=SEED, indices=[0], steps=steps)
 
     def theirs() -> Tensor:
         generator = randomness.generators(SEED, "sample", [0])[0]
@@ -111,15 +119,15 @@ def end_to_end(
     """`generate`, as `scripts/sample.py` calls it, beside DDPMPipeline with the same noise."""
     from diffusers import DDPMPipeline
 
-    scheduler = make_scheduler("ddpm", diffusion)
-    pipeline: Any = DDPMPipeline(diffusers_twin(unet), scheduler)
+    sampler = make_sampler("ddpm", diffusion)
+    pipeline: Any = DDPMPipeline(diffusers_twin(unet), diffusers_scheduler(diffusion))
     pipeline.set_progress_bar_config(disable=True)
     accelerator, shape = Accelerator(), image_shape(unet.config)
 
     def ours() -> Tensor:
         batches = generate(
             unet,
-            scheduler,
+            sampler,
             shape,
             images,
             seed=SEED,

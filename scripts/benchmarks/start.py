@@ -15,10 +15,10 @@ TORCH = "import torch"
 SAMPLING = {
     OURS: """
 from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.inference.denoiser import generate
 from ddpm_unet.inference.pipeline import read_pipeline
-make_scheduler("ddpm", GaussianDiffusion())
+make_sampler("ddpm", GaussianDiffusion())
 """,
     TORCH: TORCH,
     DIFFUSERS: "from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel\nDDPMScheduler()",
@@ -26,8 +26,7 @@ make_scheduler("ddpm", GaussianDiffusion())
 }
 SEGMENTING = {
     OURS: """
-from ddpm_unet.inference.files import FileSegmenter
-from ddpm_unet.models.segmenter import load_segmentation_model
+from ddpm_unet.inference.predictor import Predictor
 """,
     MONAI: """
 from monai.inferers import sliding_window_inference

@@ -14,9 +14,8 @@ from torch import Tensor
 from benchmarks.networks import gflop, milesial, randomised
 from benchmarks.rows import MONAI, OURS, SMP, Measured, installed
 from benchmarks.timing import Effort, Timer
-from ddpm_unet import native
 from ddpm_unet.config import PredictConfig
-from ddpm_unet.inference.segmentation import tiling as default_tiling
+from ddpm_unet.inference.predictor import tiling as default_tiling
 from ddpm_unet.inference.tiles import Tiling, plan, predict_tiles
 
 WIDTH = 16
@@ -40,7 +39,8 @@ def overlap_tiles(effort: Effort, size: int) -> Measured:
     ]
     if installed(MONAI):
         sides[MONAI] = lambda: sliding_window(network, image, ROI)
-        sides[ORDINARY] = lambda: without_ours(lambda: sliding_window(network, image, ROI))
+        plain = milesial(WIDTH, fast=False)
+        sides[ORDINARY] = lambda: sliding_window(plain, image, ROI)
         notes += [
             f"{MONAI}: sliding_window_inference, overlap 0.25, Gaussian weights, 4 tiles of {ROI} "
             f"at a time: {window_pixels(image, ROI) / size**2:.2f} times the pixels; that process "
@@ -57,12 +57,6 @@ def overlap_tiles(effort: Effort, size: int) -> Measured:
     ]
     work = gflop(network, image[None])
     return Measured.timed(timer, gflop=dict.fromkeys(sides, work), differences=apart, notes=notes)
-
-
-def without_ours(work: Callable[[], Tensor]) -> Tensor:
-    """The work done by torch's own functions."""
-    with native.disabled():
-        return work()
 
 
 def inner_difference(tiled: Tensor, whole: Tensor) -> float:

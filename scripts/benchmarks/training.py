@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,11 +30,12 @@ from benchmarks.rows import DIFFUSERS, LUCIDRAINS, OURS, Measured, installed
 from benchmarks.sampling import of_similar_work
 from benchmarks.timing import Effort, Timer
 from ddpm_unet.config import DenoiseConfig, ImageDataConfig, TrainConfig, UNetConfig
+from ddpm_unet.cpu import FusedAdamWEMA
 from ddpm_unet.models import UNet
 from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.from_config import build_denoise_job
 from ddpm_unet.training.job import Batch
 from ddpm_unet.training.loop import train
-from ddpm_unet.training.one_pass import Update
 from ddpm_unet.training.run_folder import RunFolder
 from ddpm_unet.training.state import EMA, build_optimizer
 
@@ -52,29 +53,47 @@ class TimedJob(DenoiseJob):
     one request to the next.
     """
 
-    def __init__(self, config: DenoiseConfig, timer: Timer, peers: dict[str, Step]) -> None:
-        super().__init__(config)
-        self.timer, self.peers = timer, peers
+    timer: Timer
+    peers: dict[str, Step]
+    config: DenoiseConfig
+
+    @classmethod
+    def of(cls, config: DenoiseConfig, timer: Timer, peers: dict[str, Step]) -> TimedJob:
+        """The job of a configuration."""
+        job = build_denoise_job(config, cls)
+        job.config, job.timer, job.peers = config, timer, peers
+        return job
 
     def build_model(self) -> UNet:
         """As always, but no output is zero."""
         return randomised(super().build_model())
 
-    def batches(
-        self, model: nn.Module, first_step: int, accelerator: Accelerator
-    ) -> Iterator[Batch]:
-        """A step's micro-batches in every round, after the peers' steps."""
-        source = super().batches(model, first_step, accelerator)
-        train = self.config.train
-        passes = -(-train.batch_size // (train.micro_batch or train.batch_size))
-        for _ in self.timer.rounds():
-            for name, step in self.peers.items():
-                with self.timer.sample(name):
+    def stream(self, model: nn.Module, accelerator: Accelerator) -> Any:
+        """Batches as always; the first pass of a step begins a round, after the peers' steps."""
+        return TimedStream(self, super().stream(model, accelerator))
+
+
+class TimedStream:
+    """The batches of a job, timed from one step's first to the next."""
+
+    def __init__(self, job: TimedJob, stream: Any) -> None:
+        self.job, self.stream, self.sample = job, stream, contextlib.ExitStack()
+        self.rounds, train = job.timer.rounds(), job.config.train
+        self.passes = -(-train.batch_size // (train.micro_batch or train.batch_size))
+        self.seen = 0
+
+    def __getitems__(self, positions: Sequence[int]) -> Batch:
+        """A batch."""
+        if self.seen % self.passes == 0:
+            self.sample.close()
+            if next(self.rounds, EnoughError) is EnoughError:
+                raise EnoughError
+            for name, step in self.job.peers.items():
+                with self.job.timer.sample(name):
                     step()
-            with self.timer.sample(OURS):
-                for _ in range(passes):
-                    yield next(source)
-        raise EnoughError
+            self.sample.enter_context(self.job.timer.sample(OURS))
+        self.seen += 1
+        return self.stream.__getitems__(positions)
 
 
 @contextlib.contextmanager
@@ -116,7 +135,7 @@ def step(effort: Effort, batch: int) -> Measured:
     """A step of the DDPM-CIFAR network: forward, backward, clip, AdamW, average."""
     batch = min(batch, 2) if effort.quick else batch
     with job_settings(cifar(), TrainConfig(batch_size=batch)) as config:
-        job = TimedJob(config, Timer(effort), {})
+        job = TimedJob.of(config, Timer(effort), {})
         ours = job.build_model()
         theirs = diffusers_twin(ours).train()
         apart = compare_gradients(job, ours, theirs)
@@ -142,9 +161,9 @@ def step(effort: Effort, batch: int) -> Measured:
 def compare_gradients(job: DenoiseJob, ours: UNet, theirs: Any) -> float:
     """Both networks' gradients of the loss of the same noisy pictures; they are cleared after."""
     images = pictures(ours.config, 2)[0]
-    t, noise = job.objective.draw(0, range(2), images.shape[1:])
-    job.objective.losses(ours, images, t, noise).mean().backward()
-    noisy = job.objective.add_noise(images, t, noise)
+    t, noise = job.diffusion.draw(0, range(2), images.shape[1:])
+    job.diffusion.losses(ours, images, t, noise).mean().backward()
+    noisy = job.diffusion.add_noise(images, t, noise)
     F.mse_loss(theirs(noisy, t).sample, noise).backward()
     apart = gradient_difference(ours, theirs)
     ours.zero_grad(set_to_none=True)
@@ -236,7 +255,7 @@ def optimizer_and_average(effort: Effort, model: UNetConfig | None = None) -> Me
         a.grad = torch.randn_like(a)
         b.grad = a.grad
     optimizer, average = build_optimizer([{"params": ours}], config), EMA(ours, config.ema_decay)
-    update = Update(optimizer, average)
+    update = FusedAdamWEMA(optimizer, average)
     default = torch.optim.AdamW(
         theirs, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
     )

@@ -155,10 +155,11 @@ def main() -> None:
     from accelerate import Accelerator
     from tqdm import tqdm
 
+    from ddpm_unet.cpu import accelerate_cpu
     from ddpm_unet.data.check import check_pairs
-    from ddpm_unet.data.target_set import TargetSet
+    from ddpm_unet.data.labelled import TargetSet
     from ddpm_unet.diffusion.conditioning import concat_cond
-    from ddpm_unet.diffusion.samplers import make_scheduler
+    from ddpm_unet.diffusion.samplers import make_sampler
     from ddpm_unet.inference.conditioning import Conditioning
     from ddpm_unet.inference.denoiser import generate
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
@@ -170,7 +171,7 @@ def main() -> None:
     unet, diffusion = read_pipeline(args.model)
     told = Conditioning.read(args.model)
     shape = image_shape(unet.config, channels=told.image_channels)
-    if told.concat_cond is None or told.concat_cond.kind != "picture" or len(shape) != 3:
+    if told.concat_cond is None or told.concat_cond.kind != "image" or len(shape) != 3:
         raise UserError(f"{args.model}: does not go by pictures; train one with data.condition")
     told.check(unet.config, args.model)
     if unet.config.conditional or unet.config.num_class_embeds:
@@ -190,8 +191,8 @@ def main() -> None:
 
     with output_folder(args.out):
         drawn = generate(
-            concat_cond(unet.to(device)),
-            make_scheduler(args.sampler, diffusion),
+            concat_cond(accelerate_cpu(unet.to(device))),
+            make_sampler(args.sampler, diffusion),
             shape,
             args.tiles * args.samples,
             seed=args.seed,

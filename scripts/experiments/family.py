@@ -28,15 +28,15 @@ from ddpm_unet.config.reading import read_yaml
 from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.evaluation.metrics import confusion, overlap
 from ddpm_unet.inference.overlay import class_colors, displayable, draw_overlay
-from ddpm_unet.inference.segmentation import SegmentationModel, class_probabilities, tiling
+from ddpm_unet.inference.predictor import SegmentationModel, class_probabilities, tiling
 from ddpm_unet.inference.tiles import predict_tiles
 from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
 from ddpm_unet.models.unet import UNet
-from ddpm_unet.training.joint import SCRATCH
+from ddpm_unet.training.from_config import SCRATCH, build_pixel_job
 from ddpm_unet.training.loop import train
+from ddpm_unet.training.pixelwise import PixelwiseJob
 from ddpm_unet.training.run_folder import RunFolder
-from ddpm_unet.training.segment import SegmentJob
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MEMBERS = read_yaml(CONFIGS / "family" / "members.yaml")
@@ -167,14 +167,15 @@ def train_member(member: Member, seed: int, args: argparse.Namespace) -> dict[st
     done = run.path / "result.json"
     if done.is_file():
         return json.loads(done.read_text())
-    job = SegmentJob(settings_of(member, seed, args))
+    settings = settings_of(member, seed, args)
+    job: PixelwiseJob = build_pixel_job(settings)
     start, cpu_start = time.perf_counter(), time.process_time()
-    train(job, run, job.config)
+    train(job, run, settings)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    result: dict[str, Any] = {"key": member.key, "seed": seed, **scored(job, run.model)}
-    classic = job.config.classic
+    result: dict[str, Any] = {"key": member.key, "seed": seed, **scored(job, settings, run.model)}
+    classic = settings.classic
     if classic.decoder == "nested" and classic.deep_supervision:
-        pruned = {str(n): scored(job, run.model, n) for n in range(2, classic.depth)}
+        pruned = {str(n): scored(job, settings, run.model, n) for n in range(2, classic.depth)}
         result["pruned"] = pruned
     result |= {"seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1)}
     done.write_text(json.dumps(result, indent=1) + "\n")
@@ -200,28 +201,31 @@ def settings_of(member: Member, seed: int, args: argparse.Namespace) -> SegmentC
     return settings
 
 
-def scored(job: SegmentJob, folder: Path, levels: int | None = None) -> dict[str, float]:
+def scored(
+    job: PixelwiseJob, settings: SegmentConfig, folder: Path, levels: int | None = None
+) -> dict[str, float]:
     """Dice of all classes but the first, pixels of all test pictures together; cost of a window."""
     model = load_segmentation_model(folder, levels)
     assert job.test is not None
-    counts = torch.zeros(len(job.class_names), len(job.class_names), dtype=torch.int64)
+    classes = len(job.test.class_names)
+    counts = torch.zeros(classes, classes, dtype=torch.int64)
     for index in range(len(job.test)):
         item = job.test[index]
         predicted = predict(model, item["image"], job)
         counts += confusion(predicted, item["mask"], len(counts), IGNORE_INDEX)
-    side = model.valid_size(job.config.data.size + 2 * model.margin)
+    side = model.valid_size(settings.data.size + 2 * model.margin)
     cost = forward_cost(model, torch.zeros(1, model.in_channels, side, side))
     return {"dice": float(overlap(counts).dice[1:].nanmean()), **asdict(cost)}
 
 
-def predict(model: SegmentationModel, image: Tensor, job: SegmentJob) -> Tensor:
+def predict(model: SegmentationModel, image: Tensor, job: PixelwiseJob) -> Tensor:
     """Class of every pixel of a picture, `int64 [H, W]`."""
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     with torch.inference_mode():
         probabilities = predict_tiles(
             class_probabilities(model.to(device)),
             image,
-            tiling(model, job.config.predict),
+            tiling(model, job.predict),
             device=device,
         )
     model.cpu()
@@ -283,10 +287,10 @@ def show_members(members: list[Member], args: argparse.Namespace) -> None:
     """What each member makes of the first test picture: `members.png`."""
     from matplotlib.figure import Figure
 
-    job = SegmentJob(settings_of(members[0], 0, args))
+    job: PixelwiseJob = build_pixel_job(settings_of(members[0], 0, args))
     assert job.test is not None
-    item, picture = job.test[0], np.moveaxis(job.test.picture(0).image, 0, -1)
-    colors = class_colors(len(job.class_names))
+    item, picture = job.test[0], np.moveaxis(job.test.item(0).image, 0, -1)
+    colors = class_colors(len(job.test.class_names))
 
     def drawn(classes: Tensor) -> np.ndarray:
         return draw_overlay(picture, classes.clamp(min=0).numpy().astype(np.uint8), colors)

@@ -13,6 +13,7 @@ import argparse
 import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -22,15 +23,14 @@ from safetensors.torch import load_model, save_file
 from torch import Tensor, nn
 
 from ddpm_unet.command_line import read_settings, user_errors
-from ddpm_unet.config import DenoiseConfig, SegmentConfig
+from ddpm_unet.config import ClassicConfig, DenoiseConfig, SegmentConfig
 from ddpm_unet.data.folder import list_images
 from ddpm_unet.evaluation.metrics import overlap
 from ddpm_unet.models.segmenter import load_segmentation_model
-from ddpm_unet.training.denoise import DenoiseJob
-from ddpm_unet.training.joint import SCRATCH
+from ddpm_unet.training.from_config import SCRATCH, build_denoise_job, build_pixel_job
 from ddpm_unet.training.loop import train
+from ddpm_unet.training.pixelwise import PixelwiseJob
 from ddpm_unet.training.run_folder import RunFolder
-from ddpm_unet.training.segment import SegmentJob
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ARMS = {
@@ -140,7 +140,7 @@ def train_denoiser(args: argparse.Namespace) -> Path:
             *(REDUCED_DENOISER if args.size == "reduced" else []),
         ],
     )
-    train(DenoiseJob(settings), run, settings)
+    train(build_denoise_job(settings), run, settings)
     return run.model
 
 
@@ -162,11 +162,17 @@ def train_segmenter(
     if done.is_file():
         return json.loads(done.read_text())
     settings = segmenter_settings(arm, n, seed, rate, run, args)
-    job = PeerJob(settings) if arm == "smp" else SegmentJob(settings)
+    job: PixelwiseJob = build_pixel_job(settings)
+    if arm == "smp":  # random weights: what the arms from scratch have too
+        job.network = partial(PeerUNet, job.test.channels, len(job.test.class_names))
     start, cpu_start = time.perf_counter(), time.process_time()
     train(job, run, settings)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    model = job.load(run.model) if isinstance(job, PeerJob) else load_segmentation_model(run.model)
+    if arm == "smp":
+        model: Any = job.build_model().eval()
+        load_model(model, run.model / "model.safetensors")
+    else:
+        model = load_segmentation_model(run.model)
     result = {
         "arm": arm,
         "n": n,
@@ -218,6 +224,7 @@ class PeerUNet(nn.Module):
 
     margin = 0
     step = 1
+    config = ClassicConfig(padding="same", depth=6)  # six levels, of images
 
     def __init__(self, channels: int, classes: int) -> None:
         import segmentation_models_pytorch as smp
@@ -239,29 +246,17 @@ class PeerUNet(nn.Module):
         save_file(weights, folder / "model.safetensors")
 
 
-class PeerJob(SegmentJob):
-    """The segmentation job with a network of others."""
-
-    def build_model(self) -> Any:
-        """Random weights: what the arms from scratch have too."""
-        return PeerUNet(self.labelled.channels, len(self.class_names))
-
-    def load(self, folder: Path) -> Any:
-        """The network that `save_pretrained` wrote."""
-        model = self.build_model()
-        load_model(model, folder / "model.safetensors")
-        return model.eval()
-
-
-def test_scores(job: SegmentJob, model: Any) -> dict[str, float]:
+def test_scores(job: PixelwiseJob, model: Any) -> dict[str, float]:
     """Dice of the rarer class at 0.5, and V_rand and V_info of the cells, which are class 1."""
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     model, pictures = model.to(device), job.test
     assert pictures is not None
-    counts = [job.count(model, pictures, i, device).cpu() for i in range(len(pictures))]
-    total = torch.stack(counts).sum(dim=0)
+    with torch.inference_mode():
+        items = [pictures[number] for number in range(len(pictures))]
+        found = [(job.planes(model, item, device).cpu(), item) for item in items]
+    total = torch.stack([job.target.update_metric(*each) for each in found]).sum(dim=0)
     dice = float(overlap(total).dice[int(total.sum(dim=1).argmin())])
-    return {"dice": dice, **job.further_scores(model, pictures, device)}
+    return {"dice": dice, **job.target.further_scores(found)}
 
 
 class Table:

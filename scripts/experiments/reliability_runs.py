@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from ddpm_unet.training import denoise, loop, segment  # noqa: F401 (so that forks start at once)
+from ddpm_unet.training import from_config  # noqa: F401 (so that forks start at once)
 from ddpm_unet.training.checkpoint import checkpoint_paths
 
 SCRIPTS = Path(__file__).parents[1]

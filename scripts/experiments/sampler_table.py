@@ -3,7 +3,7 @@ scripts/experiments/sampler_table.py` writes docs/samplers.md.
 
 The data are Gaussians, one a channel, whose best denoiser is known in closed form. What is drawn
 must have their means and deviations, ever better with more steps; a pair that does not get there
-is refused by `make_scheduler`.
+is refused by `make_sampler`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from ddpm_unet.command_line import user_errors
 from ddpm_unet.config import PredictionType
 from ddpm_unet.diffusion.process import GaussianDiffusion, coefficients
-from ddpm_unet.diffusion.samplers import LCM, SAMPLERS, make_scheduler, saved_scheduler
+from ddpm_unet.diffusion.samplers import LCM, SAMPLERS, make_sampler, saved_sampler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.errors import UserError
 
@@ -41,9 +41,14 @@ The schedule is the linear one; with zero terminal SNR (`rescale_betas_zero_snr`
 which without it would leave the image in sight at the last timestep. Timesteps are spaced as
 `--sampler` spaces them: they begin with the last one, also where diffusers' own would not.
 
-This is of an exact denoiser. A network is not exact: of the shipped histology model `dpm++` and
-`unipc` leave grain in 20 steps that `ddim` does not, though predicted images are clipped where the
-model's settings say so.
+This is of an exact denoiser. A network is not exact, and a deterministic path keeps its errors: of
+the shipped histology model `dpm++`, `unipc`, `heun` and `euler` leave the same fine grain, in 20
+steps or more, however the steps are spaced, wherever the last one is, and whether or not timesteps
+are rounded. The predicted noise is off by 2 % (rms) at the best, so that by noise level 1 the
+state has 0.03 more noise than the network is told of, which none of the later steps takes away.
+Noise that is added anew at each step covers it: in the highest frequencies 8 images have a power
+of 19 by `dpm++` in 20 steps, 3.4 by `dpm++sde` in 20, 1.7 by `ddpm` in 100, and real tiles 1.5.
+Without clipping predicted images the grain is ten times stronger.
 
 A narrow Gaussian is fine detail: what `ddpm` and `ddim` lose of it in few steps is why they
 want many. A sampler is refused where its figures do not go to 0 and 1 (`unipc` with "sample" stays
@@ -129,7 +134,7 @@ def draw(config: GaussianDiffusion, scheduler: Any, steps: int, distilled: bool 
 
 def distilled_scheduler(config: GaussianDiffusion) -> Any:
     """The LCM scheduler of a folder that names it."""
-    return saved_scheduler(config, {"_class_name": "LCMScheduler"})[1]
+    return saved_sampler({**config.scheduler_config(), "_class_name": "LCMScheduler"}, config)
 
 
 def rows() -> Iterator[str]:
@@ -137,9 +142,10 @@ def rows() -> Iterator[str]:
     for name in (*SAMPLERS, LCM):
         for kind in get_args(PredictionType):
             for zero_snr in (False, True):
-                config, distilled = settings(kind, zero_snr), name == LCM
+                distilled = name == LCM
                 first = f"| {name} | {kind} | {'yes' if zero_snr else 'no'} |"
                 try:
+                    config = settings(kind, zero_snr)
                     scheduler = (distilled_scheduler if distilled else _named(name))(config)
                 except UserError as error:
                     cause = str(error).split(": ", 1)[1].split(";")[0]
@@ -150,7 +156,7 @@ def rows() -> Iterator[str]:
 
 
 def _named(name: str) -> Callable[[GaussianDiffusion], Any]:
-    return lambda config: make_scheduler(name, config)
+    return lambda config: make_sampler(name, config)
 
 
 def _cell(config: GaussianDiffusion, scheduler: Any, steps: int, distilled: bool) -> str:

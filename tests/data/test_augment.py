@@ -8,6 +8,7 @@ from torchvision import tv_tensors
 
 from ddpm_unet.config import AugmentConfig
 from ddpm_unet.data.augment import (
+    Color,
     ElasticDeformation,
     Intensity,
     QuarterTurns,
@@ -237,3 +238,28 @@ def test_the_strengths_are_uniform_in_their_ranges():
     for key, (low, high) in (ranges | {"gamma": (-0.3, 0.3)}).items():
         places = np.sort((values[key] - low) / (high - low))
         assert np.abs(places - (np.arange(800) + 0.5) / 800).max() < 0.07  # Kolmogorov, p = 0.001
+
+
+def test_color_scales_what_each_stain_absorbs():
+    amounts = torch.rand(3, 6, 7)
+    light = (-torch.einsum("sc,shw->chw", Color.absorption, amounts)).exp()
+    change = Color(0.2)
+    same = {"factors": torch.ones(3), "shifts": torch.zeros(3), "saturation": 1.0, "hue": 0.0}
+    image = tv_tensors.Image(2 * light - 1)
+    torch.testing.assert_close(change.transform(image, same), image, atol=1e-5, rtol=0)
+    factors = torch.tensor([1.2, 0.9, 1.0])
+    more = change.transform(image, {**same, "factors": factors, "shifts": torch.full((3,), 0.1)})
+    wanted = amounts * factors[:, None, None] + 0.1
+    wanted = 2 * (-torch.einsum("sc,shw->chw", Color.absorption, wanted)).exp() - 1
+    torch.testing.assert_close(more.as_subclass(torch.Tensor), wanted, atol=1e-5, rtol=0)
+    grey = change.transform(image, {**same, "saturation": 0.0})
+    assert grey.std(0).max() < 1e-5
+
+
+def test_color_changes_images_only_and_by_position():
+    config = AugmentConfig(flips=False, rot90=False, elastic_sigma=0, color=0.2, **PLAIN)
+    first, again, other = (apply(config, position=p, channels=3) for p in (1, 1, 2))
+    assert torch.equal(first["image"], again["image"])
+    assert not torch.equal(first["image"], other["image"])
+    assert torch.equal(first["mask"], other["mask"])
+    assert first["image"].abs().max() <= 1

@@ -6,7 +6,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from ddpm_unet.config import PairDataConfig
+from ddpm_unet.config import AugmentConfig, PairDataConfig
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.errors import UserError
 
@@ -131,7 +131,7 @@ def test_a_fault_is_one_line_with_file_and_cure(folders, fault):
 def test_a_mask_that_is_its_image(folders):
     write(folders / "masks/2.png", np.asarray(Image.open(folders / "images/2.png")))
     (fault,) = check(folders, mask_kind="instances").faults
-    assert fault.startswith(f"{folders}/masks/2.png: is the same picture as {folders}/images/2.png")
+    assert fault.startswith(f"{folders}/masks/2.png: is the same image as {folders}/images/2.png")
 
 
 def test_more_values_than_classes_is_a_fault_of_each_file(folders):
@@ -209,7 +209,7 @@ def test_any_depth_and_number_of_channels(tmp_path):
         write(tmp_path / "masks/a.tif", half(0, 1, 20, 30))
         report = check(tmp_path)
         assert (report.channels, report.faults) == (channels, [])
-        assert report.bytes_per_pixel == channels * np.dtype(dtype).itemsize
+        assert (report.dtype, report.num_classes, report.dims) == (dtype, 2, 2)
     assert check(tmp_path, channels=3).channels == 3
 
 
@@ -232,3 +232,8 @@ def test_alone(folders):
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {folders}/masks/2.png: is 50 x 41")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_colour_changes_are_for_rgb(folders):
+    (fault,) = check(folders, augment=AugmentConfig(color=0.1)).faults
+    assert fault.startswith("data.augment.color 0.1: is for RGB images, but ")

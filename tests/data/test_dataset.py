@@ -8,7 +8,10 @@ from torch.utils.data import TensorDataset
 from torchvision import tv_tensors
 from torchvision.datasets import FakeData
 
+from ddpm_unet.data.collection import ArrayCollection
 from ddpm_unet.data.dataset import as_dataset, grid_of, stream_of
+from ddpm_unet.data.image_set import Fit, open_collection
+from ddpm_unet.data.stream import Grid, Stream
 from ddpm_unet.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -115,7 +118,7 @@ def test_torchvision_and_hugging_face():
     np.testing.assert_array_equal(data[2]["image"], BYTES[2].transpose(2, 0, 1))
     assert data.items.column_names == ["img", "kind"]  # what is not used is not decoded
     with pytest.raises(
-        UserError, match="pets: has no column mask for mask; it has img, kind, note"
+        UserError, match="pets: has no column mask for its mask; it has img, kind, note"
     ):
         as_dataset(rows, name="pets", columns={"mask": "mask"})
     with pytest.raises(UserError, match="is a dict of train; give one of them"):
@@ -168,6 +171,19 @@ def test_a_transform_is_a_function_of_the_position():
     assert torch.equal(stream[1]["image"], batch["image"][1])
 
 
+def test_image_sets_have_streams_of_their_own():
+    images = open_collection(ArrayCollection(list(BYTES), "set"), Fit(8))
+    stream, grid = stream_of(images, flips=True, seed=3), grid_of(images)
+    assert isinstance(stream, Stream)
+    assert isinstance(grid, Grid)
+    wanted = Stream(images, flips=True, seed=3).__getitems__(range(5))
+    assert torch.equal(stream.__getitems__(range(5))["image"], wanted["image"])
+    with pytest.raises(UserError, match="size 9: the image set was opened for windows of 8"):
+        stream_of(images, size=9)
+    floats = open_collection(ArrayCollection([BYTES[0] / np.float32(255)], "set"), Fit(8))
+    torch.testing.assert_close(as_dataset(floats)[0]["image"], UNIT[0])
+
+
 def test_digests_tell_data_sets_apart():
     digests = {stream_of(data).digest for data in (UNIT, UNIT[:5], UNIT.flip(0), UNIT[:, :, :8])}
     assert len(digests) == 4
@@ -181,7 +197,7 @@ FAULTS = {
     "nan": ([torch.full((1, 2, 2), torch.nan)], "NaN or infinite"),
     "channels last": ([torch.zeros(8, 8, 3)], r"list\[0\]: has the shape \[8, 8, 3\]"),
     "no channels": ([np.zeros((8, 8, 8), np.uint8)], r"has the shape \[8, 8, 8\]"),
-    "other channels": ([UNIT[0], UNIT[0, :1]], r"list\[1\]: has 1 channel of float32"),
+    "other channels": ([UNIT[0], UNIT[0, :1]], r"list\[1\]: has 1 channels of float32"),
     "other type": ([UNIT[0], BYTES[0]], r"list\[1\]: has 3 channels of uint8, the first image 3"),
     "other size": ([UNIT[0], UNIT[0, :, 1:]], r"list\[1\]: is 10 x 11 pixels, .* give size"),
     "a stream": (iter([UNIT[0]]), "has no length and items by number"),
@@ -191,6 +207,7 @@ FAULTS = {
     "a path": (["a.png"], r"list\[0\]: is a str; an image is"),
     "float mask": ([(UNIT[0], MASKS[0] / 3)], "its mask is float32; give whole numbers"),
     "mask size": ([(UNIT[0], MASKS[0, 1:])], "its mask is 10 x 11 pixels, the image 10 x 12"),
+    "turned mask": ([(UNIT[0], MASKS[0].T)], "its mask is 12 x 10 pixels, the image 10 x 12"),
     "mask class": ([(UNIT[0], MASKS[0] - 1)], "its mask has the class -1, not 0 to"),
     "no mask": ([(UNIT[0], MASKS[0]), UNIT[0]], r"list\[1\]: differs .* in its mask"),
 }  # fmt: skip

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ddpm_unet.data import folder as folder_module
 from ddpm_unet.data.folder import Folder
+from ddpm_unet.data.image_set import Fit, open_collection
+from ddpm_unet.data.images import ImageInfo
 from ddpm_unet.errors import UserError
 
 
@@ -27,8 +30,8 @@ def test_natural_order_through_sub_folders(tmp_path: Path) -> None:
     ]
     write(tmp_path, *names)
     write(tmp_path, ".hidden.png", ".git/a.png", "b/.c/a.png")
-    (tmp_path / "notes.txt").write_text("no picture")
-    (tmp_path / "README").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "README").write_text("no image")
     folder = Folder(tmp_path, 1.0)
     keys = [folder.key(i) for i in range(len(folder))]
     ordered = [
@@ -76,3 +79,78 @@ def test_folders_without_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("os.scandir", refuse)
     with pytest.raises(UserError, match="may not be listed"):
         Folder(tmp_path, 1.0)
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    write(tmp_path / "far", "2.png", "deep/3.png")
+    write(tmp_path / "root", "1.png")
+    for place in ("linked", "again", "far/round"):
+        target = tmp_path / "far" if place != "far/round" else tmp_path / "root"
+        (tmp_path / ("root" if place != "far/round" else "") / place).symlink_to(target)
+    folder = Folder(tmp_path / "root", 1.0)
+    keys = [folder.key(i) for i in range(len(folder))]
+    assert keys == ["1.png", "again/2.png", "again/deep/3.png"] or keys == [
+        "again/2.png",
+        "again/deep/3.png",
+        "1.png",
+    ]
+
+
+@pytest.fixture
+def _indexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index of every folder, also of one that has just changed."""
+    monkeypatch.setattr(folder_module, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(folder_module, "INDEXED", 2)
+    monkeypatch.setattr(folder_module, "RACE", 0)
+
+
+@pytest.mark.usefixtures("_indexed")
+def test_a_large_folder_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "images"
+    write(root, "a/img10.png", "a/img2.png", "b/c/x.png")
+    (root / "b/notes.txt").write_text("")
+    first = Folder(root, 1.0, class_labels=True)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("looked again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, "image_info", refuse)
+        patch.setattr(folder_module, "list_images", refuse)
+        again = Folder(root, 1.0, class_labels=True)
+        assert [again.name(i) for i in range(3)] == [first.name(i) for i in range(3)]
+        assert (
+            list(again.infos()) == list(first.infos()) == [ImageInfo(3, 4, 1, np.dtype("u1"))] * 3
+        )
+        assert (again.note, again.classes) == (first.note, ("a", "b"))
+        for change in (lambda: Folder(root, 2.0), lambda: Folder(root, 1.0, dims=3)):
+            with pytest.raises(AssertionError, match="looked again"):
+                change()
+    write(root, "b/c/y.png")  # a new file in the deepest folder
+    assert len(Folder(root, 1.0)) == 4
+    (root / "a/img2.png").unlink()
+    assert len(Folder(root, 1.0)) == 3
+    (root / "empty").mkdir()
+    assert len(Folder(root, 1.0)) == 3
+    write(root, "empty/z.png")
+    assert len(Folder(root, 1.0)) == 4
+
+
+@pytest.mark.usefixtures("_indexed")
+def test_what_the_index_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file written over with another size, a damaged index, a folder that has just changed."""
+    root = tmp_path / "images"
+    write(root, "a.png", "b.png")
+    Folder(root, 1.0)
+    Image.new("L", (5, 5)).save(root / "a.png")
+    images = open_collection(Folder(root, 1.0), Fit(3), memory_limit=0)
+    with pytest.raises(UserError, match=r"a\.png: has changed while it was in use; start again"):
+        images[0]
+    assert Folder(root, 1.0).info(0).size == (5, 5)
+    (path,) = (tmp_path / "cache/folders").iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    assert len(Folder(root, 1.0)) == 2
+    path.unlink()
+    monkeypatch.setattr(folder_module, "RACE", 10**12)
+    Folder(root, 1.0)
+    assert not path.exists()

@@ -8,8 +8,7 @@ import pytest
 
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data import histology
-from ddpm_unet.data.sources import held_out, open_images
-from ddpm_unet.data.stream import Stream
+from ddpm_unet.data.sources import held_out, open_images, open_stream
 from ddpm_unet.errors import UserError
 
 
@@ -24,8 +23,8 @@ def _wheel() -> None:
 @pytest.mark.usefixtures("_wheel")
 def test_micrographs_and_masks() -> None:
     whole = histology.labelled("all")
-    assert whole.picture.shape == (1500, 1500, 3)
-    assert whole.picture.dtype == np.uint8
+    assert whole.image.shape == (1500, 1500, 3)
+    assert whole.image.dtype == np.uint8
     assert whole.instances.shape == whole.types.shape == (1500, 1500)
     assert len(np.unique(whole.instances)) == 1 + 1294
     # Pixels per class, as counted when the class names were found.
@@ -37,15 +36,13 @@ def test_micrographs_and_masks() -> None:
 @pytest.mark.usefixtures("_wheel")
 def test_parts_meet_and_do_not_overlap() -> None:
     whole, train, scored = map(histology.labelled, ("all", "train", "held_out"))
-    for field in ("picture", "instances", "types"):
+    for field in ("image", "instances", "types"):
         joined = np.concatenate([getattr(train, field), getattr(scored, field)], axis=1)
         np.testing.assert_array_equal(joined, getattr(whole, field))
-    assert scored.picture.shape == (1500, 500, 3)
-    np.testing.assert_array_equal(
-        histology.pictures("train")["hgsc_nest.jpg (train)"], train.picture
-    )
-    (kept,) = histology.pictures("held_out").values()
-    np.testing.assert_array_equal(kept, scored.picture)
+    assert scored.image.shape == (1500, 500, 3)
+    np.testing.assert_array_equal(histology.images("train")["hgsc_nest.jpg (train)"], train.image)
+    (kept,) = histology.images("held_out").values()
+    np.testing.assert_array_equal(kept, scored.image)
 
 
 @pytest.mark.usefixtures("_wheel")
@@ -57,12 +54,12 @@ def test_training_sees_the_held_out_part_only_when_told(include: bool) -> None:
     area = 1500 * 1500 * (2 if include else 5 / 3)
     assert images.layout.sizes.prod(1).sum() == area
     scored = kept.images[0].numpy()
-    whole = histology.labelled("all").picture.transpose(2, 0, 1)
+    whole = histology.labelled("all").image.transpose(2, 0, 1)
     np.testing.assert_array_equal(scored, whole[:, :, 1000:])
     seen = [np.array_equal(images[i].numpy(), scored) for i in range(len(images))]
     assert any(seen) == include
     assert len(kept) == 23 * 7
-    stream = Stream(images, config, seed=0)
+    stream = open_stream(config, 0, images)
     assert stream.__getitems__(range(4))["image"].shape == (4, 3, 64, 64)
     assert stream.epoch_length == 366 + 549 + (183 if include else 0)
 

@@ -1,25 +1,26 @@
-"""Fitting pictures, and cutting windows from packed and streamed ones."""
+"""Fitting images, and cutting windows from packed and streamed ones."""
 
+import pickle
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+import torch
 from PIL import Image
 
-from ddpm_unet.config import ImageDataConfig
-from ddpm_unet.data.collection import ArrayCollection, Joined, Part
-from ddpm_unet.data.fitting import fit_picture, resize
+from ddpm_unet.data.collection import ArrayCollection, Selection
 from ddpm_unet.data.folder import Folder
-from ddpm_unet.data.image_set import PackedImages, StreamedImages, open_collection, survey
+from ddpm_unet.data.image_set import Fit, PackedImages, StreamedImages, open_collection, survey
+from ddpm_unet.data.pixels import resize
 from ddpm_unet.errors import UserError
 
 RNG = np.random.default_rng(0)
 DTYPES = ["uint8", "uint16", "float32"]
 
 
-def picture(dtype: str, *shape: int) -> np.ndarray:
+def image(dtype: str, *shape: int) -> np.ndarray:
     if dtype == "float32":
         return RNG.random(shape, np.float32)
     return RNG.integers(0, np.iinfo(dtype).max, shape, endpoint=True).astype(dtype)
@@ -29,55 +30,52 @@ def picture(dtype: str, *shape: int) -> np.ndarray:
 @pytest.mark.parametrize("kind", [PackedImages, StreamedImages])
 def test_cut_is_slicing(dtype: str, kind: type[PackedImages] | type[StreamedImages]) -> None:
     """Also the last window of the last picture, up to its corner."""
-    pictures = [picture(dtype, 9, 13, 3), picture(dtype, 8, 8, 3), picture(dtype, 30, 10, 3)]
-    collection = ArrayCollection(pictures, "a")
-    config = ImageDataConfig(size=8)
-    images = kind(collection, config, survey(collection, config))
+    arrays = [image(dtype, 9, 13, 3), image(dtype, 8, 8, 3), image(dtype, 30, 10, 3)]
+    collection = ArrayCollection(arrays, "a")
+    images = kind(collection, Fit(8), survey(collection, Fit(8)))
     index = RNG.integers(0, 3, 50)
-    top = np.array([RNG.integers(0, pictures[i].shape[0] - 7) for i in index])
-    left = np.array([RNG.integers(0, pictures[i].shape[1] - 7) for i in index])
+    top = np.array([RNG.integers(0, arrays[i].shape[0] - 7) for i in index])
+    left = np.array([RNG.integers(0, arrays[i].shape[1] - 7) for i in index])
     index[-1], top[-1], left[-1] = 2, 22, 2
     windows = images.cut(index, np.stack([top, left], axis=1), 8)
     assert windows.dtype == dtype
     for window, i, y, x in zip(windows, index, top, left, strict=True):
-        kept = pictures[i] * 2 - 1 if dtype == "float32" else pictures[i]
+        kept = arrays[i] * 2 - 1 if dtype == "float32" else arrays[i]
         np.testing.assert_array_equal(window, kept[y : y + 8, x : x + 8].transpose(2, 0, 1))
     for i in range(3):
-        kept = pictures[i] * 2 - 1 if dtype == "float32" else pictures[i]
+        kept = arrays[i] * 2 - 1 if dtype == "float32" else arrays[i]
         np.testing.assert_array_equal(images[i].numpy(), kept.transpose(2, 0, 1))
 
 
 def test_memory_limit_decides(tmp_path: Path) -> None:
-    collection = ArrayCollection(picture("uint16", 10, 500, 100, 1), "a")  # exactly 1 MB
-    config = ImageDataConfig(size=8, memory_limit=1)
-    packed = open_collection(collection, config)
+    collection = ArrayCollection(image("uint16", 10, 500, 100, 1), "a")  # exactly 1 MB
+    packed = open_collection(collection, Fit(8), memory_limit=1)
     assert isinstance(packed, PackedImages)
-    assert "10 pictures, 100 x 500, 1 channel, uint16, 1.0 MB in memory" in packed.describe()
-    config.memory_limit = 0
-    streamed = open_collection(collection, config)
+    assert "10 images, 100 x 500, 1 channel, uint16, 1.0 MB in memory" in packed.describe()
+    streamed = open_collection(collection, Fit(8), memory_limit=0)
     assert isinstance(streamed, StreamedImages)
     assert "as needed" in streamed.describe()
     assert streamed.name(3) == packed.name(3) == "a[3]"
 
 
 def test_scale_and_resize_have_the_sizes_they_say() -> None:
-    wide = picture("uint8", 20, 31, 3)
-    half = fit_picture(wide, ImageDataConfig(scale=0.5, size=8), "a")
+    wide = image("uint8", 20, 31, 3)
+    half = Fit(8, scale=0.5).apply(wide, "a")
     assert half.shape == (3, 10, 16)
-    config = ImageDataConfig(fit="resize", size=8)
-    fitted = fit_picture(wide, config, "a")
+    fit = Fit(8, mode="resize")
+    fitted = fit.apply(wide, "a")
     assert fitted.shape == (3, 8, 8)
     scaled = resize(wide.transpose(2, 0, 1), 8, 12)
     np.testing.assert_array_equal(fitted, scaled[:, :, 2:10])
-    up = fit_picture(picture("uint8", 1, 1, 3), config, "a")
+    up = fit.apply(image("uint8", 1, 1, 3), "a")
     assert up.shape == (3, 8, 8)
     np.testing.assert_array_equal(up, np.broadcast_to(up[:, :1, :1], up.shape))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_halving_is_antialiased_and_keeps_depth(dtype: str) -> None:
-    """Inside a picture, halving weighs four neighbours 1 3 3 1 along each axis."""
-    planes = picture(dtype, 3, 16, 20)
+    """Inside an image, halving weighs four neighbours 1 3 3 1 along each axis."""
+    planes = image(dtype, 3, 16, 20)
     found = resize(planes, 8, 10)
     assert found.dtype == dtype
     weights = np.array([1, 3, 3, 1]) / 8
@@ -87,60 +85,59 @@ def test_halving_is_antialiased_and_keeps_depth(dtype: str) -> None:
     np.testing.assert_allclose(found[:, 2, 3], expected, atol=tolerance)
 
 
-def test_differing_pictures_are_named(tmp_path: Path) -> None:
+def test_differing_images_are_named(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16)).save(tmp_path / "1.png")
     Image.new("L", (16, 16)).save(tmp_path / "2.png")
-    config = ImageDataConfig(size=8)
-    with pytest.raises(UserError, match=r"2\.png: channels are 1, those of .*1\.png 3; .*set data"):
-        open_collection(Folder(tmp_path, 1.0), config)
-    config.channels = 3
-    assert open_collection(Folder(tmp_path, 1.0), config).layout.channels == 3
-    tifffile.imwrite(tmp_path / "3.tif", picture("uint16", 16, 16))
+    with pytest.raises(UserError, match=r"2\.png: channels are 1, those of .*1\.png 3; .*set chan"):
+        open_collection(Folder(tmp_path, 1.0), Fit(8))
+    fit = Fit(8, channels=3)
+    assert open_collection(Folder(tmp_path, 1.0), fit).layout.channels == 3
+    tifffile.imwrite(tmp_path / "3.tif", image("uint16", 16, 16))
     with pytest.raises(UserError, match=r"3\.tif: depth is uint16, that of .*1\.png uint8"):
-        open_collection(Folder(tmp_path, 1.0), config)
+        open_collection(Folder(tmp_path, 1.0), fit)
 
 
-def test_small_pictures_are_named(tmp_path: Path) -> None:
+def test_small_images_are_named(tmp_path: Path) -> None:
     Image.new("L", (16, 7)).save(tmp_path / "1.png")
     with pytest.raises(UserError, match=r"1\.png: 16 x 7 pixels hold no window of 8 x 8"):
-        open_collection(Folder(tmp_path, 1.0), ImageDataConfig(size=8))
+        open_collection(Folder(tmp_path, 1.0), Fit(8))
     Image.new("L", (16, 15)).save(tmp_path / "1.png")
-    with pytest.raises(UserError, match=r"8 x 8 pixels at data.scale 0.5 hold no window of 9"):
-        open_collection(Folder(tmp_path, 1.0), ImageDataConfig(size=9, scale=0.5))
+    with pytest.raises(UserError, match=r"8 x 8 pixels at scale 0.5 hold no window of 9"):
+        open_collection(Folder(tmp_path, 1.0), Fit(9, scale=0.5))
 
 
 def test_a_planted_nan_is_named(tmp_path: Path) -> None:
     for number in range(3):
-        tifffile.imwrite(tmp_path / f"{number}.tif", picture("float32", 8, 8))
-    bad = picture("float32", 8, 8)
+        tifffile.imwrite(tmp_path / f"{number}.tif", image("float32", 8, 8))
+    bad = image("float32", 8, 8)
     bad[5, 5] = np.nan
     tifffile.imwrite(tmp_path / "1.tif", bad)
     with pytest.raises(UserError, match=r"1\.tif: 1 values are NaN"):
-        open_collection(Folder(tmp_path, 1.0), ImageDataConfig(size=8))
+        open_collection(Folder(tmp_path, 1.0), Fit(8))
 
 
 def test_a_file_that_changes_is_named(tmp_path: Path) -> None:
     Image.new("L", (16, 16)).save(tmp_path / "1.png")
-    images = open_collection(Folder(tmp_path, 1.0), ImageDataConfig(size=8, memory_limit=0))
+    images = open_collection(Folder(tmp_path, 1.0), Fit(8), memory_limit=0)
     Image.new("L", (16, 12)).save(tmp_path / "1.png")
     with pytest.raises(UserError, match=r"1\.png: has changed"):
         images[0]
 
 
 def test_parts_and_joins() -> None:
-    one = ArrayCollection(picture("uint8", 3, 8, 8, 1), "one", np.array([5, 6, 7]), ("x",) * 8)
-    two = ArrayCollection(picture("uint8", 2, 8, 8, 1), "two", np.array([1, 2]), ("x",) * 8)
-    joined = Joined([Part(one, np.array([2, 0])), two])
+    one = ArrayCollection(image("uint8", 3, 8, 8, 1), "one", np.array([5, 6, 7]), ("x",) * 8)
+    two = ArrayCollection(image("uint8", 2, 8, 8, 1), "two", np.array([1, 2]), ("x",) * 8)
+    joined = Selection((one, np.array([2, 0])), (two, None))
     assert [joined.name(i) for i in range(len(joined))] == ["one[2]", "one[0]", "two[0]", "two[1]"]
     assert joined.labels is not None
     assert joined.labels.tolist() == [7, 5, 1, 2]
-    np.testing.assert_array_equal(joined.read(1), one.pictures[0])
-    np.testing.assert_array_equal(joined.read(3), two.pictures[1])
+    np.testing.assert_array_equal(joined.read(1), one.images[0])
+    np.testing.assert_array_equal(joined.read(3), two.images[1])
 
 
-def test_packed_pictures_travel_to_spawned_workers_as_shared_memory() -> None:
-    collection = ArrayCollection(picture("uint16", 4, 8, 8, 1), "a")
-    images = open_collection(collection, ImageDataConfig(size=8))
+def test_packed_images_travel_to_spawned_workers_as_shared_memory() -> None:
+    collection = ArrayCollection(image("uint16", 4, 8, 8, 1), "a")
+    images = open_collection(collection, Fit(8))
     assert isinstance(images, PackedImages)
     assert not images.flat.is_shared()
     ForkingPickler.dumps(images)
@@ -152,3 +149,50 @@ def test_resampled_floats_stay_within_the_range_of_the_picture(size):
     planes = np.ones((1, 26, 24, 20)[: len(size) + 1], np.float32)
     for value in (1, 0.1, -1):
         assert (resize(planes * value, *size) == np.float32(value)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_sets_are_decoded_once_into_a_file(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ddpm_unet.data.image_set.CACHE", tmp_path)
+    (tmp_path / "files").mkdir()
+    for number, shape in enumerate([(9, 13, 3), (30, 10, 3)]):
+        tifffile.imwrite(tmp_path / f"files/{number}.tif", image(dtype, *shape))
+    collection = Folder(tmp_path / "files", 1.0)
+    limits = {"memory_limit": 0, "disk_limit": 1}
+    found = open_collection(collection, Fit(8), **limits)
+    assert isinstance(found, PackedImages)
+    whole = PackedImages(collection, Fit(8), found.layout)
+    assert found.fingerprint() == whole.fingerprint()
+    assert found.digest == whole.digest
+    (path,) = (tmp_path / "images").iterdir()
+    assert path.stat().st_size == found.layout.nbytes
+    assert f"MB in {path}" in found.describe()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("decoded again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "read", refuse)
+        again = PackedImages(collection, Fit(8), found.layout, path)
+        sent = pickle.loads(ForkingPickler.dumps(again))
+    for other in (again, sent):
+        for index in range(2):
+            assert torch.equal(other[index], whole[index])
+    tifffile.imwrite(tmp_path / "files/1.tif", image(dtype, 30, 10, 3))
+    changed = open_collection(collection, Fit(8), **limits)
+    assert len(list((tmp_path / "images").iterdir())) == 2
+    assert torch.equal(changed[0], whole[0])
+    assert not torch.equal(changed[1], whole[1])
+    streamed = open_collection(collection, Fit(8), memory_limit=0)
+    assert "set disk_limit to 1)" in streamed.describe()
+    in_memory = ArrayCollection([image(dtype, 9, 13, 3)], "a")
+    assert isinstance(open_collection(in_memory, Fit(8), **limits), StreamedImages)
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(
+        UserError, match=r"cannot be written \(no space left\); set disk_limit to 0"
+    ):
+        open_collection(collection, Fit(9), **limits)
+    assert len(list((tmp_path / "images").iterdir())) == 2

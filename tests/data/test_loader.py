@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.folder import Folder
-from ddpm_unet.data.image_set import open_collection
+from ddpm_unet.data.image_set import Fit, open_collection
 from ddpm_unet.data.loader import StepBatches, make_loader, shares, worker_fault
 from ddpm_unet.data.stream import Stream
 from ddpm_unet.errors import UserError
@@ -47,8 +46,7 @@ def write_folder(root: Path, number: int = 6) -> Folder:
 
 @pytest.mark.parametrize("memory_limit", [0, 10])
 def test_workers_give_what_the_main_process_gives(tmp_path: Path, memory_limit: int) -> None:
-    config = ImageDataConfig(size=8, memory_limit=memory_limit)
-    stream = Stream(open_collection(write_folder(tmp_path), config), config, seed=0)
+    stream = Stream(open_collection(write_folder(tmp_path), Fit(8), memory_limit), flips=True)
     batches = StepBatches(range(2, 5), 7, 1, 2, 3)
     alone = list(make_loader(stream, batches))
     helped = list(make_loader(stream, batches, workers=2))
@@ -59,9 +57,8 @@ def test_workers_give_what_the_main_process_gives(tmp_path: Path, memory_limit: 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_picture_is_one_line_from_any_process(tmp_path: Path, workers: int) -> None:
-    config = ImageDataConfig(size=8, memory_limit=0)
-    stream = Stream(open_collection(write_folder(tmp_path), config), config, seed=0)
+def test_a_bad_image_is_one_line_from_any_process(tmp_path: Path, workers: int) -> None:
+    stream = Stream(open_collection(write_folder(tmp_path), Fit(8), memory_limit=0))
     whole = (tmp_path / "3.png").read_bytes()
     (tmp_path / "3.png").write_bytes(whole[:200])
     with pytest.raises(UserError) as caught:

@@ -1,10 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 from ddpm_unet.config import PairDataConfig
+from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.masks import (
     IGNORE_INDEX,
     MaskCode,
@@ -15,11 +20,12 @@ from ddpm_unet.data.masks import (
 )
 from ddpm_unet.errors import UserError
 
+RNG = np.random.default_rng(0)
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=6)
 
 
 def code_for(found, top=255, **settings):
-    return find_code(PairDataConfig(**settings), np.array(found), {top})
+    return find_code(PairDataConfig(**settings), np.array(found), {top: max(found, default=0)})
 
 
 def grey(rows, dtype=np.uint8):
@@ -166,18 +172,81 @@ def test_colours_become_classes():
         code.classes(code.read(mask[:, :1] - np.array([1, 0, 0], np.uint8), "m"), "m")
 
 
-@pytest.mark.parametrize(
-    ("dtype", "values", "wanted"),
-    [
-        (np.uint8, [0, 127, 128, 255], [0, 0, 1, 1]),
-        (np.uint16, [0, 32767, 32768, 255], [0, 0, 1, 0]),
-        (np.float32, [0, 0.5, 0.51, 1], [0, 0, 1, 1]),
-    ],
-)
-def test_threshold_is_half_of_the_depth(dtype, values, wanted):
-    code = code_for([0, 3], mask_kind="threshold")
-    mask = grey([values], dtype)
-    np.testing.assert_array_equal(code.classes(code.read(mask, "m"), "m"), [wanted])
+KINDS = ("bool", "uint8", "uint16", "int16", "int32", "uint32", "float16", "float32", "float64")
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+@pytest.mark.parametrize("top", [1, 100, 255, 4095, 65535])
+def test_threshold_is_half_of_what_all_masks_hold(tmp_path, dtype, top):
+    """Of every type and range, in all files together."""
+    if dtype != "bool":
+        top = min(top, float(np.finfo(dtype).max) if dtype[0] == "f" else np.iinfo(dtype).max)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    rows = np.array([[0, 0, top], [top / 4, 3 * top / 4, top]])
+    wholes = rows > top / 2 if dtype == "bool" else rows.astype(dtype)
+    for name, mask in (("a", wholes), ("b", np.zeros_like(wholes)), ("c", wholes[:, :2])):
+        tifffile.imwrite(tmp_path / f"masks/{name}.tif", mask, photometric="minisblack")
+        image = RNG.integers(0, 255, mask.shape).astype(np.uint8)
+        tifffile.imwrite(tmp_path / f"images/{name}.tif", image)
+    report = check_pairs(
+        PairDataConfig(
+            images=str(tmp_path / "images"),
+            masks=str(tmp_path / "masks"),
+            mask_kind="threshold",
+            size=2,
+        )
+    )
+    assert report.faults == []
+    high = wholes > wholes.max() / 2
+    wanted = [high.sum(), 0, high[:, :2].sum()]
+    assert report.class_pixels[:, 1].tolist() == wanted
+
+
+def test_threshold_of_types_that_disagree_is_refused():
+    config = PairDataConfig(mask_kind="threshold")
+    found = np.array([0.0, 1.0, 255.0])
+    with pytest.raises(UserError, match="masks of several types, which hold values up to 1, 255"):
+        find_code(config, found, {1: 1, 255: 255})
+    assert find_code(config, found, {255: 255, 65535: 255}).half == 127.5
+    with pytest.raises(UserError, match="hold no two values but 7"):
+        find_code(config, np.array([7]), {255: 7})
+
+
+def test_one_mask_alone_is_cut_at_half_of_itself():
+    code, half = MaskCode("threshold", ("low", "high")), np.zeros((4, 4), np.float32)
+    half[:2] = 1
+    for mask in (half, half > 0, *[(half * 255).astype(t) for t in ("u1", "u2", "i4")]):
+        values = mask_values(mask.astype(mask.dtype)[..., None], False, "m")
+        assert np.bincount(code.classes(values, "m").ravel()).tolist() == [8, 8]
+    soft = np.where(np.eye(4) > 0, 0.5, half).astype(np.float32)
+    assert np.bincount(code.classes(soft, "m").ravel()).tolist() == [10, 6]
+
+
+def test_colours_of_a_jpeg_are_the_nearest_ones(tmp_path):
+    table = ((0, 0, 0), (200, 30, 30), (20, 20, 220))
+    classes = np.repeat(np.repeat(np.arange(3)[None], 16, 0), 16, 1)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.array(table, np.uint8)[classes]).save(tmp_path / "masks/a.jpg", quality=80)
+    Image.fromarray(RNG.integers(0, 255, (16, 48), np.uint8)).save(tmp_path / "images/a.png")
+    settings = PairDataConfig(
+        images=str(tmp_path / "images"),
+        masks=str(tmp_path / "masks"),
+        mask_kind="colors",
+        class_colors=table,
+        size=8,
+    )
+    (fault,) = check_pairs(settings).faults
+    assert "data.nearest_color true if it was saved as JPEG" in fault
+    report = check_pairs(replace(settings, nearest_color=True))
+    assert report.faults == []
+    assert report.class_pixels.tolist() == [[256, 256, 256]]
+    assert "% of the pixels have a colour that is near no class's" in str(report)
+    code = report.mask_code()
+    values = code.read(np.uint8([[[0, 0, 0], [190, 40, 30], [20, 20, 100], [120, 120, 120]]]), "m")
+    assert code.classes(values, "m").tolist() == [[0, 1, 0, 1]]
+    assert code.unclear(values) == 2
 
 
 def test_instances_and_boundaries():

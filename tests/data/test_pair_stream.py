@@ -76,7 +76,7 @@ def test_an_epoch_visits_pictures_by_area(folders):
 
 def test_windows_are_uniform_over_their_places(folders):
     pairs = stream(folders, size=60)
-    image = pairs.pictures[0]["image"][0]
+    image = pairs.images[0]["image"][0]
     places = image.unfold(0, 60, 1).unfold(1, 60, 1)[..., 0, :3].reshape(25, 3)
     counts = np.zeros(25)
     batch = pairs.__getitems__(range(870))["image"]
@@ -94,7 +94,7 @@ def test_a_picture_smaller_than_the_window_is_mirrored(folders):
     pairs = stream(folders)
     small = next(p for p in range(29) if pairs.name(p).endswith("2.png"))
     window = pairs.__getitems__([small])["image"][0, 0]
-    image = pairs.pictures[2]["image"][0]
+    image = pairs.images[2]["image"][0]
     mirrored = torch.nn.functional.pad(image[None], (0, 0, 3, 3), mode="reflect")[0]
     assert any(torch.equal(window, mirrored[:, left : left + 16]) for left in range(9))
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 from ddpm_unet.config import PairDataConfig
 from ddpm_unet.data import histology
+from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.pairs import complete_settings, find_pairs
 from ddpm_unet.errors import UserError
 
@@ -213,7 +214,7 @@ def test_built_in_pair_keeps_the_held_out_part_back(monkeypatch, include, part):
     def labelled(wanted):
         assert wanted == part
         picture = np.zeros((4, 5, 3), np.uint8)
-        return histology.LabelledPicture(picture, np.full((4, 5), 1058), np.full((4, 5), 3))
+        return histology.LabelledImage(picture, np.full((4, 5), 1058), np.full((4, 5), 3))
 
     monkeypatch.setattr(histology, "labelled", labelled)
     for masks, value in (("builtin:nucleus", 1058), ("builtin:nucleus-type", 3)):
@@ -222,3 +223,52 @@ def test_built_in_pair_keeps_the_held_out_part_back(monkeypatch, include, part):
         assert one.read_image().shape == (4, 5, 3)
         assert one.read_mask().shape == (4, 5, 1)
         assert (one.read_mask() == value).all()
+
+
+def test_a_mask_file_for_each_object(tmp_path):
+    put(tmp_path / "images", "a.png", "b.png")
+    for name, corner in (("a/1", 0), ("a/2", 2), ("a/10", 3), ("b/x", 1)):
+        mask = np.zeros((4, 5), np.uint8)
+        mask[corner:, corner:] = 255
+        (tmp_path / "masks" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(tmp_path / f"masks/{name}.png")
+    found = pair(tmp_path)
+    assert (found.faults, found.objects, len(found.pairs)) == ([], True, 2)
+    assert found.notes == ["mask files in a folder named as an image are its objects"]
+    wanted = [[1] * 5, [1] * 5, [1, 1, 2, 2, 2], [1, 1, 2, 3, 3]]
+    assert found.pairs[0].read_mask()[..., 0].tolist() == wanted
+    report = check_pairs(
+        PairDataConfig(images=f"{tmp_path}/images", masks=f"{tmp_path}/masks", size=2)
+    )
+    assert report.mask_code().kind == "instances"
+    assert report.class_pixels.tolist() == [[0, 20], [8, 12]]
+    with pytest.raises(UserError, match=r"a file per object; set data.mask_kind instances"):
+        pair(tmp_path, mask_kind="classes")
+
+
+def test_files_of_an_image_are_its_channels(tmp_path):
+    for number in range(2):
+        put(tmp_path / "images", *[f"case_{c}_{number:04}.png" for c in (1, 2)], value=number)
+    put(tmp_path / "labels", "case_1.png", "case_2.png")
+    found = pair(tmp_path, masks="labels")
+    assert (found.faults, [p.name for p in found.pairs]) == ([], ["case_1", "case_2"])
+    assert found.notes == ["images of 2 channels, in files _0000, _0001"]
+    assert found.pairs[1].read_image()[0, 0].tolist() == [0, 1]
+    (tmp_path / "images/case_2_0000.png").unlink()
+    assert (
+        "case_2_0001.png: the file _0000 of this image is missing"
+        in (pair(tmp_path, masks="labels").faults[0])
+    )
+
+
+def test_palette_pages_of_masks_stay_classes(tmp_path):
+    for folder in ("images", "masks"):
+        put(tmp_path / folder, "a.png")
+        frames = [Image.fromarray(np.full((4, 5), v, np.uint8), "P") for v in (1, 2)]
+        for frame in frames:
+            frame.putpalette([0, 0, 0, 9, 99, 199, 255, 0, 0])
+        (tmp_path / folder / "a.png").unlink()
+        frames[0].save(tmp_path / folder / "a.tif", save_all=True, append_images=frames[1:])
+    found = pair(tmp_path)
+    assert [p.read_mask().ravel()[0] for p in found.pairs] == [1, 2]
+    assert found.pairs[0].read_image()[0, 0].tolist() == [9, 99, 199]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ddpm_unet.config import ImageDataConfig
-from ddpm_unet.data.sources import held_out, open_images
+from ddpm_unet.data.sources import held_out, open_images, open_stream
 from ddpm_unet.errors import UserError
 
 
@@ -32,6 +32,7 @@ def test_a_folder_keeps_about_one_in_twenty(tmp_path: Path) -> None:
     assert train.labels is not None
     assert train.labels.tolist() == [value % 2 for value in values(train)]
     assert train.classes == ("a", "b")
+    assert f"{len(kept.images)} more held out for validation" in train.describe()
     config.include_held_out = True
     assert sorted(values(open_images(config))) == list(range(200))
     # New files move no old one to the other side.
@@ -48,13 +49,26 @@ def test_a_small_folder_keeps_nothing(tmp_path: Path) -> None:
     assert held_out(config) is None
 
 
+def test_twenty_images_keep_at_least_one(tmp_path: Path) -> None:
+    """Of these names no hash is divisible by twenty."""
+    for i in range(20):
+        Image.new("L", (8, 8), i).save(tmp_path / f"x{i}.png")
+    config = ImageDataConfig(source=str(tmp_path), size=8)
+    kept = held_out(config)
+    assert kept is not None
+    assert len(kept) >= 1
+    assert len(open_images(config)) + len(kept) == 20
+
+
 def test_the_summary(tmp_path: Path) -> None:
     write_folder(tmp_path, 4)
     (tmp_path / "notes.txt").write_text("")
     config = ImageDataConfig(source=str(tmp_path), size=8, class_labels=True, channels=3)
-    assert open_images(config).describe() == (
-        "4 pictures, 8 x 8, 3 channels, uint8, 2 classes, 0.0 MB in memory, "
-        "1 other files passed over (1 .txt)"
+    assert open_stream(config, seed=0).describe() == (
+        "4 images, 8 x 8, 3 channels, uint8, 2 classes, 0.0 MB in memory, "
+        "nothing held out for validation (fewer than 20 images), "
+        "1 other files passed over (1 .txt), mirrored and turned by quarters at random "
+        "(where left and up matter, set flips and rot90 to false)"
     )
 
 

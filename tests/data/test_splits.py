@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm_unet.config import SplitConfig
-from ddpm_unet.data.splits import split_pictures
+from ddpm_unet.data.splits import split_images
 from ddpm_unet.errors import UserError
 
 
 def split(count, **settings):
     names = [f"{i:02}" for i in range(count)]
-    return split_pictures(names, [(64, 64)] * count, SplitConfig(**settings))
+    return split_images(names, [(64, 64)] * count, SplitConfig(**settings))
 
 
 def numbers(parts):
@@ -45,7 +45,7 @@ def test_whole_numbers_count_pictures():
     assert numbers(made["train"]) == list(range(20))
     assert numbers(made["validation"]) == [20, 21, 22, 23]
     assert numbers(made["test"]) == list(range(24, 30))
-    assert made["how"] == "20 pictures train, 4 validate, 6 test (in blocks)"
+    assert made["how"] == "20 images train, 4 validate, 6 test (in blocks)"
 
 
 @pytest.mark.parametrize("by", ["blocks", "files"])
@@ -83,11 +83,11 @@ def test_limit_spreads_over_the_training_part_and_leaves_the_others(limit, wante
 )
 def test_one_picture_is_cut_in_strips_with_gaps(size, along):
     config = SplitConfig(validation=0.2, test=0.1, gap=30)
-    made = split_pictures(["only"], [size], config)
+    made = split_images(["only"], [size], config)
     assert made["train"] == [{"name": "only", along: [0, 290]}]
     assert made["validation"] == [{"name": "only", along: [320, 420]}]
     assert made["test"] == [{"name": "only", along: [450, 500]}]
-    assert made["how"].startswith("only is the only labelled picture")
+    assert made["how"].startswith("only is the only labelled image")
     assert f"its {along} 320 to 419 validate" in made["how"]
 
 
@@ -98,23 +98,23 @@ def test_one_picture_without_validation_trains_whole():
 
 
 def test_it_is_plain_data():
-    for made in (split(9, test=2, limit=2), split_pictures(["a"], [(300, 300)], SplitConfig())):
+    for made in (split(9, test=2, limit=2), split_images(["a"], [(300, 300)], SplitConfig())):
         assert yaml.safe_load(yaml.safe_dump(made)) == made
 
 
 @pytest.mark.parametrize(
     ("count", "config", "message"),
     [
-        (4, {"validation": 2, "test": 2}, "no picture of 4 is left to train on"),
-        (4, {"validation": 9}, "no picture of 4 is left to train on"),
+        (4, {"validation": 2, "test": 2}, "no image of 4 is left to train on"),
+        (4, {"validation": 9}, "no image of 4 is left to train on"),
         (4, {"validation": 1.5}, "data.split.validation is 1.5"),
         (4, {"test": -0.1}, "data.split.test is -0.1"),
         (4, {"limit": 4}, "data.split.limit is 4: give 1 to 3"),
         (4, {"limit": 0}, "data.split.limit is 0"),
         (4, {"folds": 5}, "data.split.folds is 5: give 2 to 4"),
         (4, {"folds": 2, "fold": 2}, "data.split.fold is 2: give 0 to 1"),
-        (1, {"folds": 2}, "00 is the only labelled picture"),
-        (1, {"validation": 1}, "00 is the only labelled picture"),
+        (1, {"folds": 2}, "00 is the only labelled image"),
+        (1, {"validation": 1}, "00 is the only labelled image"),
         (1, {"validation": -0.1}, "data.split.validation is -0.1"),
         (1, {"validation": 0.1}, r"00 \(64 x 64 pixels\) is too small .*validation 0$"),
     ],

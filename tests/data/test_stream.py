@@ -6,21 +6,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.collection import ArrayCollection
-from ddpm_unet.data.image_set import ImageSet, open_collection
+from ddpm_unet.data.image_set import Fit, ImageSet, open_collection
 from ddpm_unet.data.pixels import to_unit
-from ddpm_unet.data.stream import Grid, Stream, to_model_range
-from ddpm_unet.data.windows import order
+from ddpm_unet.data.stream import Grid, Stream, order, to_model_range
 
 RNG = np.random.default_rng(0)
 
 
-def image_set(config: ImageDataConfig, *sizes: tuple[int, int], dtype: str = "uint8") -> ImageSet:
+def image_set(size: int, *sizes: tuple[int, int], dtype: str = "uint8", **fit: object) -> ImageSet:
     full = np.iinfo(dtype).max
-    pictures = [RNG.integers(0, full, (*size, 3), endpoint=True).astype(dtype) for size in sizes]
-    labels = np.arange(len(sizes)) if config.class_labels else None
-    return open_collection(ArrayCollection(pictures, "set", labels, ("c",) * len(sizes)), config)
+    images = [RNG.integers(0, full, (*shape, 3), endpoint=True).astype(dtype) for shape in sizes]
+    classes = ("c",) * len(sizes)
+    collection = ArrayCollection(images, "set", np.arange(len(sizes)), classes)
+    return open_collection(collection, Fit(size, **fit))  # type: ignore[arg-type]
 
 
 @settings(deadline=None)
@@ -46,75 +45,73 @@ def test_orders_differ_and_any_item_may_come_first() -> None:
 def test_a_batch_is_its_positions_and_nothing_else(
     positions: list[int], data: st.DataObject
 ) -> None:
-    config = ImageDataConfig(size=8, class_labels=True)
-    stream = Stream(SET, config, seed=3)
+    stream = Stream(SET, flips=True, rot90=True, seed=3)
     batch = stream.__getitems__(positions)
     assert batch["position"].tolist() == positions
     cut = data.draw(st.integers(0, len(positions)))
     parts = [stream.__getitems__(part) for part in (positions[:cut], positions[cut:])]
     for key, values in batch.items():
         torch.testing.assert_close(torch.cat([part[key] for part in parts]), values, rtol=0, atol=0)
-    alone = Stream(SET, config, seed=3)[positions[0]]
+    alone = Stream(SET, flips=True, rot90=True, seed=3)[positions[0]]
     torch.testing.assert_close(alone["image"], batch["image"][0], rtol=0, atol=0)
 
 
-SET = image_set(ImageDataConfig(size=8, class_labels=True), (9, 30), (8, 8), (25, 16))
+SET = image_set(8, (9, 30), (8, 8), (25, 16))
 
 
 @pytest.mark.parametrize("flips", [False, True])
-@pytest.mark.parametrize("turns", [False, True])
+@pytest.mark.parametrize("rot90", [False, True])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_items_are_turned_windows_of_their_pictures(flips: bool, turns: bool, dtype: str) -> None:
-    config = ImageDataConfig(size=8, flips=flips, rot90=turns)
-    images = image_set(config, (9, 30), (25, 16), dtype=dtype)
-    stream = Stream(images, config, seed=0)
+def test_items_are_turned_windows_of_their_images(flips: bool, rot90: bool, dtype: str) -> None:
+    images = image_set(8, (9, 30), (25, 16), dtype=dtype)
+    stream = Stream(images, flips=flips, rot90=rot90)
     positions = np.arange(200)
     batch, windows = stream.__getitems__(positions), stream.windows(positions)
     for i, found in enumerate(batch["image"].numpy()):
         top, left = windows.corner[i]
-        picture = images[int(windows.picture[i])].numpy()
-        window = picture[:, top : top + 8, left : left + 8]
-        window = np.rot90(window, windows.turns[i], axes=(1, 2))
+        image = images[int(windows.image[i])].numpy()
+        window = image[:, top : top + 8, left : left + 8]
+        window = np.rot90(window, windows.rot90[i], axes=(1, 2))
         window = np.flip(window, 1 + np.flatnonzero(windows.mirrored[i]))
         np.testing.assert_array_equal(found, to_unit(window) if dtype == "uint16" else window)
     assert windows.mirrored.any(axis=0).tolist() == [flips] * 2
-    assert len(np.unique(windows.turns)) == (4 if turns else 1)
+    assert len(np.unique(windows.rot90)) == (4 if rot90 else 1)
 
 
-def orientations(config: ImageDataConfig) -> np.ndarray:
-    """How often each of the eight orientations of one asymmetric picture is met."""
+def orientations(mode: str = "crop", **changes: bool) -> np.ndarray:
+    """How often each of the eight orientations of one asymmetric image is met."""
     marked = np.zeros((4, 4, 1), np.uint8)
     marked[0, 1] = 1
-    images = open_collection(ArrayCollection([marked], "a"), config)
-    pictures = Stream(images, config, seed=0).__getitems__(range(4000))["image"].numpy()
-    places = pictures.reshape(4000, 16).argmax(1)
+    images = open_collection(ArrayCollection([marked], "a"), Fit(4, mode=mode))  # type: ignore[arg-type]
+    found = Stream(images, **changes).__getitems__(range(4000))["image"].numpy()
+    places = found.reshape(4000, 16).argmax(1)
     return np.bincount(places, minlength=16)[[1, 2, 4, 7, 8, 11, 13, 14]]
 
 
-def test_orientations_are_equally_likely() -> None:
-    plain = {"size": 4, "flips": False, "turns": False}
-    assert orientations(ImageDataConfig(**plain))[0] == 4000
-    for changes, met in (
-        ({"flips": True, "turns": True}, 8),
-        ({"flips": True}, 4),
-        ({"turns": True}, 4),
-        ({"flips": True, "turns": True, "fit": "resize"}, 8),
-        ({"flips": True, "fit": "resize"}, 2),
-    ):
-        counts = orientations(ImageDataConfig(**(plain | changes)))
-        assert (counts > 0).sum() == met
-        expected = 4000 / met
-        assert ((counts[counts > 0] - expected) ** 2 / expected).sum() < 24.4  # 7 d.f., 0.1 %
+@pytest.mark.parametrize(
+    ("mode", "flips", "rot90", "met"),
+    [
+        ("crop", False, False, 1),
+        ("crop", True, True, 8),
+        ("crop", True, False, 4),
+        ("crop", False, True, 4),
+        ("resize", True, True, 8),
+        ("resize", True, False, 2),
+    ],
+)
+def test_orientations_are_equally_likely(mode: str, flips: bool, rot90: bool, met: int) -> None:
+    counts = orientations(mode, flips=flips, rot90=rot90)
+    assert (counts > 0).sum() == met
+    expected = 4000 / met
+    assert ((counts[counts > 0] - expected) ** 2 / expected).sum() < 24.4  # 7 d.f., 0.1 %
 
 
-def test_pictures_are_drawn_by_area_and_places_evenly() -> None:
-    config = ImageDataConfig(size=4)
-    images = image_set(config, (4, 4), (8, 16), (7, 12))
-    stream = Stream(images, config, seed=0)
+def test_images_are_drawn_by_area_and_places_evenly() -> None:
+    stream = Stream(image_set(4, (4, 4), (8, 16), (7, 12)))
     assert stream.epoch_length == 1 + 8 + 5
     windows = stream.windows(np.arange(14 * 500))
-    assert np.bincount(windows.picture).tolist() == [500, 4000, 2500]
-    second = windows.picture == 1
+    assert np.bincount(windows.image).tolist() == [500, 4000, 2500]
+    second = windows.image == 1
     top, left = windows.corner[second].T
     for drawn, places in ((top, 5), (left, 13)):
         counts = np.bincount(drawn, minlength=places)
@@ -123,21 +120,19 @@ def test_pictures_are_drawn_by_area_and_places_evenly() -> None:
     assert abs(np.corrcoef(top, left)[0, 1]) < 0.06
 
 
-def test_epoch_length_of_resized_pictures_is_their_number() -> None:
-    config = ImageDataConfig(size=8, fit="resize")
-    assert Stream(image_set(config, (90, 30), (8, 8), (3, 100)), config, 0).epoch_length == 3
+def test_epoch_length_of_resized_images_is_their_number() -> None:
+    images = image_set(8, (90, 30), (8, 8), (3, 100), mode="resize")
+    assert Stream(images).epoch_length == 3
 
 
 def test_depth_reaches_the_model_uncut() -> None:
-    config = ImageDataConfig(size=4, flips=False, rot90=False)
-    deep = np.arange(16, dtype=np.uint16).reshape(4, 4, 1)
-    images = open_collection(ArrayCollection([deep], "a"), config)
-    found = Stream(images, config, 0)[7]["image"]
+    deep = ArrayCollection([np.arange(16, dtype=np.uint16).reshape(4, 4, 1)], "a")
+    found = Stream(open_collection(deep, Fit(4)))[7]["image"]
     assert found.dtype == torch.float32
     assert len(found.unique()) == 16  # 8 bits would leave one value
     torch.testing.assert_close(found.flatten(), torch.arange(16) / 32767.5 - 1, rtol=0, atol=1e-7)
-    config.value_range = (0, 15)
-    torch.testing.assert_close(Stream(images, config, 0)[7]["image"].max(), torch.tensor(1.0))
+    ranged = Stream(open_collection(deep, Fit(4, value_range=(0, 15))))
+    torch.testing.assert_close(ranged[7]["image"].max(), torch.tensor(1.0))
 
 
 def test_8_bits_become_floats_on_the_device_as_on_the_host() -> None:
@@ -149,18 +144,17 @@ def test_8_bits_become_floats_on_the_device_as_on_the_host() -> None:
     assert to_model_range(ready) is ready
 
 
-def test_labels_and_names_follow_the_pictures() -> None:
-    stream = Stream(SET, ImageDataConfig(size=8, class_labels=True), seed=1)
+def test_labels_and_names_follow_the_images() -> None:
+    stream = Stream(SET, seed=1)
     positions = np.arange(40)
     batch = stream.__getitems__(positions)
-    np.testing.assert_array_equal(batch["label"], stream.windows(positions).picture)
+    np.testing.assert_array_equal(batch["label"], stream.windows(positions).image)
     assert stream.name(5) == f"set[{int(batch['label'][5])}]"
 
 
-def test_the_grid_covers_each_picture_once_without_gaps() -> None:
-    config = ImageDataConfig(size=4)
-    images = image_set(config, (4, 4), (9, 17))
-    grid = Grid(images, config)
+def test_the_grid_covers_each_image_once_without_gaps() -> None:
+    images = image_set(4, (4, 4), (9, 17))
+    grid = Grid(images)
     assert len(grid) == 1 + 2 * 4
     batch = grid.__getitems__(range(9))
     whole = images[1].numpy()
@@ -175,8 +169,27 @@ def test_the_grid_covers_each_picture_once_without_gaps() -> None:
 
 def test_windows_stay_the_same_between_versions() -> None:
     """A run resumed with a newer version of the package goes on with the same windows."""
-    windows = Stream(SET, ImageDataConfig(size=8), seed=3).windows([0, 1, 7, 8, 10**12])
-    assert windows.picture.tolist() == [2, 2, 0, 2, 2]
+    windows = Stream(SET, flips=True, rot90=True, seed=3).windows([0, 1, 7, 8, 10**12])
+    assert windows.image.tolist() == [2, 2, 0, 2, 2]
     assert windows.corner.tolist() == [[14, 0], [6, 1], [0, 20], [0, 0], [4, 5]]
-    assert windows.turns.tolist() == [3, 1, 0, 3, 3]
+    assert windows.rot90.tolist() == [3, 1, 0, 3, 3]
     assert windows.mirrored.astype(int).tolist() == [[1, 0], [1, 0], [0, 0], [1, 1], [0, 0]]
+
+
+def test_what_is_changed_is_said_with_the_cure() -> None:
+    assert "random" not in Stream(SET).describe()
+    assert (
+        Stream(SET, flips=True)
+        .describe()
+        .endswith("mirrored at random (where left and up matter, set flips to false)")
+    )
+    assert "set flips and rot90 to false" in Stream(SET, flips=True, rot90=True).describe()
+
+
+def test_the_digest_is_of_names_and_sizes() -> None:
+    sizes = [(9, 30), (8, 8), (25, 16)]
+    same, other = image_set(8, *sizes), image_set(8, *sizes[:2], (25, 17))
+    assert Stream(SET).digest == Grid(SET).digest == same.digest
+    assert len({SET.digest, other.digest, image_set(8, *sizes[:2]).digest}) == 3
+    assert Stream(SET).fingerprint() != Stream(same).fingerprint()  # other pixels
+    assert Stream(SET).fingerprint() != Stream(SET, flips=True).fingerprint()

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from ddpm_unet.config import ImageDataConfig
+from ddpm_unet.data.conditioning import encode_texts
 from ddpm_unet.data.sources import open_images
-from ddpm_unet.data.text import encode_texts
 from ddpm_unet.errors import UserError
 
 transformers = pytest.importorskip("transformers")

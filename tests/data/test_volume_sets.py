@@ -14,16 +14,15 @@ from ddpm_unet.config import AugmentConfig, ImageDataConfig, PairDataConfig, Spl
 from ddpm_unet.data.augment import ElasticDeformation, augmentation, cut_window, window_margin
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.collection import ArrayCollection
-from ddpm_unet.data.fitting import fit_picture, fitted_info, resize
 from ddpm_unet.data.folder import Folder
-from ddpm_unet.data.image_set import PackedImages, StreamedImages, survey
+from ddpm_unet.data.image_set import Fit, PackedImages, StreamedImages, survey
 from ddpm_unet.data.labelled import LabelledSet
 from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.data.pair_stream import PairStream
-from ddpm_unet.data.pixels import normalised, to_unit
-from ddpm_unet.data.sources import held_out, open_images
-from ddpm_unet.data.splits import split_pictures
-from ddpm_unet.data.stream import Stream
+from ddpm_unet.data.pixels import normalised, resize, to_unit
+from ddpm_unet.data.sources import held_out, open_images, open_stream
+from ddpm_unet.data.splits import split_images
+from ddpm_unet.data.volumes import Space, read_volume, volume_info, volume_space, write_nifti
 from ddpm_unet.errors import UserError
 from ddpm_unet.randomness import seeded
 
@@ -65,6 +64,41 @@ def test_the_check_reads_volumes(folders):
     assert report.class_pixels.sum() == sum(9 * 14 * (10 + number) for number in range(5))
 
 
+@pytest.mark.parametrize("codes", ["RAS", "PSL", "LPI", "SAR"])
+def test_volumes_of_every_orientation_are_read_in_one_and_written_back(tmp_path, codes):
+    array = RNG.integers(0, 250, (5, 6, 7)).astype(np.uint8)
+    plain = nibabel.Nifti1Image(array, np.diag([1, 2, 3, 1]))
+    stored = plain.as_reoriented(
+        nibabel.orientations.ornt_transform(
+            nibabel.io_orientation(plain.affine), nibabel.orientations.axcodes2ornt(codes)
+        )
+    )
+    assert "".join(nibabel.aff2axcodes(stored.affine)) == codes
+    stored.to_filename(tmp_path / "a.nii.gz")
+    volume, space = read_volume(tmp_path / "a.nii.gz"), volume_space(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(volume[..., 0], array.T)
+    assert (space.spacing, space.size) == ((3, 2, 1), (7, 6, 5))
+    assert space.agrees(Space(np.diag([1.0, 2, 3, 1]), (5, 6, 7)))
+    info = volume_info(tmp_path / "a.nii.gz")
+    assert (*info.size, info.channels) == volume.shape
+    write_nifti(tmp_path / "b.nii.gz", volume[..., 0], space)
+    again = nibabel.load(tmp_path / "b.nii.gz")
+    np.testing.assert_array_equal(again.affine, stored.affine)
+    np.testing.assert_array_equal(np.asarray(again.dataobj), np.asarray(stored.dataobj))
+
+
+def test_voxels_that_differ_in_size_are_said(folders, tmp_path):
+    assert check_pairs(config(folders)).spacing == (2, 1, 1)
+    for name, mm in (("a", 1.0), ("b", 1.02), ("c", 3.0)):
+        for kind in ("images", "masks"):
+            array = RNG.integers(0, 3, (9, 8, 7)).astype(np.uint8)
+            save(tmp_path / f"{kind}/{name}.nii", array, np.diag([mm, mm, 2, 1]))
+    report = check_pairs(config(tmp_path))
+    assert (report.spacing, report.faults) == (None, [])
+    (warning,) = [line for line in report.warnings if "voxels differ" in line]
+    assert "from 1 x 1 x 2 to 3 x 3 x 2 mm" in warning
+
+
 def test_a_mask_that_lies_elsewhere_and_turns_that_would_distort(folders, tmp_path):
     good = nibabel.load(folders / "images/case_0.nii.gz")
     save(tmp_path / "images/a.nii", good.get_fdata(), np.diag([1, 2, 2, 1]))
@@ -87,7 +121,7 @@ def test_a_mask_of_another_size(folders, tmp_path):
 def test_pictures_in_a_folder_of_volumes_and_the_reverse(folders):
     with pytest.raises(UserError, match=r"no image .*set data\.dims 3 for volumes"):
         check_pairs(config(folders, dims=2))
-    with pytest.raises(UserError, match=r"data\.dims 3: builtin:histology is a picture"):
+    with pytest.raises(UserError, match=r"data\.dims 3: builtin:histology is an image"):
         check_pairs(PairDataConfig(dims=3))
 
 
@@ -106,9 +140,9 @@ def test_whole_volumes_for_validation(folders):
 
 
 def test_the_only_volume_is_cut_along_its_longest_axis(folders):
-    split = split_pictures(["a"], [(10, 200, 100)], SplitConfig(validation=0.2))
+    split = split_images(["a"], [(10, 200, 100)], SplitConfig(validation=0.2))
     assert split["train"] == [{"name": "a", "rows": [0, 128]}]
-    deep = split_pictures(["a"], [(200, 20, 100)], SplitConfig(validation=0.2))
+    deep = split_images(["a"], [(200, 20, 100)], SplitConfig(validation=0.2))
     assert deep["validation"] == [{"name": "a", "planes": [160, 200]}]
     parts = LabelledSet(check_pairs(config(folders)), [{"name": "case_1", "planes": [2, 6]}])
     whole = LabelledSet(check_pairs(config(folders)))
@@ -127,9 +161,9 @@ def test_a_patch_is_a_function_of_its_position(folders):
     batch = stream.__getitems__([5, 812, 6])
     assert batch["image"].shape == (3, 1, 8, 8, 8)
     assert (batch["mask"].shape, batch["mask"].dtype) == ((3, 8, 8, 8), torch.int64)
-    again = PairStream(stream.pictures, seed=3)[812]
+    again = PairStream(stream.images, seed=3)[812]
     assert all(torch.equal(again[key], batch[key][1]) for key in again)
-    other = PairStream(stream.pictures, seed=4)[812]
+    other = PairStream(stream.images, seed=4)[812]
     assert not torch.equal(other["image"], again["image"])
     assert stream.epoch_length == sum((9 * 14 * (10 + n)) // 512 for n in range(5))
 
@@ -139,7 +173,7 @@ def test_patches_are_windows_and_small_volumes_are_mirrored(folders):
     for position in range(20):
         item, volume = (
             stream[position],
-            stream.pictures[int(stream._picture(np.array([position]))[0])],
+            stream.images[int(stream._image(np.array([position]))[0])],
         )
         padded = np.pad(volume["image"][0], [(2, 2), (0, 0), (2, 2)], mode="reflect")
         windows = np.lib.stride_tricks.sliding_window_view(padded, (12, 12, 12))
@@ -215,9 +249,8 @@ def test_resampling_of_volumes_is_that_of_slices_and_then_across_them(dtype):
 @pytest.mark.parametrize("kind", [PackedImages, StreamedImages])
 def test_cutting_volumes_is_slicing(kind):
     volumes = [RNG.integers(0, 255, (*n, 2)).astype(np.uint8) for n in ((4, 9, 5), (6, 4, 7))]
-    settings = ImageDataConfig(size=4, dims=3)
     collection = ArrayCollection(volumes, "a")
-    images = kind(collection, settings, survey(collection, settings))
+    images = kind(collection, Fit(4), survey(collection, Fit(4)))
     index, corner = np.array([0, 1, 1, 0]), np.array([[0, 5, 1], [2, 0, 3], [0, 0, 0], [0, 0, 0]])
     for window, i, (z, y, x) in zip(images.cut(index, corner, 4), index, corner, strict=True):
         wanted = volumes[i][z : z + 4, y : y + 4, x : x + 4]
@@ -233,7 +266,7 @@ def test_a_denoisers_volumes(folders):
     images = open_images(settings)
     assert len(images) == 5
     assert held_out(settings) is None
-    stream = Stream(images, settings, seed=1)
+    stream = open_stream(settings, 1, images)
     batch = stream.__getitems__([3, 900])
     assert (batch["image"].shape, batch["image"].dtype) == ((2, 1, 8, 8, 8), torch.float32)
     assert batch["image"].min() >= -1 > batch["image"].max() - 2.01
@@ -242,21 +275,20 @@ def test_a_denoisers_volumes(folders):
     assert windows.mirrored.mean(axis=0) == pytest.approx([0.5] * 3, abs=0.15)
     for position in range(12):
         corner, mirrored = windows.corner[position], windows.mirrored[position]
-        volume = images[int(windows.picture[position])].numpy()[0]
+        volume = images[int(windows.image[position])].numpy()[0]
         cut = volume[tuple(slice(start, start + 8) for start in corner)]
-        wanted = np.flip(np.rot90(cut, windows.turns[position], (1, 2)), np.flatnonzero(mirrored))
+        wanted = np.flip(np.rot90(cut, windows.rot90[position], (1, 2)), np.flatnonzero(mirrored))
         np.testing.assert_array_equal(stream[position]["image"][0], wanted)
 
 
 def test_fitting_volumes(folders):
     folder = Folder(folders / "images", 200, dims=3)
-    settings = ImageDataConfig(dims=3, size=12, fit="resize", value_range="percentiles")
-    info = fitted_info(folder.info(2), settings, folder.name(2))
-    planes = fit_picture(folder.read(2), settings, folder.name(2))
+    fit = Fit(12, mode="resize", value_range="percentiles")
+    info = fit.info(folder.info(2), folder.name(2))
+    planes = fit.apply(folder.read(2), folder.name(2))
     assert planes.shape == (1, 12, 12, 12) == (info.channels, *info.size)
     assert planes.dtype == info.dtype == np.float32
-    settings = replace(settings, fit="crop")
     with pytest.raises(UserError, match=r"10 x 14 x 9 pixels hold no window of 12 x 12 x 12"):
-        fitted_info(folder.info(0), settings, folder.name(0))
-    with pytest.raises(UserError, match=r"dims 3: builtin:histology holds pictures"):
+        replace(fit, mode="crop").info(folder.info(0), folder.name(0))
+    with pytest.raises(UserError, match=r"dims 3: builtin:histology holds images"):
         open_images(ImageDataConfig(dims=3))

@@ -10,10 +10,9 @@ import math
 
 import numpy as np
 import torch
-from ddpm_unet.diffusion.schedule import alphas_cumprod
 from torch import Tensor
 
-from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.diffusion.process import GaussianDiffusion
 
 
 class Mixture:
@@ -59,10 +58,10 @@ class Mixture:
 class Oracle:
     """The best denoiser of a data distribution, for a prediction type."""
 
-    def __init__(self, data: Mixture, config: DiffusionConfig) -> None:
+    def __init__(self, data: Mixture, diffusion: GaussianDiffusion) -> None:
         self.data = data
-        self.prediction_type = config.prediction_type
-        self.table = alphas_cumprod(config).numpy()
+        self.prediction_type = diffusion.prediction_type
+        self.table = diffusion.alphas_cumprod_float64.numpy()
 
     def abar(self, t: float) -> float:
         """As a network would between two timesteps: smoothly, in the log-SNR."""

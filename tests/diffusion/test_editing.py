@@ -3,25 +3,27 @@ import pytest
 import torch
 from oracles import Mixture, Oracle
 
-from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.diffusion.editing import Inversion, inpaint, slerp
-from ddpm_unet.diffusion.samplers import SAMPLERS, make_scheduler
+from ddpm_unet.diffusion.process import GaussianDiffusion
+from ddpm_unet.diffusion.samplers import SAMPLERS, make_sampler
 from ddpm_unet.diffusion.sampling import Noise, sample
 from ddpm_unet.errors import UserError
 
-CONFIG = DiffusionConfig()
+CONFIG = GaussianDiffusion(clip_sample=False)
 PAIR = Mixture([1.0], [[0.2, -0.1]], [[[0.09, 0.072], [0.072, 0.09]]])
 """Two channels with correlation 0.8; pixels are independent draws."""
 
 
-def unclipped(name, config=CONFIG):
-    scheduler = make_scheduler(name, config)
-    return type(scheduler).from_config(scheduler.config, clip_sample=False)
-
-
 def draws(denoiser, name="ddim", steps=50, **options):
     return sample(
-        denoiser, unclipped(name), (2, 8, 8), seed=0, indices=range(2), steps=steps, **options
+        denoiser,
+        name,
+        (2, 8, 8),
+        seed=0,
+        indices=range(2),
+        steps=steps,
+        diffusion=CONFIG,
+        **options,
     )
 
 
@@ -50,9 +52,8 @@ def test_a_part_of_the_steps_begins_at_the_noise_of_its_first():
 
     start = torch.full((1, 2, 8, 8), 0.5)
     draws(spy, "ddpm", steps=20, start=start, strength=0.3)
-    scheduler = make_scheduler("ddpm", CONFIG)
     x, t = seen[0]
-    abar = scheduler.alphas_cumprod[int(t)]
+    abar = CONFIG.alphas_cumprod[int(t)]
     noise = (x - abar.sqrt() * start) / (1 - abar).sqrt()
     assert len(seen) == 6
     assert noise.mean().abs() < 0.2
@@ -73,7 +74,8 @@ def test_a_hole_is_filled_as_its_surroundings_suggest():
 
     def slope(resamplings):
         found = inpaint(
-            Oracle(PAIR, CONFIG), unclipped("ddpm"), known, hole, seed=0, indices=range(24),
+            Oracle(PAIR, CONFIG), make_sampler("ddpm", CONFIG), known, hole, seed=0,
+            indices=range(24),
             steps=60, jump=5, resamplings=resamplings,
         )  # fmt: skip
         assert torch.equal(found[:, 0], first.expand(24, 8, 8))
@@ -88,7 +90,12 @@ def test_a_hole_is_filled_as_its_surroundings_suggest():
 
 def test_holes_depend_on_seed_and_index_alone():
     options = {"seed": 1, "steps": 6, "jump": 2, "resamplings": 2}
-    arguments = (Oracle(PAIR, CONFIG), unclipped("ddpm"), images()[0], torch.ones(1, 8, 8))
+    arguments = (
+        Oracle(PAIR, CONFIG),
+        make_sampler("ddpm", CONFIG),
+        images()[0],
+        torch.ones(1, 8, 8),
+    )
     together = inpaint(*arguments, indices=range(3), **options)
     torch.testing.assert_close(inpaint(*arguments, indices=[2], **options)[0], together[2])
 
@@ -96,15 +103,15 @@ def test_holes_depend_on_seed_and_index_alone():
 def test_holes_ask_for_ddpm():
     with pytest.raises(UserError, match="ddpm"):
         inpaint(
-            Oracle(PAIR, CONFIG), make_scheduler("euler", CONFIG), images()[0], torch.ones(8, 8),
+            Oracle(PAIR, CONFIG), make_sampler("euler", CONFIG), images()[0], torch.ones(8, 8),
             seed=0, indices=[0], steps=5,
         )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_inversion_comes_back(kind):
-    config = DiffusionConfig(prediction_type=kind)
-    path = Inversion(Oracle(PAIR, config), make_scheduler("ddim", config), 100)
+    config = GaussianDiffusion(prediction_type=kind)
+    path = Inversion(Oracle(PAIR, config), config, 100)
     noises = [path.to_noise(images(), iterations=n) for n in (1, 3, 20)]
     once, few, many = ((path.to_images(noise) - images()).abs().max() for noise in noises)
     assert many < 1e-4 < few < once  # the iterations are what brings it back
@@ -114,9 +121,9 @@ def test_inversion_comes_back(kind):
 
 
 def test_the_way_back_is_that_of_ddim():
-    denoiser, scheduler = Oracle(PAIR, CONFIG), unclipped("ddim")
+    denoiser = Oracle(PAIR, CONFIG)
     start = Noise(0, range(2), (2, 8, 8), "cpu").draw(1.0)
-    there = Inversion(denoiser, scheduler, 50).to_images(start)
+    there = Inversion(denoiser, CONFIG, 50).to_images(start)
     torch.testing.assert_close(there, draws(denoiser), rtol=1e-4, atol=1e-5)
 
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.diffusion.samplers import SAMPLERS, make_scheduler
-from ddpm_unet.diffusion.sampling import FilmStrip, sample, timesteps
+from ddpm_unet.diffusion.process import GaussianDiffusion
+from ddpm_unet.diffusion.samplers import SAMPLERS, make_sampler
+from ddpm_unet.diffusion.sampling import Trajectory, sample, timesteps
 from ddpm_unet.errors import UserError
 
-SHAPE = (3, 8, 8)
+SHAPE, DIFFUSION = (3, 8, 8), GaussianDiffusion()
 
 
 def denoiser(x, t):
@@ -20,9 +20,7 @@ def denoiser(x, t):
 
 def draw(name="ddpm", indices=range(4), **options):
     options = {"seed": 3, "steps": 10} | options
-    return sample(
-        denoiser, make_scheduler(name, DiffusionConfig()), SHAPE, indices=indices, **options
-    )
+    return sample(denoiser, name, SHAPE, indices=indices, diffusion=DIFFUSION, **options)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -53,24 +51,37 @@ def test_schedulers_that_step_for_themselves_get_one_generator_an_image():
     torch.testing.assert_close(alone[0], together[2])
 
 
-def test_the_table_gives_what_the_scheduler_gives():
-    """The same noise, the same image, through LinearSteps or through scheduler.step."""
+class Halfway:
+    """Anybody's sampler, with what `sample` needs of one: half of the way to x_0 at each step."""
 
-    class OwnStep(diffusers.DDPMScheduler):
-        pass
+    def set_timesteps(self, steps):
+        self.timesteps = torch.linspace(999, 0, steps).round().long()
 
-    options = {"indices": range(2), "seed": 0, "steps": 100}
-    settings = {"timestep_spacing": "linspace"}
-    table = sample(denoiser, diffusers.DDPMScheduler(**settings), SHAPE, **options)
-    stepped = sample(denoiser, OwnStep(**settings), SHAPE, **options)
-    torch.testing.assert_close(table, stepped, rtol=1e-3, atol=1e-3)
+    def step(self, prediction, t, x):
+        return ((x + prediction) / 2,)
+
+
+def jump(denoise, x, sigmas):
+    """Anybody's function: the image in one step."""
+    return denoise(x, float(sigmas[0]))
+
+
+def test_a_sampler_may_be_an_object_or_a_function():
+    flat = GaussianDiffusion(prediction_type="sample", clip_sample=False)
+    for own, known in ((Halfway(), 0.0), (jump, 0.25)):
+        seen = []
+        images = sample(
+            lambda x, t: torch.full_like(x, 0.25), own, SHAPE, diffusion=flat, seed=0,
+            indices=range(2), steps=40, callback=seen.append,
+        )  # fmt: skip
+        torch.testing.assert_close(images, torch.full_like(images, 0.25))
+        assert len(seen) == (40 if known == 0 else 1)
+        torch.testing.assert_close(seen[-1].x, images)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 2, 7, 61])
 def test_any_number_of_steps(name, steps):
-    if steps == 1 and name in ("euler", "heun"):
-        pytest.skip("refused, below")
     seen = []
 
     def watched(x, t):
@@ -79,22 +90,21 @@ def test_any_number_of_steps(name, steps):
         seen.append(t[0].item())
         return denoiser(x, t)
 
-    scheduler = make_scheduler(name, DiffusionConfig())
+    scheduler = make_sampler(name, DIFFUSION)
     images = sample(watched, scheduler, SHAPE, seed=0, indices=[0, 1], steps=steps)
     assert images.isfinite().all()
-    assert seen == timesteps(scheduler, steps).tolist()
-    assert len(seen) == (2 * steps - 1 if name == "heun" else steps)
+    assert set(timesteps(scheduler, steps).tolist()) <= set(seen) or name == "churn"
+    assert len(seen) == (2 * steps - 1 if name in ("heun", "churn") else steps)
     assert seen[0] == 999
-    assert all(a >= b >= 0 for a, b in pairwise(seen))
+    assert min(seen) >= 0
+    assert name == "churn" or all(a >= b for a, b in pairwise(seen))
 
 
+@pytest.mark.parametrize("name", ["ddpm", "dpm++", "unipc"])
 @pytest.mark.parametrize("steps", [0, 1001])
-def test_impossible_numbers_of_steps_are_refused(steps):
+def test_impossible_numbers_of_steps_are_refused(name, steps):
     with pytest.raises(UserError, match="1 to 1000"):
-        draw(steps=steps)
-    if steps == 0:
-        with pytest.raises(UserError, match="at least 2"):
-            draw("euler", steps=1)
+        draw(name, steps=steps)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -103,20 +113,19 @@ def test_callback_sees_every_step(name):
     images = draw(name, callback=lambda m: moments.append(m._replace(x=m.x.clone())))
     assert [m.step for m in moments] == list(range(len(moments)))
     assert {m.steps for m in moments} == {len(moments)}
-    assert all(a.t >= b.t for a, b in pairwise(moments))
     assert torch.equal(moments[-1].x, images)
     torch.testing.assert_close(moments[-1].x0, images, rtol=1e-4, atol=1e-4)
     assert all(m.x0.shape == images.shape for m in moments)
 
 
 @pytest.mark.parametrize(("moments", "steps"), [(1, 10), (4, 10), (10, 10), (5, 3)])
-def test_film_strip(moments, steps):
-    film, everything = FilmStrip(moments), []
+def test_trajectory(moments, steps):
+    film, everything = Trajectory(moments), []
     images = draw(steps=steps, callback=lambda m: (film(m), everything.append(m.x0.clone())))
-    assert len(film.frames) == min(moments, steps)
-    torch.testing.assert_close(film.frames[-1], images)
+    assert len(film.images) == min(moments, steps)
+    torch.testing.assert_close(film.images[-1], images)
     if moments > 1:
-        assert torch.equal(film.frames[0], everything[0])
+        assert torch.equal(film.images[0], everything[0])
 
 
 def test_a_denoiser_may_hand_back_its_input():
@@ -127,7 +136,7 @@ def test_a_denoiser_may_hand_back_its_input():
         return x.clone()
 
     for name in SAMPLERS:
-        scheduler = make_scheduler(name, DiffusionConfig())
+        scheduler = make_sampler(name, DIFFUSION)
         options = {"seed": 0, "indices": [0, 1], "steps": 5}
         echoed = sample(echo, scheduler, SHAPE, **options)
         assert torch.equal(echoed, sample(copy, scheduler, SHAPE, **options))
@@ -140,9 +149,7 @@ def test_half_precision_predictions_are_taken_in_float32():
         states.append(x.dtype)
         return denoiser(x, t).bfloat16()
 
-    images = sample(
-        half, make_scheduler("ddpm", DiffusionConfig()), SHAPE, seed=0, indices=[0], steps=5
-    )
+    images = sample(half, make_sampler("ddpm", DIFFUSION), SHAPE, seed=0, indices=[0], steps=5)
     assert images.dtype == torch.float32
     assert set(states) == {torch.float32}
 
@@ -155,7 +162,7 @@ def test_images_are_ordinary_tensors():
     assert weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "unipc"])
 def test_the_loop_never_waits_for_the_device(name):
     """Reading a number out of a tensor would make the host wait for an accelerator."""
 
@@ -173,11 +180,11 @@ def test_the_loop_never_waits_for_the_device(name):
         return denoiser(x, t)
 
     with Watch():
-        scheduler = make_scheduler(name, DiffusionConfig())
+        scheduler = make_sampler(name, DIFFUSION)
         options = {"seed": 0, "indices": [0, 1], "steps": 5, "eta": 0.5}
-        sample(watched, scheduler, SHAPE, callback=FilmStrip(3), **options)
+        sample(watched, scheduler, SHAPE, callback=Trajectory(3), **options)
     in_the_loop = seen[seen.index("denoiser") :]
-    assert in_the_loop.count("denoiser") == 5
+    assert in_the_loop.count("denoiser") >= 5
     assert aten.tanh in in_the_loop
     assert reads.isdisjoint(in_the_loop)
 

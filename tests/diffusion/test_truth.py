@@ -2,13 +2,10 @@
 
 import numpy as np
 import pytest
-from ddpm_unet.diffusion.schedule import alphas_cumprod
 from oracles import Mixture, Oracle, ancestral_moments, gaussian_flow
 
-from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.diffusion import linear_steps
-from ddpm_unet.diffusion.linear_steps import inference_timesteps
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.process import GaussianDiffusion
+from ddpm_unet.diffusion.samplers import LinearSampler
 from ddpm_unet.diffusion.sampling import sample
 
 TYPES = ["epsilon", "sample", "v_prediction"]
@@ -26,11 +23,12 @@ def vectors(images):
 
 def draw(data, name, steps, size=128, **settings):
     """Vectors of a sampling job of two images, `float64 [2 * size * size, d]`."""
-    config = DiffusionConfig(**settings)
+    config = GaussianDiffusion(**settings)
     images = sample(
         Oracle(data, config),
-        make_scheduler(name, config),
+        name,
         (2, size, size),
+        diffusion=config,
         seed=0,
         indices=range(2),
         steps=steps,
@@ -51,9 +49,9 @@ def check_moments(samples, mean, covariance, sigmas=5.0, bias=0.0):
 @pytest.mark.parametrize("steps", [1000, 250, 50])
 def test_ddpm_of_a_gaussian(kind, steps):
     samples = draw(GAUSSIAN, "ddpm", steps, size=96, prediction_type=kind)
-    config = DiffusionConfig()
-    times = inference_timesteps(make_scheduler("ddpm", config), steps)
-    chain = ancestral_moments(GAUSSIAN, alphas_cumprod(config).numpy(), times)
+    config = GaussianDiffusion()
+    times = LinearSampler(config, "ddpm").timesteps(steps)
+    chain = ancestral_moments(GAUSSIAN, config.alphas_cumprod_float64.numpy(), times)
     check_moments(samples, *chain)
     # a chain of few steps loses variance; its limit is the data
     np.testing.assert_allclose(chain[0], GAUSSIAN.mean, atol=1e-4)
@@ -64,9 +62,11 @@ def test_ddpm_of_a_gaussian(kind, steps):
 @pytest.mark.parametrize("schedule", ["scaled_linear", "squaredcos_cap_v2"])
 def test_ddpm_of_a_gaussian_under_other_schedules(schedule):
     samples = draw(GAUSSIAN, "ddpm", 250, beta_schedule=schedule)
-    config = DiffusionConfig(beta_schedule=schedule)
-    times = inference_timesteps(make_scheduler("ddpm", config), 250)
-    check_moments(samples, *ancestral_moments(GAUSSIAN, alphas_cumprod(config).numpy(), times))
+    config = GaussianDiffusion(beta_schedule=schedule)
+    times = LinearSampler(config, "ddpm").timesteps(250)
+    check_moments(
+        samples, *ancestral_moments(GAUSSIAN, config.alphas_cumprod_float64.numpy(), times)
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_ddpm_of_a_gaussian_under_other_schedules(schedule):
 def test_ddpm_of_a_mixture(kind, steps):
     """The chain resolves the components early on, then treats each as one Gaussian."""
     samples = draw(MIXTURE, "ddpm", steps, size=64, prediction_type=kind)
-    config = DiffusionConfig()
-    table = alphas_cumprod(config).numpy()
-    times = inference_timesteps(make_scheduler("ddpm", config), steps)
+    config = GaussianDiffusion()
+    table = config.alphas_cumprod_float64.numpy()
+    times = LinearSampler(config, "ddpm").timesteps(steps)
     parts = [
         ancestral_moments(Mixture([1.0], [mean], [covariance]), table, times)
         for mean, covariance in zip(MIXTURE.means, MIXTURE.covariances, strict=True)
@@ -96,16 +96,6 @@ def test_dpm_sde(data, steps, bias):
     check_moments(samples, data.mean, data.covariance, bias=bias)
 
 
-@pytest.mark.parametrize("steps", [250, 50])
-def test_the_wrong_previous_step_is_found_out(monkeypatch, steps):
-    """A respaced chain with the posterior of t - 1, as diffusers once had it (its issue 2076)."""
-    monkeypatch.setattr(linear_steps, "previous_timesteps", lambda times: [t - 1 for t in times])
-    with pytest.raises(AssertionError):
-        test_ddpm_of_a_gaussian("epsilon", steps)
-    with pytest.raises(AssertionError):
-        test_ddpm_of_a_mixture("epsilon", steps)
-
-
 # largest error after so many steps, in units of the data's deviation
 ODE_ERRORS = {
     "ddim": {20: 0.35, 50: 0.16, 250: 0.04},
@@ -120,7 +110,7 @@ ODE_ERRORS = {
 @pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("name", ODE_ERRORS)
 def test_deterministic_samplers_solve_the_ode(name, schedule, kind):
-    config = DiffusionConfig(beta_schedule=schedule, prediction_type=kind)
+    config = GaussianDiffusion(beta_schedule=schedule, prediction_type=kind)
     oracle = Oracle(GAUSSIAN, config)
     start = []
 
@@ -130,8 +120,9 @@ def test_deterministic_samplers_solve_the_ode(name, schedule, kind):
 
     for steps, bound in ODE_ERRORS[name].items():
         start.clear()
-        scheduler = make_scheduler(name, config)
-        images = sample(denoiser, scheduler, (2, 8, 8), seed=0, indices=[0], steps=steps)
+        images = sample(
+            denoiser, name, (2, 8, 8), diffusion=config, seed=0, indices=[0], steps=steps
+        )
         exact = gaussian_flow(GAUSSIAN, vectors(start[0]), oracle.table[-1])
         error = np.sqrt(np.mean((vectors(images) - exact) ** 2))
         assert error / np.sqrt(np.trace(GAUSSIAN.covariance) / 2) < bound, steps

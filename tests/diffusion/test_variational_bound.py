@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from ddpm_unet.diffusion.schedule import alphas_cumprod, betas
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from ddpm_unet.config import DiffusionConfig
+from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.variational_bound import (
-    VariationalBound,
+    bound_terms,
     gaussian_divergence,
     log_level_probability,
+    prior_bits,
 )
 
 
@@ -67,7 +67,7 @@ def gaussian_terms(config, mean, std, variances):
     Args:
         variances: Of each reverse step, `float64 [T]`.
     """
-    abar, beta = alphas_cumprod(config).numpy(), betas(config).numpy()
+    abar, beta = config.alphas_cumprod_float64.numpy(), np.array(config.betas())
     previous = np.concatenate([[1.0], abar[:-1]])
     posterior = (1 - previous) / (1 - abar) * beta
     left = 1 / (1 / std**2 + abar / (1 - abar))  # Var[x_0 | x_t]
@@ -97,7 +97,7 @@ def gaussian_terms(config, mean, std, variances):
 
 def variances_of(config, std):
     """Of the reverse steps, and the channels that a network says them with."""
-    abar, beta = alphas_cumprod(config), betas(config)
+    abar, beta = config.alphas_cumprod_float64, torch.tensor(config.betas(), dtype=torch.float64)
     previous = torch.cat([torch.ones(1).double(), abar[:-1]])
     posterior = (1 - previous) / (1 - abar) * beta
     lowest = posterior.clone()
@@ -118,12 +118,12 @@ def variances_of(config, std):
 def test_the_bound_of_a_gaussian(variance, kind):
     """Term by term; with the best learned variances the bound is the entropy of the levels."""
     mean, std, steps = 0.1, 0.2, 200
-    config = DiffusionConfig(
-        num_train_timesteps=steps, beta_end=0.1, prediction_type=kind, variance_type=variance
+    config = GaussianDiffusion(
+        num_timesteps=steps, beta_end=0.1, prediction_type=kind, variance_type=variance
     )
     chosen, channels = variances_of(config, std)
     expected = gaussian_terms(config, mean, std, chosen.numpy())
-    bound, abar = VariationalBound(config), alphas_cumprod(config)
+    abar = config.alphas_cumprod_float64
     generator = torch.Generator().manual_seed(0)
     x0 = mean + std * torch.randn(steps, 1, 4000, generator=generator, dtype=torch.float64)
     noise = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
@@ -137,13 +137,13 @@ def test_the_bound_of_a_gaussian(variance, kind):
     if channels is not None:
         said = channels[:, None, None].expand_as(prediction)
         prediction = torch.cat([prediction, said], dim=1)
-    found = bound.terms(x0.float(), noisy.float(), t, prediction.float())
+    found = bound_terms(config, x0.float(), noisy.float(), t, prediction.float())
     scatter = 6 * math.sqrt(2 / 4000)
     np.testing.assert_allclose(found.bits.numpy(), expected, rtol=scatter, atol=2e-5)
     np.testing.assert_allclose(found.image_error.numpy(), left.flatten().numpy(), rtol=scatter)
     of_noise = (left * (a / s) ** 2).flatten().numpy()
     np.testing.assert_allclose(found.noise_error.numpy(), of_noise, rtol=scatter)
-    prior = bound.prior(x0.float()).mean().item()
+    prior = prior_bits(config, x0.float()).mean().item()
     last = float(abar[-1])
     average = 0.5 * (last * (mean**2 + std**2) - last - math.log1p(-last)) / math.log(2)
     assert prior == pytest.approx(average, rel=0.05)
@@ -160,12 +160,12 @@ def test_the_bound_of_a_gaussian(variance, kind):
 
 
 def test_clipping_is_that_of_the_predicted_image():
-    config = DiffusionConfig(prediction_type="sample")
+    config = GaussianDiffusion(prediction_type="sample")
     images = torch.full((1, 1, 2, 2), 0.9)
     prediction = torch.full_like(images, 1.5)
-    bound, t = VariationalBound(config), torch.tensor([300])
+    t = torch.tensor([300])
     plain, clipped = (
-        bound.terms(images, images, t, prediction, clip).image_error.item()
+        bound_terms(config, images, images, t, prediction, clip).image_error.item()
         for clip in (False, True)
     )
     assert (plain, clipped) == (pytest.approx(0.36), pytest.approx(0.01))

@@ -7,13 +7,15 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation import extractors
 from ddpm_unet.evaluation.fidelity import (
     Description,
-    Evaluation,
     copying,
     describe,
+    evaluate,
     frechet_distance,
     kernel_discrepancy,
     kernel_distance,
     manifold_scores,
+    plot_fidelity,
+    table,
 )
 
 
@@ -108,16 +110,17 @@ def test_an_evaluation_tells_copies_dull_and_new_images_apart(tmp_path):
     reference, other, new = (describe(images[i::3], Means()) for i in range(3))
     copies = describe((images[0::3].float() + 1).clamp(0, 255).byte(), Means())
     dull = describe((images[2::3] // 8 + 112), Means())
-    found = Evaluation.of({"new": new, "copies": copies, "dull": dull}, reference, other)
-    scores = found.scores
+    sets = {"new": new, "copies": copies, "dull": dull}
+    scores = evaluate(sets, reference, other)
     assert 0.5 < scores["new"]["copying"] < 2
     assert scores["copies"]["copying"] < 0.1
     assert copying(reference, reference, other) == 0
     assert scores["dull"]["colour_spread"] < 0.2 < scores["new"]["colour_spread"]
     assert scores["dull"]["fd"] > 2 * scores["real"]["fd"]
     assert scores["dull"]["recall"] < scores["new"]["recall"]
-    assert found.table().count("\n") == 5
-    found.plot(tmp_path / "page.png", {"new": torch.zeros(4, 3, 16, 16)})
+    assert table(scores).count("\n") == 5
+    every = {"reference": reference, "real": other, **sets}
+    plot_fidelity(scores, every, {"new": torch.zeros(4, 3, 16, 16)}, tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 10_000
 
 

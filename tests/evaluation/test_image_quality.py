@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ddpm_unet.evaluation.image_quality import image_scores, spectral_scores, ssim
-from ddpm_unet.training.picture_losses import picture_loss
+from ddpm_unet.training.losses import image_loss
 
 functional = pytest.importorskip("torchmetrics.functional.image")
 metrics = pytest.importorskip("skimage.metrics")
@@ -70,9 +70,9 @@ def test_losses_are_their_formulas_and_add_up_over_a_batch(noisy):
         - torch.cat([ssim(p[None], t[None]) for p, t in zip(pictures, truth, strict=True)]),
     }
     for name, losses in expected.items():
-        found = picture_loss(name, pictures, truth, delta)
+        found = image_loss(name, pictures, truth, delta)
         torch.testing.assert_close(found, losses)
         assert found.sum().backward(retain_graph=True) is None
         assert pictures.grad.isfinite().all()
     with pytest.raises(ValueError, match="do not fit"):
-        picture_loss("l1", pictures[:, :1], truth)
+        image_loss("l1", pictures[:, :1], truth)

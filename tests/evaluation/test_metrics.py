@@ -3,7 +3,15 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from ddpm_unet.evaluation.metrics import boundary_f, confusion, hausdorff, outline, overlap
+from ddpm_unet.evaluation.metrics import (
+    boundary_f,
+    confusion,
+    hausdorff,
+    mean_over_images,
+    outline,
+    overlap,
+    scores_of_image,
+)
 
 
 def random_classes(seed, shape=(4, 9, 11), classes=3):
@@ -118,3 +126,32 @@ def test_empty_regions_and_faults():
         hausdorff(np.zeros((3, 3)), np.zeros((3, 3)))
     with pytest.raises(ValueError, match="one shape"):
         boundary_f(np.zeros((3, 3), bool), np.zeros((3, 4), bool))
+
+
+def test_scores_of_an_image_are_means_over_its_classes():
+    truth = torch.from_numpy(square(40, 10, 30).astype(int))
+    moved = truth.roll(3, 1)
+    dice = 2 * 17 / (20 + 20)
+    assert scores_of_image(moved, truth, 2) == pytest.approx(
+        {"dice": dice, "hd95": 3, "boundary_f": (2 * 19 + 4) / 76}
+    )
+    both = truth.clone()
+    both[0, :5] = 2  # a class that only the truth has has no distance
+    found = scores_of_image(moved, both, 3)
+    assert found["dice"] == pytest.approx(dice / 2)
+    assert found["hd95"] == 3
+    both[both == 2] = -1
+    assert scores_of_image(moved, both, 3, -1) == scores_of_image(moved, truth, 2)
+    assert scores_of_image(0 * truth, 0 * truth, 2) == {}
+
+
+def test_the_interval_of_the_mean_dice_is_that_of_a_normal_mean():
+    values = np.random.default_rng(1).normal(0.8, 0.05, 200)
+    found = mean_over_images([{"dice": v, "hd95": 1.0} for v in values] + [{}])
+    assert found["image_dice"] == pytest.approx(values.mean())
+    half = 1.96 * values.std() / 200**0.5
+    assert found["image_dice_high"] - values.mean() == pytest.approx(half, rel=0.15)
+    assert values.mean() - found["image_dice_low"] == pytest.approx(half, rel=0.15)
+    assert found["hd95"] == 1
+    assert "boundary_f" not in found
+    assert mean_over_images([{"dice": 0.5}]) == {"image_dice": 0.5}

@@ -1,17 +1,13 @@
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
 from ddpm_unet.evaluation.plots import (
     grid,
     plot_metrics,
-    read_pictures,
     save_film,
     save_grid,
-    save_images,
     save_side_by_side,
-    to_pictures,
     to_uint8,
 )
 
@@ -19,18 +15,6 @@ from ddpm_unet.evaluation.plots import (
 def test_levels_are_rounded_and_clipped():
     values = torch.tensor([-2.0, -1, -1 + 1.4 / 127.5, 0.0, 1, 3]).reshape(1, 1, 1, 6)
     assert to_uint8(values).ravel().tolist() == [0, 0, 1, 128, 255, 255]
-
-
-@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA"), (2, "L")])
-def test_pictures_come_back_from_their_files(tmp_path, channels, mode):
-    levels = np.random.default_rng(0).integers(0, 256, (3, channels, 5, 7), np.uint8)
-    images = torch.from_numpy(levels) / 127.5 - 1
-    for number, picture in enumerate(to_pictures(images)):
-        assert (picture.mode, picture.size) == (mode, (7, 5))
-        picture.save(tmp_path / f"{number:05d}.png")
-    read = read_pictures(tmp_path, 3)
-    torch.testing.assert_close(read, images if channels != 2 else images[:, :1])
-    assert len(read_pictures(tmp_path, 3, most=2)) == 2
 
 
 def test_a_grid_is_read_from_left_to_right_and_down():
@@ -76,15 +60,6 @@ def test_grids_side_by_side(tmp_path):
     save_side_by_side(columns, tmp_path / "both.png")
     width, height = Image.open(tmp_path / "both.png").size
     assert width > 1.5 * height
-
-
-@pytest.mark.parametrize("ending", [".tif", ".nii.gz"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_volumes_are_written_in_8_bits_and_read_again(tmp_path, ending, channels):
-    volumes = torch.rand(2, channels, 9, 4, 5) * 2 - 1
-    save_images(volumes, [tmp_path / f"{i:05d}{ending}" for i in range(2)])
-    read = read_pictures(tmp_path, 2, ending=ending)
-    torch.testing.assert_close(read, volumes, atol=1.001 / 255, rtol=0)
 
 
 def test_a_grid_shows_slices_of_volumes_and_a_film_the_middle_one(tmp_path):

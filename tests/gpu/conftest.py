@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainings import write_data
+from cases import write_data
 
 DEVICE = os.environ.get("DDPM_UNET_TEST_DEVICE", "cuda")
 
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def device():
     """Where the tests compute."""
     return torch.device(DEVICE)

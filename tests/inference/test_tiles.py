@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ddpm_unet.config import ClassicConfig
+from ddpm_unet.inference.predictor import tta
 from ddpm_unet.inference.tiles import Tiling, plan, predict_bands, predict_tiles
-from ddpm_unet.inference.turns import over_turns
 from ddpm_unet.models.classic import ClassicUNet
 
 
@@ -292,7 +292,7 @@ def test_half_precision_is_summed_in_float32():
 
 def test_mean_over_turns():
     network, image = SmallUNet(padding=1), noise(1, 2, 24, 20)
-    mean = over_turns(network)
+    mean = tta(network)
     result = mean(image)
     # The group acts on the input as on the output.
     torch.testing.assert_close(mean(image.flip(-1)), result.flip(-1))
@@ -301,7 +301,7 @@ def test_mean_over_turns():
     # All eight are there, once: the top edge's pixel is seen at the top by two.
     edge = torch.zeros(1, 1, 3, 3)
     edge[..., 0, 1] = 1
-    top = over_turns(lambda x: x[..., 0, 1][..., None, None].expand_as(x))
+    top = tta(lambda x: x[..., 0, 1][..., None, None].expand_as(x))
     torch.testing.assert_close(top(edge), torch.full((1, 1, 3, 3), 2 / 8))
 
 

@@ -118,3 +118,31 @@ def test_called_as_diffusers_calls(pair: tuple[Any, UNet]) -> None:
     assert (ours.dtype, ours.device) == (torch.float32, torch.device("cpu"))
     with pytest.raises(ValueError, match="mid_block_additional_residual given"):
         ours(*given, mid_block_additional_residual=torch.zeros(1))
+
+
+@pytest.mark.parametrize("pair", [SMALL | {"sample_size": 8}], indirect=True)
+def test_a_pipeline_with_ours_is_saved_and_read_by_diffusers_alone(
+    pair: tuple[Any, UNet], tmp_path: Path
+) -> None:
+    DDIMPipeline(AsDiffusers(pair[1]), DDIMScheduler()).save_pretrained(tmp_path / "saved")
+    read = DDIMPipeline.from_pretrained(tmp_path / "saved").unet
+    assert type(read) is type(pair[0])
+    x = torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(read(x, 5).sample, pair[0](x, 5).sample)
+
+
+@pytest.mark.parametrize("pair", [SMALL], indirect=True)
+def test_gradient_checkpointing_by_diffusers_names(pair: tuple[Any, UNet]) -> None:
+    ours = AsDiffusers(pair[1])
+    calls: list[int] = []
+    pair[1].down_blocks[0].resnets[0].register_forward_pre_hook(lambda *_: calls.append(0))
+    for change, runs in (
+        (ours.enable_gradient_checkpointing, 2),
+        (ours.disable_gradient_checkpointing, 1),
+    ):
+        change()
+        assert ours.is_gradient_checkpointing == (runs == 2)
+        calls.clear()
+        ours(torch.randn(1, 3, 8, 8), 3).sample.sum().backward()
+        assert len(calls) == runs

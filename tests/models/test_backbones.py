@@ -121,7 +121,7 @@ def test_weights_that_cannot_be_had(tmp_path, monkeypatch):
         ({"encoder": "resnet18", "depth": 7}, "have 6 sizes, each half the one before"),
         ({"encoder": "vit_b_16"}, "have 0 sizes"),
         ({"encoder": "convnext_tiny"}, "have 1 sizes"),
-        ({"in_channels": 4}, "takes pictures of 1 or 3 channels"),
+        ({"in_channels": 4}, "takes images of 1 or 3 channels"),
         ({"dims": 3}, "not 3-D data"),
         ({"padding": "valid"}, 'set padding "same"'),
         ({"skip": "add"}, r"\[3, 64, 64, 128\] channels and the decoder \[4, 8, 16, 32\]"),

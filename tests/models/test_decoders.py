@@ -174,9 +174,9 @@ def test_full_scale_skips_written_out():
     def up(x: Tensor, factor: int) -> Tensor:
         return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
-    (a, b, c), join = net.decoder.levels[1].children()
+    (a, b, c), _, join = net.decoder.levels[1].children()
     middle = join(torch.cat([a(F.max_pool2d(fine, 2)), b(middle), c(up(coarse, 2))], dim=1))
-    (a, b, c), join = net.decoder.levels[0].children()
+    (a, b, c), _, join = net.decoder.levels[0].children()
     fine = join(torch.cat([a(fine), b(up(middle, 2)), c(up(coarse, 4))], dim=1))
     heads = net.decoder.heads
     expected = [heads[0](fine), up(heads[1](middle), 2), up(heads[2](coarse), 4)]
@@ -228,7 +228,7 @@ def test_gradient_checkpointing_changes_no_gradient(decoder):
         ({"decoder": "nested", "skip": "add"}, "has skips of its own"),
         ({"deep_supervision": True}, "decoder unet has one output; take decoder nested or full"),
         ({"decoder": "fcn", "depth": 2}, "depth is 2; take at least 3"),
-        ({"decoder": "segnet"}, "decoder: 'segnet' is not supported"),
+        ({"decoder": "segnet"}, "decoder is 'segnet'; it must be one of unet"),
     ],
 )
 def test_parts_that_do_not_go_together_are_refused(settings, message):

@@ -225,7 +225,7 @@ def test_a_pipeline_is_pointed_at_training(tmp_path):
 @pytest.mark.parametrize(
     ("head", "words"),
     [
-        ({"transfer": "freeze"}, "transfer: 'freeze' is not supported; take one of finetune"),
+        ({"transfer": "freeze"}, "transfer is 'freeze'; it must be one of finetune"),
         ({"num_classes": 0}, "must be between 1"),
         ({"class_label": 0}, "class_label 0: the U-Net knows 0 classes"),
         (FEATURES | {"feature_timesteps": (), "feature_alphas": ()}, "feature_timesteps is empty"),

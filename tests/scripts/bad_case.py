@@ -11,9 +11,9 @@ from faulty_files import Make, nothing
 from PIL import Image
 
 from ddpm_unet.config import HeadConfig, UNetConfig
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.inference.pipeline import write_pipeline
-from ddpm_unet.inference.segmentation import Preparation
 from ddpm_unet.models import UNet
 from ddpm_unet.models.segmenter import Segmenter
 
@@ -87,7 +87,7 @@ def good_folder(root: Path) -> None:
     unet = UNet(UNetConfig(**lists, sample_size=16))
     write_pipeline(root / "denoiser", unet, GaussianDiffusion())
     Segmenter(unet, HeadConfig()).save_pretrained(root / "segmenter")
-    Preparation(3).write(root / "segmenter")
+    Preprocessing(3).write(root / "segmenter")
     train = {"steps": 1, "batch_size": 2, "warmup_steps": 0, "sample_every": 0, "validate_every": 0}
     denoise = {"data": {"source": "pictures", "size": 16}, "model": network}
     pairs = {"images": "pictures", "masks": "masks", "size": 16}

@@ -57,11 +57,11 @@ MASKS = [
     Case("a cut mask", "check", "",
          "masks/1.png: is damaged or truncated (...); replace or remove the file", cut(MASK)),
     Case("an animated mask", "check", "",
-         "masks/1.png: is animated (2 frames); save the wanted frames as pictures",
+         "masks/1.png: is animated (2 frames); save the wanted frames as images",
          animation(MASK)),
     Case("a bomb: a PNG that claims 100,000 x 100,000", "check", "",
          "masks/1.png: 100000 x 100000 x 1 is 10,000 million pixels, over the limit of 200; "
-         "if the file can be trusted, raise data.max_pixels or --max_pixels",
+         "if the file can be trusted, raise max_pixels",
          png_header(MASK, 100_000, 100_000)),
     Case("a stack where a picture is meant", "check", "",
          "masks/1.tif: has 2 pages, pictures/1.png 1; make them the same",
@@ -70,7 +70,7 @@ MASKS = [
          "masks.tif: has 2 pages, images.tif 5; make them the same",
          several(tiff("images.tif", noise(5, 24, 24)), tiff("masks.tif", noise(2, 24, 24)))),
     Case("a CMYK mask", "check", "",
-         "masks/1.jpg: its colour mode CMYK has no single conversion to RGB; convert the file "
+         "masks/1.jpg: its colour space CMYK has no single conversion to RGB; convert the file "
          "to grey, RGB or RGBA first", several(remove(MASK), picture("masks/1.jpg", mode="CMYK"))),
     Case("a mask of another size", "check", "",
          "masks/1.png: is 24 x 20 but its image is 24 x 24 (pictures/1.png); save the mask at "
@@ -80,7 +80,7 @@ MASKS = [
          "two by 90 degrees",
          several(picture(PICTURE, noise(24, 30, 3)), picture(MASK, noise(30, 24) % 2))),
     Case("the image itself as its mask", "check", "",
-         "masks/1.png: is the same picture as pictures/1.png; see data.masks",
+         "masks/1.png: is the same image as pictures/1.png; see data.masks",
          several(*[picture(f"{d}/1.png", CELLS) for d in ("pictures", "masks")])),
     Case("a coloured mask", "check", "",
          "masks/1.png: is coloured; set data.mask_kind colors and data.class_colors to the "
@@ -88,8 +88,9 @@ MASKS = [
          picture(MASK, CELLS[..., None] * np.uint8([200, 0, 0]))),
     Case("a colour that is not in the table", "check",
          "--data.mask_kind colors --data.class_colors [[0,0,0],[1,1,1]]",
-         "masks/1.png: [200, 0, 0] not in data.class_colors; add the colour there or mend the "
-         "file", picture(MASK, CELLS[..., None] * np.uint8([200, 0, 0]))),
+         "masks/1.png: [200, 0, 0] not in data.class_colors; add the colour there, mend the "
+         "file, or set data.nearest_color true if it was saved as JPEG",
+         picture(MASK, CELLS[..., None] * np.uint8([200, 0, 0]))),
     Case("transparency that varies", "check", "",
          "masks/1.png: its transparency varies; save the mask without alpha",
          picture(MASK, noise(24, 24, 4))),
@@ -143,7 +144,7 @@ MASKS = [
          "masks: data.border_classes 7: the classes are numbered 0 to 1 (most values: "
          "masks/0.png)"),
     Case("every image held out", "train_seg", "--data.split.validation 3",
-         "no picture of 3 is left to train on: lower data.split.validation and .test"),
+         "no image of 3 is left to train on: lower data.split.validation and .test"),
     Case("a share above 1", "train_seg", "--data.split.test 1.5",
          "data.split.test is 1.5: give a share from 0 to 1, or a whole number"),
     Case("more folds than images", "train_seg", "--data.split.folds 9",

@@ -68,7 +68,7 @@ TRAINING = [
          "pictures/1.tif: is damaged or truncated (...); replace or remove the file",
          several(remove(PICTURE), tiff(TIFF, noise(24, 24, 3)), cut(TIFF))),
     Case("a TIFF of 8 bytes", "train_ddpm", "",
-         "pictures/1.tif: holds no picture; replace or remove the file",
+         "pictures/1.tif: holds no image; replace or remove the file",
          several(remove(PICTURE), write(TIFF, b"II*\0\x08\0\0\0"))),
     Case("a PNG of 0 x 0 pixels", "train_ddpm", "",
          "pictures/1.png: is not an image in a known format (PNG, JPEG, WebP, TIFF, GIF, "
@@ -84,14 +84,14 @@ TRAINING = [
          "data.fit resize"),
     Case("pictures that grow beyond the limit", "train_ddpm", "--data.scale 1000",
          "pictures/0.png: 24000 x 24000 x 3 is 576 million pixels, over the limit of 200; if "
-         "the file can be trusted, raise data.max_pixels or --max_pixels"),
+         "the file can be trusted, raise max_pixels"),
     Case("a bomb: a PNG that claims 100,000 x 100,000", "train_ddpm", "",
          "pictures/1.png: 100000 x 100000 x 1 is 10,000 million pixels, over the limit of "
-         "200; if the file can be trusted, raise data.max_pixels or --max_pixels",
+         "200; if the file can be trusted, raise max_pixels",
          png_header(PICTURE, 100_000, 100_000)),
     Case("a bomb: a TIFF that claims 100,000 x 100,000", "train_ddpm", "",
          "pictures/1.tif: 100000 x 100000 x 1 is 10,000 million pixels, over the limit of "
-         "200; if the file can be trusted, raise data.max_pixels or --max_pixels",
+         "200; if the file can be trusted, raise max_pixels",
          several(remove(PICTURE), tiff_header(TIFF, 100_000, 100_000))),
     Case("a PNG that claims more than it holds", "train_ddpm", "",
          "pictures/1.png: is damaged or truncated (...); replace or remove the file",
@@ -100,7 +100,7 @@ TRAINING = [
          "pictures/1.tif: is damaged or truncated (...); replace or remove the file",
          several(remove(PICTURE), tiff_header(TIFF, 1000, 1000))),
     Case("a CMYK JPEG", "train_ddpm", "",
-         "pictures/1.jpg: its colour mode CMYK has no single conversion to RGB; convert the "
+         "pictures/1.jpg: its colour space CMYK has no single conversion to RGB; convert the "
          "file to grey, RGB or RGBA first",
          several(remove(PICTURE), picture("pictures/1.jpg", mode="CMYK"))),
     Case("a CMYK TIFF", "train_ddpm", "",
@@ -112,19 +112,19 @@ TRAINING = [
          "the file to grey, RGB or RGBA first",
          several(remove(PICTURE), picture(TIFF, mode="LAB"))),
     Case("an animated GIF", "train_ddpm", "",
-         "pictures/1.gif: is animated (2 frames); save the wanted frames as pictures",
+         "pictures/1.gif: is animated (2 frames); save the wanted frames as images",
          several(remove(PICTURE), animation("pictures/1.gif"))),
     Case("an animated PNG", "train_ddpm", "",
-         "pictures/1.png: is animated (2 frames); save the wanted frames as pictures",
+         "pictures/1.png: is animated (2 frames); save the wanted frames as images",
          animation(PICTURE)),
     Case("an animated WebP", "train_ddpm", "",
-         "pictures/1.webp: is animated (2 frames); save the wanted frames as pictures",
+         "pictures/1.webp: is animated (2 frames); save the wanted frames as images",
          several(remove(PICTURE), animation("pictures/1.webp"))),
     Case("a TIFF of two pages", "train_ddpm", "",
-         "pictures/1.tif: has 2 pages; save each as a picture of its own, or store channels "
+         "pictures/1.tif: has 2 pages; save each as an image of its own, or store channels "
          "as samples of one page", several(remove(PICTURE), tiff(TIFF, noise(2, 24, 24)))),
     Case("a TIFF of pages of different sizes", "train_ddpm", "",
-         "pictures/1.tif: holds 2 pictures of different shapes; save each as a file of its own",
+         "pictures/1.tif: holds 2 images of different shapes; save each as a file of its own",
          several(remove(PICTURE), tiff(TIFF, noise(24, 24), noise(20, 20)))),
     Case("NaN in a float TIFF", "train_ddpm", "--data.source deep",
          "deep/1.tif: 1728 values are NaN or infinite, the first at row 0, column 0; mend or "
@@ -188,18 +188,18 @@ SEGMENTING = [
     Case("an empty file, after good ones", "segment", "pictures bad.png",
          "bad.png: is empty (0 bytes); replace or remove the file", write("bad.png")),
     Case("a CMYK picture, after good ones", "segment", "pictures bad.jpg",
-         "bad.jpg: its colour mode CMYK has no single conversion to RGB; convert the file to "
+         "bad.jpg: its colour space CMYK has no single conversion to RGB; convert the file to "
          "grey, RGB or RGBA first", picture("bad.jpg", mode="CMYK")),
     Case("an animation, after good ones", "segment", "pictures bad.gif",
-         "bad.gif: is animated (2 frames); save the wanted frames as pictures",
+         "bad.gif: is animated (2 frames); save the wanted frames as images",
          animation("bad.gif")),
     Case("a bomb: a PNG that claims 100,000 x 100,000", "segment", "bad.png",
          "bad.png: 100000 x 100000 x 1 is 10,000 million pixels, over the limit of 200; if "
-         "the file can be trusted, raise data.max_pixels or --max_pixels",
+         "the file can be trusted, raise max_pixels",
          png_header("bad.png", 100_000, 100_000)),
     Case("a bomb: a TIFF that claims 100,000 x 100,000", "segment", "bad.tif",
          "bad.tif: 1 x 100000 x 100000 x 1 is 10,000 million pixels, over the limit of 200; "
-         "if the file can be trusted, raise data.max_pixels or --max_pixels",
+         "if the file can be trusted, raise max_pixels",
          tiff_header("bad.tif", 100_000, 100_000)),
     Case("a TIFF of 0 x 0 pixels", "segment", "bad.tif",
          "bad.tif: has no pixels; replace or remove the file", tiff_header("bad.tif", 0, 0)),
@@ -210,7 +210,7 @@ SEGMENTING = [
          "bad.tif: has 5 channels, which cannot become 3; convert it, or set data.channels null",
          tiff("bad.tif", noise(24, 24, 5), **FIVE)),
     Case("pages of different sizes", "segment", "bad.tif",
-         "bad.tif: holds 2 pictures of different shapes; save each as a file of its own",
+         "bad.tif: holds 2 images of different shapes; save each as a file of its own",
          tiff("bad.tif", noise(24, 24), noise(20, 20))),
     Case("two pictures whose masks would have one name", "segment", "a b",
          "b/x.png and a/x.png: would be written under one name; segment them into different "

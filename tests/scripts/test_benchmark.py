@@ -9,7 +9,7 @@ import benchmarks.__main__ as benchmark
 import numpy as np
 import pytest
 import torch
-from benchmarks import gpu, growth_plots, inputs, memory, networks, sampling, tiles
+from benchmarks import gpu, growth_plots, inputs, memory, networks, sampling, tiles, training
 from benchmarks.page import page
 from benchmarks.rows import DIFFUSERS, MONAI, OURS, Goal, Measured, Results, Row
 from benchmarks.timing import Effort, Timer, quotients, spread
@@ -215,6 +215,14 @@ def test_differences_see_what_differs():
         assert networks.difference(ours(x, t), theirs(x, t).sample) > 1e-3
 
 
+def test_a_training_step_beside_its_peer(monkeypatch):
+    monkeypatch.setattr(training, "cifar", lambda: TINY)
+    monkeypatch.setattr(training, "installed", lambda peer: False)
+    measured = training.step(ONCE, batch=2)
+    assert measured.differences[DIFFUSERS] < 1e-4
+    assert {side: len(found) for side, found in measured.samples.items()} == {OURS: 1, DIFFUSERS: 1}
+
+
 def test_sampling_end_to_end_draws_the_same_pictures():
     unet = networks.random_unet(TINY)
     measured = sampling.end_to_end(ONCE, unet, sampling.GaussianDiffusion(), images=2, steps=5)
@@ -224,30 +232,15 @@ def test_sampling_end_to_end_draws_the_same_pictures():
     assert measured.gflop[OURS] == pytest.approx(2 * single)
 
 
-def test_gpu_rows_on_a_cpu():
-    here = gpu.Device("cpu", compiled=False)
-    measured = gpu.training(Effort(seconds=0, least=2, most=2), here, TINY, 3, 2)
-    assert {side: len(values) for side, values in measured.samples.items()} == {
-        OURS: 2, DIFFUSERS: 2, gpu.COMPILED: 2
-    }  # fmt: skip
-    assert measured.rates == {}  # the peak of a CPU is not known
-    measured = gpu.sampling(ONCE, here, TINY, batch=2, steps=3)
-    assert measured.per == 6
-    attending = UNetConfig(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8, 16),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        mid_block_type="UNetMidBlock2DCrossAttn",
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=2,
-        cross_attention_dim=10,
-    )
-    measured = gpu.forward(ONCE, here, attending, batch=2)
-    assert max(measured.differences.values()) < 0.1  # bfloat16
+@pytest.mark.parametrize("task", gpu.catalogue())
+def test_gpu_rows_on_a_cpu(task, capfd):
+    lines = [gpu.measure(task, side, 0.01, "cpu", tiny=True) for side in (OURS, DIFFUSERS)
+             if side in gpu.catalogue()[task].sides]  # fmt: skip
+    found = gpu.measured([line | {"peak_memory_mb": 7.0} for line in lines])
+    assert all(len(values) >= 3 for values in found.samples.values())
+    assert found.rates == {}  # the peak of a CPU is not known
+    assert task == "reverse_loop" or found.gflop[OURS] == found.gflop[DIFFUSERS] > 0
+    assert "ours 7 MB" in found.notes[0]
 
 
 def test_reading_pictures_gives_the_same_pixels(monkeypatch):

@@ -70,7 +70,7 @@ def test_of_a_segmenter(home, architecture):
     assert differing > 5
     for a, b in zip(trained.buffers(), made.buffers(), strict=True):
         assert torch.equal(a, b)
-    assert (home / "runs" / "s" / "model-0.07" / "preparation.json").exists()
+    assert (home / "runs" / "s" / "model-0.07" / "preprocessing.json").exists()
 
 
 @pytest.mark.parametrize(

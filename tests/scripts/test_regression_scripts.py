@@ -9,8 +9,8 @@ from in_process import run
 from PIL import Image
 from scipy import ndimage
 
+from ddpm_unet.data.conditioning import ConcatCondition
 from ddpm_unet.data.images import read_image
-from ddpm_unet.data.planes import Planes
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline
@@ -33,7 +33,9 @@ def done(script, line):
 
 
 def test_pan_sharpening_from_a_picture_to_the_table(here):
-    assert "1 pair(s)" in done("make_pairs.py", "pansharpening a.png --scale 1 --out pairs")
+    assert "1 pair(s)" in done(
+        "examples/make_pairs.py", "pansharpening a.png --scale 1 --out pairs"
+    )
     assert read_image("pairs/train/images/a.tif").shape == (96, 104, 4)
     assert read_image("pairs/test/targets/a.tif").shape == (96, 52, 3)
     shared = "--data.images pairs/train/images --data.masks pairs/train/targets --data.size 16"
@@ -47,7 +49,9 @@ def test_pan_sharpening_from_a_picture_to_the_table(here):
         "--regression.residual true --data.split.validation 0 --data.split.test 0.3 "
         "--train.sample_every 0 --train.validate_every 0",
     )
-    assert set(json.loads((here / "run/scores.json").read_text())) == {"psnr", "ssim", "mae"}
+    assert set(json.loads((here / "run/scores.json").read_text())) == {
+        "psnr", "ssim", "mae", "images"
+    }  # fmt: skip
     told = done("segment.py", "--model run/model pairs/test/images --out ours --picture png")
     assert "a.tif: mean" in told
     table = done(
@@ -63,13 +67,13 @@ def test_pan_sharpening_from_a_picture_to_the_table(here):
 
 
 def test_many_samples_of_a_tile_and_their_map(here, small_unet):
-    done("make_pairs.py", "staining a.png --scale 1 --out pairs")
+    done("examples/make_pairs.py", "staining a.png --scale 1 --out pairs")
     config = replace(small_unet, in_channels=2, out_channels=1, sample_size=16)
     write_pipeline(here / "model", UNet(config), GaussianDiffusion())
     place = "--images pairs/test/images --targets pairs/test/targets --tiles 2 --samples 3"
     refused = run("examples/uncertainty.py", f"--model model {place}".split())
     assert refused.status == 2
-    Conditioning(image_channels=1, concat_cond=Planes("picture", 1)).write(here / "model")
+    Conditioning(image_channels=1, concat_cond=ConcatCondition("image", 1)).write(here / "model")
     told = done("examples/uncertainty.py", f"--model model {place} --steps 2 --sampler ddim")
     assert "2 tiles, 3 samples each" in told
     scores = json.loads((here / "uncertainty/scores.json").read_text())
@@ -81,11 +85,11 @@ def test_many_samples_of_a_tile_and_their_map(here, small_unet):
 @pytest.mark.parametrize(
     ("script", "line", "says"),
     [
-        ("make_pairs.py", "staining b.png", "b.png: no such file"),
-        ("make_pairs.py", "staining a.png --scale 0.5", "a.png: is under 96 pixels wide"),
+        ("examples/make_pairs.py", "staining b.png", "b.png: no such file"),
+        ("examples/make_pairs.py", "staining a.png --scale 0.5", "a.png: is under 96 pixels wide"),
         ("score_pictures.py", "--targets . x=nowhere", "x=nowhere: give name=folder"),
         ("segment.py", "a.png --picture gif", "invalid choice: 'gif'"),
-        ("train_seg.py", "--task regress", "are masks, not pictures to predict"),
+        ("train_seg.py", "--task regress", "are masks, not images to predict"),
     ],
 )
 def test_bad_input_gets_one_line(here, script, line, says):

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.data.planes import Planes
+from ddpm_unet.data.conditioning import ConcatCondition
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline
@@ -41,7 +41,9 @@ def home(tmp_path_factory):
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
     write_pipeline(home / "model", unet, GaussianDiffusion())
-    Conditioning(3, ("a", "b"), True, Planes("classes", 2), None, True).write(home / "model")
+    Conditioning(3, ("a", "b"), True, ConcatCondition("classes", 2), None, True).write(
+        home / "model"
+    )
     (home / "early").mkdir()
     earlier = {name: 0.5 * value.detach() for name, value in unet.state_dict().items()}
     save_file(earlier, home / "early/ema.safetensors")
@@ -85,12 +87,15 @@ def test_it_goes_by_what_it_is_told_and_is_guided(home, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (TOLD[:2], "goes by a mask of 2 classes; give --condition FILES, or a folder"),
-        (TOLD[4:], "the model attends to a context; give --context FILES"),
+        (
+            TOLD[:2],
+            "condition: is missing, the model is conditioned on a mask of 2",
+        ),
+        (TOLD[4:], "the model attends to a context; give context, files"),
         ([*TOLD, "--class", "c"], "class c: the model has classes 0 to 1 (a, b)"),
-        ([*TOLD, "--guide", "early"], "--guide: guides nothing without --guidance"),
+        ([*TOLD, "--guide", "early"], "guide: does nothing without guidance"),
         ([*TOLD, "--guidance", "2", "--guide", "nowhere"], "nowhere does not exist"),
-        ([*TOLD, "--prompt", "text"], "has no text encoder; give --context FILES instead"),
+        ([*TOLD, "--prompt", "text"], "has no text encoder; give context files instead"),
     ],
 )
 def test_what_is_missing_is_said_in_one_line(home, flags, message, monkeypatch):
@@ -130,7 +135,7 @@ def test_images_and_their_masks_are_written_as_two_folders(tmp_path, monkeypatch
     assert outcome.status == 0, outcome.err
     assert "3 images of 3x8x8 with masks of 2 classes" in outcome.out
     assert {path.name for path in (tmp_path / "drawn").iterdir()} == {
-        "images", "masks", "grid.png", "film.png",
+        "images", "masks", "grid.png", "film.png", "settings.json",
     }  # fmt: skip
     assert pictures(tmp_path / "drawn/images").shape == (3, 8, 8, 3)
     masks = pictures(tmp_path / "drawn/masks")
@@ -168,8 +173,8 @@ def test_latents_become_pictures(tmp_path, monkeypatch):
         assert outcome.status == 0, outcome.err
     assert pictures(tmp_path / "size").shape == (3, 20, 16, 3)
     for flags, message in (
-        (["--size", "17"], "--size 17: the autoencoder makes one latent of 2 x 2 pixels"),
-        (["--init_image", "begin.png", "--mask", "begin.png"], "--mask: the model draws latents"),
+        (["--size", "17"], "size 17: the autoencoder makes one latent of 2 x 2 pixels"),
+        (["--init_image", "begin.png", "--mask", "begin.png"], "mask: the model draws latents"),
     ):
         outcome = sample(*flags, "--out", "none")
         assert outcome.status == 2

@@ -1,7 +1,7 @@
 """The scripts as a person runs them, on files that take seconds."""
 
-import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +12,8 @@ import tifffile
 import yaml
 from PIL import Image
 
-from ddpm_unet.command_line import user_errors
+from ddpm_unet import cli
+from ddpm_unet.commands import shared
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 UNET = {
@@ -90,7 +91,7 @@ def test_sampling_from_the_newest_run(home):
     assert "5 images of 3x48x80 from runs/tiny/model, 7 ddpm steps" in output
     out = home / "generated"
     assert sorted(p.name for p in out.iterdir()) == [
-        *(f"{i:05d}.png" for i in range(5)), "film.png", "grid.png",
+        *(f"{i:05d}.png" for i in range(5)), "film.png", "grid.png", "settings.json",
     ]  # fmt: skip
     assert Image.open(out / "00004.png").size == (80, 48)
     assert Image.open(out / "film.png").size == (2 * (6 * 82 + 2), 2 * (2 * 50 + 2))
@@ -99,10 +100,10 @@ def test_sampling_from_the_newest_run(home):
 def test_training_to_segment_from_the_newest_denoiser(trained):
     home, output = trained
     assert output.count("masks: 0, 255: read as values") == 1
-    assert "on 1 test picture(s): mean_dice" in output
+    assert re.search(r"on 1 test \w+\(s\): mean_dice", output)
     run = home / "runs" / "cells"
     assert yaml.safe_load((run / "config.yaml").read_text())["init"] == "runs/tiny/model"
-    for name in ("scores.json", "test.png", "split.yaml", "model/preparation.json"):
+    for name in ("scores.json", "test.png", "split.yaml", "model/preprocessing.json"):
         assert (run / name).is_file()
 
 
@@ -112,7 +113,7 @@ def test_segmenting_a_folder_and_a_deep_stack(trained):
     tifffile.imwrite(home / "stack.tif", stack, photometric="rgb")
     arguments = ("images", "stack.tif", "--out", "found", "--probabilities", "tiff", "--tile", "96")
     output = script("segment.py", *arguments, cwd=home)
-    assert "5 picture(s) with runs/cells/model" in output
+    assert "5 image(s) with runs/cells/model" in output
     assert "stack.tif: value 0" in output
     found = {p.name for p in (home / "found").iterdir()}
     assert {"0_mask.png", "3_overlay.png", "3_probabilities.tif", "stack_mask.tif"} <= found
@@ -128,26 +129,15 @@ def test_the_check_alone(home, monkeypatch, capsys):
     output = script("ddpm_unet.data.check", *same, "--data.scale", "0.5", cwd=home)
     assert output.endswith("no fault found\n")
     monkeypatch.chdir(home)
-    monkeypatch.setattr(sys, "argv", ["train_seg.py", "--config", "cells.yaml", "--check"])
-    load("train_seg.py").main()
+    cli.run("train-seg", ["--config", "cells.yaml", "--check"])
     assert capsys.readouterr().out == output
 
 
-def load(name):
-    """A script as a module of this process, to save the time that imports take."""
-    spec = importlib.util.spec_from_file_location("the_script", SCRIPTS / name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def fault(name, arguments, monkeypatch, capsys):
-    """What a script says before it exits with status 2."""
-    module = load(name)
-    monkeypatch.setattr(module, "SHIPPED", Path("shipped"))
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    with pytest.raises(SystemExit) as stop, user_errors():
-        module.main()
+def fault(command, arguments, monkeypatch, capsys):
+    """What a command says before it exits with status 2."""
+    monkeypatch.setattr(shared, "SAMPLES", Path("shipped"))
+    with pytest.raises(SystemExit) as stop:
+        cli.run(command, arguments)
     assert stop.value.code == 2
     lines = capsys.readouterr().err.split("\n")
     return next(line for line in lines if line.startswith("error: "))
@@ -168,7 +158,7 @@ def fault(name, arguments, monkeypatch, capsys):
 )
 def test_what_cannot_be_sampled(home, arguments, message, monkeypatch, capsys):
     monkeypatch.chdir(home)
-    assert message in fault("sample.py", arguments.split(), monkeypatch, capsys)
+    assert message in fault("sample", arguments.split(), monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(
@@ -183,19 +173,77 @@ def test_what_cannot_be_sampled(home, arguments, message, monkeypatch, capsys):
 )
 def test_what_cannot_be_segmented(trained, arguments, message, monkeypatch, capsys):
     monkeypatch.chdir(trained[0])
-    assert message in fault("segment.py", arguments.split(), monkeypatch, capsys)
+    assert message in fault("segment", arguments.split(), monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "cure"),
     [
-        ("sample.py", [], "train one with scripts/train_ddpm.py, or give --model"),
-        ("segment.py", ["a.png"], "train one with scripts/train_seg.py, or give --model"),
-        ("train_seg.py", [], "or give --init DIR or --init scratch"),
+        ("sample", [], "train one with scripts/train_ddpm.py, or give --model"),
+        ("segment", ["a.png"], "train one with scripts/train_seg.py, or give --model"),
+        ("train-seg", [], "or give --init DIR or --init scratch"),
     ],
 )
 def test_without_any_model_the_cure_is_told(name, arguments, cure, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     said = fault(name, arguments, monkeypatch, capsys)
-    assert said.startswith("error: no model in runs/*/model nor in shipped; ")
+    assert said.startswith("error: no model in runs/*/model nor in shipped/")
     assert said.endswith(cure)
+
+
+def test_a_sampling_job_goes_on_where_it_stopped(home, monkeypatch, capsys):
+    """Images of the same settings are kept, those of others drawn anew."""
+    monkeypatch.chdir(home)
+    job = ["--num_images", "5", "--batch_size", "2", "--steps", "2", "--out", "again"]
+    cli.run("sample", job)
+    whole = {path.name: path.read_bytes() for path in Path("again").glob("0*.png")}
+    for name in ("00002.png", "00003.png", "00004.png"):
+        Path("again", name).unlink()
+    kept = Path("again/00000.png").stat().st_mtime_ns
+    capsys.readouterr()
+    cli.run("sample", job)
+    assert "2 of them there already" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in Path("again").glob("0*.png")} == whole
+    assert Path("again/00000.png").stat().st_mtime_ns == kept
+    cli.run("sample", [*job, "--seed", "1"])
+    assert Path("again/00000.png").read_bytes() != whole["00000.png"]
+    cli.run("sample", [*job, "--npz"])
+    shards = sorted(path.name for path in Path("again").glob("*.npz"))
+    assert shards == ["00000-00001.npz", "00002-00003.npz", "00004-00004.npz"]
+    first = np.load("again/00000-00001.npz")["arr_0"]
+    assert first.shape == (2, 16, 16, 3)
+
+
+def test_several_processes_share_the_files(trained):
+    """Two processes segment and sample what one does."""
+    home, _ = trained
+    script("segment.py", "images", "--out", "one", "--tile", "96", cwd=home)
+    launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
+    for command in (
+        ["segment.py", "images", "--out", "two", "--tile", "96"],
+        ["sample.py", "--num_images", "3", "--batch_size", "2", "--steps", "2", "--out", "pair"],
+    ):
+        result = subprocess.run(
+            [sys.executable, *launch, SCRIPTS / command[0], *command[1:]],
+            cwd=home, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+    for path in (home / "one").iterdir():
+        assert (home / "two" / path.name).read_bytes() == path.read_bytes()
+    assert len(list((home / "pair").glob("0*.png"))) == 3
+
+
+def test_a_reader_that_leaves_does_not_stop_the_work(trained):
+    """As with `| head -1`: all files are written, and the status is that of SIGPIPE."""
+    home, _ = trained
+    script = SCRIPTS / "segment.py"
+    process = subprocess.Popen(
+        [sys.executable, "-u", script, "images", "--out", "piped", "--tile", "96"],
+        cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stdout.readline()
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait() == 141, error
+    assert "Traceback" not in error
+    assert len(list((home / "piped").glob("*_mask.png"))) == 4

@@ -14,9 +14,9 @@ from scipy import ndimage
 
 from ddpm_unet.config import ClassicConfig, UNetConfig
 from ddpm_unet.data.points import read_points
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.inference.pipeline import write_pipeline
-from ddpm_unet.inference.segmentation import Preparation
 from ddpm_unet.models import UNet
 from ddpm_unet.models.classic import ClassicUNet
 
@@ -37,7 +37,7 @@ def run(tmp_path, monkeypatch):
     PartialState._reset_state()
 
 
-def save_classic(folder: Path, channels: int, preparation: Preparation) -> None:
+def save_classic(folder: Path, channels: int, preparation: Preprocessing) -> None:
     torch.manual_seed(0)
     config = ClassicConfig(in_channels=channels, dims=3, depth=2, base_width=2, padding="same")
     ClassicUNet(config).save_pretrained(folder)
@@ -45,7 +45,7 @@ def save_classic(folder: Path, channels: int, preparation: Preparation) -> None:
 
 
 def test_a_folder_of_nifti_is_segmented(run, tmp_path, capsys):
-    save_classic(tmp_path / "model", 1, Preparation(1, value_range="percentiles"))
+    save_classic(tmp_path / "model", 1, Preprocessing(1, value_range="percentiles"))
     affine = np.diag([2.0, 1, 3, 1])
     (tmp_path / "in").mkdir()
     for name in ("a.nii.gz", "b.nii"):
@@ -53,7 +53,7 @@ def test_a_folder_of_nifti_is_segmented(run, tmp_path, capsys):
         nibabel.Nifti1Image(volume, affine).to_filename(tmp_path / "in" / name)
     run("segment.py", "--model", "model", "in", "--out", "out", "--tile", 40, "--overlap", 4)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "a_mask.nii.gz", "a_overlay.tif", "b_mask.nii.gz", "b_overlay.tif",
+        f"{name}_{kind}" for name in "ab" for kind in ("mask.nii.gz", "objects.csv", "overlay.tif")
     ]  # fmt: skip
     mask = nibabel.load(tmp_path / "out" / "b_mask.nii.gz")
     assert mask.shape == (9, 12, 7)
@@ -74,7 +74,12 @@ def test_volumes_are_sampled(run, tmp_path, ending):
     nifti = ["--nifti"] * (ending == ".nii.gz")
     run("sample.py", "--model", "model", "--steps", 2, "--num_images", 3, "--film", 2, *nifti)
     names = {path.name for path in (tmp_path / "generated").iterdir()}
-    assert names == {*(f"0000{i}{ending}" for i in range(3)), "grid.png", "film.png"}
+    assert names == {
+        *(f"0000{i}{ending}" for i in range(3)),
+        "grid.png",
+        "film.png",
+        "settings.json",
+    }
     zoom = round(128 / 8)
     grid = Image.open(tmp_path / "generated" / "grid.png")
     assert grid.size == ((8 * 10 + 2) * zoom, (3 * 10 + 2) * zoom)
@@ -132,7 +137,7 @@ def test_proteins_are_made_and_their_atoms_classified(run, tmp_path):
     points = read_points(tmp_path / "proteins" / "0001.npz")
     assert 0.03 < points.labels.mean() < 0.3
     assert points.features.sum(1).tolist() == [1] * len(points.labels)
-    save_classic(tmp_path / "model", 6, Preparation(6, voxel=2.0))
+    save_classic(tmp_path / "model", 6, Preprocessing(6, voxel=2.0))
     run("segment.py", "--model", "model", "proteins", "--out", "out", "--probabilities", "npz")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "0000_points.csv", "0000_points.npz", "0001_points.csv", "0001_points.npz",

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from ddpm_unet.errors import UserError
 from ddpm_unet.training.checkpoint import checkpoint_paths
+from ddpm_unet.training.distributed import PeerError
 from ddpm_unet.training.run_folder import RunFolder
 
 
@@ -51,7 +52,8 @@ class Process:
             work()
             code = 0
         except UserError as error:
-            print(f"error: {error}")
+            if not isinstance(error, PeerError):  # which commands leave unsaid
+                print(f"error: {error}")
             code = 2
         except SystemExit as error:
             code = int(error.code or 0)

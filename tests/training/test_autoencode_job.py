@@ -37,7 +37,7 @@ def test_it_learns_and_its_latents_spread_like_noise(autoencode):
     assert (run.samples / "00000040.png").is_file()
     found = Autoencoder(run.model)
     assert (found.channels, found.latent_channels, found.factor) == (3, 3, 2)
-    images = to_model_range(job.stream.__getitems__(range(300, 500))["image"])
+    images = to_model_range(job.windows.__getitems__(range(300, 500))["image"])
     mean, deviation = found.encode(images)
     spread = float((mean + deviation * torch.randn_like(mean)).std())
     assert 0.8 < spread < 1.25
@@ -65,8 +65,8 @@ def test_the_split_of_a_batch_changes_nothing_but_rounding(autoencode):
     job = AutoencodeJob(autoencode)
     network = job.build_model()
     with torch.no_grad():
-        whole = job.losses(network, job.stream.__getitems__(range(6)))
-        parts = [job.losses(network, job.stream.__getitems__([i])) for i in range(6)]
+        whole = job.losses(network, job.windows.__getitems__(range(6)))
+        parts = [job.losses(network, job.windows.__getitems__([i])) for i in range(6)]
     torch.testing.assert_close(whole, torch.cat(parts))
 
 

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from ddpm_unet.data.stream import Stream
+from ddpm_unet.data.sources import open_stream
 from ddpm_unet.diffusion.conditioning import concat_cond, draw_dropped
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Conditioning
@@ -18,6 +18,7 @@ from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.from_config import build_denoise_job
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
 
@@ -31,7 +32,7 @@ def curves_quickly(monkeypatch):
 
 def run(settings, job=None):
     folder = RunFolder(Path(settings.run))
-    train(job or DenoiseJob(settings), folder, settings)
+    train(job or build_denoise_job(settings), folder, settings)
     return folder
 
 
@@ -120,7 +121,7 @@ def test_a_denoiser_goes_by_what_it_is_told(told, kind):
 
 
 def test_the_null_class_stands_between_the_classes(told):
-    told.condition_dropout = 0.3
+    told.condition_dropout, told.data.include_held_out = 0.3, True
     folder = run(quickly(by_class(told)))
     assert Conditioning.read(folder.model) == Conditioning(
         image_channels=3, class_names=("bright", "dark"), cond_dropout=True
@@ -136,7 +137,7 @@ def test_the_null_class_stands_between_the_classes(told):
 
 def test_labels_are_withheld_by_position_and_never_in_validation(told, monkeypatch):
     told.condition_dropout = 0.4
-    job = DenoiseJob(by_class(told))
+    job = build_denoise_job(by_class(told))
     seen = []
 
     def network(x, t, class_labels):
@@ -144,13 +145,13 @@ def test_labels_are_withheld_by_position_and_never_in_validation(told, monkeypat
         return x
 
     positions = torch.arange(30, 70)
-    batch = Stream(job.images, told.data, told.seed).__getitems__(positions)
+    batch = open_stream(told.data, told.seed, job.windows.images).__getitems__(positions)
     job.losses(network, batch)
     dropped = draw_dropped(told.seed, positions, 0.4)
     assert 5 < dropped.sum() < 30
     assert torch.equal(seen[0], torch.where(dropped, 2, batch["label"]))
     seen.clear()
-    job.held_out = job.held_out or Stream(job.images, told.data, 0)
+    job.held_out = open_stream(told.data, 0, job.windows.images)
     monkeypatch.setattr(type(job.held_out), "__len__", lambda self: 24, raising=False)
     job.validate(network, Accelerator(cpu=True))
     assert seen
@@ -182,7 +183,7 @@ def test_all_conditions_at_once_and_an_exact_resume(told, tmp_path):
     assert (whole.samples / "00000008.png").is_file()
     settings.run = str(tmp_path / "killed")
     with pytest.raises(Killed):
-        run(settings, KilledJob(settings))
+        run(settings, build_denoise_job(settings, KilledJob))
     resumed = run(settings)
     ends = [read_checkpoint(checkpoint_paths(f.checkpoints)[-1]) for f in (whole, resumed)]
     for group in ("model", "ema", "optimizer"):
@@ -191,12 +192,12 @@ def test_all_conditions_at_once_and_an_exact_resume(told, tmp_path):
     assert (whole.samples / "00000008.png").read_bytes() == (
         resumed.samples / "00000008.png"
     ).read_bytes()
-    saved = json.loads((resumed.model / "conditions.json").read_text())
+    saved = json.loads((resumed.model / "conditioning.json").read_text())
     assert saved == {
         "image_channels": 3,
         "class_names": ["bright", "dark"],
-        "withheld": True,
-        "planes": {"kind": "classes", "channels": 2, "factor": 1},
+        "cond_dropout": True,
+        "concat_cond": {"kind": "classes", "channels": 2, "factor": 1},
         "text_encoder": None,
         "self_conditioning": True,
         "mask_classes": 0,
@@ -222,11 +223,11 @@ def test_gradients_reach_every_weight_after_the_estimate(told):
     """Autocast must not keep the weights that it cast where no gradient is asked for."""
     told.self_conditioning = True
     told.model.in_channels = 6
-    job = DenoiseJob(told)
+    job = build_denoise_job(told)
     model = job.build_model()
     for parameter in model.parameters():  # zeros at first, which pass no gradient on
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
-    batch = Stream(job.images, told.data, 0).__getitems__(torch.arange(8))
+    batch = open_stream(told.data, 0, job.windows.images).__getitems__(torch.arange(8))
     in_bf16 = torch.autocast("cpu", torch.bfloat16)(model.forward)  # as accelerate does
     job.losses(in_bf16, batch).sum().backward()
     for name, parameter in model.named_parameters():
@@ -241,7 +242,7 @@ def test_conditions_made_of_the_images(told, condition):
     told.train.steps, told.train.sample_every = 2, 2
     folder = run(told)
     assert (folder.samples / "00000002.png").is_file()
-    planes = Conditioning.read(folder.model).planes
+    planes = Conditioning.read(folder.model).concat_cond
     assert planes is not None
     assert planes.channels == told.model.in_channels - 3
 

@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from ddpm_unet.config import HeadConfig, PairDataConfig, SegmentConfig
-from ddpm_unet.data.planes import Planes
+from ddpm_unet.data.conditioning import ConcatCondition
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet
-from ddpm_unet.training.initial_denoiser import channels_of, choose_denoiser
+from ddpm_unet.training.from_config import channels_of, choose_denoiser
 
 CURE = "train one"
 
@@ -56,14 +56,17 @@ UNFIT = {
         "denoises images with their masks",
     ),
     "masks": (
-        {"out_channels": 1, "told": Conditioning(1, concat_cond=Planes("classes", 2))},
-        "goes by a condition beside the image",
+        {"out_channels": 1, "told": Conditioning(1, concat_cond=ConcatCondition("classes", 2))},
+        "is conditioned on an image",
     ),
     "self": (
         {"in_channels": 6, "told": Conditioning(self_conditioning=True)},
-        "is told its own estimate",
+        "is self-conditioned",
     ),
-    "classes": ({"num_class_embeds": 4}, "is told classes, and head.class_label is not set"),
+    "classes": (
+        {"num_class_embeds": 4},
+        "is conditioned on classes, and head.class_label is not set",
+    ),
     "volumes": ({"dims": 3}, "is of 3 dimensions, data.dims is 2"),
 }
 

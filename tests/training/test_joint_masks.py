@@ -17,22 +17,20 @@ from ddpm_unet.config import (
     SplitConfig,
 )
 from ddpm_unet.data.check import check_pairs
-from ddpm_unet.data.extra_pairs import WithExtra
 from ddpm_unet.data.labelled import LabelledSet
-from ddpm_unet.data.pair_stream import PairStream
-from ddpm_unet.data.stream import Stream
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.data.pair_stream import PairStream, WithExtra
+from ddpm_unet.data.sources import open_stream
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.errors import UserError
-from ddpm_unet.evaluation.plots import save_images
+from ddpm_unet.evaluation.plots import to_uint8
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.inference.writers import save_masks
 from ddpm_unet.training import loop
-from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.from_config import build_denoise_job, build_pixel_job
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
-from ddpm_unet.training.segment import SegmentJob
 
 
 @pytest.fixture(autouse=True)
@@ -74,9 +72,9 @@ def joint(settings, tmp_path):
 
 
 def test_what_is_denoised_is_the_image_and_its_mask(joint):
-    job = DenoiseJob(joint)
+    job = build_denoise_job(joint)
     positions = range(6)
-    batch = Stream(job.images, joint.data, joint.seed).__getitems__(positions)
+    batch = open_stream(joint.data, joint.seed, job.windows.images).__getitems__(positions)
     seen = []
 
     def network(x, t):
@@ -94,12 +92,12 @@ def test_what_is_denoised_is_the_image_and_its_mask(joint):
 
 def test_pairs_are_drawn_and_train_a_segmenter(joint, tmp_path, monkeypatch):
     folder = RunFolder(Path(joint.run))
-    train(DenoiseJob(joint), folder, joint)
+    train(build_denoise_job(joint), folder, joint)
     assert (folder.samples / "00000080.png").is_file()
     told = Conditioning.read(folder.model)
     assert told == Conditioning(image_channels=3, mask_classes=2)
     unet, diffusion = read_pipeline(folder.model)
-    scheduler = make_scheduler("ddim", diffusion)
+    scheduler = make_sampler("ddim", diffusion)
     drawn = sample(unet, scheduler, (5, 8, 8), seed=0, indices=range(8), steps=12)
     images, masks = told.split(drawn)
     assert ((images.mean(1) > 0) == masks).float().mean() > 0.9, "masks of other images"
@@ -107,7 +105,8 @@ def test_pairs_are_drawn_and_train_a_segmenter(joint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("images", "masks"):
         Path("drawn", name).mkdir(parents=True)
-    save_images(images, [Path(f"drawn/images/{i:05d}.png") for i in range(8)])
+    for i, image in enumerate(to_uint8(images)):
+        Image.fromarray(image.squeeze()).save(f"drawn/images/{i:05d}.png")
     save_masks(masks.numpy(), 2, [Path(f"drawn/masks/{i:05d}.png") for i in range(8)])
     data = PairDataConfig(
         images="pairs/images", masks="pairs/masks", size=8,
@@ -158,18 +157,18 @@ def test_a_position_has_a_window_of_one_of_the_streams(mixed):
 
 
 def test_further_pairs_only_train(tmp_path, mixed):
-    data = mixed[1].pictures.config
+    data = mixed[1].images.config
     data.split = SplitConfig(validation=1, test=1)
     config = SegmentConfig(
         architecture="classic",
         data=data,
         classic=ClassicConfig(depth=2, base_width=4, padding="same"),
     )
-    job = SegmentJob(config)
+    job = build_pixel_job(config)
     parts = [part for name in ("train", "validation", "test") for part in job.split[name]]
     assert len(parts) == 5
     network = job.build_model()
-    batch = next(job.batches(network, 0, Accelerator(cpu=True)))
+    batch = job.stream(network, Accelerator(cpu=True)).__getitems__(range(32))
     assert batch["image"].amax(dim=(1, 2, 3)).gt(0.5).any(), "no further pair trains"
     assert "and on further 7 labelled pictures" in job.describe()
 
@@ -192,11 +191,11 @@ def too_few_channels(settings):
 def test_denoisers_that_cannot_be(joint, change, message):
     change(joint)
     with pytest.raises(UserError, match=re.escape(message)):
-        DenoiseJob(joint).build_model()
+        build_denoise_job(joint).build_model()
 
 
 def test_faults_of_further_pairs_are_found(tmp_path, mixed):
-    data = mixed[1].pictures.config
+    data = mixed[1].images.config
     mask = tmp_path / "further/masks/3.png"
     Image.fromarray(np.full((8, 8), 2, np.uint8)).save(mask)
     with pytest.raises(UserError, match=re.escape(str(mask.parent))):

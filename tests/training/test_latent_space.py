@@ -8,24 +8,23 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from ddpm_unet.inference.picture_space import PictureSpace
-from diffusers import AutoencoderKL, DiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
 from PIL import Image
 from safetensors.numpy import load_file
 
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.data.stream import Stream, to_model_range
-from ddpm_unet.data.windows import order
+from ddpm_unet.data.stream import Stream, order, to_model_range
 from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.diffusion.samplers import SAMPLERS, make_scheduler
+from ddpm_unet.diffusion.samplers import SAMPLERS, make_sampler
 from ddpm_unet.diffusion.sampling import Noise, sample
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import read_pipeline, write_pipeline
 from ddpm_unet.models import UNet
-from ddpm_unet.models.autoencoder import Autoencoder
+from ddpm_unet.models.autoencoder import Autoencoder, autoencoder_of
 from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.from_config import build_denoise_job
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
 
@@ -70,14 +69,19 @@ def accelerator():
 
 def run(settings, job=None):
     folder = RunFolder(Path(settings.run))
-    train(job or DenoiseJob(settings), folder, settings)
+    train(job or build_denoise_job(settings), folder, settings)
     return folder
 
 
+def encoded(settings, accelerator):
+    job = build_denoise_job(settings)
+    return job.latent.training(job.windows, accelerator)
+
+
 def test_windows_are_what_the_autoencoder_makes_of_them(latent, peer, accelerator):
-    job = DenoiseJob(latent)
-    stream = job.latent.training(accelerator)
-    pixels = Stream(job.images, latent.data, seed=0)
+    job = build_denoise_job(latent)
+    stream = job.latent.training(job.windows, accelerator)
+    pixels = Stream(job.windows.images, flips=True, rot90=True, seed=0)
     assert len(stream) == 2 * pixels.epoch_length
     batch = stream.__getitems__(range(len(stream)))
     means, deviations = [], []
@@ -99,13 +103,13 @@ def test_windows_are_what_the_autoencoder_makes_of_them(latent, peer, accelerato
 
 
 def test_a_batch_is_its_positions_and_nothing_else(latent, accelerator):
-    stream = DenoiseJob(latent).latent.training(accelerator)
+    stream = encoded(latent, accelerator)
     positions = [3, 99, 7, 10**9]
     batch = stream.__getitems__(positions)
     for place, position in enumerate(positions):
         assert torch.equal(stream[position]["image"], batch["image"][place])
     latent.seed = 1
-    other = DenoiseJob(latent).latent.training(accelerator).__getitems__(positions)
+    other = encoded(latent, accelerator).__getitems__(positions)
     assert not torch.equal(other["image"], batch["image"])
 
 
@@ -123,7 +127,7 @@ def test_windows_are_encoded_once_for_what_they_are(latent, accelerator, monkeyp
     def files_after(**changes):
         for name, value in changes.items():
             setattr(latent.data, name, value)
-        DenoiseJob(latent).latent.training(accelerator)
+        encoded(latent, accelerator)
         return len(list(cache.iterdir()))
 
     assert files_after() == 1
@@ -163,7 +167,7 @@ def test_a_run_ends_the_same_killed_or_not(latent, tmp_path):
     assert any("val_loss" in line for line in whole.read_metrics())
     latent.run = str(tmp_path / "killed")
     with pytest.raises(Killed):
-        run(latent, KilledJob(latent))
+        run(latent, build_denoise_job(latent, KilledJob))
     resumed = run(latent)
     ends = [read_checkpoint(checkpoint_paths(f.checkpoints)[-1]) for f in (whole, resumed)]
     for group in ("model", "ema", "optimizer"):
@@ -185,11 +189,11 @@ def test_diffusers_draws_what_we_draw(latent, peer, monkeypatch):
     noise = torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(3))
     monkeypatch.setattr(Noise, "draw", lambda self, std: std * noise)
     latents = sample(
-        unet, make_scheduler("ddim", diffusion), (5, 4, 4), seed=0, indices=[0, 1], steps=20
+        unet, make_sampler("ddim", diffusion), (5, 4, 4), seed=0, indices=[0, 1], steps=20
     )
     assert latents.abs().max() > 1.5
-    ours = PictureSpace(folder, torch.device("cpu")).pictures(latents)
-    pipeline.scheduler = make_scheduler("ddim", diffusion)
+    ours = autoencoder_of(folder).decode(latents)
+    pipeline.scheduler = DDIMScheduler.from_config(diffusion.scheduler_config())
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
         batch_size=2,
@@ -213,7 +217,7 @@ def test_no_sampler_clips_latents(sampler, capfd):
         return image
 
     drawn = sample(
-        denoiser, make_scheduler(sampler, diffusion), (1, 2, 2), seed=0, indices=[0], steps=12,
+        denoiser, make_sampler(sampler, diffusion), (1, 2, 2), seed=0, indices=[0], steps=12,
         self_conditioning=True,
     )  # fmt: skip
     torch.testing.assert_close(drawn, image, atol=0.05, rtol=0)
@@ -245,10 +249,10 @@ def with_condition(settings):
     ("change", "message"),
     [
         (without_folder, "nowhere: does not exist; name the folder of an autoencoder"),
-        (other_size, "data.size 9: the autoencoder makes one latent of 2 x 2 pixels; give a"),
-        (other_channels, "is for images of 3 channels, and these have 1; set data.channels 3"),
+        (other_size, "size 9: the autoencoder makes one latent of 2 x 2 pixels; give a"),
+        (other_channels, "is for images of 3 channels, and these have 1; set channels to 3"),
         (network_for_images, "model.in_channels = 3, but the latents have 5; set model.in"),
-        (with_condition, "data.condition lower:2: pictures to go by have no place among latents"),
+        (with_condition, "data.condition lower:2: latents are denoised without condition images"),
     ],
 )
 def test_what_cannot_be(latent, change, message):
@@ -260,12 +264,11 @@ def test_what_cannot_be(latent, change, message):
 
 
 def test_a_damaged_file_is_named(latent, accelerator):
-    job = DenoiseJob(latent)
-    job.latent.training(accelerator)
+    encoded(latent, accelerator)
     (path,) = Path(latent.latent.cache).iterdir()
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(UserError, match=r"is damaged .* delete it, to encode anew"):
-        job.latent.training(accelerator)
+        encoded(latent, accelerator)
 
 
 def test_a_network_with_a_context_is_a_stable_diffusion_pipeline(peer, tmp_path, monkeypatch):
@@ -296,7 +299,7 @@ def test_a_network_with_a_context_is_a_stable_diffusion_pipeline(peer, tmp_path,
     pipeline = StableDiffusionPipeline.from_pretrained(
         folder, local_files_only=True, text_encoder=None, tokenizer=None
     )
-    pipeline.scheduler = make_scheduler("ddim", diffusion)
+    pipeline.scheduler = DDIMScheduler.from_config(diffusion.scheduler_config())
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(3))
     context = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(4))
@@ -311,9 +314,9 @@ def test_a_network_with_a_context_is_a_stable_diffusion_pipeline(peer, tmp_path,
     ).images
     monkeypatch.setattr(Noise, "draw", lambda self, std: std * noise)
     latents = sample(
-        partial(unet, context=context), make_scheduler("ddim", diffusion), (5, 4, 4),
+        partial(unet, context=context), make_sampler("ddim", diffusion), (5, 4, 4),
         seed=0, indices=[0, 1], steps=10,
     )  # fmt: skip
-    ours = PictureSpace(folder, torch.device("cpu")).pictures(latents)
+    ours = autoencoder_of(folder).decode(latents)
     found = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(found, theirs, atol=1e-3)

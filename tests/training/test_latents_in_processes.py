@@ -11,7 +11,7 @@ from forked import distance, finish, in_processes
 
 from ddpm_unet.models.autoencoder import Autoencoder
 from ddpm_unet.training import loop
-from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.from_config import build_denoise_job
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
 
@@ -40,7 +40,7 @@ def start(latent, folder: Path):
     """What trains, with a cache of its own."""
     cache = replace(latent.latent, cache=str(folder / "cache"))
     settings = replace(latent, run=str(folder / "run"), latent=cache)
-    return lambda: train(DenoiseJob(settings), RunFolder(folder / "run"), settings)
+    return lambda: train(build_denoise_job(settings), RunFolder(folder / "run"), settings)
 
 
 def test_two_processes_encode_as_one_does(latent, tmp_path):

@@ -16,6 +16,7 @@ from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint, write_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.distributed import StopRequest
+from ddpm_unet.training.from_config import build_denoise_job
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
 
@@ -29,7 +30,7 @@ def curves_quickly(request, monkeypatch):
 
 def run(settings, job=None):
     folder = RunFolder(Path(settings.run))
-    train(job or DenoiseJob(settings), folder, settings)
+    train(job or build_denoise_job(settings), folder, settings)
     return folder
 
 
@@ -67,7 +68,7 @@ class KilledJob(DenoiseJob):
 def test_killed_anywhere_and_resumed_ends_bit_for_bit_the_same(settings, tmp_path, micro_batches):
     whole = run(settings)
     settings.run = str(tmp_path / "killed")
-    job = KilledJob(settings)
+    job = build_denoise_job(settings, KilledJob)
     job.left = micro_batches
     with pytest.raises(Killed):
         run(settings, job)
@@ -136,7 +137,7 @@ def test_sigterm_writes_a_checkpoint_first(settings, tmp_path, capsys):
             return super().losses(model, batch)
 
     with pytest.raises(SystemExit) as stop:
-        run(settings, Stopped(settings))
+        run(settings, build_denoise_job(settings, Stopped))
     assert stop.value.code == 128 + signal.SIGTERM
     assert "the same command goes on" in capsys.readouterr().out
     assert checkpoint_paths(RunFolder(Path(settings.run)).checkpoints)[-1].name == "00000007"
@@ -154,7 +155,7 @@ def test_stopped_before_the_first_step(settings, tmp_path):
             return super().describe()
 
     with pytest.raises(SystemExit):
-        run(settings, Stopped(settings))
+        run(settings, build_denoise_job(settings, Stopped))
     assert_equal(end_state(whole), end_state(run(settings)))
 
 
@@ -186,6 +187,41 @@ def test_training_lowers_the_loss(settings):
 def test_a_finished_run_is_left_as_it_is(settings):
     before = end_state(run(settings))
     assert_equal(before, end_state(run(settings)))
+
+
+def test_fewer_steps_than_were_done_are_done(settings, capsys):
+    settings.train.steps = 10
+    before = end_state(run(settings))
+    settings.train.steps = 5
+    assert_equal(before, end_state(run(settings)))
+    said = capsys.readouterr().out
+    assert "the run has done 10 steps, and train.steps is 5" in said
+    assert "stopped" not in said
+
+
+def test_other_data_are_said_when_a_run_goes_on(settings, blobs, tmp_path, capsys):
+    import shutil
+
+    settings.data.source = str(tmp_path / "data")
+    shutil.copytree(blobs, tmp_path / "data")
+    settings.train.steps = 5
+    run(settings)
+    (tmp_path / "data" / "23.png").unlink()
+    settings.train.steps = 6
+    run(settings)
+    assert "the data have changed since the checkpoint" in capsys.readouterr().out
+
+
+def test_what_is_not_finite_is_null_in_the_metrics(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.log({"step": 1, "loss": float("nan"), "lr": 1.0})
+    assert folder.read_metrics() == [{"step": 1, "loss": None, "lr": 1.0}]
+
+
+def test_dropout_in_several_passes_is_said(settings, capsys):
+    settings.train.steps = 1
+    run(settings)
+    assert "dropout: of each pass of up to 4 images, so another" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_version_is_refused_by_name(settings):
@@ -267,7 +303,7 @@ class PoisonedJob(DenoiseJob):
 
 
 def test_a_step_with_a_bad_gradient_is_left_out_and_counted(settings):
-    job = PoisonedJob(settings)
+    job = build_denoise_job(settings, PoisonedJob)
     job.steps = (2, 6)
     tensors, state, _ = end_state(run(settings, job))
     assert state["skipped"] == 2
@@ -275,7 +311,7 @@ def test_a_step_with_a_bad_gradient_is_left_out_and_counted(settings):
 
 
 def test_three_bad_losses_in_a_row_stop_the_run(settings):
-    job = PoisonedJob(settings)
+    job = build_denoise_job(settings, PoisonedJob)
     job.steps = (6, 7, 8, 9, 10)
     with pytest.raises(UserError, match=r"stream position 36 .*\.png\); the last good checkpoint"):
         run(settings, job)

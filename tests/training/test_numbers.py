@@ -14,6 +14,7 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.from_config import build_denoise_job
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
 
@@ -30,8 +31,8 @@ def alone(monkeypatch):
 class Watched(DenoiseJob):
     """Keeps the types of everything that passes."""
 
-    def __init__(self, config):
-        super().__init__(config)
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
         self.seen = {}
 
     def losses(self, model, batch):
@@ -69,7 +70,7 @@ def assert_float32(tensors):
 
 def test_bf16_is_for_the_network_only(settings):
     settings.train = dataclasses.replace(settings.train, steps=2, mixed_precision="bf16")
-    job = Watched(settings)
+    job = build_denoise_job(settings, Watched)
     train(job, RunFolder(Path(settings.run)), settings)
     assert job.seen.pop("inside") == torch.bfloat16
     assert set(job.seen) == {"noisy", "prediction", "noise", "loss"}
@@ -81,7 +82,7 @@ def test_fp16_without_a_gpu_is_refused(settings):
     settings.train.mixed_precision = "fp16"
     if not torch.accelerator.is_available():
         with pytest.raises(UserError, match="fp16: needs a GPU"):
-            train(DenoiseJob(settings), RunFolder(Path(settings.run)), settings)
+            train(build_denoise_job(settings), RunFolder(Path(settings.run)), settings)
 
 
 @pytest.fixture
@@ -90,17 +91,17 @@ def fp16(monkeypatch):
     large, so that gradients overflow until it has been halved often enough.
     """
 
-    def open_accelerator(run, settings):
+    def open_accelerator(config, tracker, folder):
         accelerator = Accelerator(cpu=True, mixed_precision="fp16")
         accelerator.native_amp = True
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22)
-        return accelerator
+        return accelerator, None
 
     monkeypatch.setattr(loop, "open_accelerator", open_accelerator)
 
 
 def test_steps_that_overflow_under_fp16_are_left_out_and_counted(settings, fp16, tmp_path):
-    job = Watched(settings)
+    job = build_denoise_job(settings, Watched)
     train(job, RunFolder(Path(settings.run)), settings)
     assert job.seen.pop("inside") == torch.float16
     assert set(job.seen.values()) == {torch.float32}
@@ -117,9 +118,9 @@ def test_steps_that_overflow_under_fp16_are_left_out_and_counted(settings, fp16,
     # A run stopped in between goes on with the same scale.
     settings.run = str(tmp_path / "stopped")
     settings.train.steps = 5
-    train(DenoiseJob(settings), RunFolder(Path(settings.run)), settings)
+    train(build_denoise_job(settings), RunFolder(Path(settings.run)), settings)
     settings.train.steps = 14
-    train(DenoiseJob(settings), RunFolder(Path(settings.run)), settings)
+    train(build_denoise_job(settings), RunFolder(Path(settings.run)), settings)
     again = end(settings)
     assert again[1]["scaler"] == state["scaler"]
 
@@ -138,7 +139,7 @@ def test_a_planted_nan_is_found_and_its_file_named(settings, tmp_path):
         settings.data.memory_limit = memory_limit
         settings.run = str(tmp_path / f"run{memory_limit}")
         with pytest.raises(UserError, match=r"07\.tif: .*NaN"):
-            train(DenoiseJob(settings), RunFolder(Path(settings.run)), settings)
+            train(build_denoise_job(settings), RunFolder(Path(settings.run)), settings)
 
 
 def test_a_loss_that_is_not_finite_names_its_image(settings):
@@ -148,7 +149,7 @@ def test_a_loss_that_is_not_finite_names_its_image(settings):
             bad = (batch["position"] >= 40) & (batch["position"] % 6 == 4)
             return torch.where(bad, torch.inf, losses)
 
-    job = Spoilt(settings)
+    job = build_denoise_job(settings, Spoilt)
     with pytest.raises(UserError, match="stream position 40") as caught:
         train(job, RunFolder(Path(settings.run)), settings)
     assert job.name(40) in str(caught.value)

@@ -12,6 +12,7 @@ from ddpm_unet.inference.pipeline import image_shape, read_pipeline
 from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.from_config import build_denoise_job
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.post_hoc_ema import Snapshots
 from ddpm_unet.training.run_folder import RunFolder
@@ -24,7 +25,7 @@ def no_curves(monkeypatch):
 
 def run(settings):
     folder = RunFolder(Path(settings.run))
-    train(DenoiseJob(settings), folder, settings)
+    train(build_denoise_job(settings), folder, settings)
     return folder
 
 
@@ -44,7 +45,7 @@ def test_kept_averages_resume_bit_for_bit(settings, tmp_path):
     settings.train.ema_sigma_rel, settings.train.ema_every = (0.05, 0.1), 4
     whole = run(settings)
     settings.run = str(tmp_path / "killed")
-    job = KilledJob(settings)
+    job = build_denoise_job(settings, KilledJob)
     job.left = 23
     with pytest.raises(KeyboardInterrupt):
         train(job, RunFolder(Path(settings.run)), settings)
@@ -88,7 +89,7 @@ def test_learned_variances(settings):
     assert image_shape(unet.config) == (3, 8, 8)
     told = Conditioning.read(folder.model)
     told.check(unet.config, folder.model)
-    assert not (folder.model / "conditions.json").exists()
+    assert not (folder.model / "conditioning.json").exists()
     assert list(folder.samples.glob("*.png"))
     moved = unet.conv_out.bias[3:].abs().min()
     assert moved > 0

@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ddpm_unet.config import PairDataConfig, SegmentConfig
-from ddpm_unet.diffusion.samplers import make_scheduler
+from ddpm_unet.diffusion.edm import make_diffusion
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.denoiser import generate
 from ddpm_unet.models import UNet
@@ -25,9 +26,10 @@ from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.distributed import merge_rows
+from ddpm_unet.training.from_config import build_denoise_job, build_pixel_job
 from ddpm_unet.training.loop import train
+from ddpm_unet.training.pixelwise import PixelwiseJob
 from ddpm_unet.training.run_folder import RunFolder
-from ddpm_unet.training.segment import SegmentJob
 
 SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
@@ -54,7 +56,7 @@ def job(request, settings, blobs, tmp_path):
         mask = np.asarray(Image.open(path)).sum(-1) > 200
         Image.fromarray(mask.astype(np.uint8)).save(masks / path.name)
     pairs = PairDataConfig(images=str(blobs), masks=str(masks), size=8)
-    return SegmentJob, SegmentConfig(
+    return PixelwiseJob, SegmentConfig(
         init="scratch", data=pairs, model=settings.model, train=settings.train
     )
 
@@ -62,7 +64,8 @@ def job(request, settings, blobs, tmp_path):
 def start(job, folder: Path, steps: int = 6) -> Callable[[], object]:
     kind, settings = job
     settings = replace(settings, run=str(folder), train=replace(settings.train, steps=steps))
-    return lambda: train(kind(settings), RunFolder(folder), settings)
+    build = build_denoise_job if issubclass(kind, DenoiseJob) else build_pixel_job
+    return lambda: train(build(settings, kind), RunFolder(folder), settings)
 
 
 def test_two_processes_train_as_one_does(job, tmp_path):
@@ -84,7 +87,8 @@ def assert_sharded(network: torch.nn.Module) -> None:
 
     parameters = list(network.parameters())
     assert all(isinstance(p, DTensor) for p in parameters)
-    whole, own = (sum(n) for n in zip(*((p.numel(), p.to_local().numel()) for p in parameters)))
+    sizes = [(p.numel(), p.to_local().numel()) for p in parameters]
+    whole, own = (sum(numbers) for numbers in zip(*sizes, strict=True))
     assert 0.4 * whole < own < 0.6 * whole
     gathered = [m for m in network.modules() if isinstance(m, torch.distributed.fsdp.FSDPModule)]
     assert len(gathered) > 3  # the blocks, and not the network alone
@@ -93,7 +97,7 @@ def assert_sharded(network: torch.nn.Module) -> None:
 @pytest.mark.parametrize("settle", ["", "bf16", "recompute", "rmsprop"])
 def test_sharded_weights_train_as_one_process_does(job, tmp_path, settle):
     kind, settings = job
-    if settle and kind is SegmentJob:
+    if settle and kind is PixelwiseJob:
         pytest.skip("the networks are the same")
     changes = {
         "bf16": {"mixed_precision": "bf16"},
@@ -174,7 +178,10 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(denoise, tmp_path
 
 def test_images_are_the_same_on_any_number_of_processes(denoise):
     torch.manual_seed(0)
-    unet, scheduler = UNet(denoise[1].model).eval(), make_scheduler("ddim", denoise[1].diffusion)
+    unet, scheduler = (
+        UNet(denoise[1].model).eval(),
+        make_sampler("ddim", make_diffusion(denoise[1].diffusion)),
+    )
 
     def images(count: int) -> dict[int, torch.Tensor]:
         found: dict[int, torch.Tensor] = {}

@@ -24,16 +24,16 @@ from ddpm_unet.config import (
 )
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.images import read_image
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.targets import Targets
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import image_scores
-from ddpm_unet.inference.regression import FileRegressor, completed, numbers
-from ddpm_unet.inference.segmentation import Preparation, tiling
+from ddpm_unet.inference.predictor import Predictor, add_residual
+from ddpm_unet.inference.results import write_regression
 from ddpm_unet.models.segmenter import load_segmentation_model
+from ddpm_unet.training.from_config import build_pixel_job
 from ddpm_unet.training.loop import train
-from ddpm_unet.training.regress import RegressJob
 from ddpm_unet.training.run_folder import RunFolder
-from ddpm_unet.training.scoring import score_test
 
 UNET = UNetConfig(
     block_out_channels=(8, 16),
@@ -107,7 +107,7 @@ def data_of(root, **changes):
 
 
 def run(settings):
-    folder, job = RunFolder(Path(settings.run)), RegressJob(settings)
+    folder, job = RunFolder(Path(settings.run)), build_pixel_job(settings)
     train(job, folder, settings)
     return folder, job
 
@@ -119,22 +119,21 @@ def test_a_known_linear_map_is_learnt_and_written_in_the_targets_units(settings,
     settings.train.sample_every = 0
     settings.classic.norm = "none"
     folder, job = run(settings)
-    scores = score_test(job, folder)
+    scores = job.score_test(folder, torch.device("cpu"))
     assert scores["psnr"] > 23  # a constant has 14
     assert f"psnr {scores['psnr']:.4f}" in capsys.readouterr().out
-    assert json.loads((folder.path / "scores.json").read_text()) == scores
+    written = json.loads((folder.path / "scores.json").read_text())
+    (image,) = written.pop("images")
+    assert written == scores
+    assert image["psnr"] == pytest.approx(scores["psnr"])
     model = load_segmentation_model(folder.model)
-    preparation = Preparation.read(folder.model, model)
-    assert preparation == Preparation(3, targets=Targets(1, "uint16", 0.0, 65535.0))
-    for picture in ("tiff", "png"):
-        FileRegressor(
-            predict=numbers(model),
-            targets=preparation.targets,
-            picture=picture,
-            prepare=preparation.pixels,
-            channels=3,
-            tiling=tiling(model, settings.predict),
-        ).write(pairs / "images/3.tif", tmp_path, "3")
+    preparation = Preprocessing.read(folder.model, model.in_channels)
+    wanted = Preprocessing(3, targets=Targets(1, "uint16", 0.0, 65535.0), dtype="uint8")
+    assert preparation == wanted
+    predictor = Predictor.from_pretrained(folder.model)
+    for kind in ("tiff", "png"):
+        with predictor.open(pairs / "images/3.tif") as source:
+            write_regression(source, tmp_path / "3", preparation.targets, kind)
     truth = read_image(pairs / "targets/3.tif")
     written = read_image(tmp_path / "3_predicted.tif")
     assert (written.dtype, written.shape) == (np.float32, truth.shape)
@@ -163,7 +162,7 @@ def test_every_network_and_loss_trains_and_is_read_again(settings, way):
     metrics = folder.read_metrics()
     assert {"psnr", "ssim", "mae"} < set(metrics[-1])
     model = load_segmentation_model(folder.model)
-    assert Preparation.read(folder.model, model).residual == (way == "residual")
+    assert Preprocessing.read(folder.model, model.in_channels).residual == (way == "residual")
     with torch.inference_mode():
         again = job.validate(model, Accelerator(cpu=True))
     assert again == pytest.approx({name: metrics[-1][name] for name in again}, rel=1e-4)
@@ -176,22 +175,15 @@ def test_volumes_train_too(settings, tmp_path):
     settings.classic.dims, settings.predict.tile = 3, 40
     settings.train.steps = settings.train.validate_every = settings.train.sample_every = 1
     folder, _ = run(settings)
-    model = load_segmentation_model(folder.model)
-    preparation = Preparation.read(folder.model, model)
-    FileRegressor(
-        predict=numbers(model),
-        targets=preparation.targets,
-        prepare=preparation.pixels,
-        channels=3,
-        dims=3,
-        tiling=tiling(model, settings.predict),
-    ).write(tmp_path / "volumes/images/0.tif", tmp_path, "0")
+    predictor = Predictor.from_pretrained(folder.model, tile=40)
+    with predictor.open(tmp_path / "volumes/images/0.tif") as source:
+        write_regression(source, tmp_path / "0", predictor.preprocessing.targets)
     assert tifffile.imread(tmp_path / "0_predicted.tif").shape == (16, 16, 24)
 
 
 def test_a_residual_of_nothing_is_the_image_without_its_lost_border():
     images = torch.randn(2, 4, 12, 10)
-    found = completed(torch.zeros(2, 3, 8, 6), images, residual=True)
+    found = add_residual(torch.zeros(2, 3, 8, 6), images, residual=True)
     assert torch.equal(found, images[:, :3, 2:-2, 2:-2])
 
 
@@ -203,10 +195,10 @@ def batch_of(root, **changes):
         split=SplitConfig(validation=0),
     )  # fmt: skip
     settings = SegmentConfig(task="regress", data=data, train=TrainConfig(steps=1, batch_size=16))
-    job = RegressJob(settings)
+    job = build_pixel_job(settings)
     network = torch.nn.Module()
     network.margin = 0
-    return next(job.batches(network, 0, Accelerator(cpu=True)))
+    return job.stream(network, Accelerator(cpu=True)).__getitems__(range(16))
 
 
 @pytest.fixture
@@ -238,7 +230,7 @@ def test_input_and_target_move_together_and_only_the_input_may_change_in_intensi
         ({"classic": ClassicConfig(one_logit=True)}, "classic.one_logit"),
         ({"regression": RegressionConfig("ssim"), "size": 8}, "under its window of 11"),
         ({"mask_kind": "classes"}, "data.mask_kind classes: is for task"),
-        ({"masks": "builtin:nucleus"}, "are masks, not pictures to predict"),
+        ({"masks": "builtin:nucleus"}, "are masks, not images to predict"),
         ({"target_range": (1.0, 0.0)}, "data.target_range"),
     ],
 )
@@ -247,7 +239,7 @@ def test_settings_that_do_not_fit(settings, changes, message):
     rest = {key: changes[key] for key in changes if not hasattr(settings, key)}
     settings = replace(settings, data=replace(settings.data, **rest), **own)
     with pytest.raises(UserError, match=message):
-        RegressJob(settings)
+        build_pixel_job(settings)
 
 
 def test_a_residual_needs_a_channel_for_each_of_the_targets(settings, same):
@@ -256,12 +248,12 @@ def test_a_residual_needs_a_channel_for_each_of_the_targets(settings, same):
     settings.data.images, settings.data.masks = f"{same}/images", f"{same}/same"
     settings.regression.residual = True
     with pytest.raises(UserError, match="the targets have 3 channels"):
-        RegressJob(settings)
+        build_pixel_job(settings)
 
 
 def faults(root, **changes):
     with pytest.raises(UserError) as fault:
-        check_pairs(data_of(root, mask_kind="pictures", **changes)).target_pictures()
+        check_pairs(data_of(root, mask_kind="pictures", **changes)).target_images()
     return str(fault.value)
 
 
@@ -275,7 +267,7 @@ def test_pairs_at_fault_get_one_line_each(tmp_path):
     rewrite(np.zeros((40, 44), np.uint8))
     assert faults(tmp_path) == (
         f"{target}: is 44 x 40 but its image is 48 x 40 ({tmp_path}/images/1.tif); save the "
-        "picture at the size of the image"
+        "target at the size of the image"
     )
     rewrite(np.where(floats > 0.5, np.nan, floats))
     assert faults(tmp_path).startswith(f"{target}: 960 values are NaN or infinite, the first at")
@@ -295,13 +287,13 @@ def test_pairs_at_fault_get_one_line_each(tmp_path):
         "away, or set data.skip_unlabelled true"
     )
     write_pairs(tmp_path)
-    check_pairs(data_of(tmp_path, mask_kind="pictures")).target_pictures()
+    check_pairs(data_of(tmp_path, mask_kind="pictures")).target_images()
 
 
 def test_without_torchmetrics_one_line_says_what_to_install(settings, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics.functional", None)
     with pytest.raises(UserError, match="pip install torchmetrics"):
-        RegressJob(settings)
+        build_pixel_job(settings)
 
 
 def test_values_go_to_the_network_and_back():

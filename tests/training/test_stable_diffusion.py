@@ -14,7 +14,7 @@ from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.models import UNet
 from ddpm_unet.training import loop
-from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.from_config import build_denoise_job
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
 
@@ -79,12 +79,12 @@ def test_it_learns_eight_images(eight):
     """The loss of the same images at the same timesteps and noise, before and after."""
     flags = [text for name, value in SMALL.items() for text in (f"--{name}", str(value))]
     settings, _ = read_settings(DenoiseConfig, CONFIG, [*flags, "--run", "run"])
-    job, run = DenoiseJob(settings), RunFolder(Path("run"))
+    job, run = build_denoise_job(settings), RunFolder(Path("run"))
     untrained = job.build_model()
     train(job, run, settings)
     trained, _ = read_pipeline(run.model)
-    job.batches(untrained, 0, Accelerator(cpu=True))  # opens the latents
-    batch = job.stream.__getitems__(range(64))
+    windows = job.stream(untrained, Accelerator(cpu=True))
+    batch = windows.__getitems__(range(64))
     assert batch["image"].shape == (64, 4, 8, 8)
     assert batch["context"].shape == (64, 3, 768)
     with torch.no_grad():

@@ -22,17 +22,17 @@ from ddpm_unet.config import (
     UNetConfig,
 )
 from ddpm_unet.data.masks import IGNORE_INDEX
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import image_shape, read_pipeline
-from ddpm_unet.inference.segmentation import Preparation
 from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.segmenter import load_segmentation_model
 from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.from_config import build_denoise_job, build_pixel_job
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.losses import segmentation_loss
+from ddpm_unet.training.pixelwise import PixelwiseJob
 from ddpm_unet.training.run_folder import RunFolder
-from ddpm_unet.training.scoring import score_test
-from ddpm_unet.training.segment import SegmentJob
 
 UNET = UNetConfig(
     in_channels=1,
@@ -139,8 +139,9 @@ class Killed(BaseException):
 @pytest.mark.parametrize("kind", ["segmenting", "denoising"])
 def test_killed_and_resumed_ends_bit_for_bit_the_same(kind, request, tmp_path, monkeypatch):
     settings = request.getfixturevalue(kind)
-    job = SegmentJob if kind == "segmenting" else DenoiseJob
-    whole = run(settings, job(settings))
+    pixels = kind == "segmenting"
+    job, build = (PixelwiseJob, build_pixel_job) if pixels else (DenoiseJob, build_denoise_job)
+    whole = run(settings, build(settings))
     settings.run = str(tmp_path / "killed")
     calls = iter(range(4))
     losses = job.losses
@@ -153,8 +154,8 @@ def test_killed_and_resumed_ends_bit_for_bit_the_same(kind, request, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(job, "losses", dying)
         with pytest.raises(Killed):
-            run(settings, job(settings))
-    assert files(run(settings, job(settings)).path) == files(whole.path)
+            run(settings, build(settings))
+    assert files(run(settings, build(settings)).path) == files(whole.path)
 
 
 def test_balls_are_found_though_a_few_slices_are_labelled(segmenting, balls):
@@ -163,38 +164,40 @@ def test_balls_are_found_though_a_few_slices_are_labelled(segmenting, balls):
     settings = segmenting.train
     settings.steps = settings.validate_every = settings.log_every = 36
     settings.checkpoint_every, settings.sample_every = 36, 0
-    job = SegmentJob(segmenting)
-    assert (job.labelled[0]["mask"] == IGNORE_INDEX).float().mean() == 0.75
+    job = build_pixel_job(segmenting)
+    assert (job.windows(0).images[0]["mask"] == IGNORE_INDEX).float().mean() == 0.75
     folder = run(segmenting, job)
     segmenting.data.masks, segmenting.data.ignore_value = f"{balls}/masks", None
-    assert score_test(SegmentJob(segmenting), folder)["dice_class 1"] > 0.75
+    assert (
+        build_pixel_job(segmenting).score_test(folder, torch.device("cpu"))["dice_class 1"] > 0.75
+    )
     model = load_segmentation_model(folder.model)
     assert model.config.dims == 3
-    assert Preparation.read(folder.model, model).value_range == "percentiles"
+    assert Preprocessing.read(folder.model, model.in_channels).value_range == "percentiles"
     picture = Image.open(folder.path / "test.png")
     assert picture.size == (2 * 14 * (256 // 18), 4 * 18 * (256 // 18))
 
 
 @pytest.mark.parametrize("transfer", ["finetune", "joint"])
 def test_a_segmenter_from_a_denoiser_of_volumes(denoising, segmenting, transfer):
-    denoiser = run(denoising, DenoiseJob(denoising))
+    denoiser = run(denoising, build_denoise_job(denoising))
     shape = image_shape(read_pipeline(denoiser.model)[0].config)
     assert shape == (1, 8, 8, 8)
     segmenting.architecture, segmenting.init = "unet", str(denoiser.model)
     segmenting.head = HeadConfig(transfer=transfer)
     segmenting.train.steps = segmenting.train.validate_every = 2
-    folder = run(segmenting, SegmentJob(segmenting))
+    folder = run(segmenting, build_pixel_job(segmenting))
     assert "mean_dice" in folder.read_metrics()[-1]
     segmenting.data.dims = 2
     with pytest.raises(UserError, match=r"set data\.dims 3"):
-        SegmentJob(segmenting)
+        build_pixel_job(segmenting)
 
 
 def test_dimensions_must_agree(denoising):
     denoising.model.dims = 2
     try:
         with pytest.raises(UserError, match=r"model\.dims = 2, but data\.dims = 3"):
-            DenoiseJob(denoising).build_model()
+            build_denoise_job(denoising).build_model()
     finally:
         denoising.model.dims = 3
 

@@ -1,7 +1,6 @@
 """Small pictures of cells, settings of trainings on them, and what such a run leaves."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,9 +14,9 @@ from ddpm_unet.config import (
     UNetConfig,
 )
 from ddpm_unet.diffusion.process import GaussianDiffusion
+from ddpm_unet.training.from_config import build_pixel_job
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
-from ddpm_unet.training.segment import SegmentJob
 
 UNET = UNetConfig(
     block_out_channels=(8, 16),
@@ -58,7 +57,7 @@ def pair_data(folder, **changes):
 
 def run(settings, job=None):
     folder = RunFolder(Path(settings.run))
-    train(job or SegmentJob(settings), folder, settings)
+    train(job or build_pixel_job(settings), folder, settings)
     return folder
 
 
@@ -110,11 +109,11 @@ class Bright(nn.Module):
     margin = 0
     step = 1
     in_channels = 3
-    unet = SimpleNamespace(config=UNetConfig())
+    config = ClassicConfig()
 
     def forward(self, images):
         return torch.cat([-images[:, :1], images[:, :1]], dim=1)
 
 
-def first_batch(job, model):
-    return next(job.batches(model, 0, Accelerator(cpu=True)))
+def first_batch(job, model, count=4):
+    return job.stream(model, Accelerator(cpu=True)).__getitems__(range(count))

@@ -12,8 +12,8 @@ from ddpm_unet.config import (
     SegmentLossConfig,
 )
 from ddpm_unet.errors import UserError
+from ddpm_unet.training.from_config import build_pixel_job
 from ddpm_unet.training.losses import segmentation_loss
-from ddpm_unet.training.segment import SegmentJob
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from ddpm_unet.training.segment import SegmentJob
 def test_class_weights_that_fit_nothing(settings, loss, message):
     settings.loss = loss
     with pytest.raises(UserError, match=message):
-        SegmentJob(settings)
+        build_pixel_job(settings)
 
 
 @pytest.mark.parametrize("name", ["cross_entropy+dice", "border"])
@@ -36,7 +36,7 @@ def test_the_loss_is_the_configured_one_with_its_weights(settings, name):
     if name != "border":
         settings.loss.class_weights = (0.25, 4.0)
         weights = torch.tensor([0.25, 4.0])
-    job = SegmentJob(settings)
+    job = build_pixel_job(settings)
     model = job.build_model().eval()
     batch = first_batch(job, model)
     assert ("weight" in batch) == (name == "border")
@@ -52,7 +52,7 @@ def test_the_loss_is_the_configured_one_with_its_weights(settings, name):
 
 def joint_job(settings):
     settings.head.transfer = "joint"
-    return SegmentJob(settings)
+    return build_pixel_job(settings)
 
 
 def test_joint_training_adds_the_denoising_loss_of_the_denoisers_own_process(settings):
@@ -75,9 +75,10 @@ def test_unlabelled_images_are_as_fine_as_the_labelled_ones(settings):
     settings.data.scale, settings.unlabelled.scale = 0.5, 0.8
     settings.data.value_range = (0.0, 200.0)
     joint = joint_job(settings).joint
-    assert joint.settings.scale == pytest.approx(0.4)
-    assert (joint.settings.size, joint.settings.channels) == (16, 3)
-    assert joint.settings.value_range == (0.0, 200.0)
+    fit = joint.windows.images.fit
+    assert fit.scale == pytest.approx(0.4)
+    assert (fit.size, fit.channels) == (16, 3)
+    assert fit.value_range == (0.0, 200.0)
 
 
 def test_joint_training_from_scratch_has_the_configured_process(settings):
@@ -91,7 +92,7 @@ def test_joint_training_from_scratch_has_the_configured_process(settings):
 def test_under_deep_supervision_every_output_is_taught(settings):
     settings = changed(settings, "nested")
     settings.classic.depth = 3
-    job = SegmentJob(settings)
+    job = build_pixel_job(settings)
     model = job.build_model().train()
     model.encoder.dropout.p = 0.0
     batch = first_batch(job, model)

@@ -11,10 +11,10 @@ from torchvision import models
 from ddpm_unet.config import (
     ClassicConfig,
 )
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.segmentation import Preparation
 from ddpm_unet.models.segmenter import load_segmentation_model
-from ddpm_unet.training.segment import SegmentJob
+from ddpm_unet.training.from_config import build_pixel_job
 
 
 def test_grey_images_and_a_denoiser_of_colours(settings, grey_cells):
@@ -26,14 +26,14 @@ def test_grey_images_and_a_denoiser_of_colours(settings, grey_cells):
     settings.unlabelled.source = f"{grey_cells}/images"
     folder = run(settings)
     model = load_segmentation_model(folder.model)
-    assert Preparation.read(folder.model, model).channels == 1
+    assert Preprocessing.read(folder.model, model.in_channels).channels == 1
     assert records(folder, "mean_dice")
 
 
 def test_windows_that_a_network_without_padding_cannot_give(settings):
     settings.architecture, settings.init, settings.data.size = "classic", None, 17
     with pytest.raises(UserError, match=r"data\.size 17: .* next that fits is 18"):
-        SegmentJob(settings).build_model()
+        build_pixel_job(settings).build_model()
 
 
 def test_the_published_windows(settings):
@@ -41,9 +41,9 @@ def test_the_published_windows(settings):
     settings.architecture, settings.init, settings.data.size = "classic", None, 388
     settings.classic = ClassicConfig(base_width=1)
     settings.train.batch_size = 1
-    job = SegmentJob(settings)
+    job = build_pixel_job(settings)
     model = job.build_model()
-    batch = first_batch(job, model)
+    batch = first_batch(job, model, 1)
     assert batch["image"].shape == (1, 3, 572, 572)
     assert batch["mask"].shape == (1, 388, 388)
     assert job.losses(model, batch).shape == (1,)
@@ -51,7 +51,7 @@ def test_the_published_windows(settings):
 
 def test_a_network_from_scratch_has_the_dimensions_of_the_data(settings):
     settings.init, settings.model = "scratch", replace(UNET, dims=3)
-    assert SegmentJob(settings).build_model().unet.config.dims == settings.data.dims == 2
+    assert build_pixel_job(settings).build_model().unet.config.dims == settings.data.dims == 2
 
 
 def test_an_encoder_of_torchvision_starts_from_given_weights(settings, tmp_path):
@@ -63,5 +63,5 @@ def test_an_encoder_of_torchvision_starts_from_given_weights(settings, tmp_path)
     weights = models.resnet18().state_dict()
     save_file(weights, tmp_path / "weights.safetensors")
     settings.init = str(tmp_path / "weights.safetensors")
-    model = SegmentJob(settings).build_model()
+    model = build_pixel_job(settings).build_model()
     assert torch.equal(model.encoder.network.conv1.weight, weights["conv1.weight"])

@@ -15,10 +15,10 @@ from ddpm_unet.config import (
     SplitConfig,
 )
 from ddpm_unet.errors import UserError
+from ddpm_unet.evaluation.metrics import scores_of_image
 from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.models.segmenter import load_segmentation_model
-from ddpm_unet.training.scoring import score_test
-from ddpm_unet.training.segment import SegmentJob
+from ddpm_unet.training.from_config import build_pixel_job
 
 
 def test_scores_are_the_overlap_counted_by_hand(cells, settings, tmp_path):
@@ -31,7 +31,7 @@ def test_scores_are_the_overlap_counted_by_hand(cells, settings, tmp_path):
             (tmp_path / name).mkdir(exist_ok=True)
             Image.fromarray(array).save(tmp_path / name / f"{number}.png")
     settings.data = pair_data(tmp_path, ignore_value=7, split=SplitConfig(validation=2))
-    scores = SegmentJob(settings).validate(Bright(), Accelerator(cpu=True))
+    scores = build_pixel_job(settings).validate(Bright(), Accelerator(cpu=True))
     found, true = [], []
     for number in (1, 2):
         found.append(np.asarray(Image.open(tmp_path / f"images/{number}.png"))[10:, :, 0] > 127.5)
@@ -53,7 +53,7 @@ def test_scores_are_the_overlap_counted_by_hand(cells, settings, tmp_path):
 
 
 def test_a_class_that_is_nowhere_has_no_score(settings):
-    scores = SegmentJob(settings).scores(torch.tensor([[7, 0], [0, 0]]))
+    scores = build_pixel_job(settings).target.compute(torch.tensor([[7, 0], [0, 0]]))
     assert scores == {
         "mean_dice": 1.0,
         "mean_iou": 1.0,
@@ -66,8 +66,8 @@ def test_a_class_that_is_nowhere_has_no_score(settings):
 def test_one_labelled_picture_is_cut_in_strips(settings, tmp_path):
     write_cells(tmp_path, 3, count=1)
     settings.data = pair_data(tmp_path, split=SplitConfig(validation=0.4, gap=4))
-    job = SegmentJob(settings)
-    assert job.labelled.sizes.tolist() == [[40, 25]]
+    job = build_pixel_job(settings)
+    assert job.windows(0).images.sizes.tolist() == [[40, 25]]
     assert job.validation.sizes.tolist() == [[40, 19]]
     assert "its columns 29 to 47 validate" in job.describe()
     folder = run(settings, job)
@@ -79,10 +79,15 @@ def test_one_labelled_picture_is_cut_in_strips(settings, tmp_path):
 
 def test_pictures_kept_to_test_are_scored_in_the_end(settings, capsys):
     settings.data.split = SplitConfig(validation=1, test=1)
-    job = SegmentJob(settings)
+    job = build_pixel_job(settings)
     folder = run(settings, job)
-    scores = score_test(job, folder)
-    assert json.loads((folder.path / "scores.json").read_text()) == scores
+    scores = job.score_test(folder, torch.device("cpu"))
+    written = json.loads((folder.path / "scores.json").read_text())
+    (image,) = written.pop("images")
+    assert written == scores
+    assert image["name"] == job.test.name(0)
+    assert {"dice", "boundary_f"} <= image.keys()
+    assert scores["boundary_f"] == image["boundary_f"]
     assert f"mean_dice {scores['mean_dice']:.4f}" in capsys.readouterr().out
     assert Image.open(folder.path / "test.png").size == (96, 40)
     model = load_segmentation_model(folder.model)
@@ -96,8 +101,13 @@ def test_pictures_kept_to_test_are_scored_in_the_end(settings, capsys):
 def test_cells_are_scored_as_partitions(cells, settings):
     """The thinned scores of the tested masks and of the probabilities of their class."""
     settings.data.split, settings.cell_class = SplitConfig(test=2), 1
-    job = SegmentJob(settings)
-    scores = job.further_scores(Bright(), job.test, torch.device("cpu"))
+    job = build_pixel_job(settings)
+
+    def predicted():
+        items = (job.test[number] for number in (0, 1))
+        return ((job.planes(Bright(), item, torch.device("cpu")), item) for item in items)
+
+    scores = job.target.further_scores(predicted())
     truth, cell = [], []
     for number in (1, 2):
         truth.append(np.asarray(Image.open(cells / f"masks/{number}.png")) == 255)
@@ -105,35 +115,39 @@ def test_cells_are_scored_as_partitions(cells, settings):
         logits = Bright()(torch.from_numpy(picture).float()[None, None])
         cell.append(logits.softmax(dim=1)[0, 1].numpy())
     expected = thinned_scores(truth, cell)
-    assert scores == pytest.approx({"v_rand": expected.v_rand, "v_info": expected.v_info})
+    assert scores["v_rand"] == pytest.approx(expected.v_rand)
+    assert scores["v_info"] == pytest.approx(expected.v_info)
+    each = [scores_of_image(planes.argmax(0), item["mask"], 2) for planes, item in predicted()]
+    assert scores["hd95"] == np.mean([image["hd95"] for image in each])
+    assert scores["boundary_f"] == np.mean([image["boundary_f"] for image in each])
     settings.cell_class = None
-    assert job.further_scores(Bright(), job.test, torch.device("cpu")) == {}
+    assert "v_rand" not in build_pixel_job(settings).target.further_scores(predicted())
 
 
 @pytest.mark.parametrize("cell", [2, -1])
 def test_cells_of_no_class(settings, cell):
     settings.cell_class = cell
     with pytest.raises(UserError, match=f"cell_class {cell}"):
-        SegmentJob(settings)
+        build_pixel_job(settings)
 
 
 def test_without_a_test_part_nothing_is_scored(settings):
-    job = SegmentJob(settings)
+    job = build_pixel_job(settings)
     folder = run(settings, job)
-    assert score_test(job, folder) == {}
+    assert job.score_test(folder, torch.device("cpu")) == {}
     assert not (folder.path / "scores.json").exists()
 
 
 def test_the_builtin_pictures_are_tested_on_the_held_out_third(settings):
     settings.data = PairDataConfig(scale=0.25, size=16)
-    job = SegmentJob(settings)
-    assert (job.labelled.sizes[0, 1], job.test.sizes.tolist()) == (250, [[375, 125]])
+    job = build_pixel_job(settings)
+    assert (job.windows(0).images.sizes[0, 1], job.test.sizes.tolist()) == (250, [[375, 125]])
     settings.data.include_held_out = True
-    assert SegmentJob(settings).test is None
+    assert build_pixel_job(settings).test is None
 
 
 def test_samples_show_mask_and_prediction(settings, tmp_path):
-    job = SegmentJob(settings)
+    job = build_pixel_job(settings)
     job.preview(Bright(), Accelerator(cpu=True), tmp_path / "a.png")
     picture = np.asarray(Image.open(tmp_path / "a.png"))
     image, mask = (

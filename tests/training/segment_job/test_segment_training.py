@@ -5,10 +5,11 @@ import json
 import pytest
 from small_cells import CHANGES, changed, files, pair_data, records, run, write_cells
 
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.segmentation import Preparation
 from ddpm_unet.models.segmenter import load_segmentation_model
-from ddpm_unet.training.segment import SegmentJob
+from ddpm_unet.training.from_config import build_pixel_job
+from ddpm_unet.training.pixelwise import PixelwiseJob
 
 
 @pytest.mark.parametrize("way", CHANGES)
@@ -22,14 +23,14 @@ def test_training_lowers_the_loss_and_finds_the_cells(settings, way):
     assert records(folder, "mean_dice")[-1] > (0.6 if way == "frozen" else 0.75)
     model = load_segmentation_model(folder.model)
     assert model.config.class_names == ("value 0", "value 255")
-    assert Preparation.read(folder.model, model) == Preparation(3)
+    assert Preprocessing.read(folder.model, model.in_channels) == Preprocessing(3, dtype="uint8")
 
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing is written any more."""
 
 
-class KilledJob(SegmentJob):
+class KilledJob(PixelwiseJob):
     """Dies at the n-th batch."""
 
     left = 0
@@ -51,21 +52,17 @@ def test_killed_after_a_validation_and_resumed_ends_bit_for_bit_the_same(
     settings = changed(settings, way)
     whole = run(settings)
     settings.run = str(tmp_path / "killed")
-    job = KilledJob(settings)
+    job = build_pixel_job(settings, KilledJob)
     job.left = batches
     with pytest.raises(Killed):
         run(settings, job)
     assert files(run(settings).path) == files(whole.path)
 
 
-class ScriptedJob(SegmentJob):
+class ScriptedJob(PixelwiseJob):
     """Validates with given scores instead of real ones."""
 
     series = (0.3, 0.5, 0.4, 0.45, 0.2, 0.9)
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.seen = 0
 
     def validate(self, model, accelerator):
         return {"mean_dice": self.series[round(self.step / 2) - 1]}
@@ -77,7 +74,7 @@ class ScriptedJob(SegmentJob):
 
 def scripted(settings):
     settings.train.validate_every = settings.train.checkpoint_every = 2
-    return ScriptedJob(settings)
+    return build_pixel_job(settings, ScriptedJob)
 
 
 def test_the_best_model_is_kept_and_without_patience_training_goes_on(settings):
@@ -117,21 +114,21 @@ def test_early_stopping_ends_and_stays_ended(settings, tmp_path):
         left = 8
 
     with pytest.raises(Killed):
-        run(settings, Stopped(settings))
+        run(settings, build_pixel_job(settings, Stopped))
     assert files(run(settings, scripted(settings)).path) == ended
 
 
 def test_patience_needs_pictures_that_validate(settings):
     settings.data.split.validation, settings.train.early_stopping_patience = 0, 2
-    with pytest.raises(UserError, match=r"train\.patience 2: no image validates"):
-        SegmentJob(settings)
+    with pytest.raises(UserError, match=r"train\.early_stopping_patience 2: no image validates"):
+        build_pixel_job(settings)
 
 
 def test_the_check_is_told_once_training_begins(settings, capsys):
-    job = SegmentJob(settings)
+    job = build_pixel_job(settings)
     assert capsys.readouterr().out == ""
     assert "masks: 0, 255: read as values" in job.describe()
-    assert "3 pictures train, 1 validate" in job.describe()
+    assert "3 images train, 1 validate" in job.describe()
     assert job.name(0).endswith(".png")
 
 
@@ -140,4 +137,4 @@ def test_faults_stop_before_training(settings, tmp_path):
     (tmp_path / "masks" / "1.png").unlink()
     settings.data = pair_data(tmp_path)
     with pytest.raises(UserError, match=r"1\.png: has no mask"):
-        SegmentJob(settings)
+        build_pixel_job(settings)

@@ -1,0 +1,234 @@
+"""The compiled functions: convolution, normalisation with SiLU, attention of small heads.
+
+3 x 3 convolutions by Winograd's minimal filtering, F(4x4, 3x3) (Lavin 2016): an output costs 2.25
+products instead of 9, in float32, at a relative rounding error of 1e-6 instead of 2e-7. Each has a
+function that says whether it takes some tensors and is faster than torch; elsewhere torch serves.
+"""
+
+from __future__ import annotations
+
+from ctypes import CDLL, c_float, c_int, c_long, c_void_p
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddpm_unet.cpu.compiler import differentiated, functions, plain, serves, unseen
+
+HERE = Path(__file__).parent
+
+
+def winograd_applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether `winograd` takes these, and is faster than torch.
+
+    It takes plain float32 tensors on the CPU with channels in multiples of 16 (those of the output
+    may be others where no gradient is wanted), and is faster from 4 tiles on, in all images
+    together, if they are half full. It is not for where torch wants to see the operation.
+    """
+    if x.ndim != 4 or not unseen():
+        return False
+    batch, channels, height, width = x.shape
+    outputs, inputs, *_ = weight.shape
+    return (
+        channels == inputs
+        and not inputs % 16
+        and not (outputs % 16 and differentiated(x, weight, bias))
+        and _pays(batch, height, width)
+        and plain(x, weight, bias)
+        and winograd_library() is not None
+    )
+
+
+def winograd(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.conv2d(x, weight, bias, padding=1)`, where `winograd_applies`.
+
+    Returns:
+        `float32 [B, K, H, W]`, channels last if `x` or `weight` are.
+    """
+    if differentiated(x, weight, bias):
+        return _Winograd.apply(x, weight, bias)
+    return _convolve(x, weight, bias, _layout(x, weight))
+
+
+@lru_cache(maxsize=1)
+def winograd_library() -> CDLL | None:
+    """The compiled functions; None where there is no compiling. So with those below."""
+    image = [c_long] * 5 + [c_int]
+    return functions(
+        HERE / "winograd.cpp",
+        winograd_convolve=[c_void_p] * 4 + image + [c_int] * 2,
+        winograd_filter_gradient=[c_void_p] * 3 + image + [c_int],
+    )
+
+
+class _Winograd(torch.autograd.Function):
+    """The convolution and its gradients, all by the same method."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _convolve(x, weight, bias, _layout(x, weight))
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # the gradient is to be differentiated again
+            return torch.ops.aten.convolution_backward(
+                dy, x, weight, [len(weight)], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, wanted
+            )
+        layout = _layout(x, weight)
+        return (
+            _convolve(dy, weight, None, layout, turned=True) if wanted[0] else None,
+            _filter_gradient(x, dy, layout) if wanted[1] else None,
+            dy.sum((0, 2, 3)) if wanted[2] else None,
+        )
+
+
+def _pays(batch: int, height: int, width: int) -> bool:
+    tiles = -(-height // 4) * -(-width // 4)
+    return batch * tiles >= 4 and height * width >= 8 * tiles
+
+
+def _layout(x: Tensor, y: Tensor) -> torch.memory_format:
+    """Channels last if the input or the weights are, as torch has it."""
+    last = torch.channels_last
+    if x.is_contiguous() and y.is_contiguous():
+        return torch.contiguous_format
+    if any(z.is_contiguous(memory_format=last) and not z.is_contiguous() for z in (x, y)):
+        return last
+    return torch.contiguous_format
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    layout: torch.memory_format,
+    turned: bool = False,
+) -> Tensor:
+    """The convolution; `turned`: the gradient of its input from that of its output."""
+    x, weight = x.contiguous(memory_format=layout), weight.contiguous()
+    batch, inputs, height, width = x.shape
+    outputs = weight.shape[1 if turned else 0]
+    shape = (batch, outputs, height, width)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+    compiled: Any = winograd_library()
+    compiled.winograd_convolve(
+        x.data_ptr(),
+        weight.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        *(batch, inputs, outputs, height, width),
+        layout is torch.channels_last,
+        turned,
+        torch.get_num_threads(),
+    )
+    return y
+
+
+def _filter_gradient(x: Tensor, dy: Tensor, layout: torch.memory_format) -> Tensor:
+    x, dy = x.contiguous(memory_format=layout), dy.contiguous(memory_format=layout)
+    batch, inputs, height, width = x.shape
+    outputs = dy.shape[1]
+    dw = x.new_zeros(outputs, inputs, 3, 3)
+    compiled: Any = winograd_library()
+    compiled.winograd_filter_gradient(
+        x.data_ptr(),
+        dy.data_ptr(),
+        dw.data_ptr(),
+        *(batch, inputs, outputs, height, width),
+        layout is torch.channels_last,
+        torch.get_num_threads(),
+    )
+    return dw
+
+
+def norm_silu_applies(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether `norm_silu` takes these: plain float32 tensors on the CPU, contiguous.
+
+    It is not for where torch wants to see the operation, nor where a gradient is wanted.
+    """
+    return serves(x, *others) and x.is_contiguous() and norm_silu_library() is not None
+
+
+def norm_silu(
+    x: Tensor,
+    groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """`silu(group_norm(x) * (1 + scale) + shift)`, where `norm_silu_applies`.
+
+    Args:
+        x: `float32 [B, C, *space]`, contiguous.
+        groups, weight, bias, eps: Of the normalisation.
+        scale, shift: `[B or 1, C, *ones]`, or None for no modulation.
+    """
+    batch, channels = x.shape[:2]
+    if scale is not None and shift is not None:
+        scale, shift = scale.contiguous(), shift.contiguous()
+    y = torch.empty_like(x)
+    compiled: Any = norm_silu_library()
+    compiled.norm_silu(
+        *(x.data_ptr(), weight.data_ptr(), bias.data_ptr()),
+        *(None if m is None else m.data_ptr() for m in (scale, shift)),
+        0 if scale is None or len(scale) == 1 else channels,
+        y.data_ptr(),
+        *(batch, channels, x.numel() // (batch * channels), groups, eps),
+        torch.get_num_threads(),
+    )
+    return y
+
+
+@lru_cache(maxsize=1)
+def norm_silu_library() -> CDLL | None:
+    """The compiled function; None where there is no compiling."""
+    sizes = [c_long] * 4
+    types = [*[c_void_p] * 5, c_long, c_void_p, *sizes, c_float, c_int]
+    return functions(HERE / "norm_silu.cpp", norm_silu=types)
+
+
+def attend_applies(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
+    """Whether `attend` takes these, and is faster than torch.
+
+    It takes plain float32 tensors on the CPU, contiguous, with heads of 8, 16, ... 64 channels, and
+    is up to three times as fast where these are at most 32 or the keys at most 128. It is not for
+    where torch wants to see the operation, nor where a gradient is wanted.
+    """
+    dim = q.shape[2] // heads
+    return (
+        serves(q, k, v)
+        and dim % 8 == 0
+        and (dim <= 32 or (dim <= 64 and k.shape[1] <= 128))
+        and all(x.is_contiguous() for x in (q, k, v))
+        and attend_library() is not None
+    )
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """`softmax(q k^T / sqrt(D)) v` of every head, where `attend_applies`.
+
+    Queries are `float32 [B, N, heads * D]`, keys and values `[B, L, heads * D]`, L at least 1.
+    """
+    batch, tokens, channels = q.shape
+    dim = channels // heads
+    mixed = torch.empty_like(q)
+    compiled: Any = attend_library()
+    compiled.attend(
+        *(tensor.data_ptr() for tensor in (q, k, v, mixed)),
+        *(batch, heads, tokens, k.shape[1], dim, dim**-0.5),
+        torch.get_num_threads(),
+    )
+    return mixed
+
+
+@lru_cache(maxsize=1)
+def attend_library() -> CDLL | None:
+    """The compiled function; None where there is no compiling."""
+    return functions(HERE / "attend.cpp", attend=[*[c_void_p] * 4, *[c_long] * 5, c_float, c_int])

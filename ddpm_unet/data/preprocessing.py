@@ -1,0 +1,135 @@
+"""What a model must know of the images it was trained on, kept in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_unet.config import ImageDataConfig, ValueRange
+from ddpm_unet.config.reading import from_plain, read_json
+from ddpm_unet.data.pixels import convert_channels, normalised, to_unit
+from ddpm_unet.data.settings import check_data_settings
+from ddpm_unet.data.targets import PixelType, Targets
+from ddpm_unet.errors import UserError
+from ddpm_unet.replace import replace_json
+
+FILE, EARLIER_FILE = "preprocessing.json", "preparation.json"
+FILES = "prep*.json"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From the pixels of files to what a network sees, and back.
+
+    Args:
+        channels: Channels of the network's images.
+        scale: Factor by which images were resampled.
+        value_range: Pixel values of -1 and 1, "percentiles" for those of each image; None for the
+            full range of the type.
+        voxel: Side of the cells in which points were put, where the network was trained on points.
+        targets: Of a network that regresses images, what these are; None for classes.
+        residual: Such a network gives what is to be added to the first channels of its input.
+        dtype: Type of the training's pixels; None where it is not known.
+        spacing: Millimetres from voxel to voxel along (depth,) height and width; None if unknown.
+    """
+
+    channels: int
+    scale: float = 1.0
+    value_range: ValueRange = None
+    voxel: float | None = None
+    targets: Targets | None = None
+    residual: bool = False
+    dtype: PixelType | None = None
+    spacing: tuple[float, ...] | None = None
+
+    def write(self, folder: Path) -> None:
+        """Keep it in a model's folder."""
+        replace_json(folder / FILE, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path, channels: int) -> Preprocessing:
+        """That of a model's folder; without one, images of so many channels as they are.
+
+        Raises:
+            UserError: The file is there and unreadable.
+        """
+        path = next((folder / n for n in (FILE, EARLIER_FILE) if (folder / n).is_file()), None)
+        if path is None:
+            return cls(channels)
+        values = read_json(path)
+        targets = values.pop("targets", None)
+        found = from_plain(cls, values, path)
+        if targets is not None:
+            found = replace(found, targets=from_plain(Targets, targets, f"{path}: targets"))
+        try:
+            check_data_settings(ImageDataConfig(scale=found.scale, value_range=found.value_range))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        return found
+
+    @property
+    def whole(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """What must see a whole image or volume `[..., C]`, before `to_unit`; None: nothing."""
+        if self.value_range != "percentiles":
+            return None
+        return partial(normalised, value_range=self.value_range)
+
+    def to_unit(self, pixels: np.ndarray, name: str) -> np.ndarray:
+        """Pixels `[..., C]` of a file to `float32 [..., channels]` in [-1, 1]."""
+        shape = pixels.shape
+        flat = convert_channels(pixels.reshape(1, -1, shape[-1]), self.channels, name)
+        unit = to_unit(flat, self.value_range, name, "value_range")
+        return unit.reshape(*shape[:-1], self.channels)
+
+    @property
+    def made_dtype(self) -> np.dtype:
+        """Of `to_pixels`; 8 bits where the training's units are not known."""
+        known = self.dtype is not None and self.value_range != "percentiles"
+        return np.dtype(self.dtype if known else "uint8")
+
+    def to_pixels(self, unit: np.ndarray) -> np.ndarray:
+        """What a network makes, in [-1, 1], as pixels of the training's type and range."""
+        dtype = self.made_dtype
+        if self.value_range == "percentiles":
+            low, high = 0.0, 255.0
+        elif self.value_range is None or self.dtype is None:
+            low, high = 0.0, 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
+        else:
+            low, high = self.value_range
+        values = (np.clip(unit, -1, 1).astype(np.float32) + 1) * np.float32((high - low) / 2)
+        values += np.float32(low)
+        if dtype.kind == "f":
+            return values
+        return values.round().clip(0, np.iinfo(dtype).max).astype(dtype)
+
+    def check_depth(self, dtype: np.dtype, highest: float | None, name: str) -> None:
+        """Refuse an image of another type than the training's, if its black is not known.
+
+        Images of one full range are taken for those of another (0 to 255, 0 to 65535, 0.0 to 1.0).
+
+        Args:
+            dtype: Of its pixels.
+            highest: Its largest pixel value; None where it was not read whole.
+            name: Of the image, for the message.
+
+        Raises:
+            UserError: Names the cure.
+        """
+        if self.dtype in (None, dtype.name) or self.value_range == "percentiles":
+            return
+        if self.value_range is not None:
+            low, high = self.value_range
+            black_and_white = f"at {low:g} and {high:g}"
+        elif dtype == np.uint16 and (highest is None or highest < 2**15):
+            black_and_white = "at the ends of the type"
+        else:
+            return
+        raise UserError(
+            f"{name}: has pixels of {dtype}, the model was trained on {self.dtype} with black and "
+            f"white {black_and_white}; convert it, or say what is black and white here with "
+            "value_range"
+        )

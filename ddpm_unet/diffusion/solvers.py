@@ -1,0 +1,119 @@
+"""Samplers as functions `(denoise, x, sigmas, noise) -> images`, on the way of Karras 2022.
+
+The state is x = x_0 + sigma eps (arXiv:2206.00364, eq. 3; k-diffusion's functions are of this form
+too). `denoise(x, sigma)` gives the predicted x_0; `sigmas` fall, `float64 [N + 1]` on the CPU, and
+end in 0; `noise(std)` gives noise of each image's own, and may be left out of the arguments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+from torch import Tensor
+
+Denoise = Callable[[Tensor, float], Tensor]
+Solver = Callable[..., Tensor]
+
+
+def euler(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
+    """Euler's method on dx/dsigma = (x - x_0) / sigma (Karras 2022, eq. 4), which is DDIM's."""
+    for sigma, following in pairwise(sigmas.tolist()):
+        x0 = denoise(x, sigma)
+        x = x0 + following / sigma * (x - x0)
+    return x
+
+
+def heun(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
+    """Heun's second-order method, two evaluations a step (Karras 2022, algorithm 1)."""
+    for sigma, following in pairwise(sigmas.tolist()):
+        x = _heun_step(denoise, x, sigma, following)
+    return x
+
+
+def churn(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Callable[[float], Tensor],
+    s_churn: float = 40.0,
+    s_min: float = 0.05,
+    s_max: float = 50.0,
+    s_noise: float = 1.003,
+) -> Tensor:
+    """Heun's method with noise added before each step (Karras 2022, algorithm 2).
+
+    Args:
+        denoise: See the module, like the three after it.
+        x: The noise that it begins with.
+        sigmas: The noise levels.
+        noise: Draws noise.
+        s_churn: How much noise is added, over all steps; the defaults are those of table 5.
+        s_min: The lowest level at which any is.
+        s_max: The highest.
+        s_noise: Its standard deviation, over that which keeps the level.
+    """
+    gamma = min(s_churn / (len(sigmas) - 1), math.sqrt(2) - 1)
+    for sigma, following in pairwise(sigmas.tolist()):
+        if s_min <= sigma <= s_max:
+            raised = sigma * (1 + gamma)
+            x = x + noise(s_noise * math.sqrt(raised**2 - sigma**2))
+            sigma = raised
+        x = _heun_step(denoise, x, sigma, following)
+    return x
+
+
+def _heun_step(denoise: Denoise, x: Tensor, sigma: float, following: float) -> Tensor:
+    slope = (x - denoise(x, sigma)) / sigma
+    stepped = x + (following - sigma) * slope
+    if following == 0:
+        return stepped
+    second = (stepped - denoise(stepped, following)) / following
+    return x + (following - sigma) / 2 * (slope + second)
+
+
+def dpm_solver_pp(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
+    """DPM-Solver++ 2M (Lu 2022, arXiv:2211.01095, algorithm 2)."""
+    return _multistep(denoise, x, sigmas, None)
+
+
+def dpm_solver_pp_sde(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Callable[[float], Tensor]
+) -> Tensor:
+    """SDE-DPM-Solver++ 2M (Lu 2022, eq. 18): noise at every step, as much as the chain's."""
+    return _multistep(denoise, x, sigmas, noise)
+
+
+def _multistep(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Callable[[float], Tensor] | None
+) -> Tensor:
+    eta = 0 if noise is None else 1
+    before, last_width = None, 0.0
+    for sigma, following in pairwise(sigmas.tolist()):
+        x0 = denoise(x, sigma)
+        if following == 0:
+            return x0
+        width = math.log(sigma / following)  # half the step of log-SNR
+        gain = -math.expm1(-(1 + eta) * width)
+        x = following / sigma * math.exp(-eta * width) * x + gain * x0
+        if before is not None:
+            x = x + gain * width / (2 * last_width) * (x0 - before)
+        if noise is not None:
+            x = x + noise(following * math.sqrt(-math.expm1(-2 * width)))
+        before, last_width = x0, width
+    return x
+
+
+SOLVERS: dict[str, Solver] = {
+    "euler": euler,
+    "heun": heun,
+    "churn": churn,
+    "dpm++": dpm_solver_pp,
+    "dpm++sde": dpm_solver_pp_sde,
+}
+EVALUATIONS: dict[Solver, Callable[[int], int]] = {
+    heun: lambda steps: 2 * steps - 1,
+    churn: lambda steps: 2 * steps - 1,
+}
+"""Evaluations of the network in so many steps, where they are not equally many."""

@@ -1,0 +1,450 @@
+"""A network of pixels as a function of images of any size: classes, probabilities, objects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property, reduce
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddpm_unet.config import PredictConfig, ValueRange
+from ddpm_unet.data.images import image_array, image_info, read_image
+from ddpm_unet.data.points import PointSet, from_grid, read_points, to_grid
+from ddpm_unet.data.preprocessing import Preprocessing
+from ddpm_unet.data.volumes import Space, is_nifti, read_volume, volume_info, volume_space
+from ddpm_unet.errors import UserError
+from ddpm_unet.inference.objects import ObjectRow, find_objects
+from ddpm_unet.inference.overlay import displayable
+from ddpm_unet.inference.readers import Prepared, is_tiff, open_planes
+from ddpm_unet.inference.resampling import predict_scaled
+from ddpm_unet.inference.tiles import Predict, Rows, Tiling, predict_tiles
+from ddpm_unet.models.classic import ClassicUNet
+from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
+
+SegmentationModel = ClassicUNet | Segmenter
+DEFAULTS = {2: PredictConfig(256, 32, 16), 3: PredictConfig(96, 16, 8)}
+"""Least tiles of images and of volumes."""
+PIXELS = {2: 768**2, 3: 96**3}
+"""How many pixels a network may get at once where the tile is not given."""
+Part = tuple[int, int, np.ndarray, np.ndarray]
+"""First plane and row, pixels `[planes, rows, W, C]` to show, values `[planes, K, rows, W]`."""
+
+
+def tta(predict: Predict) -> Predict:
+    """The mean prediction over the 8 flips and quarter turns of the last two axes.
+
+    For microscopy and the like, where up is not special; eight times the work.
+
+    Args:
+        predict: Tiles `[B, C, ..., H, W]` to probabilities or values `[B, K, ..., H', W']`.
+    """
+
+    def variants(tiles: Tensor) -> Iterator[Tensor]:
+        for flipped in (False, True):
+            for quarters in range(4):
+                turned = torch.rot90(tiles.flip(-1) if flipped else tiles, quarters, (-2, -1))
+                back = torch.rot90(predict(turned).float(), -quarters, (-2, -1))
+                yield back.flip(-1) if flipped else back
+
+    return lambda tiles: reduce(torch.add, variants(tiles)) / 8
+
+
+def class_probabilities(model: Any, average: bool = False) -> Predict:
+    """Tiles `[B, C, *tile]` in [-1, 1] to probabilities `float32 [B, K, *tile]` of every class.
+
+    Args:
+        model: In evaluation mode; one output channel means two classes.
+        average: See `tta`.
+    """
+
+    def predict(tiles: Tensor) -> Tensor:
+        logits = model(tiles).float()
+        if logits.shape[1] == 1:
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        return logits.softmax(dim=1)
+
+    return tta(predict) if average else predict
+
+
+def add_residual(output: Tensor, images: Tensor, residual: bool = True) -> Tensor:
+    """The prediction of a regression head, `[B, K, *space]`.
+
+    Args:
+        output: Of the network, smaller than the images without padding.
+        images: What the network saw, `[B, C, *space]`.
+        residual: The output is what is to be added to the first K channels; else it is all.
+    """
+    if not residual:
+        return output
+    base = images[:, : output.shape[1]]
+    for axis in range(2, images.ndim):
+        lost = images.shape[axis] - output.shape[axis]
+        base = base.narrow(axis, lost // 2, output.shape[axis])
+    return output + base
+
+
+def regressed_values(model: Any, residual: bool = False, average: bool = False) -> Predict:
+    """Tiles `[B, C, *tile]` in [-1, 1] to values `float32 [B, K, *tile]`, about in [-1, 1].
+
+    Args:
+        model: In evaluation mode.
+        residual: See `add_residual`.
+        average: See `tta`.
+    """
+
+    def predict(tiles: Tensor) -> Tensor:
+        return add_residual(model(tiles).float(), tiles.float(), residual)
+
+    return tta(predict) if average else predict
+
+
+def tiling(model: SegmentationModel, config: PredictConfig) -> Tiling:
+    """Tiles that suit the network: exact seams without padding, blended ones with it.
+
+    Args:
+        model: Gives the margin that is lost or not trusted.
+        config: Gives the tile's size, which grows to the next one that the network takes, and
+            the overlap and margin, which a network without padding has no use for. Without a size
+            the tiles are those with which the least is computed in bounded memory.
+
+    Raises:
+        UserError: Tiles that are all margin and overlap.
+    """
+    default = DEFAULTS[dimensions(model)]
+    tile, overlap, margin = (
+        getattr(default if getattr(config, name) is None else config, name)
+        for name in ("tile", "overlap", "margin")
+    )
+    pixels = PIXELS[dimensions(model)] if config.tile is None else 0
+    if model.margin:
+        tile = model.valid_size(max(tile, 2 * model.margin + model.step))
+        return Tiling(tile, model.margin, overlap=0, step=model.step, pixels=pixels)
+    step = 32
+    if dimensions(model) == 3:
+        segmenter = isinstance(model, Segmenter)
+        levels = len(model.unet.config.block_out_channels) if segmenter else model.config.depth
+        step = 2 ** (levels - 1)
+    least = 2 * max(0, margin) + max(0, overlap) + step
+    if min(overlap, margin) < 0 or tile < least:
+        raise UserError(
+            f"tiles of {tile} pixels that share {overlap}, with a margin of {margin}: give an "
+            f"overlap and a margin of 0 or more, and then a tile of at least {least}"
+        )
+    return Tiling(tile, margin, overlap, step, pixels=pixels)
+
+
+def dimensions(model: SegmentationModel) -> int:
+    """2 for a network of images, 3 for one of volumes."""
+    return model.unet.config.dims if isinstance(model, Segmenter) else model.config.dims
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network makes of one image.
+
+    Args:
+        probabilities: Of every class at every pixel, `float32 [K, *space]`; of a network that
+            regresses, the values in units of its targets.
+        class_names: One per class, or empty.
+        image: The pixels that were predicted, `[*space, C]`.
+        regression: It holds values, no probabilities.
+    """
+
+    probabilities: np.ndarray = field(repr=False)
+    class_names: Sequence[str] = ()
+    image: np.ndarray | None = field(default=None, repr=False)
+    regression: bool = False
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """The likeliest class of every pixel, `int64 [*space]`.
+
+        Raises:
+            UserError: The network regresses.
+        """
+        if self.regression:
+            raise UserError("mask: the model regresses images and knows no classes; take values")
+        return self.probabilities.argmax(axis=0)
+
+    @property
+    def values(self) -> np.ndarray:
+        """The same array under the name that suits regression, `float32 [K, *space]`."""
+        return self.probabilities
+
+    @cached_property
+    def objects(self) -> list[ObjectRow]:
+        """A row for each connected piece of every class but 0; see `find_objects`."""
+        return find_objects(self.mask, self.image, self.class_names)
+
+
+class Predictor:
+    """A segmentation or regression network that takes images of any size.
+
+    Images are covered by tiles, so memory is bounded; see `tiles`.
+
+    Example:
+        >>> import numpy as np
+        >>> from ddpm_unet import Predictor, Segmenter, UNet
+        >>> unet = UNet(in_channels=3, out_channels=3, block_out_channels=(8,),
+        ...             layers_per_block=1, norm_num_groups=4)
+        >>> predictor = Predictor(Segmenter(unet, num_classes=2).eval())
+        >>> result = predictor(np.zeros((20, 30, 3), np.uint8))
+        >>> result.mask.shape, result.probabilities.shape
+        ((20, 30), (2, 20, 30))
+
+    Args:
+        model: In evaluation mode, on its device.
+        preprocessing: What it must know of its training's images; None takes them as they are.
+        tile: Pixels of a tile's side; None for the tiles of least work.
+        overlap: Pixels that neighbouring tiles share; None for 32, of volumes 16.
+        batch_size: Tiles per call of the network.
+        tta: Average over flips and quarter turns.
+        value_range: Pixel values of black and white here, where they are not the training's.
+        max_pixels: Refuse to decode more than so many million pixels at once.
+        stream_above: Million pixels from which on a TIFF is read row by row.
+    """
+
+    def __init__(
+        self,
+        model: SegmentationModel,
+        preprocessing: Preprocessing | None = None,
+        *,
+        tile: int | None = None,
+        overlap: int | None = None,
+        batch_size: int = 4,
+        tta: bool = False,
+        value_range: ValueRange = None,
+        max_pixels: float = 200.0,
+        stream_above: float = 16.0,
+    ) -> None:
+        self.model, self.dims = model, dimensions(model)
+        self.preprocessing = preprocessing or Preprocessing(model.in_channels)
+        if value_range is not None:
+            self.preprocessing = replace(self.preprocessing, value_range=value_range, dtype=None)
+        self.batch_size, self.max_pixels, self.stream_above = batch_size, max_pixels, stream_above
+        self.tiling = tiling(model, PredictConfig(tile, overlap))
+        self.tta = tta
+        self.network: Any = model
+        """Computes in place of the model, for instance when compiled."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | PathLike[str],
+        *,
+        levels: int | None = None,
+        device: torch.device | str = "cpu",
+        **options: Any,
+    ) -> Predictor:
+        """Read a model's folder.
+
+        Args:
+            folder: What a run or `save_pretrained` wrote.
+            levels: Of a U-Net++, use so many of the finest levels only.
+            device: Where to predict.
+            options: Keyword arguments of the class.
+
+        Raises:
+            UserError: The folder has no such model; names what is at fault.
+        """
+        model = load_segmentation_model(folder, levels).to(device)
+        return cls(model, Preprocessing.read(Path(folder), model.in_channels), **options)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def num_classes(self) -> int:
+        """Classes; of regression, channels of the targets."""
+        targets = self.preprocessing.targets
+        return targets.channels if targets else max(2, self.model.config.num_classes)
+
+    @property
+    def predict(self) -> Predict:
+        """Tiles `[B, C, *tile]` to probabilities, or to values in [-1, 1]."""
+        if self.preprocessing.targets:
+            return regressed_values(self.network, self.preprocessing.residual, self.tta)
+        return class_probabilities(self.network, self.tta)
+
+    def __call__(self, image: Any) -> Prediction:
+        """Predict one image or volume.
+
+        Args:
+            image: A path, a Pillow image, or an array or tensor of uint8, uint16 or float32 pixels:
+                `[H, W]`, `[C, H, W]` or `[H, W, C]` (of volumes with D in front of H), which of the
+                two is known by the network's channels.
+
+        Raises:
+            UserError: It cannot be read, has other channels or a depth that is not known; an array
+                whose channels could be either axis.
+        """
+        pixels, name = self._pixels(image)
+        highest = float(pixels.max()) if pixels.size else None
+        self.preprocessing.check_depth(pixels.dtype, highest, name)
+        whole = self.preprocessing.whole
+        with torch.inference_mode():
+            source = whole(pixels) if whole else pixels
+            found = [band.cpu() for band in self.bands(source, name)]
+        values = torch.cat(found, dim=1).numpy()
+        targets = self.preprocessing.targets
+        if targets:
+            values = targets.to_values(values)
+        names = getattr(self.model.config, "class_names", ())
+        return Prediction(values, names, pixels, regression=targets is not None)
+
+    def _pixels(self, image: Any) -> tuple[np.ndarray, str]:
+        """`[*space, C]` and a name for messages."""
+        if isinstance(image, str | PathLike):
+            path = Path(image)
+            read = read_volume if self.dims == 3 else read_image
+            return read(path, self.max_pixels), path.name
+        if not isinstance(image, Tensor | np.ndarray):
+            return image_array(image, "the image"), "the image"
+        array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
+        if array.dtype == np.float64:
+            array = array.astype(np.float32)
+        if array.dtype.name not in ("uint8", "uint16", "float32"):
+            raise UserError(f"the array is {array.dtype}; give uint8, uint16 or float32")
+        if array.ndim == self.dims:
+            return array[..., None], "the array"
+        if array.ndim != self.dims + 1:
+            raise UserError(
+                f"the array has shape {array.shape}; give one image, [H, W], [C, H, W] or "
+                "[H, W, C]" + ", with a depth in front of H" * (self.dims == 3)
+            )
+        wanted = self.preprocessing.channels
+        either = {axis for axis in (0, -1) if array.shape[axis] == wanted}
+        if not either and wanted in (1, 3, 4):
+            either = {axis for axis in (0, -1) if array.shape[axis] in (1, 2, 3, 4)}
+        if len(either) != 1:
+            fault = "could have its channels first or last" if either else "has other channels"
+            raise UserError(
+                f"the array of shape {array.shape} {fault}, the model takes {wanted}; give "
+                f"[{wanted}, {'D, ' * (self.dims == 3)}H, W], larger than {wanted} pixels"
+            )
+        return np.moveaxis(array, either.pop(), -1), "the array"
+
+    def bands(self, source: Rows, name: str) -> Iterator[Tensor]:
+        """Predictions of an image from top to bottom, `float32 [K, rows, W]` each.
+
+        Args:
+            source: `[H, W, C]` or `[D, H, W, C]`, after `preprocessing.whole`.
+            name: Of the image, for messages.
+        """
+        own = self.preprocessing
+        rows = Prepared(source, lambda pixels: own.to_unit(pixels, name), own.channels)
+        return predict_scaled(
+            self.predict, rows, own.scale, self.tiling, self.batch_size, self.device
+        )
+
+    # Files
+
+    def look(self, path: Path) -> None:
+        """Decode nothing; raise what a file's header shows to be wrong with it.
+
+        Raises:
+            UserError: See `open`.
+        """
+        own = self.preprocessing
+        if own.voxel:
+            read_points(path)
+            return
+        if self.dims == 3:
+            _check_volume(path)
+            info = volume_info(path, self.max_pixels)
+        elif is_tiff(path):
+            info = volume_info(path, math.inf)
+        else:
+            info = image_info(path, self.max_pixels)
+        own.check_depth(info.dtype, math.inf, path.name)
+
+    @contextmanager
+    def open(self, path: Path) -> Iterator[OpenFile]:
+        """A file of one or more images, or a volume, to be predicted part by part.
+
+        Raises:
+            UserError: It cannot be read, or with a network of volumes is none.
+        """
+        whole = self.preprocessing.whole
+        if self.dims == 3:
+            _check_volume(path)
+            volume, space = read_volume(path, self.max_pixels), volume_space(path)
+            self._check_depth([volume], path)
+            parts = self._volume(volume, whole(volume) if whole else volume, path.name)
+            yield OpenFile(volume.shape, parts, space, is_tiff(path), [volume])
+            return
+        streamed = math.inf if whole else self.stream_above
+        with open_planes(path, self.max_pixels, streamed) as planes:
+            self._check_depth(planes, path)
+            shape = (len(planes), *planes[0].shape)
+            arrays = [plane for plane in planes if isinstance(plane, np.ndarray)]
+            images = arrays if len(arrays) == len(planes) else None
+            yield OpenFile(shape, self._planes(planes, path.name), None, is_tiff(path), images)
+
+    def _check_depth(self, planes: Sequence[Any], path: Path) -> None:
+        arrays = [plane for plane in planes if isinstance(plane, np.ndarray)]
+        highest = max(float(a.max()) for a in arrays) if len(arrays) == len(planes) else None
+        self.preprocessing.check_depth(planes[0].dtype, highest, path.name)
+
+    def _planes(self, planes: Sequence[Rows], name: str) -> Iterator[Part]:
+        whole = self.preprocessing.whole
+        for number, plane in enumerate(planes):
+            row = 0
+            for band in self.bands(whole(np.asarray(plane)) if whole else plane, name):
+                rows = band.shape[1]
+                pixels = np.asarray(plane[row : row + rows])[None]
+                yield number, row, pixels, band.cpu().numpy()[None]
+                row += rows
+
+    def _volume(self, volume: np.ndarray, source: np.ndarray, name: str) -> Iterator[Part]:
+        plane, shown = 0, displayable(volume)
+        for band in self.bands(source, name):
+            planes = band.shape[1]
+            values = band.cpu().numpy().swapaxes(0, 1)
+            yield plane, 0, shown[plane : plane + planes], values
+            plane += planes
+
+    def points(self, path: Path) -> tuple[PointSet, np.ndarray]:
+        """The points of a file, and the probabilities of their classes `float32 [N, K]`."""
+        own, points = self.preprocessing, read_points(path)
+        assert own.voxel, "the model is of points"
+        grid = to_grid(points, own.voxel)
+        image = own.to_unit(own.whole(grid) if own.whole else grid, path.name)
+        planes = torch.from_numpy(np.moveaxis(image, -1, 0))
+        values = predict_tiles(self.predict, planes, self.tiling, self.batch_size, self.device)
+        return points, from_grid(values.cpu().numpy(), points, own.voxel)
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A file that is being predicted.
+
+    Args:
+        shape: Pages or planes, height, width, channels.
+        parts: Its predictions, from top to bottom.
+        space: Where a NIfTI file's voxels lie.
+        tiff: It is a TIFF.
+        images: Its pages `[H, W, C]`, or the volume `[D, H, W, C]`; None where it is read row by
+            row.
+    """
+
+    shape: tuple[int, ...]
+    parts: Iterator[Part]
+    space: Space | None = None
+    tiff: bool = False
+    images: Sequence[np.ndarray] | None = None
+
+
+def _check_volume(path: Path) -> None:
+    if not is_tiff(path) and not is_nifti(path):
+        raise UserError(f"{path}: is no volume; give NIfTI, or a TIFF of a page per plane")

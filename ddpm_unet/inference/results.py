@@ -1,0 +1,204 @@
+"""Files of predictions, written part by part with memory for a few tiles."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ddpm_unet.data.points import PointSet
+from ddpm_unet.data.targets import Targets
+from ddpm_unet.errors import UserError
+from ddpm_unet.inference.objects import find_objects, write_objects
+from ddpm_unet.inference.predictor import OpenFile
+from ddpm_unet.inference.writers import (
+    NiftiVolume,
+    NpzPlanes,
+    OverlayImages,
+    PngImage,
+    TiffPlanes,
+    finished,
+)
+
+Format = NiftiVolume | NpzPlanes | PngImage | TiffPlanes
+
+
+def write_masks(
+    source: OpenFile,
+    base: Path,
+    colors: np.ndarray,
+    class_names: tuple[str, ...] = (),
+    *,
+    overlay: bool = True,
+    objects: bool = True,
+    probabilities: Literal["tiff", "npz"] | None = None,
+) -> np.ndarray:
+    """Write what a network of classes sees in a file; each file appears when it is complete.
+
+    `NAME_mask` is a palette PNG, or a palette TIFF in the input's shape when that is a TIFF;
+    `NAME_overlay` a PNG, or a TIFF for many pages; `NAME_objects.csv` a row an object, where the
+    image fits in memory; `NAME_probabilities.tif` or `.npz` float32 `[(pages,) K, H, W]`. Of a
+    NIfTI file, mask and probabilities are `.nii.gz` with its affine.
+
+    Args:
+        source: See `Predictor.open`.
+        base: Folder and first part of the files' names.
+        colors: `uint8 [K, 3]`, one per class.
+        class_names: One per class, or empty.
+        overlay: Write the overlay.
+        objects: Write the table of objects.
+        probabilities: Write the probabilities, in this format.
+
+    Returns:
+        Pixels of each class, `int64 [K]`.
+    """
+    pages, height, width, _ = source.shape
+    size, axes = ((pages, height, width), "ZYX") if pages > 1 else ((height, width), "YX")
+    num_classes = len(colors)
+    counts = np.zeros(num_classes, dtype=np.int64)
+    kept = np.zeros((pages, height, width), np.uint8) if objects and source.images else None
+    with ExitStack() as stack:
+
+        def file(ending: str) -> Path:
+            return stack.enter_context(finished(base.with_name(f"{base.name}_{ending}")))
+
+        mask: Format
+        if source.space:
+            mask = NiftiVolume(file("mask.nii.gz"), source.shape[:3], np.uint8, source.space)
+        elif source.tiff:
+            mask = TiffPlanes(file("mask.tif"), size, np.uint8, axes, colors)
+        else:
+            mask = PngImage(file("mask.png"), (1, height, width), colors=colors)
+        stack.enter_context(closing(mask))
+        if overlay:
+            path = file("overlay.tif" if pages > 1 else "overlay.png")
+            drawn = OverlayImages(path, (pages, height, width), colors)
+            stack.enter_context(closing(drawn))
+        if probabilities:
+            every: tuple[int, ...] = (*size[:-2], num_classes, height, width)
+            scores: Format
+            if probabilities == "npz":
+                scores = NpzPlanes(file("probabilities.npz"), every)
+            elif source.space:
+                path, every = file("probabilities.nii.gz"), (pages, *every[-3:])
+                scores = NiftiVolume(path, every, np.float32, source.space)
+            else:
+                path, axes = file("probabilities.tif"), axes.replace("YX", "CYX")
+                scores = TiffPlanes(path, every, np.float32, axes)
+            stack.enter_context(closing(scores))
+        for plane, row, pixels, values in source.parts:
+            if values.shape[1] != num_classes:
+                raise ValueError(
+                    f"the network gives {values.shape[1]} classes, {num_classes} expected"
+                )
+            classes = values.argmax(axis=1).astype(np.uint8)
+            counts += np.bincount(classes.ravel(), minlength=num_classes)
+            mask.write(plane, row, classes)
+            if kept is not None:
+                kept[plane : plane + len(classes), row : row + classes.shape[1]] = classes
+            if overlay:
+                drawn.write(row, pixels, classes)
+            if probabilities:
+                scores.write(plane * num_classes, row, np.concatenate(values))
+        if kept is not None:
+            assert source.images is not None
+            masks = [kept] if source.images[0].ndim == 4 else list(kept)
+            tables = [
+                find_objects(found, image, class_names)
+                for found, image in zip(masks, source.images, strict=True)
+            ]
+            write_objects(tables, file("objects.csv"))
+    return counts
+
+
+def check_image_format(format: str, targets: Targets, dims: int) -> None:
+    """Refuse to write as PNG what it cannot hold.
+
+    Raises:
+        UserError: Names the flag.
+    """
+    kinds = [("uint8", 1), ("uint8", 3), ("uint16", 1)]
+    if format == "png" and ((targets.dtype, targets.channels) not in kinds or dims == 3):
+        raise UserError(
+            f"picture png: holds images of 8 bits in grey or colour, or of 16 in grey; the model "
+            f"makes {targets}{' in volumes' * (dims == 3)}, take tiff"
+        )
+
+
+def write_regression(
+    source: OpenFile, base: Path, targets: Targets, format: Literal["tiff", "png"] = "tiff"
+) -> np.ndarray:
+    """Write `base`_predicted.tif, .png or, of a NIfTI file, .nii.gz.
+
+    Args:
+        source: See `Predictor.open`.
+        base: Folder and first part of the file's name.
+        targets: What such images are.
+        format: "tiff" writes float32 in the units of the targets, whatever their type; "png"
+            pixels of their type.
+
+    Returns:
+        Each channel's mean.
+    """
+    (pages, height, width, _), channels = source.shape, targets.channels
+    sums = np.zeros(channels)
+    with ExitStack() as stack:
+
+        def file(ending: str) -> Path:
+            return stack.enter_context(finished(base.with_name(f"{base.name}_{ending}")))
+
+        result: Format
+        if source.space:
+            every = (pages, *[channels] * (channels > 1), height, width)
+            result = NiftiVolume(file("predicted.nii.gz"), every, np.float32, source.space)
+        elif format == "png":
+            if pages > 1:
+                raise UserError(f"{base.name}: has {pages} pages, a PNG holds one; take tiff")
+            result = PngImage(file("predicted.png"), (channels, height, width), targets.dtype)
+        else:
+            sizes = {"Z": pages, "C": channels, "Y": height, "X": width}
+            kept = {axis: n for axis, n in sizes.items() if n > 1 or axis in "YX"}
+            axes = "".join(kept)
+            path = file("predicted.tif")
+            result = TiffPlanes(path, tuple(kept.values()), np.float32, axes)
+        stack.enter_context(closing(result))
+        for plane, row, _, unit in source.parts:
+            values = targets.to_values(unit)
+            sums += values.sum(axis=(0, 2, 3), dtype=np.float64)
+            if isinstance(result, PngImage):
+                values = targets.to_pixels(unit)
+            result.write(plane * channels, row, np.concatenate(values))
+    return sums / (pages * height * width)
+
+
+def write_points(
+    points: PointSet, probabilities: np.ndarray, base: Path, npz: bool = False
+) -> np.ndarray:
+    """Write `base`_points.csv: x, y, z, class and the probability of every class of each point.
+
+    Args:
+        points: The points.
+        probabilities: `float32 [N, K]`.
+        base: Folder and first part of the files' names.
+        npz: Write the same as arrays in `base`_points.npz too.
+
+    Returns:
+        Points of each class, `int64 [K]`.
+    """
+    classes, count = probabilities.argmax(axis=1), probabilities.shape[1]
+    names = ["x", "y", "z", "class", *(f"probability_{k}" for k in range(count))]
+    table = np.column_stack([points.coordinates, classes, probabilities])
+    with finished(base.with_name(f"{base.name}_points.csv")) as part:
+        formats = ["%.3f"] * 3 + ["%d"] + ["%.4f"] * count
+        np.savetxt(part, table, formats, delimiter=",", header=",".join(names), comments="")
+    if npz:
+        with finished(base.with_name(f"{base.name}_points.npz")) as part, open(part, "wb") as file:
+            np.savez_compressed(
+                file,
+                coordinates=points.coordinates,
+                classes=classes.astype(np.uint8),
+                probabilities=probabilities,
+            )
+    return np.bincount(classes, minlength=count)

@@ -1,0 +1,495 @@
+"""From settings to jobs: the one place of training that knows the settings' names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from accelerate import PartialState
+
+from ddpm_unet.config import DenoiseConfig, PairDataConfig, SegmentConfig
+from ddpm_unet.config.reading import check_limits
+from ddpm_unet.data.check import Report, check_pairs
+from ddpm_unet.data.image_set import ImageSet
+from ddpm_unet.data.labelled import LabelledSet, PairSet, TargetSet
+from ddpm_unet.data.pair_stream import PairStream, WithExtra
+from ddpm_unet.data.pairs import (
+    BUILTIN_HELD_OUT,
+    BUILTIN_IMAGES,
+    POINTS,
+    complete_settings,
+    find_pairs,
+)
+from ddpm_unet.data.pixels import convert_channels
+from ddpm_unet.data.preprocessing import Preprocessing
+from ddpm_unet.data.settings import check_data_settings
+from ddpm_unet.data.sources import concat_condition, held_out, open_images, open_stream
+from ddpm_unet.data.splits import Split, split_images
+from ddpm_unet.data.targets import PixelType, target_settings
+from ddpm_unet.diffusion.edm import make_diffusion
+from ddpm_unet.errors import UserError
+from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
+from ddpm_unet.inference.conditioning import Conditioning
+from ddpm_unet.inference.pipeline import read_diffusion
+from ddpm_unet.inference.predictor import SegmentationModel, dimensions, tiling
+from ddpm_unet.models import UNet
+from ddpm_unet.models.autoencoder import PLACES, Autoencoder
+from ddpm_unet.models.classic import ClassicUNet
+from ddpm_unet.models.pretrained import model_folder, read_config
+from ddpm_unet.models.segmenter import Segmenter
+from ddpm_unet.training.denoise import DenoiseJob
+from ddpm_unet.training.joint import JointDenoising
+from ddpm_unet.training.latent_space import LatentSpace
+from ddpm_unet.training.loop import train
+from ddpm_unet.training.pixelwise import ClassTarget, ImageTarget, PixelwiseJob
+from ddpm_unet.training.run_folder import RunFolder
+
+SCRATCH = "scratch"
+D = TypeVar("D", bound=DenoiseJob)
+P = TypeVar("P", bound=PixelwiseJob)
+
+
+def run_pixel_job(config: SegmentConfig) -> dict[str, float]:
+    """Train the job of `scripts/train_seg.py`; gives the scores on the images kept to test."""
+    job, run = build_pixel_job(config), RunFolder(Path(str(config.run)))
+    train(job, run, config)
+    state = PartialState()
+    return job.score_test(run, state.device, config.train.native) if state.is_main_process else {}
+
+
+def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  # type: ignore[assignment]
+    """The job of `scripts/train_ddpm.py`.
+
+    Raises:
+        UserError: The data cannot be used, or do not fit the network.
+    """
+    check_limits(config)
+    patience = config.train.early_stopping_patience
+    if patience:
+        raise UserError(
+            f"train.early_stopping_patience {patience}: is for segmentation, a denoiser has no "
+            "score to wait for; set it to 0"
+        )
+    data, stream = config.data, open_stream(config.data, config.seed)
+    images, latent = stream.images, _latent_space(config, stream.images)
+    conditioning = Conditioning(
+        image_channels=latent.channels if latent else images.layout.channels,
+        class_names=images.classes if data.class_labels else (),
+        cond_dropout=config.condition_dropout > 0,
+        concat_cond=concat_condition(data, images),
+        text_encoder=data.text_encoder,
+        self_conditioning=config.self_conditioning,
+        mask_classes=(data.condition_classes or 0) * data.joint_masks,
+    )
+
+    def build() -> UNet:
+        check_network(config, conditioning, images)
+        size = latent.size if latent else data.size
+        return UNet(replace(config.model, sample_size=size))
+
+    said = stream.describe()
+    if data.fit == "crop" and data.scale != 1:
+        said += f", at data.scale {data.scale:g}"
+    return kind(
+        build,
+        make_diffusion(config.diffusion, latents=latent is not None),
+        stream,
+        held_out=held_out(data),
+        conditioning=conditioning,
+        cond_dropout=config.condition_dropout,
+        latent=latent,
+        loss_options=config.diffusion.loss_options,
+        preview=config.preview,
+        batch_size=config.train.micro_batch or config.train.batch_size,
+        seed=config.seed,
+        workers=data.workers,
+        description="\n".join([said, *([latent.describe()] if latent else [])]),
+        digest=stream.digest,
+    )
+
+
+def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  # type: ignore[assignment]
+    """The job of `scripts/train_seg.py`, of either task; `init` is a folder or "scratch".
+
+    Raises:
+        UserError: The labelled set has faults (a line each), or settings contradict each other.
+    """
+    check_limits(config)
+    regress = config.task == "regress"
+    if regress:
+        torchmetrics_of_images()
+        config = replace(config, data=target_settings(config.data))
+    data, report = config.data, check_pairs(config.data)
+    target, outputs = (_images if regress else _classes)(config, report)
+    split = split_images(report.names, report.sizes, report.config.split)
+    patience = config.train.early_stopping_patience
+    if not split["validation"] and patience:
+        raise UserError(
+            f"train.early_stopping_patience {patience}: no image validates; set "
+            "data.split.validation, or train.early_stopping_patience 0"
+        )
+    border = not regress and config.loss.name == "border"
+    pairs = TargetSet(report, split["train"]) if regress else _labelled(report, split, border)
+    extra = None
+    if report.extra and not regress:
+        extra = LabelledSet(report.extra, border=border)
+    joint = None
+    if not regress and config.architecture == "unet" and config.head.transfer == "joint":
+        joint = build_joint(config, report.channels)
+
+    def windows(context: int) -> Any:
+        stream = PairStream(pairs, config.seed, context)
+        if extra is None:
+            return stream
+        return WithExtra(stream, PairStream(extra, config.seed, context), data.extra.share)
+
+    def scored(part: str) -> PairSet:
+        kept = split[part]  # type: ignore[literal-required]
+        return _large_enough(TargetSet(report, kept)) if regress else LabelledSet(report, kept)
+
+    def test() -> PairSet | None:
+        if split["test"]:
+            return scored("test")
+        if not regress and data.images == BUILTIN_IMAGES and not data.include_held_out:
+            return LabelledSet(check_pairs(replace(data, images=BUILTIN_HELD_OUT)))
+        return None
+
+    said = [str(report), split["how"], f"training on {pairs.describe()}"]
+    said += [f"and on further {extra.describe()}"] if extra else []
+    said += [joint.description] if joint else []
+    preprocessing = Preprocessing(
+        report.channels,
+        data.scale,
+        data.value_range,
+        data.voxel if data.masks == POINTS else None,
+        target.targets if isinstance(target, ImageTarget) else None,
+        isinstance(target, ImageTarget) and target.residual,
+        cast(PixelType, report.dtype.name),
+        report.spacing,
+    )
+    return kind(
+        lambda: build_network(config, report.channels, outputs),
+        target,
+        windows,
+        preprocessing=preprocessing,
+        validation=scored("validation") if split["validation"] else None,
+        test=test,
+        joint=joint,
+        denoise_weight=config.loss.denoise_weight,
+        predict=config.predict,
+        lr=config.train.lr,
+        layer_decay=config.layer_decay,
+        split=split,
+        workers=data.workers,
+        description="\n".join(said),
+        digest=digest_of(report.names, report.sizes),
+    )
+
+
+def _latent_space(config: DenoiseConfig, images: ImageSet) -> LatentSpace | None:
+    latent = config.latent
+    if latent.autoencoder is None:
+        return None
+    if config.data.condition:
+        raise UserError(
+            f"data.condition {config.data.condition}: latents are denoised without condition "
+            "images; set it, or latent.autoencoder, to null"
+        )
+    return LatentSpace(
+        Autoencoder(latent.autoencoder),
+        images,
+        epochs=latent.epochs,
+        sample=latent.sample,
+        cache=latent.cache,
+    )
+
+
+def digest_of(names: Iterable[str], sizes: Any) -> str:
+    """A digest of the images' names, without their folders, and sizes."""
+    said = [[Path(name).name for name in names], np.asarray(sizes).tolist()]
+    return hashlib.blake2b(json.dumps(said).encode(), digest_size=16).hexdigest()
+
+
+def _labelled(report: Report, split: Split, border: bool) -> LabelledSet:
+    return LabelledSet(report, split["train"], border)
+
+
+def _classes(config: SegmentConfig, report: Report) -> tuple[ClassTarget, dict[str, Any]]:
+    """What to predict for task "segment", and what the network says of it."""
+    names, colors = tuple(report.mask_code().class_names), report.config.class_colors
+    loss = config.loss
+    if config.cell_class is not None and config.data.dims == 3:
+        raise UserError("cell_class: is for images (data.dims 2) of two classes; leave it out")
+    if config.data.dims == 3 and loss.name == "border":
+        raise UserError("loss.name border: its weight maps are of images; data.dims is 3")
+    target = ClassTarget(
+        names, colors, loss.name, loss.class_weights, loss.focal_gamma, config.criterion,
+        config.cell_class,
+    )  # fmt: skip
+    return target, {"num_classes": len(names), "class_names": names, "class_colors": colors}
+
+
+def _images(config: SegmentConfig, report: Report) -> tuple[ImageTarget, dict[str, Any]]:
+    """Likewise for task "regress"."""
+    targets, settings = report.target_images(), config.regression
+    if config.architecture == "unet" and config.head.transfer == "joint":
+        raise UserError('head.transfer joint: is for task "segment"; take finetune')
+    if config.architecture == "classic" and config.classic.one_logit:
+        raise UserError('classic.one_logit: is for task "segment"; leave it out')
+    if settings.loss == "ssim" and config.data.size < SMALLEST:
+        raise UserError(
+            f"regression.loss ssim: data.size {config.data.size} is under its window of "
+            f"{SMALLEST} pixels; raise it"
+        )
+    if settings.residual and report.channels < targets.channels:
+        raise UserError(
+            f"regression.residual: the targets have {targets.channels} channels and are to"
+            f" be added to the images' first ones, which have {report.channels}; leave it out"
+        )
+    target = ImageTarget(targets, settings.loss, settings.huber_delta, settings.residual)
+    return target, {"num_classes": targets.channels, "class_names": (), "class_colors": ()}
+
+
+def _large_enough(pairs: TargetSet) -> TargetSet:
+    small = [i for i, size in enumerate(pairs.sizes) if min(size) < SMALLEST]
+    if small:
+        raise UserError(
+            f"{pairs.name(small[0])}: is scored, and under {SMALLEST} pixels wide at "
+            f"data.scale {pairs.config.scale:g}, too few for SSIM; raise data.scale, leave "
+            "it out, or change data.split"
+        )
+    return pairs
+
+
+def build_joint(config: SegmentConfig, channels: int) -> JointDenoising:
+    """The denoiser's part in transfer "joint".
+
+    Unlabelled images are cut in windows of `data.size`, at `data.scale` times `unlabelled.scale`
+    and with the labelled images' channels; their value range is `data.value_range` unless they
+    have one of their own.
+    """
+    data = replace(
+        config.unlabelled,
+        dims=config.data.dims,
+        size=config.data.size,
+        scale=config.data.scale * config.unlabelled.scale,
+        channels=channels,
+        value_range=config.unlabelled.value_range or config.data.value_range,
+    )
+    images = open_images(data)
+    diffusion = (
+        make_diffusion(config.diffusion)
+        if config.init == SCRATCH
+        else read_diffusion(Path(str(config.init)))
+    )
+    return JointDenoising(
+        diffusion,
+        open_stream(data, config.seed, images),
+        timestep=config.head.timestep,
+        loss_options=config.diffusion.loss_options,
+        seed=config.seed,
+        description=f"denoising {images.describe()}",
+    )
+
+
+def build_network(
+    config: SegmentConfig, channels: int, outputs: dict[str, Any]
+) -> SegmentationModel:
+    """The network, on the denoiser's weights or freshly initialised.
+
+    Args:
+        config: All settings.
+        channels: Of the images.
+        outputs: `num_classes`, `class_names` and `class_colors`.
+
+    Raises:
+        UserError: It does not fit the images or `data.size`, or there is no such denoiser.
+    """
+    model, size = _network(config, channels, outputs), config.data.size
+    if dimensions(model) != config.data.dims:
+        raise UserError(
+            f"data.dims {config.data.dims}: the network is one of {dimensions(model)} "
+            "dimensions; set data.dims to that, or take another network"
+        )
+    side = size + 2 * model.margin
+    if model.valid_size(side) != side:
+        raise UserError(
+            f"data.size {size}: the network without padding gives no window of that size; "
+            f"the next that fits is {model.valid_size(side) - 2 * model.margin}"
+        )
+    tiling(model, config.predict)
+    return model
+
+
+def _network(config: SegmentConfig, channels: int, outputs: dict[str, Any]) -> SegmentationModel:
+    if config.architecture == "classic":
+        classic = replace(config.classic, in_channels=channels, dims=config.data.dims)
+        network = ClassicUNet(replace(classic, **outputs))
+        if config.init not in (None, SCRATCH):
+            network.load_encoder(str(config.init))
+        return network
+    head = replace(config.head, **outputs)
+    if config.init == SCRATCH:
+        data = config.data
+        predicted = config.diffusion.output_channels(channels)
+        unet = replace(config.model, in_channels=channels, out_channels=predicted)
+        return Segmenter(UNet(replace(unet, sample_size=data.size, dims=data.dims)), head)
+    return Segmenter.from_denoiser(str(config.init), head, in_channels=channels)
+
+
+def choose_denoiser(
+    config: SegmentConfig, data: PairDataConfig, folders: Sequence[Path], cure: str
+) -> tuple[Path, str]:
+    """The first denoiser that sees what a segmenter of these images sees.
+
+    Args:
+        config: All settings.
+        data: Those of the images, complete for the task.
+        folders: Pipelines, best first.
+        cure: What to do where none fits.
+
+    Returns:
+        Its folder, and a line that names it and says why those before it were passed over.
+
+    Raises:
+        UserError: None fits; or one cannot be read.
+    """
+    channels = channels_of(data)
+    passed: list[str] = []
+    for folder in folders:
+        fault = why_not(folder, config, channels)
+        if fault is None:
+            over = f"; passed over: {_first(passed)}" if passed else ""
+            return folder, f"starting from {folder}{over}"
+        passed.append(f"{folder} ({fault})")
+    if channels == 1 and not config.head.repeat_grey:
+        cure = f"set head.repeat_grey true to repeat the grey channel, {cure}"
+    raise UserError(f"no denoiser to start from: {_first(passed)}; {cure}")
+
+
+def why_not(folder: Path, config: SegmentConfig, channels: int | None) -> str | None:
+    """Why a denoiser cannot segment images of so many channels, in a few words; None if it can.
+
+    Raises:
+        UserError: The folder's settings cannot be read.
+    """
+    unet, own = read_config(model_folder(folder)), Conditioning.read(folder)
+    if any((folder / place).is_dir() for place in PLACES):
+        return "denoises latents"
+    if own.mask_classes:
+        return "denoises images with their masks"
+    if own.concat_cond:
+        return "is conditioned on an image"
+    if own.self_conditioning:
+        return "is self-conditioned"
+    classes = unet.num_class_embeds or unet.class_embed_type
+    if classes and config.head.class_label is None:
+        return "is conditioned on classes, and head.class_label is not set"
+    if unet.dims != config.data.dims:
+        return f"is of {unet.dims} dimensions, data.dims is {config.data.dims}"
+    taken = 1 if config.head.repeat_grey else unet.in_channels
+    if channels not in (None, taken):
+        return f"takes {taken} channel{'s' * (taken > 1)}, the images have {channels}"
+    return None
+
+
+def channels_of(data: PairDataConfig) -> int | None:
+    """Channels of the first image; None if it has faults, which the check of all will name."""
+    with suppress(UserError):
+        check_data_settings(data)
+        for pair in find_pairs(complete_settings(data)).pairs[:1]:
+            return convert_channels(pair.read_image(), data.channels, pair.image_file).shape[-1]
+    return None
+
+
+def _first(passed: list[str], most: int = 4) -> str:
+    more = f" and {len(passed) - most} more" if len(passed) > most else ""
+    return ", ".join(passed[:most]) + more
+
+
+def check_network(config: DenoiseConfig, conditioning: Conditioning, images: ImageSet) -> None:
+    """Refuse a network that cannot take the images, or what it is conditioned on.
+
+    Raises:
+        UserError: Names the setting and the cure.
+    """
+    model, channels = config.model, conditioning.drawn_channels
+    what = "latents" if config.latent.autoencoder else "images"
+    what += " with their masks" * (conditioning.mask_classes > 0)
+    assert channels is not None, "a job knows the channels of its images"
+    if config.condition_dropout and not (
+        conditioning.class_names or conditioning.concat_cond or images.context
+    ):
+        raise UserError(
+            f"condition_dropout {config.condition_dropout:g}: the images come without a class, "
+            "context or condition to withhold; set it to 0"
+        )
+    given = {
+        f"the {what}'": channels,
+        "an estimate's": channels * conditioning.self_conditioning,
+        "the condition's": conditioning.concat_cond.channels if conditioning.concat_cond else 0,
+    }
+    needed = sum(given.values())
+    if model.in_channels != needed:
+        if needed == channels == config.diffusion.output_channels(channels):
+            or_data = ", or data.channels" * (what == "images")
+            raise UserError(
+                f"model.in_channels = {model.in_channels}, but the {what} have {channels}; "
+                f"set model.in_channels and model.out_channels to {channels}{or_data}"
+            )
+        parts = ", ".join(f"{whose} {count}" for whose, count in given.items() if count)
+        raise UserError(
+            f"model.in_channels = {model.in_channels}, but the network is given {parts}; set "
+            f"model.in_channels to {needed}"
+        )
+    outputs = config.diffusion.output_channels(channels)
+    if model.out_channels != outputs and outputs != channels:
+        raise UserError(
+            f"model.out_channels = {model.out_channels}, but diffusion.variance_type learned_range "
+            f"predicts a variance for each of the images' {channels} channels; set it to {outputs}"
+        )
+    if model.out_channels != outputs:
+        raise UserError(
+            f"model.out_channels = {model.out_channels}, but the {what} have {channels} channels; "
+            "set it to that"
+        )
+    if model.dims != config.data.dims:
+        raise UserError(
+            f"model.dims = {model.dims}, but data.dims = {config.data.dims}; set both to "
+            "2 for pictures, or 3 for volumes"
+        )
+    classes = (
+        len(conditioning.class_names) + conditioning.cond_dropout
+        if conditioning.class_names
+        else None
+    )
+    if model.num_class_embeds != classes:
+        cure = f"set it to {classes}" if classes else "set it to null, or data.class_labels true"
+        none = " and one for none" if conditioning.cond_dropout else ""
+        raise UserError(
+            f"model.num_class_embeds = {model.num_class_embeds}, but the images come with "
+            f"{len(conditioning.class_names) or 'no'} classes{none}; {cure}"
+        )
+    if model.class_embed_type and not conditioning.class_names:
+        raise UserError(
+            f"model.class_embed_type {model.class_embed_type}: the images come without classes; "
+            "set it to null, or data.class_labels true"
+        )
+    context = images.context.channels if images.context else None
+    if context is None and model.conditional:
+        raise UserError(
+            "model.cross_attention_dim: the network attends to a context; set data.context to a "
+            "folder of sequences, or model.cross_attention_dim to null"
+        )
+    widths = model.cross_attention_dim
+    if context is not None and {context} != set(widths if isinstance(widths, tuple) else [widths]):
+        raise UserError(
+            f"model.cross_attention_dim = {widths}, but the vectors of data.context have {context} "
+            f"numbers; set it to {context}"
+        )

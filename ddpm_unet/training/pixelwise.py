@@ -1,0 +1,453 @@
+"""The job of giving every pixel classes or numbers, from a denoiser or from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ddpm_unet.config import ImageLoss, LossName, PredictConfig
+from ddpm_unet.cpu import accelerate_cpu
+from ddpm_unet.data.masks import IGNORE_INDEX
+from ddpm_unet.data.preprocessing import Preprocessing
+from ddpm_unet.data.splits import Split
+from ddpm_unet.data.stream import to_model_range
+from ddpm_unet.data.targets import Targets
+from ddpm_unet.errors import UserError
+from ddpm_unet.evaluation.image_quality import image_scores
+from ddpm_unet.evaluation.metrics import (
+    confusion,
+    mean_over_images,
+    overlap,
+    scores_of_image,
+)
+from ddpm_unet.evaluation.plots import save_picture
+from ddpm_unet.evaluation.rand import thinned_scores
+from ddpm_unet.inference.overlay import class_colors, displayable, side_by_side
+from ddpm_unet.inference.predictor import (
+    SegmentationModel,
+    add_residual,
+    class_probabilities,
+    regressed_values,
+    tiling,
+)
+from ddpm_unet.inference.tiles import Predict, predict_tiles
+from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
+from ddpm_unet.replace import replace_json, replace_text
+from ddpm_unet.training.distributed import sharded
+from ddpm_unet.training.job import Batch, Build, even_batches, set_up
+from ddpm_unet.training.joint import JointDenoising
+from ddpm_unet.training.losses import image_loss, segmentation_loss
+from ddpm_unet.training.run_folder import RunFolder
+
+Items = Dataset[dict[str, Tensor]]
+"""Whole images: a length, and items with "image" and "mask" or "target"."""
+
+
+class Target(Protocol):
+    """What is predicted: how it is learned, scored and shown.
+
+    Attributes:
+        criterion: Validation score, the higher the better, whose best model is kept.
+    """
+
+    criterion: str
+
+    def losses(self, output: Tensor, batch: Batch) -> Tensor:
+        """Loss of each image, `float32 [B]`, for an output `[B, K, *space]` of the network."""
+
+    def predict(self, network: SegmentationModel, tta: bool) -> Predict:
+        """The network as a function from tiles to planes."""
+
+    def update_metric(self, planes: Tensor, item: dict[str, Tensor]) -> Tensor:
+        """What a predicted image adds to the scores; these are summed over all images."""
+
+    def compute(self, total: Tensor) -> dict[str, float]:
+        """The scores, of the sum of all images' `update_metric`."""
+
+    def score_image(self, planes: Tensor, item: dict[str, Tensor]) -> dict[str, float]:
+        """Scores of one image by itself."""
+
+    def further_scores(self, pairs: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
+        """Scores of predicted images and items that are no function of such a sum."""
+
+    def visualize(self, planes: Tensor, item: dict[str, Tensor]) -> np.ndarray:
+        """An image beside what is predicted of it, `uint8 [H, W, 3]`; slices of a volume."""
+
+
+@dataclass
+class ClassTarget:
+    """Classes of pixels.
+
+    Args:
+        class_names: Name of each.
+        class_colors: Colour of each, or empty.
+        loss: See `segmentation_loss`, like the two after it.
+        class_weights: Factor of each class, or empty.
+        focal_gamma: Exponent of the focal loss.
+        criterion: Score whose best model is kept, "mean_dice" or "mean_iou".
+        cell_class: Class whose connected pieces are cells, of which the test gives V_rand and
+            V_info after border thinning, the best over thresholds (see `evaluation.rand`).
+    """
+
+    class_names: tuple[str, ...]
+    class_colors: tuple[tuple[int, int, int], ...] = ()
+    loss: LossName = "cross_entropy+dice"
+    class_weights: tuple[float, ...] = ()
+    focal_gamma: float = 2.0
+    criterion: str = "mean_dice"
+    cell_class: int | None = None
+
+    def __post_init__(self) -> None:
+        weights, count = self.class_weights, len(self.class_names)
+        self._weights = torch.tensor(weights) if weights else None
+        if weights and len(weights) != count:
+            raise UserError(
+                f"loss.class_weights has {len(weights)} numbers for {count} classes; give one per "
+                "class, or none"
+            )
+        if weights and not sum(weights):
+            raise UserError("loss.class_weights are all 0; give at least one class a weight")
+        if weights and self.loss == "border":
+            raise UserError(
+                "loss.class_weights: the maps of loss.name border balance the classes themselves; "
+                "leave one of the two out"
+            )
+        if self.cell_class is not None and count != 2:
+            raise UserError("cell_class: is for images (data.dims 2) of two classes; leave it out")
+        if self.cell_class not in (None, 0, 1):
+            raise UserError(f"cell_class {self.cell_class}: there are classes 0 and 1")
+
+    def losses(self, output: Tensor, batch: Batch) -> Tensor:
+        """`segmentation_loss`."""
+        if self._weights is not None:  # moved once: a step does not wait for a GPU
+            self._weights = self._weights.to(output.device)
+        return segmentation_loss(
+            self.loss,
+            output,
+            batch["mask"],
+            class_weights=self._weights,
+            pixel_weights=batch.get("weight"),
+            focal_gamma=self.focal_gamma,
+        )
+
+    def predict(self, network: SegmentationModel, tta: bool) -> Predict:
+        """Tiles to probabilities."""
+        return class_probabilities(network, tta)
+
+    def update_metric(self, planes: Tensor, item: dict[str, Tensor]) -> Tensor:
+        """Pixels of an image by true and predicted class, `int64 [K, K]`."""
+        predicted = planes.argmax(dim=0)
+        mask = item["mask"].to(predicted.device)
+        return confusion(predicted, mask, len(self.class_names), IGNORE_INDEX)
+
+    def compute(self, total: Tensor) -> dict[str, float]:
+        """Dice and intersection over union, in the mean and per class, and the pixel error.
+
+        Pixels of all images count together, at `data.scale`; unlabelled ones do not count. A
+        class that neither masks nor predictions have gets no score.
+        """
+        found = overlap(total)
+        values = {"mean_dice": found.mean_dice, "mean_iou": found.mean_iou}
+        values["pixel_error"] = found.pixel_error
+        for kind, scores in (("dice", found.dice), ("iou", found.iou)):
+            for name, score in zip(self.class_names, scores.tolist(), strict=True):
+                if not np.isnan(score):
+                    values[f"{kind}_{name}"] = score
+        return values
+
+    def score_image(self, planes: Tensor, item: dict[str, Tensor]) -> dict[str, float]:
+        """Dice, HD95 and boundary F."""
+        classes = len(self.class_names)
+        return scores_of_image(planes.argmax(dim=0), item["mask"], classes, IGNORE_INDEX)
+
+    def further_scores(self, pairs: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
+        """Means over the images of Dice, HD95 and boundary F; V_rand and V_info of the cells."""
+        cell, count = self.cell_class, len(self.class_names)
+        found, truth, cells = [], [], []
+        for planes, item in pairs:
+            mask = item["mask"]
+            found.append(scores_of_image(planes.argmax(dim=0).cpu(), mask, count, IGNORE_INDEX))
+            if cell is not None:
+                truth.append((mask == cell).numpy())
+                cells.append(planes[cell].clamp(0, 1).cpu().numpy())
+        scores = mean_over_images(found)
+        if cell is not None:
+            partitions = thinned_scores(truth, cells)
+            scores |= {"v_rand": partitions.v_rand, "v_info": partitions.v_info}
+        return scores
+
+    def visualize(self, planes: Tensor, item: dict[str, Tensor]) -> np.ndarray:
+        """The image under its mask, and under its prediction."""
+        masks = [item["mask"].clamp(min=0), planes.argmax(dim=0).cpu()]
+        colors = class_colors(len(self.class_names), self.class_colors)
+        return side_by_side(
+            shades(item["image"]), [m.numpy().astype(np.uint8) for m in masks], colors
+        )
+
+
+@dataclass
+class ImageTarget:
+    """Numbers of pixels, those of images to predict, in [-1, 1].
+
+    Args:
+        targets: What these images are.
+        loss: See `image_loss`, like the one after it.
+        huber_delta: Where the Huber loss turns from a square into a line.
+        residual: The network gives what is to be added to the first channels of its input.
+    """
+
+    targets: Targets
+    loss: ImageLoss = "l1"
+    huber_delta: float = 0.1
+    residual: bool = False
+    criterion: str = field(default="psnr", init=False)
+
+    SCORES = ("psnr", "ssim", "mae")
+
+    def losses(self, output: Tensor, batch: Batch) -> Tensor:
+        """`image_loss`."""
+        output = add_residual(output, batch["image"], self.residual)
+        return image_loss(self.loss, output, batch["target"], self.huber_delta)
+
+    def predict(self, network: SegmentationModel, tta: bool) -> Predict:
+        """Tiles to images."""
+        return regressed_values(network, self.residual, tta)
+
+    def update_metric(self, planes: Tensor, item: dict[str, Tensor]) -> Tensor:
+        """An image's `SCORES`, and 1, `float32 [4]`."""
+        found = image_scores(planes, item["target"].to(planes.device))
+        return torch.tensor([*(found[name] for name in self.SCORES), 1.0], device=planes.device)
+
+    def compute(self, total: Tensor) -> dict[str, float]:
+        """Mean over the images of PSNR, SSIM and mean absolute error, at `data.scale`."""
+        *sums, count = total.tolist()
+        return {name: value / count for name, value in zip(self.SCORES, sums, strict=True)}
+
+    def score_image(self, planes: Tensor, item: dict[str, Tensor]) -> dict[str, float]:
+        """PSNR, SSIM and mean absolute error."""
+        return image_scores(planes, item["target"].to(planes.device))
+
+    def further_scores(self, pairs: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
+        """None."""
+        return {}
+
+    def visualize(self, planes: Tensor, item: dict[str, Tensor]) -> np.ndarray:
+        """The image, its prediction and its target; of a volume, the middle slice."""
+        shown = [shades(each) for each in (item["image"], planes.cpu(), item["target"])]
+        if planes.ndim == 4:
+            shown = [volume[len(volume) // 2] for volume in shown]
+        return np.concatenate(shown, axis=1)
+
+
+class PixelwiseJob:
+    """A network that gives every pixel of an image classes or numbers.
+
+    Args:
+        network: The network, or what builds it once the generators are seeded.
+        target: What is predicted.
+        stream: Gives the training batches by position, for a network that loses so many pixels on
+            every side.
+        preprocessing: What the images went through, kept in the model's folder.
+        validation: Whole images to choose the best model by.
+        test: Whole images kept to test, opened when they are asked for.
+        joint: Denoises unlabelled images in the same steps.
+        denoise_weight: Factor of the denoising loss.
+        predict: How whole images are predicted.
+        lr: Peak learning rate, and `layer_decay`, of each block as a share of the next block's.
+        split: What trains, validates and tests, kept in the run folder.
+        workers: Loader processes.
+        description: Lines for the log.
+        digest: Of the data.
+        loss: In place of the target's: `(network, batch) -> [B]`, or one number.
+    """
+
+    def __init__(
+        self,
+        network: Build,
+        target: Target,
+        stream: Callable[[int], Any],
+        *,
+        preprocessing: Preprocessing | None = None,
+        validation: Any = None,
+        test: Callable[[], Any] = lambda: None,
+        joint: JointDenoising | None = None,
+        denoise_weight: float = 1.0,
+        predict: PredictConfig | None = None,
+        lr: float = 2e-4,
+        layer_decay: float = 1.0,
+        split: Split | None = None,
+        workers: int = 0,
+        description: str = "",
+        digest: str | None = None,
+        loss: Callable[[nn.Module, Batch], Tensor] | None = None,
+    ) -> None:
+        self.network, self.target, self.windows = network, target, stream
+        self.preprocessing, self.joint, self.denoise_weight = preprocessing, joint, denoise_weight
+        self.predict, self.lr, self.layer_decay = predict or PredictConfig(), lr, layer_decay
+        self.split, self.workers, self.description = split, workers, description
+        self.digest, self.loss, self._test = digest, loss, test
+        self.validation = validation
+        if validation is not None and not scorable(validation):
+            self.validation = None
+            self.description += "\nno validation: the masks of the images for it label no pixel"
+        self.criterion = target.criterion if self.validation is not None else None
+
+    def describe(self) -> str:
+        """What was found, what trains and what validates."""
+        return self.description
+
+    @cached_property
+    def test(self) -> Any:
+        """The images kept to test."""
+        return self._test()
+
+    def build_model(self) -> SegmentationModel:
+        """The network, on the denoiser's weights or freshly initialised."""
+        return set_up(self.network)
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """One group a block where learning rates differ."""
+        if isinstance(model, Segmenter):
+            return model.parameter_groups(self.lr, self.layer_decay)
+        return [{"params": list(model.parameters())}]
+
+    def stream(self, model: nn.Module, accelerator: Accelerator) -> Any:
+        """The training windows."""
+        network: Any = model
+        windows = self.windows(network.margin)
+        return (
+            self.joint.beside(windows, network.unet.config.in_channels) if self.joint else windows
+        )
+
+    def name(self, position: int) -> str:
+        """The image at a stream position."""
+        return self.windows(0).name(position)
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Loss of each image, in joint training with the denoising loss added.
+
+        Of a network under deep supervision, the mean over its outputs.
+        """
+        if self.loss is not None:
+            return self.loss(model, batch)
+        denoising: Tensor | float = 0.0
+        if self.joint:
+            output, denoising = self.joint.losses(model, batch)
+        else:
+            output = model(batch["image"])
+        outputs = output if isinstance(output, tuple) else (output,)
+        supervised = torch.stack([self.target.losses(each, batch) for each in outputs])
+        return supervised.mean(dim=0) + self.denoise_weight * denoising
+
+    def validate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        """Scores of whole validation images, shared among the processes."""
+        if self.validation is None:
+            return {}
+        parts: Iterable[tuple[Sequence[int], float]]
+        parts = even_batches(len(self.validation), 1, accelerator)
+        if sharded(model):  # which needs every process for every tile, and images differ in tiles
+            main = float(accelerator.is_main_process)
+            parts = (([number], main) for number in range(len(self.validation)))
+        found = []
+        for (number,), counted in parts:
+            item = item_of(self.validation, number)
+            with accelerator.autocast():
+                planes = self.planes(model, item, accelerator.device)
+            metric = self.target.update_metric(planes, item)
+            found.append(metric if counted else torch.zeros_like(metric))
+        total = torch.stack(found).sum(dim=0)
+        return self.target.compute(torch.as_tensor(accelerator.reduce(total, "sum")))
+
+    def preview(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
+        """The first validation image (else training window) beside what is predicted of it."""
+        item = self._first()
+        with accelerator.autocast():
+            planes = self.planes(model, item, accelerator.device)
+        if accelerator.is_main_process:
+            save_picture(self.target.visualize(planes, item), path)
+
+    def export(self, model: nn.Module, state_dict: dict[str, Tensor], folder: Path) -> None:
+        """Write a folder that `scripts/segment.py` reads, and the split beside it."""
+        network: Any = model
+        network.save_pretrained(folder, state_dict)
+        preprocessing = self.preprocessing or Preprocessing(1)
+        replace(preprocessing, channels=network.in_channels).write(folder)
+        if self.split is not None:
+            text = yaml.safe_dump(dict(self.split), sort_keys=False)
+            replace_text(folder.parent / "split.yaml", text)
+
+    def planes(self, model: nn.Module, item: dict[str, Tensor], device: torch.device) -> Tensor:
+        """What is predicted of a whole image, `float32 [K, *space]` on `device`."""
+        network: Any = model
+        predict = self.target.predict(network, self.predict.tta)
+        tiles = tiling(network, self.predict)
+        return predict_tiles(predict, item["image"], tiles, device=device).to(device)
+
+    def score_test(
+        self, run: RunFolder, device: torch.device, native: bool = False
+    ) -> dict[str, float]:
+        """Score the run's model on the images kept to test, if any.
+
+        Writes `scores.json`, with the scores of each image too, and `test.png` with the first image and what is predicted of it. With
+        `native` a CPU computes by compiled functions of our own.
+        """
+        if self.test is None:
+            return {}
+        model = load_segmentation_model(run.model).to(device)
+        if native and device.type == "cpu":
+            accelerate_cpu(model)
+
+        def predicted() -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+            for number in range(len(self.test)):
+                item = item_of(self.test, number)
+                with torch.inference_mode():
+                    yield self.planes(model, item, device), item
+
+        counts, images = [], []
+        for number, (planes, item) in enumerate(predicted()):
+            if number == 0:
+                save_picture(self.target.visualize(planes, item), run.path / "test.png")
+            counts.append(self.target.update_metric(planes, item))
+            images.append(self.target.score_image(planes, item))
+        scores = self.target.compute(torch.stack(counts).sum(dim=0)) | mean_over_images(images)
+        scores |= self.target.further_scores(predicted())
+        rows = [{"name": self.test.name(i), **found} for i, found in enumerate(images)]
+        replace_json(run.path / "scores.json", {**scores, "images": rows})
+        print(
+            f"on {len(self.test)} test image(s): "
+            + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        )
+        return scores
+
+    def _first(self) -> dict[str, Tensor]:
+        if self.validation is not None:
+            return item_of(self.validation, 0)
+        return {key: value[0] for key, value in self.windows(0).__getitems__([0]).items()}
+
+
+def item_of(items: Any, number: int) -> dict[str, Tensor]:
+    """A whole image, `float32 [C, *space]` in [-1, 1], and what lies beside it."""
+    item = items[number]
+    return {**item, "image": to_model_range(item["image"])}
+
+
+def scorable(items: Any) -> bool:
+    """Whether any pixel is labelled."""
+    every = (items[number] for number in range(len(items)))
+    return any("mask" not in item or bool((item["mask"] != IGNORE_INDEX).any()) for item in every)
+
+
+def shades(planes: Tensor) -> np.ndarray:
+    """`[K, *space]` in [-1, 1] as `uint8 [*space, 3]`, for people; of two channels the first."""
+    levels = ((planes.clamp(-1, 1) + 1) * 127.5).round().byte()
+    return displayable(levels.movedim(0, -1).cpu().numpy())

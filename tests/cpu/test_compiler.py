@@ -1,0 +1,95 @@
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import c_int
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ddpm_unet.cpu import compiler
+
+SOURCE = Path(compiler.__file__).with_name("norm_silu.cpp")
+
+compiled = pytest.mark.skipif(compiler.library(SOURCE) is None, reason="no compiler here")
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """Nothing compiled yet, neither in memory nor in the cache folder, which it gives."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler.library.cache_clear()
+    compiler._say.cache_clear()
+    yield tmp_path / "ddpm_unet"
+    compiler.library.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"), [(["no-such-compiler"], "No such file"), (["false"], "false failed, 1")]
+)
+def test_without_a_compiler_one_line_says_so(fresh, tmp_path, monkeypatch, caplog, command, reason):
+    monkeypatch.setattr(compiler, "COMPILE", command)
+    another = tmp_path / "another.cpp"
+    another.touch()
+    with caplog.at_level(logging.INFO):
+        for source in (SOURCE, another, SOURCE):
+            assert compiler.library(source) is None
+    (record,) = caplog.records
+    assert reason in record.getMessage()
+    assert "\n" not in record.getMessage()
+    assert list(fresh.iterdir()) == []
+
+
+@compiled
+def test_an_old_processor_is_told_from_a_new_one(fresh, monkeypatch, caplog):
+    monkeypatch.setattr(compiler, "COMPILE", [*compiler.COMPILE, "-mno-avx2", "-mno-avx512f"])
+    assert compiler.library(SOURCE) is None
+    assert "neither AVX-512 nor AVX2" in caplog.records[0].getMessage()
+
+
+@compiled
+def test_processes_that_compile_at_once_do_not_meet(fresh, monkeypatch):
+    monkeypatch.setattr(compiler, "COMPILE", [*compiler.COMPILE, "-O0"])
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: compiler._compiled(SOURCE), range(2))
+    assert first == second
+    assert list(fresh.iterdir()) == [first]
+
+
+@compiled
+def test_a_changed_source_or_header_is_compiled_again(fresh, tmp_path):
+    source, header = tmp_path / "answer.cpp", tmp_path / "answer.h"
+    answers = []
+    for value in (6, 7):
+        header.write_text(f"constexpr int value = {value};")
+        source.write_text('#include "answer.h"\nextern "C" int answer() { return value; }')
+        compiler.library.cache_clear()
+        functions = compiler.library(source)
+        functions.answer.restype = c_int
+        answers.append(functions.answer())
+    assert answers == [6, 7]
+
+
+def test_plain_tensors():
+    assert compiler.plain(torch.zeros(2), None, nn.Parameter(torch.zeros(2)))
+    for other in (
+        torch.zeros(2, dtype=torch.float64),
+        torch.zeros(2, device="meta"),
+        torch.zeros(2).to_sparse(),
+        torch.zeros(2).as_subclass(Marked),
+    ):
+        assert not compiler.plain(torch.zeros(2), other)
+
+
+class Marked(torch.Tensor):
+    """A tensor that is not torch's own kind."""
+
+
+def test_torch_sees_what_it_wants_to_see():
+    assert compiler.unseen()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not compiler.unseen()
+    seen = []
+    torch.func.vmap(lambda x: seen.append(compiler.unseen()) or x)(torch.zeros(2, 3))
+    assert seen == [False]
+    assert torch.compile(lambda x: x + compiler.unseen(), backend="eager")(torch.zeros(1)) == 0

@@ -1,0 +1,229 @@
+"""Data sets by name, offline: torchvision's own readers, idx files, and Hugging Face's library."""
+
+import gzip
+import multiprocessing
+import struct
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.datasets import FakeData
+
+from ddpm_unet.config import ImageDataConfig
+from ddpm_unet.data.collection import fashion_mnist, one_at_a_time, read_idx
+from ddpm_unet.data.sources import held_out, open_images, open_stream
+from ddpm_unet.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def write_set(root: Path, suffix: str = "") -> dict[str, np.ndarray]:
+    """A small MNIST, or Fashion-MNIST, in LeCun's idx format."""
+    root.mkdir(parents=True, exist_ok=True)
+    arrays = {}
+    for split, number in (("train", 7), ("t10k", 3)):
+        images = RNG.integers(0, 256, (number, 28, 28)).astype(np.uint8)
+        labels = RNG.integers(0, 10, number).astype(np.uint8)
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            arrays[f"{split}-{name}"] = array
+            data = struct.pack(f">BBBB{array.ndim}i", 0, 0, 8, array.ndim, *array.shape)
+            data += array.tobytes()
+            path = root / f"{split}-{name}-ubyte{suffix}"
+            path.write_bytes(gzip.compress(data) if suffix else data)
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("source", "place", "suffix"),
+    [
+        ("torchvision:MNIST", "MNIST/raw", ""),
+        ("builtin:fashion-mnist", "", ""),
+        ("builtin:fashion-mnist", "", ".gz"),
+        ("builtin:fashion-mnist", "FashionMNIST/raw", ""),
+    ],
+)
+def test_sets_with_splits(tmp_path: Path, source: str, place: str, suffix: str) -> None:
+    arrays = write_set(tmp_path / place, suffix)
+    config = ImageDataConfig(source=source, root=str(tmp_path), size=28, class_labels=True)
+    images, kept = open_images(config), held_out(config)
+    assert kept is not None
+    for found, split in ((images, "train"), (kept.images, "t10k")):
+        pixels = np.stack([found[i][0].numpy() for i in range(len(found))])
+        np.testing.assert_array_equal(pixels, arrays[f"{split}-images-idx3"])
+        assert found.labels is not None
+        np.testing.assert_array_equal(found.labels, arrays[f"{split}-labels-idx1"])
+    assert len(images.classes) == 10
+    assert "held out for validation" in images.describe()
+    stream = open_stream(config, seed=0)
+    assert (stream.flips, stream.rot90) == (False, False)  # a shoe has an up and a left
+    config.include_held_out = True
+    both = open_images(config)
+    assert len(both) == 10
+    assert both.labels is not None
+    np.testing.assert_array_equal(both.labels[7:], arrays["t10k-labels-idx1"])
+    assert "held out" not in both.describe()
+    config.class_labels = False
+    assert open_images(config).labels is None
+
+
+def test_fashion_mnist_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"holds no train-images-idx3-ubyte.*idx files as root"):
+        fashion_mnist(str(tmp_path), True, tmp_path)
+
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("Temporary failure in name resolution")
+
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", offline)
+    with pytest.raises(UserError, match=r"Temporary failure.*idx files as root"):
+        fashion_mnist(None, True, tmp_path / "cache")
+    write_set(tmp_path)
+    path = tmp_path / "train-images-idx3-ubyte"
+    for damaged in (b"", b"no idx", path.read_bytes()[:-1], path.read_bytes()[:5]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"train-images-idx3-ubyte: is damaged"):
+            fashion_mnist(str(tmp_path), True, tmp_path)
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"\0\0\x08\1\0\0\0\3abc")[:-9])
+    with pytest.raises(UserError, match=r"a\.gz: is damaged"):
+        read_idx(tmp_path / "a.gz")
+
+
+def test_torchvision_set_without_splits_keeps_one_in_twenty(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = partial(FakeData, size=100, image_size=(3, 9, 9))
+    monkeypatch.setattr("torchvision.datasets.FakeData", small)
+    config = ImageDataConfig(source="torchvision:FakeData", size=8, fit="resize")
+    images, kept = open_images(config), held_out(config)
+    assert kept is not None
+    assert len(images) + len(kept.images) == 100
+    assert len(kept.images) < 15
+    assert images[0].shape == (3, 8, 8)
+
+
+def message(**settings: object) -> str:
+    with pytest.raises(UserError) as caught:
+        open_images(ImageDataConfig(size=8, **settings))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_torchvision_faults(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    assert "no such data set; try CIFAR10" in message(source="torchvision:CIFAR_10", root=root)
+    assert "cannot be opened" in message(source="torchvision:ImageNet", root=root)
+    assert "folder as root" in message(source="torchvision:ImageNet", root=root)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, object]]:
+    """Data sets by name (with "/" and the configuration behind), in the place of the hub."""
+    datasets = pytest.importorskip("datasets")
+    sets: dict[str, dict[str, object]] = {}
+
+    def load(path: str, name: str | None = None, cache_dir: str | None = None) -> dict[str, object]:
+        key = f"{path}/{name}" if name else path
+        if key not in sets:
+            raise FileNotFoundError(f"Couldn't find {key}\non the hub")
+        return sets[key]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    return sets
+
+
+def rows(number: int, *columns: str):
+    """Rows with columns "photo", "mask" (images), "species", "breed" (classes), "note"."""
+    import datasets
+
+    kinds = {
+        "photo": (datasets.Image(), lambda i: Image.new("RGB", (8, 8), (i, 0, 0))),
+        "mask": (datasets.Image(), lambda i: Image.new("L", (8, 8), i)),
+        "species": (datasets.ClassLabel(names=["cat", "dog"]), lambda i: i % 2),
+        "breed": (datasets.ClassLabel(names=["a", "b", "c"]), lambda i: i % 3),
+        "note": (datasets.Value("string"), str),
+    }
+    chosen = {name: kinds[name] for name in columns}
+    return datasets.Dataset.from_dict(
+        {name: [value(i) for i in range(number)] for name, (_, value) in chosen.items()},
+        features=datasets.Features({name: kind for name, (kind, _) in chosen.items()}),
+    )
+
+
+def test_hugging_face_set(hub: dict[str, dict[str, object]]) -> None:
+    columns = ("photo", "species", "note")
+    hub["me/pets"] = {"train": rows(6, *columns), "validation": rows(2, *columns)}
+    config = ImageDataConfig(source="huggingface:me/pets", size=8, class_labels=True)
+    images, kept = open_images(config), held_out(config)
+    assert images.classes == ("cat", "dog")
+    assert images.labels is not None
+    assert images.labels.tolist() == [0, 1] * 3
+    assert [int(images[i][0, 0, 0]) for i in range(6)] == list(range(6))
+    assert kept is not None
+    assert len(kept) == 2
+    hub["me/pets"].pop("validation")
+    assert held_out(config) is None
+
+
+def test_hugging_face_options(hub: dict[str, dict[str, object]]) -> None:
+    columns = ("photo", "mask", "species", "breed")
+    hub["pets/large"] = {"small": rows(6, *columns), "rest": rows(3, *columns)}
+    source = "huggingface:pets?config=large&split=small&held_out=rest&image=mask&label=breed"
+    config = ImageDataConfig(source=source, size=8, class_labels=True)
+    images, kept = open_images(config), held_out(config)
+    assert images.classes == ("a", "b", "c")
+    assert [int(images[i][0, 0, 0]) for i in range(6)] == list(range(6))
+    assert images.labels is not None
+    assert images.labels.tolist() == [0, 1, 2] * 2
+    assert images.layout.channels == 1
+    assert kept is not None
+    assert len(kept) == 3
+    for option, fault in (
+        ("split=small&image=face", "has no column face for its image; it has photo, mask, species"),
+        ("split=all", "has no split all, only small, rest"),
+        ("split=small&held_out=all", "has no split all, only small, rest"),
+        ("colour=red", "has no option colour; give config, split, held_out, image, label"),
+        ("split=small", "has no column of images, or several, of the columns photo, mask"),
+    ):
+        assert fault in message(source=f"huggingface:pets?config=large&{option}")
+
+
+def test_hugging_face_faults(
+    hub: dict[str, dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "huggingface:x"
+    found = message(source=source)
+    assert "cannot be opened (FileNotFoundError: Couldn't find x on the hub)" in found
+    hub["x"] = {"train": rows(2, "note")}
+    assert "has no column of images" in message(source=source)
+    hub["x"] = {"train": rows(2, "photo")}
+    assert "has no column of classes" in message(source=source, class_labels=True)
+    hub["x"] = {"all": rows(2, "photo")}
+    assert "no split train, only all" in message(source=source)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert "needs `pip install datasets`" in message(source=source)
+
+
+def fill(folder: Path) -> None:
+    """Download unless it has been done; two at once would both find nothing."""
+    with one_at_a_time(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "data").exists():
+            time.sleep(0.3)
+            (folder / "data").touch()
+            (folder.parent / f"{multiprocessing.current_process().pid}").touch()
+
+
+def test_of_several_processes_one_downloads(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    folder = tmp_path / "new" / "cache"
+    processes = [fork.Process(target=fill, args=(folder,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert len(list(folder.parent.iterdir())) == 2
+    assert [path.name for path in folder.iterdir()] == ["data"]

@@ -1,0 +1,252 @@
+"""Conditioning, its dropout, self-conditioning, and guidance in closed form."""
+
+import numpy as np
+import pytest
+import torch
+from oracles import Mixture, Oracle, gaussian_flow
+
+from ddpm_unet.diffusion.conditioning import (
+    SelfConditioning,
+    autoguidance,
+    classifier_free_guidance,
+    concat_cond,
+    draw_dropped,
+    drop_cond,
+)
+from ddpm_unet.diffusion.process import GaussianDiffusion
+from ddpm_unet.diffusion.sampling import Noise, sample
+
+
+def test_planes_go_into_the_network_behind_the_noisy_image():
+    seen = []
+
+    def network(x, t, class_labels):
+        seen.append((x, t, class_labels))
+        return x[:, :3]
+
+    x, t, labels = torch.randn(2, 3, 4, 4), torch.tensor([5, 5]), torch.tensor([0, 1])
+    planes, estimate = torch.randn(2, 2, 4, 4), torch.randn(2, 3, 4, 4)
+    told = {"concat_cond": planes, "estimate": estimate, "class_labels": labels}
+    assert torch.equal(concat_cond(network)(x, t, **told), x)
+    assert torch.equal(seen[0][0], torch.cat([x, estimate, planes], 1))
+    assert seen[0][2] is labels
+    concat_cond(network)(x, t, class_labels=labels)
+    assert seen[1][0] is x
+
+
+def test_what_is_withheld_is_the_null_class_and_zeros():
+    conditions = {
+        "class_labels": torch.tensor([4, 5, 6]),
+        "context": torch.randn(3, 2, 7),
+        "context_mask": torch.tensor([[True, False]] * 3),
+        "concat_cond": torch.randn(3, 1, 4, 4),
+        "estimate": torch.randn(3, 1, 4, 4),
+    }
+    told = drop_cond(conditions, torch.tensor([False, True, False]), 9)
+    assert told["class_labels"].tolist() == [4, 9, 6]
+    assert told["class_labels"].dtype == torch.int64
+    for name in ("context", "concat_cond"):
+        assert (told[name][1] == 0).all()
+        assert torch.equal(told[name][[0, 2]], conditions[name][[0, 2]])
+    for name in ("context_mask", "estimate"):
+        assert torch.equal(told[name], conditions[name])
+    assert drop_cond(conditions, torch.tensor(True), 9)["class_labels"].tolist() == [9, 9, 9]
+
+
+def test_the_share_withheld_is_a_function_of_seed_and_position():
+    found = draw_dropped(3, range(20_000), 0.15)
+    assert abs(float(found.float().mean()) - 0.15) < 4 * (0.15 * 0.85 / 20_000) ** 0.5
+    assert torch.equal(draw_dropped(3, range(500, 600), 0.15), found[500:600])
+    assert not torch.equal(draw_dropped(4, range(20_000), 0.15), found)
+    assert not draw_dropped(3, range(1000), 0.0).any()
+    assert draw_dropped(3, range(1000), 1.0).all()
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_half_of_the_images_are_told_the_denoisers_own_estimate(prediction_type):
+    config = GaussianDiffusion(prediction_type=prediction_type)
+    data = Mixture([1.0], [[0.2, -0.1]], [[[0.03, 0.01], [0.01, 0.02]]])
+    oracle = Oracle(data, config)
+    weight = torch.ones((), requires_grad=True)
+
+    def denoiser(x, t, estimate, class_labels):
+        assert (estimate == 0).all()
+        assert class_labels.tolist() == list(range(40))
+        return weight * torch.cat(
+            [oracle(row[None], time[None]) for row, time in zip(x, t, strict=True)]
+        )
+
+    noisy = torch.randn(40, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    timesteps = torch.arange(0, 1000, 25)
+    own = SelfConditioning(config)
+    arguments = (denoiser, noisy, timesteps, 7, range(100, 140))
+    found = own.estimate(*arguments, class_labels=torch.arange(40))
+    assert not found.requires_grad
+    told = (found != 0).flatten(1).any(1)
+    assert 10 < told.sum() < 30
+    for row, x, t in zip(found[told], noisy[told], timesteps[told], strict=True):
+        vectors = x.double().flatten(1).T
+        known = data.image(vectors, oracle.abar(int(t))).T.reshape(2, 3, 3).clamp(-1, 1)
+        torch.testing.assert_close(row.double(), known, rtol=0, atol=2e-2 if t > 900 else 1e-3)
+
+
+def test_which_images_are_told_depends_on_the_position_alone():
+    diffusion = GaussianDiffusion()
+    images = torch.full((64, 1, 2, 2), 0.5)
+
+    def told(positions):
+        timesteps, noise = diffusion.draw(0, positions, (1, 2, 2))
+        noisy = diffusion.add_noise(images[: len(positions)], timesteps, noise)
+        estimate = SelfConditioning(GaussianDiffusion()).estimate(
+            lambda x, t, estimate: torch.ones_like(x), noisy, timesteps, 5, positions
+        )
+        return (estimate != 0).flatten(1).any(1)
+
+    together = told(range(64))
+    assert torch.equal(told(np.arange(20, 40)), together[20:40])
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "heun"])
+def test_the_sampler_tells_the_image_of_the_step_before(sampler):
+    told, predicted = [], []
+
+    def denoiser(x, t, estimate):
+        told.append(estimate.clone())
+        return torch.tanh(x) * 0.9 + 0.1 * estimate
+
+    sample(
+        denoiser,
+        sampler,
+        (1, 3, 3),
+        diffusion=GaussianDiffusion(),
+        seed=0,
+        indices=range(2),
+        steps=6,
+        self_conditioning=True,
+        callback=lambda moment: predicted.append(moment.x0.clone()),
+    )
+    assert (told[0] == 0).all()
+    for estimate, image in zip(told[1:], predicted, strict=False):
+        assert torch.equal(estimate, image.clamp(-1, 1))
+
+
+NULL = 3
+MEANS = [[-0.4, 0.0], [0.2, 0.3], [0.1, -0.5], [0.0, 0.1]]  # of the classes; the last is the null
+COVARIANCE = [[0.03, 0.01], [0.01, 0.02]]
+
+
+def gaussian(mean):
+    return Mixture([1.0], [mean], [COVARIANCE])
+
+
+class Classes:
+    """The best denoiser of a Gaussian for each class, with a record of its evaluations."""
+
+    def __init__(self, config):
+        self.oracles = [Oracle(gaussian(mean), config) for mean in MEANS]
+        self.seen = []
+
+    def __call__(self, x, t, class_labels):
+        self.seen.append((int(t[0]), class_labels.tolist()))
+        rows = [
+            self.oracles[label](row[None], t[:1])
+            for row, label in zip(x, class_labels.tolist(), strict=True)
+        ]
+        return torch.cat(rows)
+
+
+def shifted(scale, label):
+    """Guidance between Gaussians of one covariance moves the mean: the score is linear in it."""
+    null, mean = np.array(MEANS[NULL]), np.array(MEANS[label])
+    return null + scale * (mean - null)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.5, -1.0])
+def test_guided_gaussians_are_gaussians_with_moved_means(prediction_type, scale):
+    config = GaussianDiffusion(prediction_type=prediction_type)
+    denoiser = Classes(config)
+    guide = Oracle(gaussian(MEANS[NULL]), config)
+    x = torch.randn(2, 2, 5, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 2])
+    for t in (3, 400, 999):
+        times = torch.full((2,), t)
+        known = torch.cat(
+            [
+                Oracle(gaussian(shifted(scale, label)), config)(row[None], times)
+                for row, label in zip(x, labels.tolist(), strict=True)
+            ]
+        )
+        for guided in (
+            classifier_free_guidance(denoiser, scale, NULL),
+            autoguidance(denoiser, lambda x, t, class_labels: guide(x, t), scale),
+        ):
+            found = guided(x, times, class_labels=labels)
+            torch.testing.assert_close(found.double(), known, rtol=1e-3, atol=2e-4)
+
+
+def test_sampling_with_guidance_ends_at_the_moved_mean():
+    config = GaussianDiffusion()
+    denoiser = Classes(config)
+    with_guidance = classifier_free_guidance(denoiser, 3.0, NULL)
+    images = sample(
+        lambda x, t: with_guidance(x, t, class_labels=torch.tensor([1])),
+        "ddim",
+        (2, 40, 40),
+        diffusion=config,
+        seed=0,
+        indices=[0],
+        steps=200,
+    )
+    start = Noise(0, [0], (2, 40, 40), "cpu").draw(1.0)[0].flatten(1).T.double().numpy()
+    abar = float(Oracle(gaussian(MEANS[1]), config).table[-1])
+    known = gaussian_flow(gaussian(shifted(3.0, 1)), start, abar)
+    found = images[0].flatten(1).T.double().numpy()
+    inside = (np.abs(known) < 0.95).all(1)  # the scheduler clips
+    assert inside.mean() > 0.4
+    np.testing.assert_allclose(found[inside], known[inside], atol=0.03)
+    plain = gaussian_flow(gaussian(MEANS[1]), start, abar)
+    assert np.abs(plain - known).max() > 0.3
+
+
+def test_scale_one_is_the_denoiser_itself_at_one_evaluation():
+    denoiser = Classes(GaussianDiffusion())
+    x, t, labels = torch.randn(2, 2, 3, 3), torch.tensor([500, 500]), torch.tensor([2, 1])
+    plain = denoiser(x, t, labels)
+    denoiser.seen.clear()
+    same = classifier_free_guidance(denoiser, 1.0, NULL)(x, t, class_labels=labels)
+    assert torch.equal(same, plain)
+    assert denoiser.seen == [(500, [2, 1])]
+
+
+def test_both_predictions_are_one_evaluation_of_twice_the_batch():
+    denoiser = Classes(GaussianDiffusion())
+    x, t = torch.randn(2, 2, 3, 3), torch.tensor([500, 500])
+    classifier_free_guidance(denoiser, 2.0, NULL)(x, t, class_labels=torch.tensor([2, 1]))
+    assert denoiser.seen == [(500, [NULL, NULL, 2, 1])]
+
+
+def test_outside_the_interval_there_is_one_evaluation():
+    denoiser = Classes(GaussianDiffusion())
+    with_guidance = classifier_free_guidance(denoiser, 2.0, NULL, (200, 599))
+    sample(
+        lambda x, t: with_guidance(x, t, class_labels=torch.tensor([1])),
+        "ddim",
+        (2, 3, 3),
+        diffusion=GaussianDiffusion(),
+        seed=0,
+        indices=[0],
+        steps=10,
+    )
+    twice = [t for t, labels in denoiser.seen if len(labels) == 2]
+    assert len(denoiser.seen) == 10
+    assert twice == [t for t, _ in denoiser.seen if 200 <= t <= 599]
+    assert len(twice) == 4
+
+
+def test_the_ends_of_the_interval_belong_to_it():
+    denoiser = Classes(GaussianDiffusion())
+    with_guidance = classifier_free_guidance(denoiser, 2.0, NULL, (200, 300))
+    for t in (199, 200, 300, 301):
+        with_guidance(torch.zeros(1, 2, 2, 2), torch.tensor([t]), class_labels=torch.tensor([0]))
+    assert [len(labels) for _, labels in denoiser.seen] == [1, 2, 2, 1]

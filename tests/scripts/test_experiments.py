@@ -1,0 +1,107 @@
+"""The scripts of scripts/experiments, smaller than they are meant."""
+
+import json
+from dataclasses import replace
+
+import family
+import label_efficiency
+import numpy as np
+import pytest
+import sampler_table
+from in_process import run
+from PIL import Image
+
+from ddpm_unet.diffusion.process import GaussianDiffusion
+from ddpm_unet.inference.conditioning import Conditioning
+from ddpm_unet.inference.pipeline import write_pipeline
+from ddpm_unet.models.unet import UNet
+
+
+def test_the_table_of_samplers_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(sampler_table, "PAGE", tmp_path / "samplers.md")
+    monkeypatch.setattr(sampler_table, "STEPS", (2, 3))
+    monkeypatch.setattr(sampler_table, "SIDE", 4)
+    sampler_table.main()
+    text = sampler_table.PAGE.read_text()
+    assert text.count("| right |") > 20
+    assert "| heun | epsilon | yes | | | refused: " in text
+    assert "| lcm | epsilon | yes | | | refused: " in text
+
+
+def test_a_classifier_says_how_many_images_are_of_their_class(tmp_path, monkeypatch, small_unet):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("dark", "light")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(30):
+            levels = rng.integers(0, 100, (8, 8, 3)) + 150 * number
+            Image.fromarray(levels.astype(np.uint8)).save(f"images/{name}/{i}.png")
+    unet = UNet(replace(small_unet, num_class_embeds=3))
+    write_pipeline(tmp_path / "run" / "model", unet, GaussianDiffusion())
+    known = Conditioning(3, ("dark", "light"), True)
+    known.write(tmp_path / "run" / "model")
+    (tmp_path / "run" / "config.yaml").write_text(
+        "data: {source: images, size: 8, fit: resize, class_labels: true}\n"
+    )
+    small = "--per_class 3 --steps 2 --training_steps 30 --batch_size 16 --guidance 1 2"
+    outcome = run("experiments/class_agreement.py", f"--model run/model {small}".split())
+    assert outcome.status == 0, outcome.err
+    scores = json.loads((tmp_path / "class_agreement" / "scores.json").read_text())
+    assert scores["real"] == 1
+    assert set(scores) == {"real", "guidance 1", "guidance 2"}
+    assert (tmp_path / "class_agreement" / "grid.png").is_file()
+    write_pipeline(tmp_path / "other", UNet(small_unet), GaussianDiffusion())
+    refused = run("experiments/class_agreement.py", ["--model", "other"])
+    assert "other: is not conditioned on classes" in refused.err
+
+
+@pytest.fixture
+def cells(tmp_path, monkeypatch):
+    """Light blobs on dark ground, and their masks."""
+    monkeypatch.chdir(tmp_path)
+    rng, (y, x) = np.random.default_rng(0), np.mgrid[:64, :64]
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    for i in range(12):
+        centres = rng.uniform(8, 56, (4, 2))
+        blobs = sum(np.exp(-((y - a) ** 2 + (x - b) ** 2) / 60) for a, b in centres)
+        noisy = 40 + 150 * blobs.clip(0, 1) + rng.normal(0, 5, blobs.shape)
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(f"images/{i:02d}.png")
+        Image.fromarray((255 * (blobs > 0.5)).astype(np.uint8)).save(f"masks/{i:02d}.png")
+    return tmp_path
+
+
+def test_the_family_is_trained_counted_and_drawn(cells, monkeypatch):
+    for key in ("unet", "fcn8s"):
+        monkeypatch.setitem(family.MEMBERS[key], "shape", (3, 64, 64))
+    monkeypatch.setattr(family, "DRAWN", ("unet",))
+    small = "--members unet fcn8s --seeds 1 --size reduced --train.steps=1 --train.batch_size=2"
+    flags = f"family.py --images images --masks masks {small} --data.augment.elastic_sigma=0"
+    monkeypatch.setattr("sys.argv", [*flags.split(), "--data.channels=3"])
+    family.main()
+    out = cells / "runs" / "family"
+    table = (out / "table.md").read_text()
+    assert "| U-Net, padded | 2015 |" in table
+    assert (out / "members.png").stat().st_size > 10_000
+    assert (out / "architecture.png").stat().st_size > 10_000
+
+
+def test_every_arm_of_label_efficiency_gets_to_the_table(cells, monkeypatch):
+    pytest.importorskip("segmentation_models_pytorch")
+    monkeypatch.setattr(
+        label_efficiency, "REDUCED_DENOISER",
+        [*label_efficiency.REDUCED_NETWORK, "--data.size=32", "--train.steps=1",
+         "--train.batch_size=2", "--train.sample_every=0"],
+    )  # fmt: skip
+    small = (
+        "--counts 1 --seeds 1 --rates 1e-3 --size reduced --train.steps=1 --data.scale=1 "
+        "--data.size=64 --train.batch_size=2 --data.split.test=2 --data.split.validation=2 "
+        "--data.augment.elastic_sigma=0"
+    )
+    flags = f"label_efficiency.py --images images --masks masks --unlabelled images {small}"
+    monkeypatch.setattr("sys.argv", flags.split())
+    label_efficiency.main()
+    results = json.loads((cells / "runs/label_efficiency/results.json").read_text())
+    assert [result["arm"] for result in results["results"]] == list(label_efficiency.ARMS)
+    assert all(0 <= result["v_rand"] <= 1 for result in results["results"])
+    assert (cells / "runs/label_efficiency/plot.png").is_file()

@@ -1,0 +1,92 @@
+"""The wheel, installed into a folder outside the checkout: complete, typed, with its command."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomllib
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+NEEDED = ("ddpm_unet", "configs", "pyproject.toml", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The folder that a wheel of a copy of the checkout is installed in."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for name in NEEDED:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, source / name, ignore=ignored)
+        else:
+            source.mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", folder / "site", wheel], check=True)
+    shutil.rmtree(source)
+    return folder / "site"
+
+
+def run(installed, *command, cwd, status=0):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    return done.stdout if status == 0 else done.stderr
+
+
+def test_every_package_is_listed():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "ddpm_unet").rglob("*.py")}
+    assert {str(f).replace(os.sep, ".") for f in folders} | {"ddpm_unet.recipes"} == set(listed)
+
+
+def test_files_that_are_not_python_are_in_it(installed):
+    for name in ("py.typed", "cpu/winograd.cpp", "cpu/vectors.h", "recipes/histology64.yaml"):
+        assert (installed / "ddpm_unet" / name).is_file(), name
+
+
+SEGMENTER = """
+import torch
+from ddpm_unet import Segmenter, __file__
+from ddpm_unet.config import HeadConfig, UNetConfig
+from ddpm_unet.models import UNet
+torch.manual_seed(0)
+unet = UNet(UNetConfig(
+    block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+    layers_per_block=1, norm_num_groups=4,
+))
+Segmenter(unet, HeadConfig()).save_pretrained("model")
+print(__file__)
+"""
+
+
+def test_commands_work_in_any_folder(installed, tmp_path):
+    command = installed / "bin" / "ddpm-unet"
+    said = run(installed, command, "--help", cwd=tmp_path)
+    assert "train-ddpm" in said
+    assert "segment" in said
+    assert run(installed, command, "--version", cwd=tmp_path).startswith("0.2.0")
+    assert str(installed) in run(installed, "-c", SEGMENTER, cwd=tmp_path)
+    Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(tmp_path / "a.png")
+    run(installed, command, "segment", "a.png", "--model", "model", cwd=tmp_path)
+    assert Image.open(tmp_path / "segmented" / "a_mask.png").size == (40, 30)
+    said = run(installed, command, "segment", "a.png", cwd=tmp_path, status=2)
+    assert said.startswith("error: no model in runs/*/model")
+    assert len(said.splitlines()) == 1
+    said = run(installed, command, "train-ddpm", "--help", cwd=tmp_path)
+    assert "histology64.yaml" in said
+    said = run(installed, command, "sgment", cwd=tmp_path, status=2)
+    assert said == "error: sgment: no such command; did you mean segment?\n"

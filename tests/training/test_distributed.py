@@ -1,0 +1,127 @@
+"""What a launcher says is honoured or refused before the first step; other systems import."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from ddpm_unet.config import TrainConfig
+from ddpm_unet.errors import UserError
+from ddpm_unet.training import distributed
+from ddpm_unet.training.distributed import (
+    check_launch,
+    launched_precision,
+    launched_sharding,
+)
+from ddpm_unet.training.loop import has_batch_norm, in_memory_format
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "use_deepspeed: is not supported"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "use_megatron_lm: is not supported"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "parallelism_config"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend inductor: set it to no, and"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "steps 4: set it to 1, and train.micro"),
+        ({"ACCELERATE_DOWNCAST_BF16": "true"}, "downcast_bf16: is for TPUs"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(said, words):
+    with pytest.raises(UserError, match=words) as caught:
+        check_launch(said)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_accelerate_launch_always_says_is_taken():
+    check_launch({
+        "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "True",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_MIXED_PRECISION": "no",
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("own", "launched", "expected"),
+    [
+        (None, None, "no"), (None, "bf16", "bf16"), ("bf16", "no", "bf16"), ("no", "no", "no"),
+        ("bf16", "bf16", "bf16"),
+    ],
+)  # fmt: skip
+def test_the_precision_is_that_of_the_settings_else_that_of_the_launcher(own, launched, expected):
+    said = {} if launched is None else {"ACCELERATE_MIXED_PRECISION": launched}
+    assert launched_precision(TrainConfig(mixed_precision=own), said) == expected
+
+
+@pytest.mark.parametrize(("own", "launched"), [("no", "bf16"), ("fp16", "bf16"), (None, "fp8")])
+def test_two_precisions_and_unknown_ones_are_refused(own, launched):
+    with pytest.raises(UserError, match="mixed_precision"):
+        launched_precision(
+            TrainConfig(mixed_precision=own), {"ACCELERATE_MIXED_PRECISION": launched}
+        )
+
+
+def test_sharding_is_what_the_launcher_says():
+    asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    assert launched_sharding({}) is None
+    assert launched_sharding(asked).reshard
+    assert not launched_sharding(asked | {"FSDP_RESHARD_AFTER_FORWARD": "false"}).reshard
+    assert launched_sharding(asked | {"FSDP_AUTO_WRAP_POLICY": "NO_WRAP"}).classes == ()
+    named = launched_sharding(asked | {"FSDP_TRANSFORMER_CLS_TO_WRAP": "UpBlock, DownBlock"})
+    assert named.classes == ("UpBlock", "DownBlock")
+    for change, words in (
+        ({"FSDP_VERSION": "1"}, "fsdp_version 1"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "train.gradient_checkpointing"),
+        ({"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, "TRANSFORMER_BASED_WRAP"),
+        ({"FSDP_IGNORED_MODULES": "head"}, "fsdp_ignored_modules"),
+        ({"FSDP_SHARDING_STRATEGY": "HYBRID_SHARD"}, "fsdp_sharding_strategy"),
+    ):
+        with pytest.raises(UserError, match=words):
+            launched_sharding(asked | change)
+
+
+@pytest.mark.parametrize(
+    ("setting", "dims", "device", "expected"),
+    [
+        (None, 2, "cpu", False),
+        (None, 3, "cpu", True),
+        (None, 2, "cuda", True),
+        (True, 2, "cpu", True),
+        (False, 3, "cuda", False),
+    ],
+)
+def test_the_faster_memory_format_is_the_default(setting, dims, device, expected):
+    layer = (nn.Conv2d if dims == 2 else nn.Conv3d)(4, 4, 3)
+    weight = in_memory_format(layer, setting, torch.device(device)).weight
+    last = torch.channels_last if dims == 2 else torch.channels_last_3d
+    assert weight.is_contiguous(memory_format=last) == expected
+    assert weight.is_contiguous() != expected
+
+
+def test_batch_normalisation_is_seen():
+    assert has_batch_norm(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)))
+    assert not has_batch_norm(nn.Sequential(nn.Conv2d(1, 1, 1), nn.GroupNorm(1, 1)))
+
+
+def test_training_imports_without_what_windows_lacks():
+    """No fcntl, no resource, no SIGHUP, SIGUSR1 or SIGKILL."""
+    code = (
+        "import signal, sys\n"
+        "for name in ('SIGHUP', 'SIGUSR1', 'SIGKILL', 'SIGALRM'): delattr(signal, name)\n"
+        "import filelock\n"
+        "sys.modules['fcntl'] = sys.modules['resource'] = None\n"
+        "from ddpm_unet import train\n"
+        "import ddpm_unet.training.from_config\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_environment_is_as_before(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with distributed._environment(ACCELERATE_USE_FSDP="false", OTHER="x"):
+        assert distributed.os.environ["ACCELERATE_USE_FSDP"] == "false"
+        assert "OTHER" not in distributed.os.environ
+    assert distributed.os.environ["ACCELERATE_USE_FSDP"] == "true"
