@@ -78,6 +78,8 @@ def read_image(
             return read_tiff(path, max_pixels, keep_palette)[0]
         with _opened(file, path, max_pixels) as image:
             if _deep_channels(image):
+                if image.info.get("interlace"):
+                    raise UserError(f"{path}: is an interlaced 16-bit PNG; save it without that")
                 return orient(_decode_deep_png(Path(path)), _orientation(image))
             return orient(_pixels(image, keep_palette), _orientation(image))
 

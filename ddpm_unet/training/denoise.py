@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddpm_unet.config import PreviewConfig
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.diffusion.conditioning import (
     SelfConditioning,
@@ -49,6 +50,7 @@ class DenoiseJob:
         digest: Of the data.
         loss: In place of the denoising loss: `(network, batch) -> [B]`, or one number. Of the
             batch, "image" is `float32 [B, C, *space]` in [-1, 1].
+        preprocessing: Of the images, kept in the model's folder: samples are in their units.
 
     Raises:
         UserError: The previews take more steps than the process has, or the loss makes no sense.
@@ -74,7 +76,9 @@ class DenoiseJob:
         description: str = "",
         digest: str | None = None,
         loss: Callable[[nn.Module, Batch], Tensor] | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
+        self.preprocessing = preprocessing
         self.network, self.diffusion, self.windows = network, diffusion, windows
         self.held_out, self.cond_dropout, self.latent = held_out, cond_dropout, latent
         self.conditioning = conditioning or Conditioning()
@@ -178,6 +182,8 @@ class DenoiseJob:
         write_pipeline(folder, network, self.diffusion, state_dict, autoencoder)
         if self.conditioning != Conditioning(image_channels=self.conditioning.image_channels):
             self.conditioning.write(folder)
+        if self.preprocessing is not None:
+            self.preprocessing.write(folder)
 
     def cond(
         self, batch: Batch, images: Tensor, positions: Sequence[int], seed: int

@@ -111,6 +111,12 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
         workers=data.workers,
         description="\n".join([said, *([latent.describe()] if latent else [])]),
         digest=stream.digest,
+        preprocessing=Preprocessing(
+            images.layout.channels,
+            data.scale if data.fit == "crop" else 1.0,
+            data.value_range,
+            dtype=cast(PixelType, images.layout.dtype.name),
+        ),
     )
 
 

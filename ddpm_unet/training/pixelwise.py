@@ -171,20 +171,16 @@ class ClassTarget:
         return scores_of_image(planes.argmax(dim=0), item["mask"], classes, IGNORE_INDEX)
 
     def further_scores(self, pairs: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
-        """Means over the images of Dice, HD95 and boundary F; V_rand and V_info of the cells."""
-        cell, count = self.cell_class, len(self.class_names)
-        found, truth, cells = [], [], []
+        """V_rand and V_info of the cells."""
+        cell = self.cell_class
+        if cell is None:
+            return {}
+        truth, cells = [], []
         for planes, item in pairs:
-            mask = item["mask"]
-            found.append(scores_of_image(planes.argmax(dim=0).cpu(), mask, count, IGNORE_INDEX))
-            if cell is not None:
-                truth.append((mask == cell).numpy())
-                cells.append(planes[cell].clamp(0, 1).cpu().numpy())
-        scores = mean_over_images(found)
-        if cell is not None:
-            partitions = thinned_scores(truth, cells)
-            scores |= {"v_rand": partitions.v_rand, "v_info": partitions.v_info}
-        return scores
+            truth.append((item["mask"] == cell).numpy())
+            cells.append(planes[cell].clamp(0, 1).cpu().numpy())
+        scores = thinned_scores(truth, cells)
+        return {"v_rand": scores.v_rand, "v_info": scores.v_info}
 
     def visualize(self, planes: Tensor, item: dict[str, Tensor]) -> np.ndarray:
         """The image under its mask, and under its prediction."""
@@ -398,8 +394,8 @@ class PixelwiseJob:
     ) -> dict[str, float]:
         """Score the run's model on the images kept to test, if any.
 
-        Writes `scores.json`, with the scores of each image too, and `test.png` with the first image and what is predicted of it. With
-        `native` a CPU computes by compiled functions of our own.
+        Writes `scores.json`, with the scores of each image too, and `test.png` with the first image
+        and what is predicted of it. With `native` a CPU computes by compiled functions of our own.
         """
         if self.test is None:
             return {}

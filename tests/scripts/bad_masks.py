@@ -98,7 +98,7 @@ MASKS = [
          several(remove(MASK), tiff("masks/1.tif", noise(24, 24, 5), **FIVE))),
     Case("fractions", "check", "",
          "masks: the masks hold the values 0.0, 0.5, 1.0; say what they mean: data.mask_kind "
-         "threshold takes over half (most values: masks/0.png)",
+         "threshold takes what is over half (most values: masks/0.png)",
          several(remove(MASK), tiff("masks/1.tif", CELLS * np.float32(0.5)))),
     Case("NaN", "check", "",
          "masks/1.tif: 576 values are NaN or infinite, the first at row 0, column 0; mend or "

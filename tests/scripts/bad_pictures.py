@@ -148,7 +148,7 @@ TRAINING = [
          "one depth or keep them in separate folders",
          several(remove(PICTURE), tiff(TIFF, noise(24, 24, 3, kind=np.uint16)))),
     Case("an interlaced 16-bit colour PNG", "train_ddpm", "--data.source deep",
-         "deep/1.png: is damaged or truncated (...); replace or remove the file",
+         "deep/1.png: is an interlaced 16-bit PNG; save it without that",
          several(folder("deep"), png_header("deep/1.png", 24, 24, depth=16, interlaced=1))),
     Case("a grey picture among colour ones", "train_ddpm", "",
          "pictures/1.png: channels are 1, those of pictures/0.png 3; convert it, or set "
