@@ -22,6 +22,8 @@ from ddpm_unet.diffusion.conditioning import (
 from ddpm_unet.diffusion.edm import EDMDiffusion
 from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.errors import UserError
+from ddpm_unet.evaluation.extractors import load_extractor
+from ddpm_unet.evaluation.fidelity import Description, compare, describe
 from ddpm_unet.evaluation.plots import save_grid
 from ddpm_unet.inference.conditioning import Cond, Conditioning, class_cond
 from ddpm_unet.inference.denoiser import generate_together
@@ -146,21 +148,8 @@ class DenoiseJob:
 
     def preview(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
         """A grid of samples, by a few steps; beside each its mask, or its condition."""
-        network: Any = model
         own, cond = self.conditioning, self._cond_of_grid(accelerator.device)
-        sampler = "heun" if isinstance(self.diffusion, EDMDiffusion) else "ddim"
-        with accelerator.autocast():
-            drawn = generate_together(
-                concat_cond(network),
-                make_sampler(sampler, self.diffusion),
-                image_shape(network.config, channels=own.drawn_channels),
-                self.previews.num_images,
-                seed=self.seed,
-                steps=self.previews.steps,
-                accelerator=accelerator,
-                cond=cond,
-                self_conditioning=own.self_conditioning,
-            )
+        drawn = self._draw(model, accelerator, self.previews.num_images)
         if not accelerator.is_main_process:
             return
         images, masks = own.split(drawn)
@@ -197,6 +186,54 @@ class DenoiseJob:
         if own is not None:
             found["concat_cond"] = own.of_batch(images, batch.get("condition"), seed, positions)
         return found
+
+    def evaluator(self) -> Callable[[nn.Module, Accelerator], dict[str, float]] | None:
+        """What scores generated images in training; None for a denoiser of latents.
+
+        The function draws `preview.evaluation_images`, and gives the scores of `fidelity.compare`
+        with as many windows of the training, by "gen_" and their name, on every process. Slices
+        of volumes count as images.
+
+        Raises:
+            UserError: The extractor's weights are not installed.
+        """
+        if self.latent:
+            return None
+        extractor = load_extractor("efficientnet-lite0")
+
+        def described(images: Tensor) -> Description:
+            if images.ndim == 5:
+                images = images.transpose(1, 2).flatten(0, 1)
+            images = images[:, : 3 if images.shape[1] >= 3 else 1]
+            return describe(((images.clamp(-1, 1) + 1) * 127.5).round().byte(), extractor)
+
+        def evaluate(model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+            count = self.previews.evaluation_images
+            extractor.to(accelerator.device)
+            drawn = self.conditioning.split(self._draw(model, accelerator, count))[0]
+            real = to_model_range(self.windows.__getitems__(range(count))["image"])
+            scores = compare(described(drawn), described(real))
+            return {f"gen_{name}": value for name, value in scores.items()}
+
+        return evaluate
+
+    def _draw(self, model: nn.Module, accelerator: Accelerator, count: int) -> Tensor:
+        """Draw images by a few steps, with all processes, for all processes."""
+        network: Any = model
+        own = self.conditioning
+        sampler = "heun" if isinstance(self.diffusion, EDMDiffusion) else "ddim"
+        with accelerator.autocast():
+            return generate_together(
+                concat_cond(network),
+                make_sampler(sampler, self.diffusion),
+                image_shape(network.config, channels=own.drawn_channels),
+                count,
+                seed=self.seed,
+                steps=self.previews.steps,
+                accelerator=accelerator,
+                cond=self._cond_of_grid(accelerator.device),
+                self_conditioning=own.self_conditioning,
+            )
 
     def _losses(
         self,

@@ -394,8 +394,8 @@ class PixelwiseJob:
     ) -> dict[str, float]:
         """Score the run's model on the images kept to test, if any.
 
-        Writes `scores.json`, with the scores of each image too, and `test.png` with the first image
-        and what is predicted of it. With `native` a CPU computes by compiled functions of our own.
+        Writes `scores.json`, with the scores of each image too, and `test.png` with the first
+        image and what is predicted of it. With `native` a CPU computes by compiled functions.
         """
         if self.test is None:
             return {}

