@@ -12,7 +12,7 @@ import pytest
 import torch
 from cases import CONTEXT, run_training
 from safetensors.torch import load_file
-from test_numbers import CONTEXT as NETWORK
+from test_gpu_numbers import CONTEXT as NETWORK
 
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_sampler
