@@ -86,9 +86,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
     return tensors, state
 
 
-def newest_checkpoint(
-    folder: Path,
-) -> tuple[dict[str, Tensors], dict[str, Any], list[str]] | None:
+def newest_checkpoint(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any], list[str]] | None:
     """The newest good checkpoint of `folder` and what was said of damaged ones.
 
     A damaged checkpoint is renamed to `<step>.damaged` (never deleted), and the one before it

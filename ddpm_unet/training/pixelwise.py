@@ -24,12 +24,7 @@ from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.data.targets import Targets
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import image_scores
-from ddpm_unet.evaluation.metrics import (
-    confusion,
-    mean_over_images,
-    overlap,
-    scores_of_image,
-)
+from ddpm_unet.evaluation.metrics import confusion, mean_over_images, overlap, scores_of_image
 from ddpm_unet.evaluation.plots import save_picture
 from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.inference.overlay import class_colors, displayable, side_by_side
