@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.evaluation.extractors import load_extractor
     from ddpm_unet.evaluation.fidelity import describe, evaluate, plot_fidelity, table
     from ddpm_unet.inference.writers import output_folder
-    from ddpm_unet.training.run_folder import newest_or_shipped
+    from ddpm_unet.training.run_folder import models_at_hand
 
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     extractor = load_extractor(args.extractor).to(accelerator.device)
@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = args.model
         if not folder and not args.folders:
             cure = "train one with scripts/train_ddpm.py, or give --model"
-            folder = newest_or_shipped(shipped("histology64"), "model_index.json", cure)
+            folder = models_at_hand(shipped("histology64"), "model_index.json", cure)[0]
         real = read_real(args, others, folder)
         sets, shown = {}, {}
         for entry in args.folders:

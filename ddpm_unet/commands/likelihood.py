@@ -54,10 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.training.denoise import DenoiseJob
     from ddpm_unet.training.distributed import merge_rows
     from ddpm_unet.training.from_config import build_denoise_job
-    from ddpm_unet.training.run_folder import newest_or_shipped
+    from ddpm_unet.training.run_folder import models_at_hand
 
     cure = "train one with scripts/train_ddpm.py, or give --model"
-    folder = args.model or newest_or_shipped(SHIPPED, "model_index.json", cure)
+    folder = args.model or models_at_hand(SHIPPED, "model_index.json", cure)[0]
     unet, diffusion = read_pipeline(folder)
     config = folder.resolve().parent / "config.yaml"
     settings, _ = read_settings(DenoiseConfig, config if config.is_file() else None, others)

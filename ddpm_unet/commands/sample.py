@@ -71,11 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.inference.denoiser import Denoiser, check_edit, check_guidance, read_guide
     from ddpm_unet.inference.readers import read_hole, read_images
     from ddpm_unet.inference.writers import output_folder
-    from ddpm_unet.training.run_folder import newest_or_shipped
+    from ddpm_unet.training.run_folder import models_at_hand
 
     check_edit(args.init_image, args.strength, args.mask, args.interpolate, args.num_images)
     cure = "train one with scripts/train_ddpm.py, or give --model"
-    folder = args.model or newest_or_shipped(shipped("histology64"), "model_index.json", cure)
+    folder = args.model or models_at_hand(shipped("histology64"), "model_index.json", cure)[0]
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     denoiser = Denoiser.from_pretrained(folder).to(accelerator.device)
     conditioning, config = denoiser.conditioning, denoiser.unet.config

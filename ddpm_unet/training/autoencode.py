@@ -44,13 +44,7 @@ class AutoencodeJob(Job):
     """An autoencoder of images: mean absolute error, and a little divergence of its latents.
 
     Neither perception nor a discriminator is in the loss (as in Rombach 2022), so what the
-    latents cannot hold comes out smooth.
-
-    Args:
-        config: All settings.
-
-    Raises:
-        UserError: The data cannot be used, or do not fit the network.
+    latents cannot hold comes out smooth. Refuses data that do not fit the network.
     """
 
     def __init__(self, config: AutoencodeConfig) -> None:

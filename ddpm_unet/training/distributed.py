@@ -77,9 +77,8 @@ class PeerError(UserError):
 class Sharding:
     """Parameters, gradients and optimizer states split over the processes (FSDP2).
 
-    Args:
-        classes: Names of the classes whose modules are gathered together.
-        reshard: Let go of gathered parameters between forward and backward pass.
+    Modules of the named classes are gathered together; `reshard` lets go of them between forward
+    and backward pass.
     """
 
     classes: tuple[str, ...] = BLOCKS
@@ -141,11 +140,7 @@ def whole_norm(norm: Tensor | float) -> Tensor:
 
 
 def launched_sharding(said: Mapping[str, str] = os.environ) -> Sharding | None:
-    """What `accelerate launch` says of FSDP; None where it does not ask for it.
-
-    Raises:
-        UserError: It asks for what is not supported.
-    """
+    """What `accelerate launch` says of FSDP; None where it does not ask for it."""
     if said.get("ACCELERATE_USE_FSDP", "").lower() in NO:
         return None
     check_launch(said, FSDP)
@@ -174,11 +169,7 @@ def check_launch(
     said: Mapping[str, str] = os.environ,
     accepted: Mapping[str, tuple[tuple[str, ...], str]] = ACCEPTED,
 ) -> None:
-    """Refuse what accelerate's configuration can ask for and a training here would not do.
-
-    Raises:
-        UserError: Names the setting and the cure.
-    """
+    """Refuse what accelerate's configuration can ask for and a training here would not do."""
     for name, (values, fault) in accepted.items():
         value = said.get(name, "").lower()
         if value not in values:
@@ -244,9 +235,7 @@ def own_accelerator() -> Iterator[None]:
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
     """`action()` on the main process, while the others wait; they get None.
 
-    Raises:
-        UserError: That of the action, on the main process.
-        PeerError: On the others, when the main one met a UserError. None is left waiting.
+    A UserError of the action ends all: none is left waiting, the others get a `PeerError`.
     """
     result, fault = None, None
     if accelerator.is_main_process:
@@ -342,8 +331,7 @@ def share_tensors(
 class StopRequest:
     """Within, the first SIGTERM or Ctrl-C sets `received`; a later one acts as usual.
 
-    Args:
-        listen: False changes nothing; so do threads but the main one, which get no signals.
+    Nothing changes without `listen`, and in threads but the main one, which get no signals.
     """
 
     received: int = 0

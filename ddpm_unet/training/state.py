@@ -107,14 +107,7 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
 
 
 class TrainingState:
-    """Weights, their average, the optimizer's state, and what is counted on the way.
-
-    Args:
-        network: The network, as the processes share it (its parameters may be sharded).
-        optimizer: Its optimizer, not wrapped.
-        ema_decay: See `EMA`.
-        ema_sigma_rel: Of further averages, see `PowerEMA`.
-        device: Where sums and counts are kept, so that no step waits for them.
+    """Weights, their averages, the optimizer's state, and what is counted on the way.
 
     Attributes:
         step: Optimizer steps taken.
