@@ -26,6 +26,7 @@ from ddpm_unet.evaluation.image_quality import image_scores
 from ddpm_unet.evaluation.metrics import confusion, mean_over_images, overlap, scores_of_image
 from ddpm_unet.evaluation.plots import save_picture
 from ddpm_unet.evaluation.rand import thinned_scores
+from ddpm_unet.files import replace_json, replace_text
 from ddpm_unet.inference.overlay import class_colors, displayable, side_by_side
 from ddpm_unet.inference.predictor import (
     SegmentationModel,
@@ -36,7 +37,6 @@ from ddpm_unet.inference.predictor import (
 )
 from ddpm_unet.inference.tiles import Predict, predict_tiles
 from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
-from ddpm_unet.replace import replace_json, replace_text
 from ddpm_unet.training.distributed import sharded
 from ddpm_unet.training.job import Batch, Build, Job, even_batches
 from ddpm_unet.training.joint import JointDenoising

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 
 from ddpm_unet.config.reading import current_names
 from ddpm_unet.errors import UserError
-from ddpm_unet.replace import replace_text
+from ddpm_unet.files import replace_text
 
 FREE_TO_CHANGE = {
     "run", "resume", "tracker", "preview",
