@@ -129,12 +129,7 @@ def _resnet_resampling(block: str, setting: str) -> bool:
 
 
 def check(config: UNetConfig, down_blocks: Iterable[str], up_blocks: Iterable[str]) -> None:
-    """Refuse a configuration that makes no network, or none that diffusers could read.
-
-    Args:
-        config: The configuration.
-        down_blocks: Types of blocks that the encoder may have.
-        up_blocks: Types of blocks that the decoder may have.
+    """Refuse a configuration that makes no network of these blocks, or none for diffusers to read.
 
     Raises:
         UserError: Names the setting and the cure.

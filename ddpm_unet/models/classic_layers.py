@@ -20,11 +20,7 @@ from ddpm_unet.models.layers import convolution
 
 
 class Recomputing(nn.Module):
-    """A module that runs its blocks by `run`.
-
-    Attributes:
-        checkpointing: Whether the backward pass computes the blocks' activations again.
-    """
+    """A module that runs its blocks by `run`; with `checkpointing` activations are not kept."""
 
     checkpointing = False
 
@@ -70,10 +66,7 @@ class ConvBlock(nn.Sequential):
 
 
 class Pool(nn.Module):
-    """Maxima of `factor` x `factor` (x `factor`) pixels.
-
-    A rest at the far sides is pooled alone; the decoder crops it again.
-    """
+    """Maxima of `factor` pixels in each direction; a rest at the far sides is pooled alone."""
 
     def __init__(self, factor: int = 2) -> None:
         super().__init__()
@@ -88,12 +81,8 @@ class Pool(nn.Module):
 class Up(nn.Module):
     """Double the size, join with activations of that size, convolve twice.
 
-    Args:
-        config: How the size is doubled and the activations are joined.
-        channels: Of what is doubled.
-        skips: Channels of each activation that it is joined with.
-        width: Channels of the level.
-        out: Channels of the result, where they are not those of the level.
+    From `channels` and `skips` of each activation to `out` channels, by default those of the
+    level, `width`.
     """
 
     def __init__(
@@ -140,8 +129,7 @@ class Interpolate(nn.Module):
 class ContractingPath(Recomputing):
     """Two 3x3 convolutions a level, 2x2 max pooling between levels (Ronneberger 2015).
 
-    Attributes:
-        widths: Channels of every level's activations.
+    `widths` are the channels of every level's activations.
     """
 
     def __init__(self, config: ClassicConfig) -> None:
