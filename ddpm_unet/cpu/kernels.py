@@ -94,11 +94,8 @@ def _pays(batch: int, height: int, width: int) -> bool:
 def _layout(x: Tensor, y: Tensor) -> torch.memory_format:
     """Channels last if the input or the weights are, as torch has it."""
     last = torch.channels_last
-    if x.is_contiguous() and y.is_contiguous():
-        return torch.contiguous_format
-    if any(z.is_contiguous(memory_format=last) and not z.is_contiguous() for z in (x, y)):
-        return last
-    return torch.contiguous_format
+    marked = (z.is_contiguous(memory_format=last) and not z.is_contiguous() for z in (x, y))
+    return last if any(marked) else torch.contiguous_format
 
 
 def _convolve(

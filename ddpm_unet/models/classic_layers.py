@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from math import prod, sqrt
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +26,12 @@ class Recomputing(nn.Module):
         """The block's output."""
         if not (self.checkpointing and torch.is_grad_enabled()):
             return block(*inputs)
-        contexts = partial(_recomputing, block)
-        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
-
-
-def _recomputing(block: nn.Module) -> tuple[AbstractContextManager[Any], Any]:
-    """Contexts of the first and the second forward pass of a checkpointed block."""
-    return nullcontext(), _spare_statistics(block)
+        return checkpoint(
+            block,
+            *inputs,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), _spare_statistics(block)),
+        )
 
 
 @contextmanager

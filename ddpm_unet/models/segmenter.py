@@ -263,9 +263,7 @@ def load_segmentation_model(
     Raises:
         UserError: The folder has no such model; names the file, field or tensor at fault.
     """
-    kinds: dict[str, type[ClassicUNet] | type[Segmenter]] = {
-        kind.__name__: kind for kind in (ClassicUNet, Segmenter)
-    }
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in (ClassicUNet, Segmenter)}
     if (Path(folder) / "model_index.json").is_file():
         raise UserError(f"{folder} is a denoiser; train a segmenter from it with --init {folder}")
     name = class_name(folder)

@@ -35,10 +35,7 @@ NETWORKS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),
     ({"dims": 3, "layers_per_block": (1, 2)}, {"spatial_dims": 3, "num_res_blocks": (1, 2)}),
     (RESNET | {"num_class_embeds": 5}, {"resblock_updown": True, "num_class_embeds": 5}),
-    (
-        CROSS,
-        {"with_conditioning": True, "cross_attention_dim": 6, "transformer_num_layers": 2},
-    ),
+    (CROSS, {"with_conditioning": True, "cross_attention_dim": 6, "transformer_num_layers": 2}),
 ]
 
 
