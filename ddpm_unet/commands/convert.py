@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ddpm_unet.command_line import ArgumentParser
 from ddpm_unet.config.hints import CheckpointHints, ProcessHints
 from ddpm_unet.diffusion.process import GaussianDiffusion, alphas_cumprod
 from ddpm_unet.errors import UserError
@@ -142,15 +143,15 @@ def report(file: Path, out: Path, told: CheckpointHints, process: ProcessHints) 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert the checkpoint that the command line names."""
-    from jsonargparse import ArgumentParser
-
     parser = ArgumentParser(prog="ddpm-unet convert", description=main.__doc__)
     parser.add_argument("file", type=Path, help="safetensors file")
     parser.add_argument("out", type=Path, help="folder written to")
-    parser.add_class_arguments(CheckpointHints)
-    parser.add_class_arguments(ProcessHints)
+    parser.add_settings(CheckpointHints)
+    parser.add_settings(ProcessHints)
     given = parser.parse_args(arguments)
-    told = CheckpointHints(**{f.name: given[f.name] for f in fields(CheckpointHints)})
-    process = ProcessHints(**{f.name: given[f.name] for f in fields(ProcessHints)})
-    for line in report(given.file, given.out, told, process):
+
+    def of(kind: Any) -> Any:
+        return kind(**{each.name: getattr(given, each.name) for each in fields(kind)})
+
+    for line in report(given.file, given.out, of(CheckpointHints), of(ProcessHints)):
         print(line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -45,6 +46,26 @@ def add_speed(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def prepare_gpu() -> None:
+    """Choose how a GPU computes, in this one place, and say it: commands do, the library does not.
+
+    Float32 products are rounded to TF32, unless NVIDIA_TF32_OVERRIDE=0 is in the environment, and
+    convolutions take the kernels that prove fastest, unless torch is told to be deterministic.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = not torch.backends.cudnn.deterministic
+    if os.environ.get("RANK", "0") == "0":
+        exact = os.environ.get("NVIDIA_TF32_OVERRIDE") == "0"
+        products = "in float32" if exact else "in TF32 (NVIDIA_TF32_OVERRIDE=0 for float32)"
+        kernels = "the fastest by trial" if torch.backends.cudnn.benchmark else "deterministic"
+        name = torch.cuda.get_device_name()
+        print(f"{name}: float32 products {products}, convolution kernels {kernels}")
+
+
 @contextmanager
 def at_speed(model: Any, device: Any, args: argparse.Namespace) -> Iterator[Any]:
     """Give what computes in place of a model, as --precision and --compile say, for a while.
@@ -57,6 +78,7 @@ def at_speed(model: Any, device: Any, args: argparse.Namespace) -> Iterator[Any]
 
     if device.type == "cpu":
         model = accelerate_cpu(model)
+    prepare_gpu()
     name = PRECISIONS[args.precision]
     with torch.autocast(device.type, getattr(torch, name)) if name else nullcontext():
         yield torch.compile(model) if args.compile else model

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ddpm_unet.command_line import read_settings
-from ddpm_unet.commands.shared import recipe, shipped
+from ddpm_unet.commands.shared import prepare_gpu, recipe, shipped
 from ddpm_unet.config import AutoencodeConfig, CheckConfig, DenoiseConfig, SegmentConfig
 
 
@@ -21,6 +21,7 @@ def train_ddpm(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.training.loop import train
     from ddpm_unet.training.run_folder import RunFolder
 
+    prepare_gpu()
     train(build_denoise_job(settings), RunFolder(Path(settings.run)), settings)
 
 
@@ -34,6 +35,7 @@ def train_autoencoder(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.training.loop import train
     from ddpm_unet.training.run_folder import RunFolder
 
+    prepare_gpu()
     train(AutoencodeJob(settings), RunFolder(Path(settings.run)), settings)
 
 
@@ -69,6 +71,7 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
         settings.init = str(denoiser)
         if os.environ.get("RANK", "0") == "0":
             print(chosen)
+    prepare_gpu()
     run_pixel_job(settings)
 
 

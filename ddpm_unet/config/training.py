@@ -123,6 +123,8 @@ class TrainConfig:
         keep_checkpoints: Newest checkpoints kept.
         validate_every: Steps between validations; 0 for none.
         sample_every: Steps between picture grids; 0 for none.
+        evaluate_every: Steps between scores of generated images (see docs/evaluation.md), of a
+            denoiser of pixels; 0 for none.
         log_every: Steps between lines of metrics.jsonl (the loss is their mean).
         early_stopping_patience: Stop after so many validations without a better score; 0 never.
             For jobs that keep their best model (segmentation).
@@ -151,6 +153,7 @@ class TrainConfig:
     keep_checkpoints: int = limited(2, 1)
     validate_every: int = 1000
     sample_every: int = 1000
+    evaluate_every: int = 0
     log_every: int = limited(10, 1)
     early_stopping_patience: int = 0
 
@@ -163,11 +166,13 @@ class PreviewConfig:
         num_images: Images in a grid, shared among the processes.
         steps: Steps of the DDIM sampler that draws them.
         validation_images: Images whose denoising loss is measured in a validation.
+        evaluation_images: Images drawn, by so many steps too, and compared with real ones.
     """
 
     num_images: int = limited(16, 1, 4096)
     steps: int = limited(25, 1)
     validation_images: int = limited(128, 1)
+    evaluation_images: int = limited(64, 4)
 
 
 @dataclass

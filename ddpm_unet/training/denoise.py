@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ddpm_unet.config import PreviewConfig
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.diffusion.conditioning import (
     SelfConditioning,
@@ -21,15 +22,17 @@ from ddpm_unet.diffusion.conditioning import (
 from ddpm_unet.diffusion.edm import EDMDiffusion
 from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.errors import UserError
+from ddpm_unet.evaluation.extractors import load_extractor
+from ddpm_unet.evaluation.fidelity import Description, compare, describe
 from ddpm_unet.evaluation.plots import save_grid
 from ddpm_unet.inference.conditioning import Cond, Conditioning, class_cond
 from ddpm_unet.inference.denoiser import generate_together
 from ddpm_unet.inference.pipeline import image_shape, write_pipeline
-from ddpm_unet.training.job import Batch, Build, even_batches, set_up
+from ddpm_unet.training.job import Batch, Build, Job, even_batches
 from ddpm_unet.training.latent_space import LatentSpace
 
 
-class DenoiseJob:
+class DenoiseJob(Job):
     """A U-Net that predicts the noise in images (Ho 2020).
 
     Args:
@@ -49,12 +52,11 @@ class DenoiseJob:
         digest: Of the data.
         loss: In place of the denoising loss: `(network, batch) -> [B]`, or one number. Of the
             batch, "image" is `float32 [B, C, *space]` in [-1, 1].
+        preprocessing: Of the images, kept in the model's folder: samples are in their units.
 
     Raises:
         UserError: The previews take more steps than the process has, or the loss makes no sense.
     """
-
-    criterion: str | None = None
 
     def __init__(
         self,
@@ -74,7 +76,9 @@ class DenoiseJob:
         description: str = "",
         digest: str | None = None,
         loss: Callable[[nn.Module, Batch], Tensor] | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
+        self.preprocessing = preprocessing
         self.network, self.diffusion, self.windows = network, diffusion, windows
         self.held_out, self.cond_dropout, self.latent = held_out, cond_dropout, latent
         self.conditioning = conditioning or Conditioning()
@@ -90,18 +94,6 @@ class DenoiseJob:
         if self.conditioning.self_conditioning:
             self.self_conditioning = SelfConditioning(diffusion)
 
-    def describe(self) -> str:
-        """What the data are, and in which space they are denoised."""
-        return self.description
-
-    def build_model(self) -> nn.Module:
-        """The network, freshly initialised."""
-        return set_up(self.network)
-
-    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """One group: everything learns at the same rate."""
-        return [{"params": list(model.parameters())}]
-
     def stream(self, model: nn.Module, accelerator: Accelerator) -> Any:
         """The training windows; of a latent space, encoded now unless they lie in the cache."""
         if self.latent and not self._encoded:
@@ -111,10 +103,6 @@ class DenoiseJob:
                 self.held_out = self.latent.validation(self.held_out, count, accelerator)
             self._encoded = True
         return self.windows
-
-    def name(self, position: int) -> str:
-        """The image at a stream position."""
-        return self.windows.name(position)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Denoising loss per image, at the timestep and noise of its stream position."""
@@ -142,21 +130,8 @@ class DenoiseJob:
 
     def preview(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
         """A grid of samples, by a few steps; beside each its mask, or its condition."""
-        network: Any = model
         own, cond = self.conditioning, self._cond_of_grid(accelerator.device)
-        sampler = "heun" if isinstance(self.diffusion, EDMDiffusion) else "ddim"
-        with accelerator.autocast():
-            drawn = generate_together(
-                concat_cond(network),
-                make_sampler(sampler, self.diffusion),
-                image_shape(network.config, channels=own.drawn_channels),
-                self.previews.num_images,
-                seed=self.seed,
-                steps=self.previews.steps,
-                accelerator=accelerator,
-                cond=cond,
-                self_conditioning=own.self_conditioning,
-            )
+        drawn = self._draw(model, accelerator, self.previews.num_images)
         if not accelerator.is_main_process:
             return
         images, masks = own.split(drawn)
@@ -178,6 +153,8 @@ class DenoiseJob:
         write_pipeline(folder, network, self.diffusion, state_dict, autoencoder)
         if self.conditioning != Conditioning(image_channels=self.conditioning.image_channels):
             self.conditioning.write(folder)
+        if self.preprocessing is not None:
+            self.preprocessing.write(folder)
 
     def cond(
         self, batch: Batch, images: Tensor, positions: Sequence[int], seed: int
@@ -191,6 +168,54 @@ class DenoiseJob:
         if own is not None:
             found["concat_cond"] = own.of_batch(images, batch.get("condition"), seed, positions)
         return found
+
+    def evaluator(self) -> Callable[[nn.Module, Accelerator], dict[str, float]] | None:
+        """What scores generated images in training; None for a denoiser of latents.
+
+        The function draws `preview.evaluation_images`, and gives the scores of `fidelity.compare`
+        with as many windows of the training, by "gen_" and their name, on every process. Slices
+        of volumes count as images.
+
+        Raises:
+            UserError: The extractor's weights are not installed.
+        """
+        if self.latent:
+            return None
+        extractor = load_extractor("efficientnet-lite0")
+
+        def described(images: Tensor) -> Description:
+            if images.ndim == 5:
+                images = images.transpose(1, 2).flatten(0, 1)
+            images = images[:, : 3 if images.shape[1] >= 3 else 1]
+            return describe(((images.clamp(-1, 1) + 1) * 127.5).round().byte(), extractor)
+
+        def evaluate(model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+            count = self.previews.evaluation_images
+            extractor.to(accelerator.device)
+            drawn = self.conditioning.split(self._draw(model, accelerator, count))[0]
+            real = to_model_range(self.windows.__getitems__(range(count))["image"])
+            scores = compare(described(drawn), described(real))
+            return {f"gen_{name}": value for name, value in scores.items()}
+
+        return evaluate
+
+    def _draw(self, model: nn.Module, accelerator: Accelerator, count: int) -> Tensor:
+        """Draw images by a few steps, with all processes, for all processes."""
+        network: Any = model
+        own = self.conditioning
+        sampler = "heun" if isinstance(self.diffusion, EDMDiffusion) else "ddim"
+        with accelerator.autocast():
+            return generate_together(
+                concat_cond(network),
+                make_sampler(sampler, self.diffusion),
+                image_shape(network.config, channels=own.drawn_channels),
+                count,
+                seed=self.seed,
+                steps=self.previews.steps,
+                accelerator=accelerator,
+                cond=self._cond_of_grid(accelerator.device),
+                self_conditioning=own.self_conditioning,
+            )
 
     def _losses(
         self,

@@ -151,6 +151,12 @@ class Training:
     ) -> None:
         self.job, self.run, self.config, self.accelerator = job, run, config, accelerator
         self.seed = seed
+        self.evaluate = job.evaluator() if config.evaluate_every else None
+        if config.evaluate_every and self.evaluate is None:
+            raise UserError(
+                f"train.evaluate_every {config.evaluate_every}: is for denoisers of pixels; set it "
+                "to 0"
+            )
         set_seed(seed)
         network: Any = job.build_model()
         together = accelerator.num_processes > 1 and accelerator.device.type == "cuda"
@@ -236,6 +242,9 @@ class Training:
                     self._validate()
                 if self._due(config.sample_every):
                     self._preview()
+                if self.evaluate and self._due(config.evaluate_every):
+                    with state.averaged(), self._no_gradient():
+                        self._record(**self.evaluate(self.network, self.accelerator))
                 if state.powers and self._due(config.ema_every):
                     self._snapshot()
                 if self._stale() or self._due(config.checkpoint_every):
@@ -289,7 +298,7 @@ class Training:
         for number in range(1, passes + 1):
             if number <= own:  # else the last batch again, of no weight
                 batch, positions = self._on_device(next(batches))
-            torch.manual_seed(torch_seeds(self.seed, "dropout", positions[:1])[0])
+            torch.manual_seed(torch_seeds(self.seed, "dropout", positions[:1].tolist())[0])
             last = number == passes or sharded(self.network)
             with nullcontext() if last else accelerator.no_sync(self.model):
                 losses = self.job.losses(self.model, batch).expand(len(positions))

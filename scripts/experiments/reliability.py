@@ -235,7 +235,7 @@ def sampling() -> Iterator[str]:
 
 
 def sharded() -> Iterator[str]:
-    """FSDP2 (fully_shard) on two CPU processes (gloo): trains, saves, resumes, goes on unsharded."""
+    """FSDP2 on two CPU processes (gloo): trains, saves, resumes, and goes on unsharded."""
     flags = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     for job in TRAININGS:
         with place() as here:

@@ -40,6 +40,16 @@ def test_without_a_compiler_one_line_says_so(fresh, tmp_path, monkeypatch, caplo
     assert list(fresh.iterdir()) == []
 
 
+@pytest.mark.parametrize("system", ["Windows", "Darwin"])
+def test_on_another_system_one_line_says_so(fresh, monkeypatch, caplog, system):
+    monkeypatch.setattr(compiler.platform, "system", lambda: system)
+    with caplog.at_level(logging.INFO):
+        assert compiler.library(SOURCE) is None
+    (record,) = caplog.records
+    assert f"this is {system}" in record.getMessage()
+    assert not fresh.exists()
+
+
 @compiled
 def test_an_old_processor_is_told_from_a_new_one(fresh, monkeypatch, caplog):
     monkeypatch.setattr(compiler, "COMPILE", [*compiler.COMPILE, "-mno-avx2", "-mno-avx512f"])

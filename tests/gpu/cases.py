@@ -237,7 +237,12 @@ def run_cases(
     for device, added in devices.items():
         folder = new_folder(device)
         paths = [added.pop("PYTHONPATH", ""), str(ROOT), os.environ.get("PYTHONPATH", "")]
-        environment = os.environ | added | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        environment = (
+            os.environ
+            | added
+            | {"NVIDIA_TF32_OVERRIDE": "0"}
+            | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        )
         with (folder / "log").open("w") as log:
             command = [sys.executable, __file__, str(folder)]
             running[folder] = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -289,7 +294,6 @@ def watched() -> Iterator[Counter[str]]:
 def main() -> None:
     """Run all cases, or those whose names follow the folder."""
     torch.set_num_threads(1)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     os.chdir(sys.argv[1])
     write_data()
     if DEVICE == "cuda" and not PRETENDED:  # whose generators draw other numbers in training

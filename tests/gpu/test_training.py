@@ -12,7 +12,7 @@ import pytest
 import torch
 from cases import CONTEXT, run_training
 from safetensors.torch import load_file
-from test_numbers import CONTEXT as NETWORK
+from test_gpu_numbers import CONTEXT as NETWORK
 
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_sampler
@@ -136,9 +136,12 @@ def test_sharded_weights_train_as_whole_ones_do(data, device, exact):
             assert ("nccl" if device.type == "cuda" else "gloo") in output
     found, state = end(Path("runs/split"))
     assert state["step"] == 4
-    for group, tensors in expected.items():
-        for key, value in tensors.items():
-            torch.testing.assert_close(found[group][key], value, rtol=1e-3, atol=1e-5)
+    for group in ("model", "ema"):
+        whole, split = (
+            torch.cat([tensors[group][key].ravel() for key in sorted(expected[group])])
+            for tensors in (expected, found)
+        )
+        assert (whole - split).norm() < (1e-4 if device.type == "cpu" else 1e-2) * whole.norm()
 
 
 def kept(work, device) -> int:

@@ -52,8 +52,12 @@ def library(tmp_path_factory):
 def found(library, tmp_path_factory):
     """What all cases gave on the CPU and on the pretended device."""
     pretended = {"LD_PRELOAD": str(library), "PRETENDED": "1", "CUDA_VISIBLE_DEVICES": "0"}
-    pretended["PYTHONPATH"] = str(HERE)
-    return run_cases(tmp_path_factory.mktemp, cpu={"CUDA_VISIBLE_DEVICES": ""}, cuda=pretended)
+    cache = tmp_path_factory.mktemp("cache")
+    pretended |= {"PYTHONPATH": str(HERE), "XDG_CACHE_HOME": str(cache)}
+    cpu = {"CUDA_VISIBLE_DEVICES": ""}
+    found = run_cases(tmp_path_factory.mktemp, cpu=cpu, cuda=pretended)
+    assert not list(cache.rglob("*.so")), "something was compiled for a CPU"
+    return found
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from ddpm_unet.commands.shared import prepare_gpu
+
+
+@pytest.fixture
+def flags():
+    """The flags of the process are as before afterwards."""
+    flags = [(torch.backends.cuda.matmul, "allow_tf32"), (torch.backends.cudnn, "allow_tf32")]
+    flags += [(torch.backends.cudnn, "benchmark"), (torch.backends.cudnn, "deterministic")]
+    before = [getattr(module, name) for module, name in flags]
+    yield
+    for (module, name), value in zip(flags, before, strict=True):
+        setattr(module, name, value)
+
+
+def test_a_command_says_how_a_gpu_computes(flags, monkeypatch, capsys):
+    prepare_gpu()
+    if not torch.cuda.is_available():
+        assert capsys.readouterr().out == ""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    prepare_gpu()
+    assert torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.benchmark
+    assert "a GPU: float32 products in TF32 (" in capsys.readouterr().out
+    torch.backends.cudnn.deterministic = True
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    prepare_gpu()
+    assert not torch.backends.cudnn.benchmark
+    assert "products in float32, convolution kernels deterministic" in capsys.readouterr().out
