@@ -102,8 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "guide": args.guide and read_guide(args.guide, denoiser),
             "init_image": None if args.interpolate else images,
             "strength": args.strength,
-            "mask": (images is not None and args.mask and read_hole(args.mask, images.shape[2:]))
-            or None,
+            "mask": read_hole(args.mask, images.shape[2:]) if args.mask else None,
             "resamplings": args.resamplings,
             "interpolate": images if args.interpolate else None,
             "tile": args.tile,
