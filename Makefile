@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+MODULES := $(subst /,.,$(patsubst %.py,%,$(filter-out %/__init__.py,$(wildcard ddpm_unet/*/*.py))))
 
-.PHONY: env demo test bench lint types format clean
+.PHONY: help env demo test bench docs lint types format clean
 
-env: $(READY)
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(READY)  ## .venv alone
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
@@ -16,7 +20,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps histolytics==0.3.0
 	touch $(READY)
 
-demo: $(READY)
+demo: $(READY)  ## a short training, sampling and segmentation; images in runs/demo
 	$(BIN)/accelerate launch scripts/train_ddpm.py --config configs/demo.yaml
 	$(BIN)/python scripts/sample.py --model runs/demo/model --steps 100 --out runs/demo/generated
 	$(BIN)/python scripts/sample.py --model samples/histology64/model --steps 200 --out runs/demo/shipped
@@ -26,23 +30,27 @@ demo: $(READY)
 		--train.steps 100
 	@echo "Pictures: runs/demo/demo.png (generated beside real), runs/demo_nuclei/test.png (nuclei: mask, prediction)"
 
-test: $(READY)
+test: $(READY)  ## all tests
 	$(BIN)/python -m pytest
 
-bench: $(READY)
+bench: $(READY)  ## speed and memory beside other toolkits
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python scripts/benchmarks $(ARGS)
 
-lint: $(READY)
+docs: $(READY)  ## the API from its docstrings, as pages in build/docs
+	$(BIN)/python -m pip install --quiet pdoc
+	$(BIN)/pdoc --output-directory build/docs --docformat google ddpm_unet $(MODULES)
+
+lint: $(READY)  ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(READY)
+types: $(READY)  ## mypy
 	$(BIN)/mypy
 
-format: $(READY)
+format: $(READY)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:
+clean:  ## remove .venv and what tools left
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
