@@ -43,7 +43,7 @@ TRAINING = [
          "data.source builtin:cats: the built-in sets are builtin:histology and "
          "builtin:fashion-mnist"),
     Case("an unknown torchvision set", "train_ddpm", "--data.source torchvision:CIFAR11",
-         "data.source torchvision:CIFAR11: torchvision has no such data set; try CIFAR10"),
+         "source torchvision:CIFAR11: torchvision has no such data set; try CIFAR10"),
     Case("a Hugging Face set without the package", "train_ddpm",
          "--data.source huggingface:nobody/nothing",
          "data.source huggingface:nobody/nothing: needs `pip install datasets`",
@@ -77,11 +77,9 @@ TRAINING = [
          "pictures/1.tif: has no pixels; replace or remove the file",
          several(remove(PICTURE), tiff_header(TIFF, 0, 0))),
     Case("a picture of 1 pixel", "train_ddpm", "",
-         "pictures/1.png: 1 x 1 pixels hold no window of 16 x 16; lower data.size or set "
-         "data.fit resize", picture(PICTURE, noise(1, 1, 3))),
+         "pictures/1.png: 1 x 1 pixels hold no window of 16 x 16; lower size or set fit to resize", picture(PICTURE, noise(1, 1, 3))),
     Case("windows larger than the pictures", "train_ddpm", "--data.size 25",
-         "pictures/0.png: 24 x 24 pixels hold no window of 25 x 25; lower data.size or set "
-         "data.fit resize"),
+         "pictures/0.png: 24 x 24 pixels hold no window of 25 x 25; lower size or set fit to resize"),
     Case("pictures that grow beyond the limit", "train_ddpm", "--data.scale 1000",
          "pictures/0.png: 24000 x 24000 x 3 is 576 million pixels, over the limit of 200; if "
          "the file can be trusted, raise max_pixels"),
