@@ -31,9 +31,7 @@ Planes = SavedPlanes | TiffPlanes
 def _files(base: Path) -> Iterator[Callable[[str], Path]]:
     """From endings to paths to write to; the files get their names when all went well."""
     with ExitStack() as stack:
-        yield lambda ending: stack.enter_context(
-            finished(base.with_name(f"{base.name}_{ending}"))
-        )
+        yield lambda ending: stack.enter_context(finished(base.with_name(f"{base.name}_{ending}")))
 
 
 def write_masks(

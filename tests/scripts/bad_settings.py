@@ -21,14 +21,14 @@ SETTINGS = [
          "--config: is given 2 times; give one"),
     Case("no such configuration", "train_ddpm, another configuration", "--config nowhere.yaml",
          "nowhere.yaml: cannot be read (...); give a YAML file of settings"),
-    Case("a folder as configuration", "train_ddpm, another configuration", "--config pictures",
-         "pictures: cannot be read (...); give a YAML file of settings"),
+    Case("a folder as configuration", "train_ddpm, another configuration", "--config images",
+         "images: cannot be read (...); give a YAML file of settings"),
     Case("an empty configuration", "train_ddpm, another configuration", "--config bad.yaml",
          "bad.yaml: holds no settings; write lines such as `seed: 0`", write("bad.yaml")),
     Case("a list as configuration", "train_ddpm, another configuration", "--config bad.yaml",
          "bad.yaml: holds no settings; write lines such as `seed: 0`", write("bad.yaml", "- 1")),
-    Case("a PNG as configuration", "train_ddpm, another configuration", "--config pictures/0.png",
-         "pictures/0.png: is not YAML (...); give a YAML file of settings"),
+    Case("a PNG as configuration", "train_ddpm, another configuration", "--config images/0.png",
+         "images/0.png: is not YAML (...); give a YAML file of settings"),
     Case("YAML that does not close", "train_ddpm, another configuration", "--config bad.yaml",
          "bad.yaml: line 1: ...; mend the YAML", write("bad.yaml", "train: [1")),
     Case("YAML that nests 2,000 deep", "train_ddpm, another configuration", "--config bad.yaml",
@@ -114,7 +114,7 @@ SETTINGS = [
          "data.value_range [5, 1]: must be two numbers, black below white"),
     Case("-1 workers", "train_ddpm", "--data.workers -1",
          "data.workers -1: must be between 0 and 1024"),
-    Case("a network for grey pictures", "train_ddpm", "--model.in_channels 1",
+    Case("a network for grey images", "train_ddpm", "--model.in_channels 1",
          "model.in_channels = 1, but the images have 3; set model.in_channels and "
          "model.out_channels to 3, or data.channels"),
     Case("a network that gives one channel", "train_ddpm", "--model.out_channels 1",
@@ -130,14 +130,14 @@ SETTINGS = [
          "down_block_types: unknown block 'DownBlock'; did you mean DownBlock2D?"),
     Case("groups that do not divide the channels", "train_ddpm", "--model.norm_num_groups 3",
          "block_out_channels: 8 is not a multiple of norm_num_groups 3; change either"),
-    Case("classes that the pictures have not", "train_ddpm", "--model.num_class_embeds 3",
+    Case("classes that the images have not", "train_ddpm", "--model.num_class_embeds 3",
          "model.num_class_embeds = 3, but the images come with no classes; set it to null, or "
          "data.class_labels true"),
     Case("a chain of 0 steps", "train_ddpm", "--diffusion.num_train_timesteps 0",
          "diffusion.num_train_timesteps 0: must be between 1 and 100000"),
     Case("noise that is more than all", "train_ddpm", "--diffusion.beta_end 2",
          "beta_start 0.0001, beta_end 2.0: need 0 < beta_start <= beta_end < 1"),
-    Case("grids of no pictures", "train_ddpm", "--preview.num_images 0",
+    Case("grids of no images", "train_ddpm", "--preview.num_images 0",
          "preview.num_images 0: must be between 1 and 4096"),
     Case("tiles that are all overlap", "train_seg", "--predict.tile 8",
          "tiles of 8 pixels that share 32, with a margin of 16: give an overlap and a margin "
@@ -169,7 +169,7 @@ SETTINGS = [
     Case("tiles larger than the images", "sample", "--tile 64",
          "tile 64: the images are smaller; leave it out, or give another size"),
     Case("images of 0 pixels", "sample", "--size 0", "size (0, 0): give one positive number, or 2"),
-    Case("three sides of a picture", "sample", "--size 8 8 8",
+    Case("three sides of an image", "sample", "--size 8 8 8",
          "size (8, 8, 8): give one positive number, or 2"),
     Case("an unknown sampler", "sample", "--sampler dpmm",
          "unknown sampler 'dpmm': did you mean 'ddpm'? Known: ddpm, ddim, dpm++, dpm++sde, "
@@ -178,19 +178,19 @@ SETTINGS = [
          "argument --seed: ...; --help lists what there is"),
     Case("a class for a model without classes", "sample", "--class 1",
          "class 1: the model has no classes; leave it out"),
-    Case("tiles of 0", "segment", "pictures --tile 0",
+    Case("tiles of 0", "segment", "images --tile 0",
          "tiles of 0 pixels that share 32, with a margin of 16: give an overlap and a margin "
          "of 0 or more, and then a tile of at least 96"),
-    Case("an overlap of -1", "segment", "pictures --overlap -1",
+    Case("an overlap of -1", "segment", "images --overlap -1",
          "tiles of 96 pixels that share -1, with a margin of 16: give an overlap and a margin "
          "of 0 or more, and then a tile of at least 64"),
-    Case("batches of 0 tiles", "segment", "pictures --batch_size 0",
+    Case("batches of 0 tiles", "segment", "images --batch_size 0",
          "argument --batch_size: '0' is no whole number between 1 and 1000000000; --help "
          "lists what there is"),
-    Case("a limit of NaN", "segment", "pictures --max_pixels nan",
+    Case("a limit of NaN", "segment", "images --max_pixels nan",
          "argument --max_pixels: 'nan' is no number between 1e-06 and 1000000000; --help "
          "lists what there is"),
-    Case("columns of no pictures", "compare", "a=generated --num_images 0",
+    Case("columns of no images", "compare", "a=generated --num_images 0",
          "argument --num_images: '0' is no whole number between 1 and 64; --help lists what "
          "there is"),
     Case("a sampler that wants a distilled model", "sample", "--sampler lcm",
@@ -209,17 +209,17 @@ SETTINGS = [
     Case("no such autoencoder", "train_ddpm", "--latent.autoencoder nowhere",
          "nowhere: does not exist; name the folder of an autoencoder, or of a pipeline with vae/ "
          "in it"),
-    Case("pictures as an autoencoder", "train_ddpm", "--latent.autoencoder pictures",
-         "pictures: has no config.json; name the folder of an autoencoder, or of a pipeline with "
+    Case("images as an autoencoder", "train_ddpm", "--latent.autoencoder images",
+         "images: has no config.json; name the folder of an autoencoder, or of a pipeline with "
          "vae/ in it"),
     Case("masks to draw, and none given", "train_ddpm", "--data.joint_masks true",
          "data.joint_masks: there are no masks to denoise; set data.condition to their folder and "
          "data.condition_classes"),
     Case("a class of cells that is none", "train_seg", "--cell_class 5",
          "cell_class 5: there are classes 0 and 1"),
-    Case("further pictures without masks", "train_seg", "--data.extra.images pictures",
+    Case("further images without masks", "train_seg", "--data.extra.images images",
          "data.extra: give a folder for both, data.extra.images and .masks"),
-    Case("a likeness of windows larger than the picture", "train_seg",
+    Case("a likeness of windows larger than the image", "train_seg",
          "--task regress --regression.loss ssim --data.size 8",
          "regression.loss ssim: data.size 8 is under its window of 11 pixels; raise it"),
 ]  # fmt: skip
