@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from ddpm_unet.data.points import PointSet
-from ddpm_unet.data.targets import Targets
+from ddpm_unet.data.preprocessing import Targets
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.objects import find_objects, write_objects
 from ddpm_unet.inference.predictor import OpenFile

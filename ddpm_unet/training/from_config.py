@@ -14,24 +14,17 @@ import numpy as np
 from accelerate import PartialState
 
 from ddpm_unet.config import DenoiseConfig, PairDataConfig, SegmentConfig
+from ddpm_unet.config.data import check_data_settings
 from ddpm_unet.config.reading import check_limits
+from ddpm_unet.data import histology
 from ddpm_unet.data.check import Report, check_pairs
 from ddpm_unet.data.image_set import ImageSet
-from ddpm_unet.data.labelled import LabelledSet, PairSet, TargetSet
-from ddpm_unet.data.pair_stream import PairStream, WithExtra
-from ddpm_unet.data.pairs import (
-    BUILTIN_HELD_OUT,
-    BUILTIN_IMAGES,
-    POINTS,
-    complete_settings,
-    find_pairs,
-)
+from ddpm_unet.data.labelled import LabelledSet, PairSet, PairStream, TargetSet, WithExtra
+from ddpm_unet.data.pairs import POINTS, complete_settings, find_pairs
 from ddpm_unet.data.pixels import convert_channels
-from ddpm_unet.data.preprocessing import Preprocessing
-from ddpm_unet.data.settings import check_data_settings
+from ddpm_unet.data.preprocessing import PixelType, Preprocessing, target_settings
 from ddpm_unet.data.sources import concat_condition, held_out, open_images, open_stream
 from ddpm_unet.data.splits import split_images
-from ddpm_unet.data.targets import PixelType, target_settings
 from ddpm_unet.diffusion.edm import make_diffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
@@ -167,8 +160,8 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
     def test() -> PairSet | None:
         if split["test"]:
             return scored("test")
-        if not regress and data.images == BUILTIN_IMAGES and not data.include_held_out:
-            return LabelledSet(check_pairs(replace(data, images=BUILTIN_HELD_OUT)))
+        if not regress and data.images == histology.SOURCE and not data.include_held_out:
+            return LabelledSet(check_pairs(replace(data, images=histology.HELD_OUT)))
         return None
 
     said = [str(report), split["how"], f"training on {pairs.describe()}"]

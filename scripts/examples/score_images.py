@@ -59,7 +59,7 @@ def main() -> None:
     import torch
 
     from ddpm_unet.data.folder import list_images
-    from ddpm_unet.data.targets import Targets
+    from ddpm_unet.data.preprocessing import Targets
     from ddpm_unet.evaluation.image_quality import SMALLEST, image_scores, spectral_scores
     from ddpm_unet.evaluation.plots import save_side_by_side
     from ddpm_unet.inference.overlay import displayable
