@@ -179,11 +179,6 @@ def models_at_hand(shipped: Path, file: str, cure: str) -> list[Path]:
     return found
 
 
-def newest_or_shipped(shipped: Path, file: str, cure: str) -> Path:
-    """The first of `models_at_hand`."""
-    return models_at_hand(shipped, file, cure)[0]
-
-
 def plain(settings: Any) -> dict[str, Any]:
     """A dataclass as what YAML can hold: dicts, lists, strings, numbers."""
     return json.loads(json.dumps(asdict(settings)))
