@@ -97,8 +97,8 @@ def noise(*shape: int, kind: type = np.uint8) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape).astype(kind)
 
 
-def picture(path: str, array: np.ndarray | None = None, mode: str = "", **options: Any) -> Make:
-    """A picture, by default 24 x 24 RGB, perhaps in another mode of Pillow."""
+def image_file(path: str, array: np.ndarray | None = None, mode: str = "", **options: Any) -> Make:
+    """An image, by default 24 x 24 RGB, perhaps in another mode of Pillow."""
 
     def make() -> None:
         image = Image.fromarray(noise(24, 24, 3) if array is None else array)
