@@ -96,7 +96,7 @@ def _cause_outside(error: Exception) -> str | None:
         )
     if isinstance(error, MemoryError) or re.search("can't allocate memory|out of memory", text):
         return (
-            f"memory is exhausted ({text[:200]}); use smaller pictures, batches "
+            f"memory is exhausted ({text[:200]}); use smaller images, batches "
             "(train.micro_batch, --batch_size) or a smaller network"
         )
     if isinstance(error, OSError) and error.errno in DISK:
