@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import Any, NoReturn, TypeVar
 
+from ddpm_unet.config.reading import converted, described, from_text, refuse_unknown
 from ddpm_unet.config.reading import read_settings as read_settings
-from ddpm_unet.config.reading import refuse_unknown
 from ddpm_unet.errors import UserError
 
 Number = TypeVar("Number", int, float)
@@ -63,7 +63,7 @@ def user_errors() -> Iterator[None]:
             stream.reconfigure(errors="backslashreplace")
     stdout = sys.stdout
     output = _Output(stdout) if isinstance(stdout, TextIOWrapper) else None
-    sys.stdout = output or stdout  # type: ignore[assignment]
+    sys.stdout = output or stdout
     try:
         yield
         if output is not None:
@@ -120,6 +120,15 @@ class ArgumentParser(argparse.ArgumentParser):
             known = (flag for action in self._actions for flag in action.option_strings)
             refuse_unknown(unknown[1], known, "")
         raise UserError(f"{message}; --help lists what there is")
+
+    def add_settings(self, kind: type) -> None:
+        """Add a flag for each field of a flat dataclass, with its line of help."""
+        for name, hint, value, text in described(kind()):
+
+            def read(text: str, flag: str = f"--{name}", hint: Any = hint) -> Any:
+                return converted(from_text(text, hint), hint, flag, text)
+
+            self.add_argument(f"--{name}", type=read, default=value, help=text)
 
 
 def whole(least: int, most: int = 10**9) -> Callable[[str], int]:

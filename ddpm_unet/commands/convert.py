@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ddpm_unet.command_line import ArgumentParser
 from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig
 from ddpm_unet.diffusion.process import GaussianDiffusion, alphas_cumprod
 from ddpm_unet.errors import UserError
@@ -144,15 +145,15 @@ def report(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert the checkpoint that the command line names."""
-    from jsonargparse import ArgumentParser
-
     parser = ArgumentParser(prog="ddpm-unet convert", description=main.__doc__)
     parser.add_argument("file", type=Path, help="safetensors file")
     parser.add_argument("out", type=Path, help="folder written to")
-    parser.add_class_arguments(ForeignConfig)
-    parser.add_class_arguments(ForeignProcessConfig)
+    parser.add_settings(ForeignConfig)
+    parser.add_settings(ForeignProcessConfig)
     given = parser.parse_args(arguments)
-    told = ForeignConfig(**{f.name: given[f.name] for f in fields(ForeignConfig)})
-    process = ForeignProcessConfig(**{f.name: given[f.name] for f in fields(ForeignProcessConfig)})
-    for line in report(given.file, given.out, told, process):
+
+    def of(kind: Any) -> Any:
+        return kind(**{each.name: getattr(given, each.name) for each in fields(kind)})
+
+    for line in report(given.file, given.out, of(ForeignConfig), of(ForeignProcessConfig)):
         print(line)

@@ -46,10 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.cpu import accelerate_cpu
     from ddpm_unet.data.stream import Grid, to_model_range
     from ddpm_unet.diffusion.conditioning import concat_cond
+    from ddpm_unet.diffusion.process import GaussianDiffusion
     from ddpm_unet.evaluation.likelihood import measure, plot_likelihood
     from ddpm_unet.inference.conditioning import Conditioning
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
     from ddpm_unet.inference.writers import output_folder
+    from ddpm_unet.training.denoise import DenoiseJob
     from ddpm_unet.training.distributed import merge_rows
     from ddpm_unet.training.from_config import build_denoise_job
     from ddpm_unet.training.run_folder import newest_or_shipped
@@ -59,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     unet, diffusion = read_pipeline(folder)
     config = folder.resolve().parent / "config.yaml"
     settings, _ = read_settings(DenoiseConfig, config if config.is_file() else None, others)
-    job = build_denoise_job(settings)
+    job: DenoiseJob = build_denoise_job(settings)
+    if not isinstance(diffusion, GaussianDiffusion):
+        raise UserError(f"{folder}: its process has no variational bound; take one of process ddpm")
     told = Conditioning.read(folder)
     told.check(unet.config, folder)
     if told.self_conditioning or job.latent:
@@ -86,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for positions in tqdm(mine, "Likelihood", disable=not main_one):
             batch = {k: v.to(device) for k, v in windows.__getitems__(positions).items()}
             images = told.with_masks(to_model_range(batch["image"]), batch.get("condition"))
-            conditions = job.conditions(batch, images, positions, seed=0)
+            conditions = job.cond(batch, images, positions, seed=0)
             yield positions, images, partial(concat_cond(network), **conditions)
 
     def merge(rows: torch.Tensor) -> torch.Tensor:

@@ -19,8 +19,8 @@ from ddpm_unet.config.training import (
 
 
 @dataclass
-class DenoiseConfig:
-    """Settings of `scripts/train_ddpm.py`.
+class RunConfig:
+    """Settings of every training.
 
     Args:
         run: Run folder; null takes runs/ and the configuration file's name.
@@ -28,6 +28,19 @@ class DenoiseConfig:
             run folder.
         seed: The order of the data, augmentation, noise and initial weights depend on it alone.
         tracker: Besides metrics.jsonl, log to tensorboard or wandb through accelerate.
+    """
+
+    run: str | None = None
+    resume: Literal["auto", "never"] = "auto"
+    seed: int = limited(0, *SEED)
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+
+
+@dataclass
+class DenoiseConfig(RunConfig):
+    """Settings of `scripts/train_ddpm.py`.
+
+    Args:
         condition_dropout: Share of the images that are told nothing of their class, context and
             condition, so that sampling can be guided (Ho 2022: 0.1 to 0.2). A table of classes
             then has a row more, the last, for none.
@@ -41,10 +54,6 @@ class DenoiseConfig:
         preview: Grids and validation during training.
     """
 
-    run: str | None = None
-    resume: Literal["auto", "never"] = "auto"
-    seed: int = limited(0, *SEED)
-    tracker: Literal["none", "tensorboard", "wandb"] = "none"
     condition_dropout: float = limited(0.0, *SHARE)
     self_conditioning: bool = False
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
@@ -56,15 +65,10 @@ class DenoiseConfig:
 
 
 @dataclass
-class AutoencodeConfig:
+class AutoencodeConfig(RunConfig):
     """Settings of `scripts/train_autoencoder.py`.
 
     Args:
-        run: Run folder; null takes runs/ and the configuration file's name.
-        resume: "auto" goes on from the run's newest good checkpoint; "never" refuses a used
-            run folder.
-        seed: The order of the data, augmentation, latents and initial weights depend on it alone.
-        tracker: Besides metrics.jsonl, log to tensorboard or wandb through accelerate.
         kl_weight: Weight of the latents' divergence from standard normal ones, nats per number.
         data: The images.
         model: The network.
@@ -72,10 +76,6 @@ class AutoencodeConfig:
         preview: Grids and validation during training.
     """
 
-    run: str | None = None
-    resume: Literal["auto", "never"] = "auto"
-    seed: int = limited(0, *SEED)
-    tracker: Literal["none", "tensorboard", "wandb"] = "none"
     kl_weight: float = 1e-4
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
@@ -84,15 +84,10 @@ class AutoencodeConfig:
 
 
 @dataclass
-class SegmentConfig:
+class SegmentConfig(RunConfig):
     """Settings of `scripts/train_seg.py`; with --check it checks the labelled images and stops.
 
     Args:
-        run: Run folder; null takes runs/ and the configuration file's name.
-        resume: "auto" goes on from the run's newest good checkpoint; "never" refuses a used
-            run folder.
-        seed: The order of the data, augmentation, noise and initial weights depend on it alone.
-        tracker: Besides metrics.jsonl, log to tensorboard or wandb through accelerate.
         task: "segment" labels pixels; "regress" gives them numbers, those of the pictures in
             data.masks, of any number of channels (the validation score is then PSNR).
         init: Folder of the denoiser to start from; null takes the newest run's that takes such
@@ -119,10 +114,6 @@ class SegmentConfig:
         train: The loop.
     """
 
-    run: str | None = None
-    resume: Literal["auto", "never"] = "auto"
-    seed: int = limited(0, *SEED)
-    tracker: Literal["none", "tensorboard", "wandb"] = "none"
     task: Literal["segment", "regress"] = "segment"
     init: str | None = None
     architecture: Literal["unet", "classic"] = "unet"

@@ -9,7 +9,7 @@ import re
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -30,7 +30,7 @@ RENAMED = {
     "data.augment.turns": "data.augment.rot90",
     "unlabelled.turns": "unlabelled.rot90",
     "predict.turns": "predict.tta",
-    "train.early_stopping_patience": "train.early_stopping_patience",
+    "train.patience": "train.early_stopping_patience",
     "train.ema_lengths": "train.ema_sigma_rel",
 }
 """Settings of earlier versions, and what they are called now."""
@@ -82,11 +82,7 @@ def check_settings(settings: Any) -> None:
         UserError: Names the setting and what it may be.
     """
     for name, hint in get_type_hints(type(settings)).items():
-        value = getattr(settings, name)
-        try:
-            _converted(value, hint)
-        except (ValueError, OverflowError):
-            raise UserError(_wrong_type(name, value, hint)) from None
+        converted(getattr(settings, name), hint, name)
     check_limits(settings)
 
 
@@ -122,10 +118,7 @@ def from_plain(kind: type[Settings], values: Mapping[str, Any], source: object) 
     for name, value in values.items():
         if name not in hints:
             raise UserError(f"{source}: unknown key {name!r}; remove it if it means nothing")
-        try:
-            settings[name] = _converted(value, hints[name])
-        except (ValueError, OverflowError):
-            raise UserError(_wrong_type(f"{source}: {name}", value, hints[name])) from None
+        settings[name] = converted(value, hints[name], f"{source}: {name}")
     try:
         return kind(**settings)
     except TypeError as error:  # a field without default is missing
@@ -197,81 +190,64 @@ def read_settings(
         default = default_config.name if default_config else "none"
         print(_help(kind, default, everything="--help-all" in arguments))
         raise SystemExit(0)
-    reader = _Reader(kind)
-    flags = reader.flags(arguments)
-    given = flags.pop("config", [])
-    if len(given) > 1:
-        raise UserError(f"--config: is given {len(given)} times; give one")
-    file = Path(given[0]) if given else default_config
+    given = sum(argument.split("=")[0] == "--config" for argument in arguments)
+    if given > 1:
+        raise UserError(f"--config: is given {given} times; give one")
+    names = dict(setting_names(kind))
+    flags = _flags(arguments, names, kind)
+    file = Path(flags.pop("config")) if "config" in flags else default_config
+    values: dict[str, Any] = {}
     if file is not None:
-        values = read_yaml(file)
+        written = read_yaml(file)
         if file.name == "config.yaml":
-            values = current_names(values)
-        reader.take(values, f"{file}: ")
-    for name, texts in flags.items():
-        reader.put(name, _from_text(texts[-1], reader.names[name]), texts[-1], f"--{name}")
-    settings = _build(kind, reader.values)
+            written = current_names(written)
+        for name, value in _flat(written, names, kind, f"{file}: "):
+            values[name] = converted(value, names[name], f"{file}: {name}")
+    for name, text in flags.items():
+        values[name] = converted(from_text(text, names[name]), names[name], f"--{name}", text)
+    settings = _build(kind, values)
     check_limits(settings)
     return settings, "" if file is None else file.stem
 
 
-@dataclass
-class _Reader:
-    """Values by dotted name, from files and flags, of the settings of `kind`."""
+def _flags(arguments: list[str], names: dict[str, Any], kind: type) -> dict[str, str]:
+    """The text given to every flag, the last one where there are several."""
+    found: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        flag, equals, text = rest.pop(0).partition("=")
+        name = flag.removeprefix("--")
+        if flag == name:
+            raise UserError(f"unrecognized arguments: {flag}; --help lists all settings")
+        if name != "config":
+            if name not in names:
+                refuse_unknown(name, names, "--", kind)
+            if is_dataclass(names[name]):
+                raise UserError(f"--{name}: is a group of settings; give one as --{name}.NAME")
+        if not equals and rest and not rest[0].startswith("--"):
+            text, equals = rest.pop(0), "="
+        if name == "config" and not text:
+            raise UserError("--config: needs a value, a YAML file of settings")
+        if not equals:
+            raise UserError(f"argument --{name}: expected one argument; --help lists all settings")
+        found[name] = text
+    return found
 
-    kind: type
 
-    def __post_init__(self) -> None:
-        self.names = dict(setting_names(self.kind))
-        self.values: dict[str, Any] = {}
-
-    def flags(self, arguments: Sequence[str]) -> dict[str, list[str]]:
-        """The texts given to every flag, in order."""
-        found: dict[str, list[str]] = {}
-        rest = list(arguments)
-        while rest:
-            flag, equals, text = rest.pop(0).partition("=")
-            name = flag.removeprefix("--")
-            if flag == name:
-                raise UserError(f"unrecognized arguments: {flag}; --help lists all settings")
-            if name != "config":
-                self.known(name, "--")
-                if is_dataclass(self.names[name]):
-                    raise UserError(f"--{name}: is a group of settings; give one as --{name}.NAME")
-            if not equals and rest and not rest[0].startswith("--"):
-                text, equals = rest.pop(0), "="
-            if name == "config" and not text:
-                raise UserError("--config: needs a value, a YAML file of settings")
-            if not equals:
-                raise UserError(
-                    f"argument --{name}: expected one argument; --help lists all settings"
-                )
-            found.setdefault(name, []).append(text)
-        return found
-
-    def take(self, values: dict[Any, Any], where: str, prefix: str = "") -> None:
-        """Take over nested settings."""
-        for key, value in values.items():
-            name = f"{prefix}{key}"
-            self.known(name, where)
-            if is_dataclass(self.names[name]):
-                if not isinstance(value, dict):
-                    raise UserError(_wrong_type(f"{where}{name}", value, self.names[name]))
-                self.take(value, where, f"{name}.")
-            else:
-                self.put(name, value, value, f"{where}{name}")
-
-    def put(self, name: str, value: Any, shown: Any, where: str) -> None:
-        """Set a setting."""
-        try:
-            self.values[name] = _converted(value, self.names[name])
-        except (ValueError, OverflowError):
-            raise UserError(_wrong_type(where, shown, self.names[name])) from None
-
-    def known(self, name: str, where: str) -> None:
-        """Refuse a name of no setting, with the nearest one."""
-        if name not in self.names:
-            refuse_unknown(name, self.names, where, self.kind)
+def _flat(
+    values: dict[Any, Any], names: dict[str, Any], kind: type, where: str, prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Nested settings by dotted name."""
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if name not in names:
+            refuse_unknown(name, names, where, kind)
+        if not is_dataclass(names[name]):
+            yield name, value
+        elif isinstance(value, dict):
+            yield from _flat(value, names, kind, where, f"{name}.")
+        else:
+            raise UserError(_wrong_type(f"{where}{name}", value, names[name]))
 
 
 def refuse_unknown(
@@ -290,22 +266,15 @@ def refuse_unknown(
         for leaf in difflib.get_close_matches(name.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.6)
     ]
     cure = f"did you mean {near[0]}?" if near else "--help lists all settings"
-    others = _others(name, kind)
-    if others:
-        cure = f"it is one of {' and '.join(others)}"
+    if kind is not None:
+        from ddpm_unet.config.jobs import SCRIPTS
+
+        others = [f"scripts/{s}.py" for s, of in SCRIPTS.items() if name in dict(setting_names(of))]
+        cure = f"it is one of {' and '.join(others)}" if others else cure
     if RENAMED.get(name) in known:
         cure = f"it is now {RENAMED[name]}"
     shown = name if name.isprintable() else repr(name)
     raise UserError(f"{where}{shown}: no such setting; {cure}")
-
-
-def _others(name: str, kind: type | None) -> list[str]:
-    """The scripts that have such a setting."""
-    if kind is None:
-        return []
-    from ddpm_unet.config.jobs import SCRIPTS
-
-    return [f"scripts/{s}.py" for s, of in SCRIPTS.items() if name in dict(setting_names(of))]
 
 
 def _build(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
@@ -325,32 +294,34 @@ def _help(kind: Any, default: str, everything: bool) -> str:
     from ddpm_unet.config.jobs import COMMON
 
     common = set(COMMON.get(kind, ()))
-    shown = everything or not common
+    everything = everything or not common
     lines = [
         f"usage: {Path(sys.argv[0]).name} [--config FILE] [--NAME VALUE ...]", "",
         inspect.getdoc(kind).splitlines()[0], "",  # type: ignore[union-attr]
         f"  --config FILE\n      YAML file of the settings below (default {default}).",
-        *_described(kind(), common, shown),
     ]  # fmt: skip
-    return "\n".join(lines + ([] if shown else ["", "--help-all lists all settings."]))
-
-
-def _described(settings: Any, common: set[str], everything: bool, prefix: str = "") -> list[str]:
-    kind, lines = type(settings), []
-    text = inspect.getdoc(kind) or ""
-    texts = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", text, re.M))
-    for name, hint in get_type_hints(kind).items():
-        full, value = f"{prefix}{name}", getattr(settings, name)
-        if is_dataclass(value):
-            lines += _described(value, common, everything, f"{full}.")
-        elif everything or full in common:
+    for name, hint, value, text in described(kind()):
+        if everything or name in common:
             shown = _in_one_line(list(value) if isinstance(value, tuple) else value)
-            said = re.sub(r"\n *", "\n      ", texts.get(name, ""))
-            lines.append(f"  --{full} ({_in_words(hint)}; default {shown})\n      {said}")
-    return lines
+            said = re.sub(r"\n *", "\n      ", text)
+            lines.append(f"  --{name} ({in_words(hint)}; default {shown})\n      {said}")
+    return "\n".join(lines + ([] if everything else ["", "--help-all lists all settings."]))
 
 
-def _from_text(text: str, hint: Any) -> Any:
+def described(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, str]]:
+    """Dotted name, type, value and help of every setting of a dataclass."""
+    texts: dict[str, str] = {}
+    for kind in reversed(type(settings).__mro__):
+        texts |= re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", inspect.getdoc(kind) or "", re.M)
+    for name, hint in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        if is_dataclass(value):
+            yield from described(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", hint, value, texts.get(name, "")
+
+
+def from_text(text: str, hint: Any) -> Any:
     """What a flag's text means: text where the setting is text, else YAML."""
     if hint is str or (hint == str | None and text != "null"):
         return text
@@ -364,21 +335,33 @@ def _wrong_type(name: str, value: Any, hint: Any) -> str:
     """The line that refuses a value."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
     shown = text if len(text) <= 60 else f"{text[:57]}..."
-    return f"{name} is {shown}; it must be {_in_words(hint)}"
+    return f"{name} is {shown}; it must be {in_words(hint)}"
 
 
-def _in_words(hint: Any) -> str:
+def in_words(hint: Any) -> str:
     """What values a type annotation allows, for people."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(map(_in_words, args))
+        return " or ".join(map(in_words, args))
     if origin is Literal:
         return f"one of {', '.join(map(str, args))}" if len(args) > 1 else str(args[0])
     if origin is tuple and args[-1] is not Ellipsis:
-        return f"[{', '.join(map(_in_words, args))}]"
+        return f"[{', '.join(map(in_words, args))}]"
     if origin is tuple:
-        return f"a list, each {_in_words(args[0])}"
+        return f"a list, each {in_words(args[0])}"
     return _WORDS.get(hint, "a group of settings")
+
+
+def converted(value: Any, hint: Any, where: str, shown: Any = None) -> Any:
+    """`value`, with tuples for lists.
+
+    Raises:
+        UserError: It is not of the type `hint`; begins with `where`, and shows `shown`.
+    """
+    try:
+        return _converted(value, hint)
+    except (ValueError, OverflowError):
+        raise UserError(_wrong_type(where, value if shown is None else shown, hint)) from None
 
 
 def _converted(value: Any, hint: Any) -> Any:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from ddpm_unet.command_line import user_errors
+from ddpm_unet.command_line import ArgumentParser, user_errors
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.pretrained import CONFIG, class_name
@@ -192,13 +192,11 @@ def export(network: Network, path: Path) -> tuple[float, float]:
 
 def main() -> None:
     """Export the network of a folder, for any batch and size."""
-    from jsonargparse import ArgumentParser
-
     parser = ArgumentParser(description=main.__doc__)
     parser.add_argument("model", type=Path, help="folder of a denoiser or a segmenter")
     parser.add_argument("out", type=Path, help=".onnx or .pt2 file")
-    given = parser.parse_args()
     with user_errors():
+        given = parser.parse_args()
         difference, largest = export(load(given.model), given.out)
         print(
             f"written: {given.out}; largest difference to the network {difference:.1e}, of outputs"

@@ -20,7 +20,7 @@ from ddpm_unet.evaluation.plots import save_grid
 from ddpm_unet.models.pretrained import CONFIG, write_weights
 from ddpm_unet.randomness import normal
 from ddpm_unet.replace import replace_json
-from ddpm_unet.training.job import Batch, even_batches
+from ddpm_unet.training.job import Batch, Job, even_batches
 
 MEASURED = 64
 """Windows by whose latents the scaling_factor is set."""
@@ -40,7 +40,7 @@ class Reconstruction(AutoencoderKL, nn.Module):
         return again, divergence.flatten(1).mean(1)
 
 
-class AutoencodeJob:
+class AutoencodeJob(Job):
     """An autoencoder of images: mean absolute error, and a little divergence of its latents.
 
     Neither perception nor a discriminator is in the loss (as in Rombach 2022), so what the
@@ -52,9 +52,6 @@ class AutoencodeJob:
     Raises:
         UserError: The data cannot be used, or do not fit the network.
     """
-
-    criterion: str | None = None
-    digest: str | None = None
 
     def __init__(self, config: AutoencodeConfig) -> None:
         check_limits(config)
@@ -78,12 +75,9 @@ class AutoencodeJob:
         self.held_out = held_out(config.data)
         side = config.data.size // factor
         self.latent_shape = (config.model.latent_channels, side, side)
-
-    def describe(self) -> str:
-        """One line on the data, one on the latents."""
         latents = " x ".join(map(str, self.latent_shape))
-        return (
-            f"{self.windows.describe()}\nlatents: {latents} of windows of {self.config.data.size}"
+        self.description = (
+            f"{self.windows.describe()}\nlatents: {latents} of windows of {config.data.size}"
         )
 
     def build_model(self) -> nn.Module:
@@ -97,18 +91,6 @@ class AutoencodeJob:
             up_block_types=("UpDecoderBlock2D",) * levels,
             **settings,
         )
-
-    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """One group: everything learns at the same rate."""
-        return [{"params": list(model.parameters())}]
-
-    def stream(self, model: nn.Module, accelerator: Accelerator) -> Any:
-        """The training windows."""
-        return self.windows
-
-    def name(self, position: int) -> str:
-        """The image at a stream position."""
-        return self.windows.name(position)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean absolute error of each image and its part of the divergence."""

@@ -28,11 +28,11 @@ from ddpm_unet.evaluation.plots import save_grid
 from ddpm_unet.inference.conditioning import Cond, Conditioning, class_cond
 from ddpm_unet.inference.denoiser import generate_together
 from ddpm_unet.inference.pipeline import image_shape, write_pipeline
-from ddpm_unet.training.job import Batch, Build, even_batches, set_up
+from ddpm_unet.training.job import Batch, Build, Job, even_batches
 from ddpm_unet.training.latent_space import LatentSpace
 
 
-class DenoiseJob:
+class DenoiseJob(Job):
     """A U-Net that predicts the noise in images (Ho 2020).
 
     Args:
@@ -57,8 +57,6 @@ class DenoiseJob:
     Raises:
         UserError: The previews take more steps than the process has, or the loss makes no sense.
     """
-
-    criterion: str | None = None
 
     def __init__(
         self,
@@ -96,18 +94,6 @@ class DenoiseJob:
         if self.conditioning.self_conditioning:
             self.self_conditioning = SelfConditioning(diffusion)
 
-    def describe(self) -> str:
-        """What the data are, and in which space they are denoised."""
-        return self.description
-
-    def build_model(self) -> nn.Module:
-        """The network, freshly initialised."""
-        return set_up(self.network)
-
-    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """One group: everything learns at the same rate."""
-        return [{"params": list(model.parameters())}]
-
     def stream(self, model: nn.Module, accelerator: Accelerator) -> Any:
         """The training windows; of a latent space, encoded now unless they lie in the cache."""
         if self.latent and not self._encoded:
@@ -117,10 +103,6 @@ class DenoiseJob:
                 self.held_out = self.latent.validation(self.held_out, count, accelerator)
             self._encoded = True
         return self.windows
-
-    def name(self, position: int) -> str:
-        """The image at a stream position."""
-        return self.windows.name(position)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Denoising loss per image, at the timestep and noise of its stream position."""

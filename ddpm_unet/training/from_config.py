@@ -30,7 +30,7 @@ from ddpm_unet.data.pixels import convert_channels
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.settings import check_data_settings
 from ddpm_unet.data.sources import concat_condition, held_out, open_images, open_stream
-from ddpm_unet.data.splits import Split, split_images
+from ddpm_unet.data.splits import split_images
 from ddpm_unet.data.targets import PixelType, target_settings
 from ddpm_unet.diffusion.edm import make_diffusion
 from ddpm_unet.errors import UserError
@@ -57,7 +57,8 @@ P = TypeVar("P", bound=PixelwiseJob)
 
 def run_pixel_job(config: SegmentConfig) -> dict[str, float]:
     """Train the job of `scripts/train_seg.py`; gives the scores on the images kept to test."""
-    job, run = build_pixel_job(config), RunFolder(Path(str(config.run)))
+    job: PixelwiseJob = build_pixel_job(config)
+    run = RunFolder(Path(str(config.run)))
     train(job, run, config)
     state = PartialState()
     return job.score_test(run, state.device, config.train.native) if state.is_main_process else {}
@@ -141,7 +142,11 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
             "data.split.validation, or train.early_stopping_patience 0"
         )
     border = not regress and config.loss.name == "border"
-    pairs = TargetSet(report, split["train"]) if regress else _labelled(report, split, border)
+    pairs = (
+        TargetSet(report, split["train"])
+        if regress
+        else LabelledSet(report, split["train"], border)
+    )
     extra = None
     if report.extra and not regress:
         extra = LabelledSet(report.extra, border=border)
@@ -220,10 +225,6 @@ def digest_of(names: Iterable[str], sizes: Any) -> str:
     """A digest of the images' names, without their folders, and sizes."""
     said = [[Path(name).name for name in names], np.asarray(sizes).tolist()]
     return hashlib.blake2b(json.dumps(said).encode(), digest_size=16).hexdigest()
-
-
-def _labelled(report: Report, split: Split, border: bool) -> LabelledSet:
-    return LabelledSet(report, split["train"], border)
 
 
 def _classes(config: SegmentConfig, report: Report) -> tuple[ClassTarget, dict[str, Any]]:

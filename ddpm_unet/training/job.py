@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -15,10 +15,14 @@ Build = nn.Module | Callable[[], Any]
 """A network, or what builds one once the random generators are seeded."""
 
 
-class Job(Protocol):
-    """The parts in which trainings differ.
+class Job:
+    """What a training is of. `network`, `windows` and `description` serve most jobs as they are.
 
     Attributes:
+        network: A network, or what builds it.
+        windows: The training data: `windows.__getitems__(positions)` is a finished batch, and
+            `windows.name(position)` the image at a stream position, for messages.
+        description: Lines on the data, for the log.
         criterion: Validation score, the higher the better, whose best model is kept; None keeps
             the newest.
         digest: Of the data, to tell whether they changed between stop and resume; None where it is
@@ -26,41 +30,51 @@ class Job(Protocol):
         workers: Loader processes.
     """
 
-    criterion: str | None
-    digest: str | None
-    workers: int
+    network: Build
+    windows: Any
+    description: str = ""
+    criterion: str | None = None
+    digest: str | None = None
+    workers: int = 0
 
     def describe(self) -> str:
-        """One line on the data."""
+        """What the data are, in lines."""
+        return self.description
 
-    def build_model(self) -> nn.Module:
+    def build_model(self) -> Any:
         """The network, freshly initialised or with given weights."""
+        return self.network if isinstance(self.network, nn.Module) else self.network()
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """The optimizer's groups, each with its `params` and, if it has its own, `lr`."""
+        return [{"params": list(model.parameters())}]
 
     def stream(self, model: nn.Module, accelerator: Accelerator) -> Any:
-        """The training data: `stream.__getitems__(positions)` is a finished batch."""
+        """The training data, once the network is built."""
+        return self.windows
 
     def name(self, position: int) -> str:
         """The image at a stream position, for messages."""
+        return self.windows.name(position)
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Loss per image, float32 `[B]`, or one number, their mean."""
+        raise NotImplementedError
 
     def validate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """Numbers on held-out data; every process calls it and gets the same ones."""
+        return {}
 
     def preview(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
         """An image of what the model can do, written to `path` by the main process."""
 
     def export(self, model: nn.Module, state_dict: dict[str, Tensor], folder: Path) -> None:
         """Write the model with the weights `state_dict` as a folder that other programs load."""
+        raise NotImplementedError
 
-
-def set_up(network: Build) -> Any:
-    """The network of a job."""
-    return network if isinstance(network, nn.Module) else network()
+    def evaluator(self) -> Callable[[nn.Module, Accelerator], dict[str, float]] | None:
+        """What scores generated images in training, on every process; None where there are none."""
+        return None
 
 
 def even_batches(

@@ -6,17 +6,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -30,9 +26,6 @@ from ddpm_unet.randomness import normal
 from ddpm_unet.training.distributed import on_main, share_json
 
 BATCH = 16
-MOMENTS = "moments"
-BEGIN = 256
-"""Where the numbers begin in a file; its header is padded so far."""
 
 
 class LatentWindows(Dataset[Batch]):
@@ -43,7 +36,8 @@ class LatentWindows(Dataset[Batch]):
 
     Args:
         windows: In pixels; gives names, labels and contexts.
-        path: Their latents, see `create_file`; they are mapped into memory.
+        path: Mean and standard deviation of their latents, `float32 [N, 2, C, h, w]`, as .npy; it
+            is mapped into memory.
         seed: Of the run. Order and draws are functions of (seed, position).
         sample: Draw latents; False takes their modes.
 
@@ -54,8 +48,8 @@ class LatentWindows(Dataset[Batch]):
     def __init__(self, windows: Stream | Grid, path: Path, seed: int, sample: bool) -> None:
         self.source, self.seed, self.sample = windows, seed, sample
         try:
-            self.moments = load_file(path)[MOMENTS]
-        except (OSError, KeyError, SafetensorError) as error:
+            self.moments = torch.from_numpy(np.load(path, mmap_mode="c"))
+        except (OSError, ValueError) as error:
             raise UserError(f"{path}: is damaged ({error}); delete it, to encode anew") from error
 
     def __len__(self) -> int:
@@ -169,7 +163,7 @@ class LatentSpace:
     ) -> LatentWindows:
         said = json.dumps([self.autoencoder.fingerprint(), windows.fingerprint(), count])
         key = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
-        path = self.cache / f"{key}.safetensors"
+        path = self.cache / f"{key}.npy"
         if not share_json(path.is_file(), accelerator):
             self._encode(windows, count, path, accelerator)
         return LatentWindows(windows, path, seed, self.sample)
@@ -180,12 +174,12 @@ class LatentSpace:
         """Every process encodes its share into one file, which then gets its name."""
         encoder = self.autoencoder.to(accelerator.device)
         part = path.with_name(f"{path.name}.{share_json(os.getpid(), accelerator)}.unfinished")
-        shape = (self.channels, self.size, self.size)
+        shape = (count, 2, self.channels, self.size, self.size)
 
         def create() -> None:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                create_file(part, count, shape)
+                np.lib.format.open_memmap(part, "w+", "<f4", shape)
             except OSError as error:
                 raise UserError(
                     f"{path.parent}: cannot be written to ({error.strerror}); give another folder "
@@ -205,7 +199,7 @@ class LatentSpace:
                         f"{windows.name(first)}: it, or one of the {BATCH - 1} windows after its, "
                         f"has latents that are not finite; look at {encoder.folder}"
                     )
-                write_moments(part, first, mean, deviation)
+                _write_moments(part, first, mean, deviation)
             accelerator.wait_for_everyone()
             on_main(accelerator, lambda: os.replace(part, path))
         finally:
@@ -213,27 +207,10 @@ class LatentSpace:
                 part.unlink(missing_ok=True)
 
 
-def create_file(path: Path, count: int, shape: Sequence[int]) -> None:
-    """A safetensors file of `moments float32 [count, 2, C, h, w]`, all zero.
-
-    They are the mean and the standard deviation of the latents of windows 0 to count - 1.
-
-    Args:
-        path: The file.
-        count: Windows.
-        shape: (C, h, w).
-    """
-    whole = [count, 2, *shape]
-    size = 4 * math.prod(whole)
-    header = {MOMENTS: {"dtype": "F32", "shape": whole, "data_offsets": [0, size]}}
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", BEGIN - 8) + json.dumps(header).encode().ljust(BEGIN - 8))
-        file.truncate(BEGIN + size)
-
-
-def write_moments(path: Path, first: int, mean: Tensor, deviation: Tensor) -> None:
-    """Write `[B, C, h, w]` each into a file of `create_file`, of windows `first` and following."""
+def _write_moments(path: Path, first: int, mean: Tensor, deviation: Tensor) -> None:
+    """Write `[B, C, h, w]` each, of windows `first` and following; a full disk is an OSError."""
     moments = torch.stack([mean, deviation], dim=1).cpu().numpy().astype("<f4")
+    begin = np.load(path, mmap_mode="r").offset
     with open(path, "r+b") as file:
-        file.seek(BEGIN + first * moments[0].nbytes)
+        file.seek(begin + first * moments[0].nbytes)
         file.write(moments.tobytes())

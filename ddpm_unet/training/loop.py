@@ -151,7 +151,7 @@ class Training:
     ) -> None:
         self.job, self.run, self.config, self.accelerator = job, run, config, accelerator
         self.seed = seed
-        self.evaluate = getattr(job, "evaluator", lambda: None)() if config.evaluate_every else None
+        self.evaluate = job.evaluator() if config.evaluate_every else None
         if config.evaluate_every and self.evaluate is None:
             raise UserError(
                 f"train.evaluate_every {config.evaluate_every}: is for denoisers of pixels; set it "
@@ -298,7 +298,7 @@ class Training:
         for number in range(1, passes + 1):
             if number <= own:  # else the last batch again, of no weight
                 batch, positions = self._on_device(next(batches))
-            torch.manual_seed(torch_seeds(self.seed, "dropout", positions[:1])[0])
+            torch.manual_seed(torch_seeds(self.seed, "dropout", positions[:1].tolist())[0])
             last = number == passes or sharded(self.network)
             with nullcontext() if last else accelerator.no_sync(self.model):
                 losses = self.job.losses(self.model, batch).expand(len(positions))

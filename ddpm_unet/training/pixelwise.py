@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,44 +44,13 @@ from ddpm_unet.inference.tiles import Predict, predict_tiles
 from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
 from ddpm_unet.replace import replace_json, replace_text
 from ddpm_unet.training.distributed import sharded
-from ddpm_unet.training.job import Batch, Build, even_batches, set_up
+from ddpm_unet.training.job import Batch, Build, Job, even_batches
 from ddpm_unet.training.joint import JointDenoising
 from ddpm_unet.training.losses import image_loss, segmentation_loss
 from ddpm_unet.training.run_folder import RunFolder
 
 Items = Dataset[dict[str, Tensor]]
 """Whole images: a length, and items with "image" and "mask" or "target"."""
-
-
-class Target(Protocol):
-    """What is predicted: how it is learned, scored and shown.
-
-    Attributes:
-        criterion: Validation score, the higher the better, whose best model is kept.
-    """
-
-    criterion: str
-
-    def losses(self, output: Tensor, batch: Batch) -> Tensor:
-        """Loss of each image, `float32 [B]`, for an output `[B, K, *space]` of the network."""
-
-    def predict(self, network: SegmentationModel, tta: bool) -> Predict:
-        """The network as a function from tiles to planes."""
-
-    def update_metric(self, planes: Tensor, item: dict[str, Tensor]) -> Tensor:
-        """What a predicted image adds to the scores; these are summed over all images."""
-
-    def compute(self, total: Tensor) -> dict[str, float]:
-        """The scores, of the sum of all images' `update_metric`."""
-
-    def score_image(self, planes: Tensor, item: dict[str, Tensor]) -> dict[str, float]:
-        """Scores of one image by itself."""
-
-    def further_scores(self, pairs: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
-        """Scores of predicted images and items that are no function of such a sum."""
-
-    def visualize(self, planes: Tensor, item: dict[str, Tensor]) -> np.ndarray:
-        """An image beside what is predicted of it, `uint8 [H, W, 3]`; slices of a volume."""
 
 
 @dataclass
@@ -245,7 +214,11 @@ class ImageTarget:
         return np.concatenate(shown, axis=1)
 
 
-class PixelwiseJob:
+Target = ClassTarget | ImageTarget
+"""What is predicted: how it is learned, scored and shown."""
+
+
+class PixelwiseJob(Job):
     """A network that gives every pixel of an image classes or numbers.
 
     Args:
@@ -298,18 +271,10 @@ class PixelwiseJob:
             self.description += "\nno validation: the masks of the images for it label no pixel"
         self.criterion = target.criterion if self.validation is not None else None
 
-    def describe(self) -> str:
-        """What was found, what trains and what validates."""
-        return self.description
-
     @cached_property
     def test(self) -> Any:
         """The images kept to test."""
         return self._test()
-
-    def build_model(self) -> SegmentationModel:
-        """The network, on the denoiser's weights or freshly initialised."""
-        return set_up(self.network)
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """One group a block where learning rates differ."""

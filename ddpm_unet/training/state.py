@@ -86,36 +86,8 @@ class PowerEMA(EMA):
         return (step / (step + 1)) ** self._power
 
 
-class RMSprop(torch.optim.RMSprop):
-    """Torch's, which leaves out a step while `found_inf` is 1, as the fused optimizers do."""
-
-    found_inf: Tensor | None = None
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """Take a step, or leave it out; a GPU is not waited for."""
-        if self.found_inf is None or self.found_inf.device.type == "cpu":
-            return None if self.found_inf else super().step(closure)
-        before = {name: value.clone() for name, value in self._tensors().items()}
-        super().step(closure)
-        for name, value in self._tensors().items():
-            value.copy_(
-                torch.where(self.found_inf > 0, before.get(name, value.new_zeros(())), value)
-            )
-        return None
-
-    def _tensors(self) -> dict[tuple[int, str], Tensor]:
-        """Weights, and their state but for the count of steps, which is on the host."""
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        found = {(i, "weights"): p for i, p in enumerate(parameters)}
-        for i, p in enumerate(parameters):
-            state = self.state[p].items()
-            found |= {(i, name): value for name, value in state if value.device == p.device}
-        return found
-
-
 def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> Optimizer:
-    """The optimizer of a configuration, which leaves out a step while its `found_inf` is 1.
+    """The optimizer of a configuration.
 
     Args:
         groups: Parameters; a group may carry a learning rate of its own.
@@ -124,7 +96,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> Optimi
     shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     optimizer: Optimizer
     if config.optimizer == "rmsprop":
-        optimizer = RMSprop(groups, momentum=config.momentum, **shared)
+        optimizer = torch.optim.RMSprop(groups, momentum=config.momentum, **shared)
     else:
         optimizer = AdamW(groups, betas=config.betas, fused=True, **shared)
     for group in optimizer.param_groups:
@@ -196,13 +168,15 @@ class TrainingState:
             scaled: A gradient scaler looks at the gradients itself.
         """
         optimizer: Any = self.optimizer
-        if not scaled:
+        fused = isinstance(optimizer, AdamW)  # which leaves the step out by itself
+        if fused and not scaled:
             optimizer.grad_scale = None
             optimizer.found_inf = replicated(bad.float(), self.named[0][1])
         if self.fused and not scaled:
             self.fused(self.step, step_optimizer)
         else:
-            step_optimizer()
+            if fused or scaled or not bad:
+                step_optimizer()
             self.ema.update(self.step)
         for average in self.powers.values():
             average.update(self.step)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from ddpm_unet.config import TrainConfig
 from ddpm_unet.data.dataset import as_dataset, grid_of, stream_of
+from ddpm_unet.data.preprocessing import Preprocessing
+from ddpm_unet.data.targets import Targets
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Conditioning
@@ -23,7 +25,7 @@ from ddpm_unet.models.segmenter import Segmenter
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.job import Batch
 from ddpm_unet.training.loop import train as run_loop
-from ddpm_unet.training.pixelwise import ClassTarget, PixelwiseJob
+from ddpm_unet.training.pixelwise import ClassTarget, ImageTarget, PixelwiseJob, Target
 from ddpm_unet.training.run_folder import RunFolder
 
 M = TypeVar("M", bound=nn.Module)
@@ -54,7 +56,8 @@ def train(
     """Train a network, going on from what the run folder holds, bit for bit.
 
     A `UNet` learns to denoise the images; a `Segmenter` or a `ClassicUNet` learns the masks of
-    items (image, mask). Any other module is trained by `loss`, or called as `model(x, t)` to
+    items (image, mask), or the numbers of items {"image", "target"}, by their absolute error.
+    Any other module is trained by `loss`, or called as `model(x, t)` to
     denoise. A GPU is used where there is one; `accelerate launch` gives more processes. Nothing of
     the process is changed for good: no signal handlers, no seeds.
 
@@ -71,8 +74,8 @@ def train(
         steps: Optimizer steps in all.
         batch_size: Images per step, over all processes.
         lr: Peak learning rate.
-        validation: A data set like `dataset`, on which the loss, or Dice and IoU, are measured; a
-            segmenter then keeps its best model.
+        validation: A data set like `dataset`, on which the loss, Dice and IoU, or PSNR are
+            measured; a network of pixels then keeps its best model.
         size: Train on windows of so many pixels a side; None takes whole images.
         flips: Mirror at random along every axis.
         rot90: Turn by a random multiple of 90 degrees.
@@ -109,38 +112,34 @@ def train(
         "lr_schedule": "constant", "warmup_steps": min(100, steps // 10), "ema_decay": 0.999,
         "checkpoint_every": every, "validate_every": every, "sample_every": 0, "native": False,
     }  # fmt: skip
-    own = {"steps": steps, "batch_size": batch_size, "lr": lr}
-    config = TrainConfig(**{**defaults, **own, **settings})  # type: ignore[arg-type]
-    pixels = isinstance(model, Segmenter | ClassicUNet)
-    reading: dict[str, Any] = {}
-    if isinstance(model, Segmenter | ClassicUNet):
-        reading["num_classes"] = max(2, model.config.num_classes)
-    data = as_dataset(dataset, **reading)
+    given = {"steps": steps, "batch_size": batch_size, "lr": lr, **settings}
+    config = TrainConfig(**{**defaults, **given})
+    pixelwise = model if isinstance(model, Segmenter | ClassicUNet) else None
+    classes = max(2, pixelwise.config.num_classes) if pixelwise else None
+    data = as_dataset(dataset, num_classes=classes)
     _check(model, data)
     windows = stream_of(
         data, size=size, flips=flips, rot90=rot90, seed=seed,
-        for_masks=pixels and loss is None, transform=transform,
+        for_masks=pixelwise is not None and loss is None, transform=transform,
     )  # fmt: skip
     shared: dict[str, Any] = {
         "workers": workers, "digest": windows.digest, "loss": loss,
         "description": windows.describe(),
     }  # fmt: skip
     job: Any
-    if isinstance(model, Segmenter | ClassicUNet):
-        names = model.config.class_names or tuple(
-            f"class {number}" for number in range(reading["num_classes"])
-        )
-        kept = None if validation is None else as_dataset(validation, **reading)
-        target = ClassTarget(names, model.config.class_colors)
-        job = PixelwiseJob(model, target, lambda _: windows, validation=kept, lr=lr, **shared)
+    if pixelwise:
+        kept = None if validation is None else as_dataset(validation, num_classes=classes)
+        target, preprocessing = _target_of(pixelwise, data)
+        job = PixelwiseJob(
+            pixelwise, target, lambda _: windows, validation=kept, lr=lr,
+            preprocessing=preprocessing, **shared,
+        )  # fmt: skip
     else:
-        kind = DenoiseJob if isinstance(model, UNet) else _ModuleJob
-        conditioning = Conditioning(image_channels=data.channels)
-        if isinstance(model, UNet) and model.config.num_class_embeds:
-            count = model.config.num_class_embeds
-            classes = data.classes or tuple(map(str, range(count)))
-            conditioning = Conditioning(data.channels, classes[:count])
-        job = kind(
+        conditioning = Conditioning(data.channels)
+        if isinstance(model, UNet) and (count := model.config.num_class_embeds):
+            names = data.classes or tuple(map(str, range(count)))
+            conditioning = Conditioning(data.channels, names[:count])
+        job = (DenoiseJob if isinstance(model, UNet) else _ModuleJob)(
             model,
             diffusion or GaussianDiffusion(),
             windows,
@@ -150,10 +149,11 @@ def train(
             seed=seed,
             **shared,
         )
-    folder = RunFolder(Path(run))
+    folder, own = RunFolder(Path(run)), getattr(model, "config", None)
+    own = asdict(own) if is_dataclass(own) and not isinstance(own, type) else {}
     said = Settings(
         run=str(run), resume="auto" if resume else "never", seed=seed, tracker=tracker,
-        model={"class": type(model).__name__, **_plain(getattr(model, "config", None))},
+        model={"class": type(model).__name__, **own},
         data={"size": size, "flips": flips, "rot90": rot90}, train=config,
     )  # fmt: skip
     trained: Any = extract_model_from_parallel(
@@ -195,6 +195,23 @@ class _ModuleJob(DenoiseJob):
         save_file(tensors, folder / "model.safetensors")
 
 
+def _target_of(model: Segmenter | ClassicUNet, data: Any) -> tuple[Target, Preprocessing]:
+    """What a network of pixels learns of the items, and what its folder says of them."""
+    config, first = model.config, data[0]
+    if "target" not in first:
+        count = max(2, config.num_classes)
+        names = config.class_names or tuple(f"class {number}" for number in range(count))
+        return ClassTarget(names, config.class_colors), Preprocessing(data.channels)
+    count = len(first["target"])
+    if count != config.num_classes:
+        raise UserError(
+            f"model: gives {config.num_classes} numbers a pixel, and the targets have {count} "
+            f"channels; build it with num_classes={count}"
+        )
+    targets = Targets(count, "float32", -1.0, 1.0)
+    return ImageTarget(targets), Preprocessing(data.channels, targets=targets)
+
+
 def _check(model: nn.Module, data: Any) -> None:
     """Refuse a network and data that do not fit each other."""
     if isinstance(model, ClassicUNet) and model.margin:
@@ -202,17 +219,11 @@ def _check(model: nn.Module, data: Any) -> None:
             "model: a ClassicUNet without padding needs more around a window than the items have; "
             'give it padding="same"'
         )
-    wanted = None
-    if isinstance(model, Segmenter | ClassicUNet):
-        wanted = model.in_channels
-    elif isinstance(model, UNet):
-        wanted = model.config.in_channels
-    if wanted is not None and wanted != data.channels:
+    own = model.config if isinstance(model, UNet) else model
+    known = isinstance(model, UNet | Segmenter | ClassicUNet)
+    wanted = getattr(own, "in_channels", None) if known else None
+    if wanted not in (None, data.channels):
         raise UserError(
             f"model: takes images of {wanted} channels, and these have {data.channels}; build it "
             f"with in_channels={data.channels}"
         )
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    return asdict(config) if is_dataclass(config) and not isinstance(config, type) else {}

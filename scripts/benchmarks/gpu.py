@@ -162,7 +162,7 @@ def training(
         clock.tick()
         return done
 
-    loop.Training._optimize = timed  # type: ignore[method-assign]
+    loop.Training._optimize = timed  # type: ignore[method-assign, assignment]
     with TemporaryDirectory() as folder:
         place = Path(folder)
         (place / "images").mkdir()

@@ -107,6 +107,7 @@ def small_network(effort: Effort) -> Measured:
 def shipped_model(effort: Effort) -> Measured:
     """16 pictures by the histology model."""
     unet, diffusion = read_pipeline(HISTOLOGY)
+    assert isinstance(diffusion, GaussianDiffusion)
     steps = 3 if effort.quick else 20
     measured = end_to_end(effort, unet, diffusion, images=16, steps=steps)
     measured.notes += [f"{steps} steps measured at a time, of which a job of 1000 has 1000/{steps}"]

@@ -11,6 +11,13 @@ from ddpm_unet.config import (
 )
 
 
+@pytest.fixture(autouse=True)
+def no_curves(request, monkeypatch):
+    """Matplotlib takes half of a small training; what is marked looks at its picture."""
+    if "curves" not in request.keywords:
+        monkeypatch.setattr("ddpm_unet.training.loop.plot_metrics", lambda records, path: None)
+
+
 @pytest.fixture(scope="session")
 def blobs(tmp_path_factory):
     """A folder of 24 small RGB pictures with a bright blob each."""

@@ -9,31 +9,17 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from runs import files, kill, run
 
 from ddpm_unet.data.sources import open_stream
 from ddpm_unet.diffusion.conditioning import concat_cond, draw_dropped
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import read_pipeline
-from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
-from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.from_config import build_denoise_job
-from ddpm_unet.training.loop import train
-from ddpm_unet.training.run_folder import RunFolder
 
 GREYS = {"bright": 0.7, "dark": -0.9}  # classes 0 and 1, and their grey
-
-
-@pytest.fixture(autouse=True)
-def curves_quickly(monkeypatch):
-    monkeypatch.setattr(loop, "plot_metrics", lambda records, path: None)
-
-
-def run(settings, job=None):
-    folder = RunFolder(Path(settings.run))
-    train(job or build_denoise_job(settings), folder, settings)
-    return folder
 
 
 def quickly(settings):
@@ -158,22 +144,6 @@ def test_labels_are_withheld_by_position_and_never_in_validation(told, monkeypat
     assert not (torch.cat(seen) == 2).any()
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
-class KilledJob(DenoiseJob):
-    """Dies at the n-th micro-batch."""
-
-    left = 13
-
-    def losses(self, model, batch):
-        self.left -= 1
-        if self.left == 0:
-            raise Killed
-        return super().losses(model, batch)
-
-
 def test_all_conditions_at_once_and_an_exact_resume(told, tmp_path):
     told.condition_dropout, told.self_conditioning = 0.25, True
     settings = by_context(by_mask(by_class(told)))
@@ -182,16 +152,9 @@ def test_all_conditions_at_once_and_an_exact_resume(told, tmp_path):
     whole = run(settings)
     assert (whole.samples / "00000008.png").is_file()
     settings.run = str(tmp_path / "killed")
-    with pytest.raises(Killed):
-        run(settings, build_denoise_job(settings, KilledJob))
+    kill(settings, 13)
     resumed = run(settings)
-    ends = [read_checkpoint(checkpoint_paths(f.checkpoints)[-1]) for f in (whole, resumed)]
-    for group in ("model", "ema", "optimizer"):
-        for name, value in ends[0][0][group].items():
-            assert torch.equal(value, ends[1][0][group][name]), name
-    assert (whole.samples / "00000008.png").read_bytes() == (
-        resumed.samples / "00000008.png"
-    ).read_bytes()
+    assert files(resumed) == files(whole)
     saved = json.loads((resumed.model / "conditioning.json").read_text())
     assert saved == {
         "image_channels": 3,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from runs import run
 
 from ddpm_unet.config import (
     ClassicConfig,
@@ -27,15 +28,7 @@ from ddpm_unet.evaluation.plots import to_uint8
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.inference.writers import save_masks
-from ddpm_unet.training import loop
 from ddpm_unet.training.from_config import build_denoise_job, build_pixel_job
-from ddpm_unet.training.loop import train
-from ddpm_unet.training.run_folder import RunFolder
-
-
-@pytest.fixture(autouse=True)
-def curves_quickly(monkeypatch):
-    monkeypatch.setattr(loop, "plot_metrics", lambda records, path: None)
 
 
 def write(folder, count, bright, rng):
@@ -91,8 +84,7 @@ def test_what_is_denoised_is_the_image_and_its_mask(joint):
 
 
 def test_pairs_are_drawn_and_train_a_segmenter(joint, tmp_path, monkeypatch):
-    folder = RunFolder(Path(joint.run))
-    train(build_denoise_job(joint), folder, joint)
+    folder = run(joint)
     assert (folder.samples / "00000080.png").is_file()
     told = Conditioning.read(folder.model)
     assert told == Conditioning(image_channels=3, mask_classes=2)

@@ -10,16 +10,14 @@ from diffusers import AutoencoderKL
 from forked import distance, finish, in_processes
 
 from ddpm_unet.models.autoencoder import Autoencoder
-from ddpm_unet.training import loop
 from ddpm_unet.training.from_config import build_denoise_job
 from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
 
 
 @pytest.fixture
-def latent(settings, tmp_path, monkeypatch):
+def latent(settings, tmp_path):
     """A training in latents of 4 x 4 x 4 of 48 windows, three batches of the encoder."""
-    monkeypatch.setattr(loop, "plot_metrics", lambda records, path: None)
     torch.manual_seed(0)
     AutoencoderKL(
         block_out_channels=(4, 8),

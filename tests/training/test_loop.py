@@ -8,72 +8,28 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import files, kill, run
 from safetensors.torch import load_file
 
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import read_pipeline
-from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint, write_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.distributed import StopRequest
 from ddpm_unet.training.from_config import build_denoise_job
-from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
 
 
-@pytest.fixture(autouse=True)
-def curves_quickly(request, monkeypatch):
-    """Matplotlib takes half of a small training; one test looks at its picture."""
-    if "holds" not in request.node.name:
-        monkeypatch.setattr(loop, "plot_metrics", lambda records, path: None)
-
-
-def run(settings, job=None):
-    folder = RunFolder(Path(settings.run))
-    train(job or build_denoise_job(settings), folder, settings)
-    return folder
-
-
 def end_state(folder):
-    tensors, state = read_checkpoint(checkpoint_paths(folder.checkpoints)[-1])
-    return tensors, state, folder.metrics.read_bytes()
-
-
-def assert_equal(a, b):
-    assert a[1] == b[1]
-    assert a[2] == b[2]
-    for group in ("model", "ema", "optimizer"):
-        assert a[0][group].keys() == b[0][group].keys()
-        for name, value in a[0][group].items():
-            assert torch.equal(value, b[0][group][name]), (group, name)
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing is written any more."""
-
-
-class KilledJob(DenoiseJob):
-    """Dies at the n-th micro-batch."""
-
-    left = 0
-
-    def losses(self, model, batch):
-        self.left -= 1
-        if self.left == 0:
-            raise Killed
-        return super().losses(model, batch)
+    return read_checkpoint(checkpoint_paths(folder.checkpoints)[-1])
 
 
 @pytest.mark.parametrize("micro_batches", [11, 14, 27])
 def test_killed_anywhere_and_resumed_ends_bit_for_bit_the_same(settings, tmp_path, micro_batches):
     whole = run(settings)
     settings.run = str(tmp_path / "killed")
-    job = build_denoise_job(settings, KilledJob)
-    job.left = micro_batches
-    with pytest.raises(Killed):
-        run(settings, job)
-    resumed = run(settings)
-    assert_equal(end_state(whole), end_state(resumed))
+    kill(settings, micro_batches)
+    assert files(run(settings)) == files(whole)
 
 
 def killed_at_flush(settings, number):
@@ -107,7 +63,7 @@ def test_killed_while_a_checkpoint_is_written(settings, tmp_path):
         assert killed_at_flush(settings, flush) == -signal.SIGKILL
         assert [int(path.name) for path in checkpoint_paths(checkpoints)] == kept
     assert list(checkpoints.glob(".*.partial"))
-    assert_equal(end_state(whole), end_state(run(settings)))
+    assert files(run(settings)) == files(whole)
     assert not list(checkpoints.glob(".*.partial"))
 
 
@@ -141,8 +97,7 @@ def test_sigterm_writes_a_checkpoint_first(settings, tmp_path, capsys):
     assert stop.value.code == 128 + signal.SIGTERM
     assert "the same command goes on" in capsys.readouterr().out
     assert checkpoint_paths(RunFolder(Path(settings.run)).checkpoints)[-1].name == "00000007"
-    resumed = run(settings)
-    assert_equal(end_state(whole), end_state(resumed))
+    assert files(run(settings)) == files(whole)
 
 
 def test_stopped_before_the_first_step(settings, tmp_path):
@@ -156,7 +111,7 @@ def test_stopped_before_the_first_step(settings, tmp_path):
 
     with pytest.raises(SystemExit):
         run(settings, build_denoise_job(settings, Stopped))
-    assert_equal(end_state(whole), end_state(run(settings)))
+    assert files(run(settings)) == files(whole)
 
 
 def test_the_split_of_a_batch_changes_nothing_but_rounding(settings, tmp_path):
@@ -185,15 +140,15 @@ def test_training_lowers_the_loss(settings):
 
 
 def test_a_finished_run_is_left_as_it_is(settings):
-    before = end_state(run(settings))
-    assert_equal(before, end_state(run(settings)))
+    before = files(run(settings))
+    assert files(run(settings)) == before
 
 
 def test_fewer_steps_than_were_done_are_done(settings, capsys):
     settings.train.steps = 10
-    before = end_state(run(settings))
+    before = files(run(settings))
     settings.train.steps = 5
-    assert_equal(before, end_state(run(settings)))
+    assert files(run(settings)) == before
     said = capsys.readouterr().out
     assert "the run has done 10 steps, and train.steps is 5" in said
     assert "stopped" not in said
@@ -264,6 +219,7 @@ def test_the_metrics_have_each_line_once(settings):
     assert set(records[0]) == {"step", "images", "loss", "grad_norm", "lr", "skipped"}
 
 
+@pytest.mark.curves
 def test_the_run_folder_holds_what_it_should(settings):
     settings.train.sample_every = 14
     folder = run(settings).path
@@ -305,7 +261,7 @@ class PoisonedJob(DenoiseJob):
 def test_a_step_with_a_bad_gradient_is_left_out_and_counted(settings):
     job = build_denoise_job(settings, PoisonedJob)
     job.steps = (2, 6)
-    tensors, state, _ = end_state(run(settings, job))
+    tensors, state = end_state(run(settings, job))
     assert state["skipped"] == 2
     assert all(value.isfinite().all() for group in tensors.values() for value in group.values())
 
@@ -315,9 +271,7 @@ def test_three_bad_losses_in_a_row_stop_the_run(settings):
     job.steps = (6, 7, 8, 9, 10)
     with pytest.raises(UserError, match=r"stream position 36 .*\.png\); the last good checkpoint"):
         run(settings, job)
-    tensors, state = read_checkpoint(
-        checkpoint_paths(RunFolder(Path(settings.run)).checkpoints)[-1]
-    )
+    tensors, state = end_state(RunFolder(Path(settings.run)))
     assert state["step"] == 5
     assert all(value.isfinite().all() for value in tensors["model"].values())
 

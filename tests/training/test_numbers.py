@@ -9,20 +9,19 @@ import tifffile
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from runs import run
 
 from ddpm_unet.errors import UserError
 from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.from_config import build_denoise_job
-from ddpm_unet.training.loop import train
 from ddpm_unet.training.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch):
-    """No curves, and accelerate, which has one precision per process, begins anew."""
-    monkeypatch.setattr(loop, "plot_metrics", lambda records, path: None)
+def alone():
+    """Accelerate, which has one precision per process, begins anew."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -71,7 +70,7 @@ def assert_float32(tensors):
 def test_bf16_is_for_the_network_only(settings):
     settings.train = dataclasses.replace(settings.train, steps=2, mixed_precision="bf16")
     job = build_denoise_job(settings, Watched)
-    train(job, RunFolder(Path(settings.run)), settings)
+    run(settings, job)
     assert job.seen.pop("inside") == torch.bfloat16
     assert set(job.seen) == {"noisy", "prediction", "noise", "loss"}
     assert set(job.seen.values()) == {torch.float32}
@@ -82,7 +81,7 @@ def test_fp16_without_a_gpu_is_refused(settings):
     settings.train.mixed_precision = "fp16"
     if not torch.accelerator.is_available():
         with pytest.raises(UserError, match="fp16: needs a GPU"):
-            train(build_denoise_job(settings), RunFolder(Path(settings.run)), settings)
+            run(settings)
 
 
 @pytest.fixture
@@ -102,7 +101,7 @@ def fp16(monkeypatch):
 
 def test_steps_that_overflow_under_fp16_are_left_out_and_counted(settings, fp16, tmp_path):
     job = build_denoise_job(settings, Watched)
-    train(job, RunFolder(Path(settings.run)), settings)
+    run(settings, job)
     assert job.seen.pop("inside") == torch.float16
     assert set(job.seen.values()) == {torch.float32}
     tensors, state = end(settings)
@@ -118,9 +117,9 @@ def test_steps_that_overflow_under_fp16_are_left_out_and_counted(settings, fp16,
     # A run stopped in between goes on with the same scale.
     settings.run = str(tmp_path / "stopped")
     settings.train.steps = 5
-    train(build_denoise_job(settings), RunFolder(Path(settings.run)), settings)
+    run(settings)
     settings.train.steps = 14
-    train(build_denoise_job(settings), RunFolder(Path(settings.run)), settings)
+    run(settings)
     again = end(settings)
     assert again[1]["scaler"] == state["scaler"]
 
@@ -139,7 +138,7 @@ def test_a_planted_nan_is_found_and_its_file_named(settings, tmp_path):
         settings.data.memory_limit = memory_limit
         settings.run = str(tmp_path / f"run{memory_limit}")
         with pytest.raises(UserError, match=r"07\.tif: .*NaN"):
-            train(build_denoise_job(settings), RunFolder(Path(settings.run)), settings)
+            run(settings)
 
 
 def test_a_loss_that_is_not_finite_names_its_image(settings):
@@ -151,6 +150,6 @@ def test_a_loss_that_is_not_finite_names_its_image(settings):
 
     job = build_denoise_job(settings, Spoilt)
     with pytest.raises(UserError, match="stream position 40") as caught:
-        train(job, RunFolder(Path(settings.run)), settings)
+        run(settings, job)
     assert job.name(40) in str(caught.value)
     assert Path(job.name(40)).exists()

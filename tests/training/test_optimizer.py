@@ -45,14 +45,16 @@ def test_rmsprop_is_hintons_with_momentum_and_weight_decay():
 
 @pytest.mark.parametrize("name", ["adamw", "rmsprop"])
 def test_a_gradient_that_is_not_finite_leaves_out_the_step(name):
-    x = nn.Parameter(torch.ones(2))
+    network = nn.Linear(1, 2, bias=False)
+    x = network.weight
     optimizer = build_optimizer([{"params": [x]}], TrainConfig(optimizer=name, lr=0.1))
-    for gradient, bad in ((1.0, 0.0), (math.nan, 1.0), (1.0, 0.0)):
+    state = TrainingState(network, optimizer, 0.9, (), torch.device("cpu"))
+    for gradient, bad in ((1.0, False), (math.nan, True), (1.0, False)):
         before = x.detach().clone()
-        x.grad = torch.full((2,), gradient)
-        optimizer.grad_scale, optimizer.found_inf = None, torch.tensor(bad)
-        optimizer.step()
-        assert torch.equal(x, before) == bool(bad)
+        x.grad = torch.full_like(x, gradient)
+        state.update(optimizer.step, torch.tensor(bad), scaled=False)
+        assert torch.equal(x, before) == bad
+    assert int(state.skipped) == 1
     assert all(value.isfinite().all() for value in optimizer.state[x].values())
 
 

@@ -22,7 +22,6 @@ from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.denoiser import generate
 from ddpm_unet.models import UNet
-from ddpm_unet.training import loop
 from ddpm_unet.training.checkpoint import checkpoint_paths
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.distributed import merge_rows
@@ -35,8 +34,7 @@ SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
 @pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    monkeypatch.setattr(loop, "plot_metrics", lambda records, path: None)
+def soon(monkeypatch):
     monkeypatch.setattr("ddpm_unet.training.distributed.SECONDS_FOR_LAST_WORDS", 0.2)
 
 

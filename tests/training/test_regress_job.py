@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 import tifffile
 import torch
 from accelerate import Accelerator
@@ -32,8 +33,6 @@ from ddpm_unet.inference.predictor import Predictor, add_residual
 from ddpm_unet.inference.results import write_regression
 from ddpm_unet.models.segmenter import load_segmentation_model
 from ddpm_unet.training.from_config import build_pixel_job
-from ddpm_unet.training.loop import train
-from ddpm_unet.training.run_folder import RunFolder
 
 UNET = UNetConfig(
     block_out_channels=(8, 16),
@@ -42,11 +41,6 @@ UNET = UNetConfig(
     layers_per_block=1,
     norm_num_groups=4,
 )
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    monkeypatch.setattr("ddpm_unet.training.loop.plot_metrics", lambda records, path: None)
 
 
 def write_pairs(root, count=4, size=(40, 48), dtype=np.uint8):
@@ -107,9 +101,8 @@ def data_of(root, **changes):
 
 
 def run(settings):
-    folder, job = RunFolder(Path(settings.run)), build_pixel_job(settings)
-    train(job, folder, settings)
-    return folder, job
+    job = build_pixel_job(settings)
+    return runs.run(settings, job), job
 
 
 def test_a_known_linear_map_is_learnt_and_written_in_the_targets_units(settings, tmp_path, capsys):

@@ -17,11 +17,7 @@ from ddpm_unet.errors import UserError
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.rand(12, 1, 8, 8, generator=GENERATOR)
 PAIRS = [(image, (image[0] > 0.5).long()) for image in IMAGES]
-
-
-@pytest.fixture(autouse=True)
-def curves_quickly(monkeypatch):
-    monkeypatch.setattr("ddpm_unet.training.loop.plot_metrics", lambda records, path: None)
+NUMBERS = [{"image": image, "target": 1 - 2 * image} for image in torch.rand(8, 1, 16, 16)]
 
 
 def unet(**changes):
@@ -87,17 +83,20 @@ def test_in_a_thread(tmp_path):
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("classic", [False, True])
-def test_a_segmenter_keeps_its_best_model(classic, tmp_path):
+@pytest.mark.parametrize(
+    ("classic", "pairs", "outputs", "score"),
+    [(False, PAIRS, 2, "mean_dice"), (True, PAIRS, 2, "mean_dice"), (False, NUMBERS, 1, "psnr")],
+)
+def test_a_network_of_pixels_keeps_its_best_model(classic, pairs, outputs, score, tmp_path):
     torch.manual_seed(0)
-    model = Segmenter(unet(), num_classes=2)
+    model = Segmenter(unet(), num_classes=outputs)
     if classic:
         model = ClassicUNet(in_channels=1, depth=2, base_width=4, padding="same")
     trained = train(
-        model, PAIRS, run=tmp_path, steps=6, batch_size=4, lr=1e-2, validation=PAIRS[:4],
+        model, pairs, run=tmp_path, steps=6, batch_size=4, lr=1e-2, validation=pairs[:4],
         validate_every=2, flips=True,
     )  # fmt: skip
-    assert "mean_dice" in (tmp_path / "metrics.jsonl").read_text()
+    assert score in (tmp_path / "metrics.jsonl").read_text()
     kept = type(trained).from_pretrained(tmp_path / "model")
     assert torch.equal(weights(kept), weights(trained))
 
@@ -127,6 +126,7 @@ def test_what_does_not_fit_is_said_by_argument(tmp_path):
         (unet(), IMAGES, {"learning_rate": 1}, "learning_rate: is no argument of train"),
         (ClassicUNet(in_channels=1, depth=2, base_width=4), PAIRS, {}, 'padding="same"'),
         (Segmenter(unet(), num_classes=2), IMAGES, {}, "mask"),
+        (Segmenter(unet(), num_classes=2), NUMBERS, {}, "num_classes=1"),
     ):
         with pytest.raises(UserError, match=words):
             train(model, data, run=tmp_path / "run", steps=1, batch_size=2, **extra)

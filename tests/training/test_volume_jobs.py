@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from runs import files, kill, run
 
 from ddpm_unet.config import (
     ClassicConfig,
@@ -27,12 +28,8 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import image_shape, read_pipeline
 from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.segmenter import load_segmentation_model
-from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.from_config import build_denoise_job, build_pixel_job
-from ddpm_unet.training.loop import train
 from ddpm_unet.training.losses import segmentation_loss
-from ddpm_unet.training.pixelwise import PixelwiseJob
-from ddpm_unet.training.run_folder import RunFolder
 
 UNET = UNetConfig(
     in_channels=1,
@@ -52,12 +49,6 @@ STEPS = {
     "log_every": 2,
     "channels_last": True,
 }
-
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """They take longer than the training."""
-    monkeypatch.setattr("ddpm_unet.training.loop.plot_metrics", lambda records, path: None)
 
 
 @pytest.fixture(scope="module")
@@ -120,42 +111,13 @@ def denoising(balls, tmp_path) -> DenoiseConfig:
     )
 
 
-def run(settings, job) -> RunFolder:
-    folder = RunFolder(Path(settings.run))
-    train(job, folder, settings)
-    return folder
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """Bytes of every file that a run is judged by."""
-    paths = [p for part in ("model", "checkpoints") for p in (folder / part).rglob("*.*")]
-    return {str(p.relative_to(folder)): p.read_bytes() for p in [*paths, folder / "metrics.jsonl"]}
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing is written any more."""
-
-
 @pytest.mark.parametrize("kind", ["segmenting", "denoising"])
-def test_killed_and_resumed_ends_bit_for_bit_the_same(kind, request, tmp_path, monkeypatch):
+def test_killed_and_resumed_ends_bit_for_bit_the_same(kind, request, tmp_path):
     settings = request.getfixturevalue(kind)
-    pixels = kind == "segmenting"
-    job, build = (PixelwiseJob, build_pixel_job) if pixels else (DenoiseJob, build_denoise_job)
-    whole = run(settings, build(settings))
+    whole = run(settings)
     settings.run = str(tmp_path / "killed")
-    calls = iter(range(4))
-    losses = job.losses
-
-    def dying(self, model, batch):
-        if next(calls, None) is None:
-            raise Killed
-        return losses(self, model, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(job, "losses", dying)
-        with pytest.raises(Killed):
-            run(settings, build(settings))
-    assert files(run(settings, build(settings)).path) == files(whole.path)
+    kill(settings, 5)
+    assert files(run(settings)) == files(whole)
 
 
 def test_balls_are_found_though_a_few_slices_are_labelled(segmenting, balls):
@@ -180,13 +142,13 @@ def test_balls_are_found_though_a_few_slices_are_labelled(segmenting, balls):
 
 @pytest.mark.parametrize("transfer", ["finetune", "joint"])
 def test_a_segmenter_from_a_denoiser_of_volumes(denoising, segmenting, transfer):
-    denoiser = run(denoising, build_denoise_job(denoising))
+    denoiser = run(denoising)
     shape = image_shape(read_pipeline(denoiser.model)[0].config)
     assert shape == (1, 8, 8, 8)
     segmenting.architecture, segmenting.init = "unet", str(denoiser.model)
     segmenting.head = HeadConfig(transfer=transfer)
     segmenting.train.steps = segmenting.train.validate_every = 2
-    folder = run(segmenting, build_pixel_job(segmenting))
+    folder = run(segmenting)
     assert "mean_dice" in folder.read_metrics()[-1]
     segmenting.data.dims = 2
     with pytest.raises(UserError, match=r"set data\.dims 3"):

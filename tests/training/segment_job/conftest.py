@@ -15,12 +15,6 @@ from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models.unet import UNet
 
 
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """They take longer than the training."""
-    monkeypatch.setattr("ddpm_unet.training.loop.plot_metrics", lambda records, path: None)
-
-
 @pytest.fixture(scope="session")
 def cells(tmp_path_factory):
     return write_cells(tmp_path_factory.mktemp("cells"), 3)

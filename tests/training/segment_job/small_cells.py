@@ -1,7 +1,5 @@
 """Small pictures of cells, settings of trainings on them, and what such a run leaves."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -14,9 +12,6 @@ from ddpm_unet.config import (
     UNetConfig,
 )
 from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.training.from_config import build_pixel_job
-from ddpm_unet.training.loop import train
-from ddpm_unet.training.run_folder import RunFolder
 
 UNET = UNetConfig(
     block_out_channels=(8, 16),
@@ -53,18 +48,6 @@ def pair_data(folder, **changes):
     data = PairDataConfig(images=f"{folder}/images", masks=f"{folder}/masks", size=16, **changes)
     data.augment.elastic_sigma = 1.0
     return data
-
-
-def run(settings, job=None):
-    folder = RunFolder(Path(settings.run))
-    train(job or build_pixel_job(settings), folder, settings)
-    return folder
-
-
-def files(folder):
-    """Bytes of every file that a run is judged by."""
-    paths = [p for part in ("model", "checkpoints") for p in (folder / part).rglob("*.*")]
-    return {str(p.relative_to(folder)): p.read_bytes() for p in [*paths, folder / "metrics.jsonl"]}
 
 
 def records(folder, key):

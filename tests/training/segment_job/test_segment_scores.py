@@ -8,7 +8,8 @@ import torch
 import yaml
 from accelerate import Accelerator
 from PIL import Image
-from small_cells import Bright, pair_data, records, run, write_cells
+from runs import run
+from small_cells import Bright, pair_data, records, write_cells
 
 from ddpm_unet.config import (
     PairDataConfig,

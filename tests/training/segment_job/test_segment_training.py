@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from small_cells import CHANGES, changed, files, pair_data, records, run, write_cells
+from runs import files, kill, run
+from small_cells import CHANGES, changed, pair_data, records, write_cells
 
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.errors import UserError
@@ -26,22 +27,6 @@ def test_training_lowers_the_loss_and_finds_the_cells(settings, way):
     assert Preprocessing.read(folder.model, model.in_channels) == Preprocessing(3, dtype="uint8")
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing is written any more."""
-
-
-class KilledJob(PixelwiseJob):
-    """Dies at the n-th batch."""
-
-    left = 0
-
-    def losses(self, model, batch):
-        self.left -= 1
-        if self.left == 0:
-            raise Killed
-        return super().losses(model, batch)
-
-
 @pytest.mark.parametrize(
     ("way", "batches"),
     [("finetune", 10), ("features", 10), ("joint", 14), ("teaching", 10)],
@@ -52,11 +37,8 @@ def test_killed_after_a_validation_and_resumed_ends_bit_for_bit_the_same(
     settings = changed(settings, way)
     whole = run(settings)
     settings.run = str(tmp_path / "killed")
-    job = build_pixel_job(settings, KilledJob)
-    job.left = batches
-    with pytest.raises(Killed):
-        run(settings, job)
-    assert files(run(settings).path) == files(whole.path)
+    kill(settings, batches)
+    assert files(run(settings)) == files(whole)
 
 
 class ScriptedJob(PixelwiseJob):
@@ -80,11 +62,11 @@ def scripted(settings):
 def test_the_best_model_is_kept_and_without_patience_training_goes_on(settings):
     settings.train.steps = 10
     whole = run(settings, scripted(settings))
-    best = files(whole.path)
+    best = files(whole)
     assert records(whole, "mean_dice") == list(ScriptedJob.series[:5])
     state = json.loads((whole.checkpoints / "00000010" / "state.json").read_text())
     assert (state["best_step"], state["best"], state["worse"]) == (4, 0.5, 3)
-    assert files(run(settings, scripted(settings)).path) == best
+    assert files(run(settings, scripted(settings))) == best
 
 
 def test_the_kept_model_is_the_average_of_its_step(settings, tmp_path):
@@ -95,7 +77,7 @@ def test_the_kept_model_is_the_average_of_its_step(settings, tmp_path):
     settings.run = str(tmp_path / "short")
     short = run(settings, scripted(settings))
     kept, ended = (
-        {k: v for k, v in files(folder.path).items() if k.startswith("model")}
+        {k: v for k, v in files(folder).items() if k.startswith("model")}
         for folder in (whole, short)
     )
     assert kept == ended
@@ -104,18 +86,12 @@ def test_the_kept_model_is_the_average_of_its_step(settings, tmp_path):
 def test_early_stopping_ends_and_stays_ended(settings, tmp_path):
     settings.train.steps, settings.train.early_stopping_patience = 100, 3
     stopped = run(settings, scripted(settings))
-    ended = files(stopped.path)
+    ended = files(stopped)
     assert records(stopped, "mean_dice") == list(ScriptedJob.series[:5])
-    again = run(settings, scripted(settings))
-    assert files(again.path) == ended
+    assert files(run(settings, scripted(settings))) == ended
     settings.run = str(tmp_path / "killed")
-
-    class Stopped(KilledJob, ScriptedJob):
-        left = 8
-
-    with pytest.raises(Killed):
-        run(settings, build_pixel_job(settings, Stopped))
-    assert files(run(settings, scripted(settings)).path) == ended
+    kill(settings, 8, ScriptedJob)
+    assert files(run(settings, scripted(settings))) == ended
 
 
 def test_patience_needs_pictures_that_validate(settings):
