@@ -183,7 +183,7 @@ def test_goals_are_of_peers_that_the_rows_measure():
     assert {r.device for r in rows.values()} == {"cpu", "cuda"}
     for r in rows.values():
         assert all(goal is None or goal.least > 0 for goal in r.peers.values())
-        assert r.peers or r.within
+        assert r.peers or r.within or r.device == "cuda"  # there also what the host alone must do
 
 
 def test_work_of_the_cifar_network(tmp_path):
