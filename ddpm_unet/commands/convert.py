@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ddpm_unet.command_line import ArgumentParser
-from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig
+from ddpm_unet.config.hints import CheckpointHints, ProcessHints
 from ddpm_unet.diffusion.process import GaussianDiffusion, alphas_cumprod
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import write_pipeline
@@ -27,7 +27,7 @@ from ddpm_unet.models.pretrained import read_file
 
 
 def convert(
-    file: Path, out: Path, told: ForeignConfig, process: ForeignProcessConfig
+    file: Path, out: Path, told: CheckpointHints, process: ProcessHints
 ) -> tuple[UNet, GaussianDiffusion | None]:
     """Write a network's folder or, if anything of the noise is told, a pipeline's.
 
@@ -46,7 +46,7 @@ def convert(
             raise UserError(f"{file}: predicts no variances; leave --drop_variance out")
         unet = without_variance(unet)
     unet.config.sample_size = process.size
-    if replace(process, drop_variance=False) == ForeignProcessConfig():
+    if replace(process, drop_variance=False) == ProcessHints():
         unet.save_pretrained(out)
         return unet, None
     learned = variances and not process.drop_variance
@@ -69,7 +69,7 @@ def without_variance(unet: UNet) -> UNet:
     return half.eval()
 
 
-def forward_process(file: Path, process: ForeignProcessConfig) -> dict[str, Any]:
+def forward_process(file: Path, process: ProcessHints) -> dict[str, Any]:
     """Arguments of the forward process, from the file's `betas` if there are any, else as told.
 
     Raises:
@@ -122,9 +122,7 @@ def read_schedule(file: Path) -> dict[str, Any] | None:
     raise UserError(f"{file}: its betas are of no known schedule; convert the network alone")
 
 
-def report(
-    file: Path, out: Path, told: ForeignConfig, process: ForeignProcessConfig
-) -> Iterator[str]:
+def report(file: Path, out: Path, told: CheckpointHints, process: ProcessHints) -> Iterator[str]:
     """Convert, and say in lines what was done."""
     unet, diffusion = convert(file, out, told, process)
     config = unet.config
@@ -148,12 +146,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(prog="ddpm-unet convert", description=main.__doc__)
     parser.add_argument("file", type=Path, help="safetensors file")
     parser.add_argument("out", type=Path, help="folder written to")
-    parser.add_settings(ForeignConfig)
-    parser.add_settings(ForeignProcessConfig)
+    parser.add_settings(CheckpointHints)
+    parser.add_settings(ProcessHints)
     given = parser.parse_args(arguments)
 
     def of(kind: Any) -> Any:
         return kind(**{each.name: getattr(given, each.name) for each in fields(kind)})
 
-    for line in report(given.file, given.out, of(ForeignConfig), of(ForeignProcessConfig)):
+    for line in report(given.file, given.out, of(CheckpointHints), of(ProcessHints)):
         print(line)

@@ -14,7 +14,7 @@ from ddpm_unet.config.data import (
     SplitConfig,
     ValueRange,
 )
-from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig
+from ddpm_unet.config.hints import CheckpointHints, ProcessHints
 from ddpm_unet.config.jobs import AutoencodeConfig, CheckConfig, DenoiseConfig, SegmentConfig
 from ddpm_unet.config.network import AutoencoderConfig, ClassicConfig, HeadConfig, UNetConfig
 from ddpm_unet.config.training import (
@@ -37,12 +37,11 @@ __all__ = [
     "AutoencoderConfig",
     "BetaSchedule",
     "CheckConfig",
+    "CheckpointHints",
     "ClassicConfig",
     "DenoiseConfig",
     "DiffusionConfig",
     "ExtraPairsConfig",
-    "ForeignConfig",
-    "ForeignProcessConfig",
     "HeadConfig",
     "ImageDataConfig",
     "ImageLoss",
@@ -53,6 +52,7 @@ __all__ = [
     "PredictConfig",
     "PredictionType",
     "PreviewConfig",
+    "ProcessHints",
     "RegressionConfig",
     "SegmentConfig",
     "SegmentLossConfig",

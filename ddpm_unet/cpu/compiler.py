@@ -35,8 +35,7 @@ logger = logging.getLogger(__name__)
 def library(source: Path) -> CDLL | None:
     """The compiled functions of a source file; None, said in the log, where there is no compiling.
 
-    Args:
-        source: C++ of functions with C's names, which may include headers from its folder.
+    They have C's names; headers are included from the file's folder.
     """
     try:
         if platform.system() != "Linux":
@@ -79,10 +78,7 @@ def serves(*tensors: Tensor | None) -> bool:
 
 
 def transformed() -> bool:
-    """Whether torch follows or transforms what is computed.
-
-    As it does in torch.compile, torch.export, tracing, vmap and its kin and forward derivatives.
-    """
+    """Whether torch follows or transforms what is computed: compile, export, tracing, vmap, jvp."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
@@ -92,10 +88,7 @@ def transformed() -> bool:
 
 
 def unseen() -> bool:
-    """Whether torch need not see the operation.
-
-    It wants to where it is `transformed`, under autocast, and in modes such as a FLOP counter's.
-    """
+    """Whether torch need not see the operation, as it does under autocast and a FLOP counter."""
     return not (
         transformed() or torch.is_autocast_enabled("cpu") or torch._C._len_torch_dispatch_stack()
     )

@@ -32,12 +32,7 @@ class Average(Protocol):
 
 
 class FusedAdamWEMA:
-    """An optimiser's step, and its parameters taken into their average.
-
-    Args:
-        optimizer: Leaves out its step if it has a `found_inf` that is 1.
-        ema: The average of the optimiser's parameters.
-    """
+    """An optimiser's step, unless its `found_inf` is 1, and the average of its parameters."""
 
     def __init__(self, optimizer: Optimizer, ema: Average) -> None:
         self.optimizer, self.ema = optimizer, ema
@@ -48,12 +43,10 @@ class FusedAdamWEMA:
 
     @torch.no_grad()
     def __call__(self, step: int, otherwise: Callable[[], Any]) -> None:
-        """Do both.
+        """Do both at step number `step`, from 0.
 
-        Args:
-            step: The number of the step, from 0.
-            otherwise: Takes the optimiser's step alone, where there is no doing both at once: for
-                other optimisers than AdamW, other devices, the first step, shards of parameters.
+        `otherwise` takes the optimiser's step alone where there is no doing both at once: for other
+        optimisers than AdamW, other devices, the first step, shards of parameters.
         """
         tables = self._tables()
         if tables is None:

@@ -44,8 +44,7 @@ def winograd_applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def winograd(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.conv2d(x, weight, bias, padding=1)`, where `winograd_applies`.
 
-    Returns:
-        `float32 [B, K, H, W]`, channels last if `x` or `weight` are.
+    Channels last if `x` or `weight` are.
     """
     if differentiated(x, weight, bias):
         return _Winograd.apply(x, weight, bias)
@@ -95,11 +94,8 @@ def _pays(batch: int, height: int, width: int) -> bool:
 def _layout(x: Tensor, y: Tensor) -> torch.memory_format:
     """Channels last if the input or the weights are, as torch has it."""
     last = torch.channels_last
-    if x.is_contiguous() and y.is_contiguous():
-        return torch.contiguous_format
-    if any(z.is_contiguous(memory_format=last) and not z.is_contiguous() for z in (x, y)):
-        return last
-    return torch.contiguous_format
+    marked = (z.is_contiguous(memory_format=last) and not z.is_contiguous() for z in (x, y))
+    return last if any(marked) else torch.contiguous_format
 
 
 def _convolve(
@@ -147,10 +143,7 @@ def _filter_gradient(x: Tensor, dy: Tensor, layout: torch.memory_format) -> Tens
 
 
 def norm_silu_applies(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether `norm_silu` takes these: plain float32 tensors on the CPU, contiguous.
-
-    It is not for where torch wants to see the operation, nor where a gradient is wanted.
-    """
+    """Whether `norm_silu` takes these: contiguous plain float32 on the CPU, no gradient wanted."""
     return serves(x, *others) and x.is_contiguous() and norm_silu_library() is not None
 
 
@@ -165,10 +158,7 @@ def norm_silu(
 ) -> Tensor:
     """`silu(group_norm(x) * (1 + scale) + shift)`, where `norm_silu_applies`.
 
-    Args:
-        x: `float32 [B, C, *space]`, contiguous.
-        groups, weight, bias, eps: Of the normalisation.
-        scale, shift: `[B or 1, C, *ones]`, or None for no modulation.
+    Scale and shift are `[B or 1, C, *ones]`, or None for no modulation.
     """
     batch, channels = x.shape[:2]
     if scale is not None and shift is not None:
@@ -198,8 +188,7 @@ def attend_applies(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
     """Whether `attend` takes these, and is faster than torch.
 
     It takes plain float32 tensors on the CPU, contiguous, with heads of 8, 16, ... 64 channels, and
-    is up to three times as fast where these are at most 32 or the keys at most 128. It is not for
-    where torch wants to see the operation, nor where a gradient is wanted.
+    is up to three times as fast where these are at most 32 or the keys at most 128.
     """
     dim = q.shape[2] // heads
     return (

@@ -109,18 +109,17 @@ class FastNormAct(layers.NormAct):
         return self.act(x, inplace=True)  # type: ignore[call-arg]
 
 
-class _FastMix(Attention):
+class FastAttention(Attention):
+    """Attention whose small heads are mixed by a compiled function."""
+
     def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """See `Attention`."""
         if bias is None and kernels.attend_applies(q, k, v, self.heads):
             return kernels.attend(q, k, v, self.heads)
         return super().mix(q, k, v, bias)
 
 
-class FastAttention(_FastMix):
-    """Attention whose small heads are mixed by a compiled function."""
-
-
-class FastSelfAttention(_FastMix, SelfAttention):
+class FastSelfAttention(FastAttention, SelfAttention):
     """Attention of the pixels to each other, likewise."""
 
 

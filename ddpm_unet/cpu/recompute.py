@@ -24,9 +24,7 @@ Function = Callable[..., Tensor]
 def recompute(function: Function, *inputs: Tensor | None) -> Tensor:
     """`function(*inputs)`, of which the inputs alone are kept for the backward pass.
 
-    Args:
-        function: Without randomness; does not change its inputs.
-        inputs: At least one, and all that have a gradient.
+    The function has no randomness and does not change its inputs, one of which is a tensor.
     """
     if transformed() or not torch.is_grad_enabled():
         return function(*inputs)  # a compiler chooses for itself what to keep

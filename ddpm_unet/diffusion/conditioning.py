@@ -31,9 +31,7 @@ ALWAYS = (-math.inf, math.inf)
 def concat_cond(network: Network) -> Network:
     """A network of `(x, t, concat_cond=None, estimate=None, **cond)`.
 
-    Args:
-        network: `(channels, t, **cond) -> prediction`; the channels are those of x, of the
-            estimate and of concat_cond, in this order.
+    The channels that `network` is given are those of x, of the estimate and of concat_cond.
     """
 
     def concatenated(
@@ -55,12 +53,7 @@ def drop_cond(
     """Condition dropout (Ho 2022): the class null_class, and zeros for context and concat_cond.
 
     Zeros make keys and values of zero, so attention to them adds nothing, whatever the mask. An
-    estimate is no condition, and stays.
-
-    Args:
-        cond: Conditioning by argument.
-        dropped: Of which images, `bool [B]` or one for all.
-        null_class: The class that stands for none.
+    estimate is no condition, and stays. `dropped` says of which images, `bool [B]` or one for all.
     """
 
     def null(name: str, value: Tensor) -> Tensor:
@@ -84,9 +77,6 @@ class SelfConditioning:
 
     Bit diffusion, arXiv:2208.04202, section 3.2; the estimate is clipped to [-1, 1] where samples
     are (`clip_sample`).
-
-    Args:
-        diffusion: The forward process and the prediction type.
     """
 
     def __init__(self, diffusion: Diffusion) -> None:
@@ -108,9 +98,7 @@ class SelfConditioning:
         Args:
             network: `(x, t, estimate=..., **cond) -> prediction`.
             x_t: `[B, C, *space]`.
-            t: As of `diffusion.draw`.
-            seed: Seed of the run.
-            positions: Of the images in the stream, B of them.
+            t, seed, positions: As of `diffusion.draw`.
             cond: What else the network is given.
         """
         zeros = torch.zeros_like(x_t)
@@ -155,8 +143,7 @@ def autoguidance(
     Args:
         network: `(x, t, **cond) -> prediction`.
         guide: A weaker one, such as an earlier snapshot of it.
-        scale: 0 is the guide, 1 the network itself, at one evaluation.
-        interval: See `classifier_free_guidance`.
+        scale, interval: As of `classifier_free_guidance`, where 0 is the guide.
     """
 
     def both(x: Tensor, t: Tensor, **cond: Any) -> tuple[Tensor, ...]:

@@ -43,21 +43,16 @@ def inpaint(
 
     Lugmayr 2022 (arXiv:2201.09865), algorithm 1 and appendix B: after each step all but the hole
     is replaced by the known image, noised alike; every `jump` steps the state is noised back to
-    where they began, and they are taken again. So the network is asked steps x resamplings
-    times.
+    where they began, and they are taken again, `resamplings` times in all.
 
     Args:
-        network: As for `sample`.
+        network, seed, device, progress: As for `sample`.
         sampler: Of DDPM or DDIM (see `make_sampler`).
         known: The image `[C, ...]` in [-1, 1]; what it holds in the hole does not matter.
         hole: True where to paint, broadcast to the shape of `known`.
-        seed: Seed of the job.
         indices: Numbers of the images to draw, B of them: as many answers to one question.
         steps: Denoising steps, 1 to T.
-        jump: Steps that are taken together.
-        resamplings: How many times they are taken.
-        device: Where to compute.
-        progress: Show a progress bar.
+        jump, resamplings: At least 1.
         callback: Called when a step has been taken for the last time.
 
     Returns:
@@ -95,17 +90,11 @@ def inpaint(
 
 
 class Inversion:
-    """The deterministic path between images and noise, there and back.
+    """The deterministic path between images and noise, there and back, of 2 to T steps.
 
     DDIM's step with eta = 0 (Song 2021, arXiv:2010.02502, eq. 12), without clipping. Backwards it
     is an implicit equation for the noisier state, solved by iterating it (Pan 2023,
     arXiv:2309.04907, section 3.2), so that the way back ends where it began.
-
-    Args:
-        network: As for `sample`.
-        diffusion: The forward process and prediction type.
-        steps: Steps of the path, 2 to T.
-        device: Where to compute.
     """
 
     def __init__(
@@ -161,15 +150,7 @@ class Inversion:
 def slerp(first: Tensor, second: Tensor, shares: Sequence[float]) -> Tensor:
     """Between two noises along the great circle, where a mixture keeps the norm of noise.
 
-    Shoemake 1985, section 3.3.
-
-    Args:
-        first: `[...]`, at share 0.
-        second: `[...]`, at share 1.
-        shares: Where to, each 0 to 1.
-
-    Returns:
-        `[len(shares), ...]`.
+    Shoemake 1985, section 3.3. At share 0 it is the first, at 1 the second; `[len(shares), ...]`.
     """
     cosine = torch.nn.functional.cosine_similarity(first.flatten(), second.flatten(), dim=0)
     angle = torch.arccos(cosine.clamp(-1, 1))

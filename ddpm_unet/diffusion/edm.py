@@ -26,10 +26,8 @@ class EDMDiffusion(nn.Module):
 
     Args:
         sigma_data: Standard deviation of the images, in [-1, 1].
-        p_mean: Mean of ln(sigma) in training.
-        p_std: Its standard deviation.
-        sigma_min: The last noise level of sampling before 0.
-        sigma_max: The first.
+        p_mean, p_std: Mean and standard deviation of ln(sigma) in training.
+        sigma_min, sigma_max: The last noise level of sampling before 0, and the first.
         rho: How sampling spaces them: 7 puts more at low noise than 1 (eq. 5).
 
     Raises:
@@ -75,11 +73,7 @@ class EDMDiffusion(nn.Module):
 
     @classmethod
     def from_scheduler_config(cls, saved: Mapping[str, Any]) -> EDMDiffusion:
-        """Of the configuration of diffusers' EDM schedulers.
-
-        Raises:
-            UserError: A prediction type other than F as above.
-        """
+        """Of the configuration of diffusers' EDM schedulers; refuses another prediction than F."""
         if saved.get("prediction_type", "epsilon") != "epsilon":
             raise UserError("prediction_type: an EDM scheduler is read with epsilon only")
         if saved.get("sigma_schedule", "karras") != "karras":
@@ -127,10 +121,7 @@ class EDMDiffusion(nn.Module):
         shape: Sequence[int],
         device: torch.device | str = "cpu",
     ) -> tuple[Tensor, Tensor]:
-        """Noise levels, log-normal, and noise: functions of (seed, position).
-
-        Arguments and returns as of `GaussianDiffusion.draw`; noise levels are `float32 [B]`.
-        """
+        """Noise levels, log-normal, `float32 [B]`, and noise: functions of (seed, position)."""
         uniform = randomness.uniform(seed, "timestep", positions) + 2.0**-54
         normal = torch.special.ndtri(torch.from_numpy(uniform))
         sigma = (self.p_mean + self.p_std * normal).exp().float()
@@ -207,12 +198,7 @@ Diffusion = GaussianDiffusion | EDMDiffusion
 
 
 def make_diffusion(config: DiffusionConfig, latents: bool = False) -> Diffusion:
-    """The process of the settings of a training.
-
-    Args:
-        config: The settings.
-        latents: What is denoised has no bounds to be clipped to.
-    """
+    """The process of the settings of a training; latents have no bounds to be clipped to."""
     if config.process == "edm":
         return EDMDiffusion.from_config(config)
     return GaussianDiffusion.from_config(config, **({"clip_sample": False} if latents else {}))

@@ -48,8 +48,7 @@ def alphas_cumprod(
         beta_schedule: "linear" (Ho 2020, section 4), "scaled_linear" (latent diffusion,
             arXiv:2112.10752), "squaredcos_cap_v2" (Nichol 2021, arXiv:2102.09672, eq. 17) or
             "logistic" (Jabri 2022, arXiv:2212.11972, figure 8, from -3 to 3).
-        beta_start: First beta of the linear ones.
-        beta_end: Last beta of the linear ones.
+        beta_start, beta_end: First and last beta of the linear ones.
         rescale_betas_zero_snr: sqrt(abar) is stretched to end at 0 (Lin 2023, arXiv:2305.08891).
         snr_shift: log-SNR moves by 2 ln(snr_shift): the resolution that the schedule was made for
             over that of the images (Hoogeboom 2023, arXiv:2301.11093, eq. 4).
@@ -90,11 +89,7 @@ def alphas_cumprod(
 
 
 def coefficients(prediction_type: str, abar: Tensor) -> dict[str, Tensor]:
-    """What mixes images, noise and predictions at each abar, by the names of the buffers.
-
-    Raises:
-        UserError: An unknown prediction type.
-    """
+    """What mixes images, noise and predictions at each abar, by the names of the buffers."""
     a, s = abar.sqrt(), (1 - abar).sqrt()
     zero, one = torch.zeros_like(abar), torch.ones_like(abar)
     targets = {"epsilon": (zero, one), "sample": (one, zero), "v_prediction": (-s, a)}
@@ -142,16 +137,13 @@ class GaussianDiffusion(nn.Module):
 
     Args:
         num_timesteps: Length T of the chain.
-        beta_schedule: See `alphas_cumprod`, like the three after it and `snr_shift`.
-        beta_start: First beta.
-        beta_end: Last beta.
+        beta_schedule, beta_start, beta_end, snr_shift: See `alphas_cumprod`.
         prediction_type: "epsilon" is the noise (Ho 2020, eq. 14), "sample" the image,
             "v_prediction" the velocity (Salimans 2022, arXiv:2202.00512, section 4).
         rescale_betas_zero_snr: Leave nothing of the image at the last timestep.
         variance_type: Of a reverse step: "fixed_small" (posterior, Ho 2020), "fixed_large" (beta),
             "learned_range" (predicted between the two, Nichol 2021, eq. 15).
         clip_sample: Images that are predicted on the way are kept in [-1, 1]; false for latents.
-        snr_shift: For images of another resolution than the schedule was made for.
 
     Raises:
         UserError: An impossible schedule, an unknown prediction or variance type, or noise to be
@@ -210,12 +202,7 @@ class GaussianDiffusion(nn.Module):
 
     @classmethod
     def from_config(cls, config: DiffusionConfig, **changes: Any) -> GaussianDiffusion:
-        """Of the settings of a training; the settings of the loss among them are not read.
-
-        Args:
-            config: The settings.
-            changes: Arguments that are other than the settings say.
-        """
+        """Of the settings of a training, but for `changes`; those of the loss are not read."""
         settings = {"num_timesteps": config.num_train_timesteps}
         settings |= {n: getattr(config, n) for n in _ARGUMENTS[1:]}
         return cls(**{**settings, **changes})
@@ -408,7 +395,7 @@ class GaussianDiffusion(nn.Module):
         generator: torch.Generator | None = None,
         **cond: Any,
     ) -> Tensor:
-        """Weighted mean squared error of each image (Ho 2020, eq. 14).
+        """Weighted mean squared error of each image, `float32 [B]` (Ho 2020, eq. 14).
 
         With learned variances, the hybrid loss of Nichol 2021 (eq. 16): the bound is the sum over
         all timesteps, of which the image's own is drawn, and moves the variances alone.
@@ -418,8 +405,7 @@ class GaussianDiffusion(nn.Module):
             x0: Clean images, `float32 [B, C, ...]` in [-1, 1].
             t: Timesteps `int64 [B]` in 0 .. T-1; drawn evenly if None.
             noise: Standard normal, of the shape of x0; drawn if None.
-            weighting: See `loss_weights`, like gamma; None for none.
-            gamma: Of the weighting.
+            weighting, gamma: See `loss_weights`; None for none.
             vlb_weight: Weight of the bound, in bits per dimension.
             generator: Of what is drawn, on the device of x0.
             cond: What else the network is given.

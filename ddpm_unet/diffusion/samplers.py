@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,35 +44,19 @@ Draw = Callable[[float], Tensor]
 """From a standard deviation to noise of it, `[B, *shape]`, in a tensor to be overwritten."""
 
 
-class Sampler(Protocol):
-    """What `sample` takes. `clip`: predicted images are kept in [-1, 1], for self-conditioning."""
-
-    name: str
-    diffusion: Diffusion | None
-    clip: bool
-
-    def plan(self, steps: int, eta: float | None, generators: list[torch.Generator]) -> Any:
-        """Its plan of so many steps.
-
-        It has `times` that the network is told, `initial_std` of the noise, `order` (a job may
-        begin at every order-th evaluation), `begin(index, images, noise)`, and either
-        `model_input(index, x)` and `step(index, x, prediction, draw)`, or `solve`.
-        """
-
-
 def described() -> str:
     """The samplers, one a line."""
     last = {LCM: "few steps; only of a folder that names LCMScheduler, without --sampler"}
     return "\n".join(f"{name:10}{words}" for name, words in {**SAMPLERS, **last}.items())
 
 
-def make_sampler(sampler: Any, diffusion: Diffusion) -> Sampler:
+def make_sampler(sampler: Any, diffusion: Diffusion | None) -> Sampler:
     """A sampler for a model's forward process and prediction type.
 
     Args:
         sampler: One of `SAMPLERS`, a function (see `solvers`), any object with diffusers'
             `set_timesteps` and `step`, or a `Sampler`, which is given back.
-        diffusion: The forward process.
+        diffusion: The forward process; an object as above does without.
 
     Raises:
         UserError: An unknown name, or a sampler that is known to draw wrong images of such a model.
@@ -80,6 +65,8 @@ def make_sampler(sampler: Any, diffusion: Diffusion) -> Sampler:
         return sampler
     if hasattr(sampler, "step") and hasattr(sampler, "set_timesteps"):
         return SchedulerSampler(sampler, diffusion)
+    if diffusion is None:
+        raise UserError(f"sampler {sampler!r}: give diffusion, the forward process, too")
     if callable(sampler):
         return SolverSampler(getattr(sampler, "__name__", "function"), sampler, diffusion)
     if sampler == LCM:
@@ -110,14 +97,10 @@ def make_sampler(sampler: Any, diffusion: Diffusion) -> Sampler:
 
 
 def saved_sampler(saved: Mapping[str, Any], diffusion: Diffusion) -> Sampler:
-    """The sampler that a pipeline's folder names, with the settings that it has there.
+    """The sampler that a pipeline's scheduler_config.json names, with the settings it has there.
 
     What it leaves out is what that class of diffusers does by default. Only where this toolkit
     wrote the file are the timesteps "linspace" if it does not say.
-
-    Args:
-        saved: Its scheduler_config.json.
-        diffusion: The forward process of the folder.
 
     Raises:
         UserError: It is no sampler of such a process, or known to draw wrong images of it.
@@ -132,7 +115,8 @@ def saved_sampler(saved: Mapping[str, Any], diffusion: Diffusion) -> Sampler:
             "scheduler_config.json has timestep_spacing leading, which never asks the last "
             "timestep, where zero terminal SNR begins; set it to trailing, or give --sampler"
         )
-    if kind in ("DDPMScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler"):
+    linear = re.fullmatch("DD[PI]M(Parallel)?Scheduler", kind)
+    if linear and isinstance(diffusion, GaussianDiffusion):
         name = "ddpm" if "DDPM" in kind else "ddim"
         known = inspect.signature(LinearSampler).parameters.keys() - {"diffusion", "name"}
         return LinearSampler(diffusion, name, **{key: own[key] for key in known & own.keys()})
@@ -189,14 +173,11 @@ class LinearSampler:
         name: "ddpm" or "ddim".
         timestep_spacing: "linspace", "leading" or "trailing".
         steps_offset: Added to "leading" timesteps.
-        clip_sample: None for what the forward process says.
+        clip_sample, variance_type: None for what the forward process says.
         clip_sample_range: Where x_0 is clipped.
-        thresholding: Clip x_0 at a quantile of its size instead, and scale it back to
-            sample_max_value (Saharia 2022, arXiv:2205.11487, section 2.3).
-        dynamic_thresholding_ratio: That quantile.
-        sample_max_value: The largest threshold.
+        thresholding: Clip x_0 at `dynamic_thresholding_ratio`, a quantile of its size, instead, at
+            most sample_max_value, and scale it back (Saharia 2022, arXiv:2205.11487, section 2.3).
         set_alpha_to_one: DDIM's last step goes to a clean image, or to timestep 0's noise.
-        variance_type: None for what the forward process says.
     """
 
     def __init__(
@@ -229,6 +210,7 @@ class LinearSampler:
         check_steps(steps, total)
         if steps == 1:
             return [total - 1]
+        times: Any
         if self.timestep_spacing == "linspace":
             times = np.linspace(0, total - 1, steps).round()[::-1]
         elif self.timestep_spacing == "leading":
@@ -327,11 +309,8 @@ class LinearPlan:
 class SolverSampler:
     """A function `(denoise, x, sigmas, noise) -> images` (see `solvers`) as a sampler.
 
-    Args:
-        name: For messages.
-        solver: The function; `noise` is given to it if it has such an argument.
-        diffusion: Gives the noise levels, and the network's prediction a meaning.
-        sigmas: From a number of steps to noise levels `float64 [N + 1]`; None for the process's.
+    `noise` is given to it if it has such an argument. `sigmas` goes from a number of steps to noise
+    levels `float64 [N + 1]`; None for the process's.
     """
 
     name: str
@@ -374,14 +353,10 @@ class SolverPlan:
         done: Callable[[int, int, float, Tensor, Tensor], None],
         draw: Draw,
     ) -> Tensor:
-        """The images that the noise x leads to.
+        """The images that the noise x, the state before step `first`, leads to.
 
-        Args:
-            x: The state before step `first`.
-            first: Number of the first step.
-            ask: From the network's input and time to its prediction.
-            done: Told after each evaluation: its number, their number, time, state, x_0.
-            draw: Draws noise.
+        `ask` goes from the network's input and time to its prediction; `done` is told, after each
+        evaluation, its number, their number, time, state, x_0.
         """
         sampler = self.sampler
         sigmas = self.levels[first:]
@@ -417,11 +392,6 @@ class SchedulerSampler:
     It is asked as diffusers' pipelines ask it, with one generator for each image; clipping and
     thresholding are its own, unless `clips` is set: then what the network predicts is clipped, as
     "unipc" by name does for a process that clips.
-
-    Args:
-        scheduler: The object; its timesteps are set here.
-        diffusion: The forward process, if it is known.
-        name: For messages.
     """
 
     def __init__(
@@ -527,3 +497,12 @@ def check_steps(steps: int, most: int) -> None:
     """Refuse a number of steps that the chain does not have."""
     if not 1 <= steps <= most:
         raise UserError(f"{steps} sampling steps: give 1 to {most}")
+
+
+Sampler = LinearSampler | SolverSampler | SchedulerSampler
+"""What `sample` takes; `clip`: predicted images are kept in [-1, 1], for self-conditioning.
+
+Its `plan` of so many steps has `times` that the network is told, `initial_std` of the noise,
+`order` (a job may begin at every order-th evaluation), `begin(index, images, noise)`, and either
+`model_input(index, x)` and `step(index, x, prediction, draw)`, or `solve`.
+"""

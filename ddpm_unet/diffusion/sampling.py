@@ -22,8 +22,7 @@ class StepInfo(NamedTuple):
     """What a callback sees of one step.
 
     Args:
-        step: Number of the step, 0 to steps - 1.
-        steps: Number of steps (of network evaluations, for a second-order sampler).
+        step, steps: Number of the step from 0, and of all (for a second-order sampler evaluations).
         t: Time that the network saw.
         x: The state after the step, `[B, C, ...]`; later steps may overwrite it.
         x0: The image predicted in the step, `[B, C, ...]`.
@@ -37,13 +36,9 @@ class StepInfo(NamedTuple):
 
 
 class Trajectory:
-    """A callback that keeps the predicted images of a few steps, evenly spaced.
+    """A callback that keeps, in `images`, the predicted `[B, C, ...]` of `count` steps.
 
-    Args:
-        count: How many to keep, the last step's among them.
-
-    Attributes:
-        images: Of each, `[B, C, ...]`, as the loop goes on.
+    They are evenly spaced, the last step's among them.
     """
 
     def __init__(self, count: int) -> None:
@@ -117,11 +112,7 @@ class Noise:
 
 
 def timesteps(sampler: Any, steps: int) -> Tensor:
-    """The times that a `Sampler` tells the network in so many steps, one after the other.
-
-    Raises:
-        UserError: A number of steps that it cannot take.
-    """
+    """The times that a `Sampler` tells the network in so many steps, one after the other."""
     return torch.tensor(sampler.plan(steps, None, []).times)
 
 
@@ -184,10 +175,7 @@ def sample(
     """
     if not 0 < strength <= 1:
         raise UserError(f"strength {strength:g}: give a share of the steps, above 0 and up to 1")
-    if not hasattr(sampler, "plan"):
-        if diffusion is None and not hasattr(sampler, "step"):
-            raise UserError(f"sampler {sampler!r}: give diffusion, the forward process, too")
-        sampler = make_sampler(sampler, diffusion)
+    sampler = make_sampler(sampler, diffusion)
     with torch.inference_mode():
         on_cpu = torch.device(device).type == "cpu" and not counter_noise
         noise = (Noise if on_cpu else CounterNoise)(seed, indices, shape, device)

@@ -44,15 +44,8 @@ def churn(
 ) -> Tensor:
     """Heun's method with noise added before each step (Karras 2022, algorithm 2).
 
-    Args:
-        denoise: See the module, like the three after it.
-        x: The noise that it begins with.
-        sigmas: The noise levels.
-        noise: Draws noise.
-        s_churn: How much noise is added, over all steps; the defaults are those of table 5.
-        s_min: The lowest level at which any is.
-        s_max: The highest.
-        s_noise: Its standard deviation, over that which keeps the level.
+    `s_churn` is how much over all steps, at levels from s_min to s_max, of s_noise times the
+    standard deviation that keeps the level; the defaults are those of table 5.
     """
     gamma = min(s_churn / (len(sigmas) - 1), math.sqrt(2) - 1)
     for sigma, following in pairwise(sigmas.tolist()):

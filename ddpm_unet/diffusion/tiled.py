@@ -24,8 +24,7 @@ def tiled(
     Args:
         network: `(x [B, C, tile, tile], t [B], **cond) -> prediction`; cond that are
             images `[B, C, H, W]` are cut alike.
-        tile: Side of the windows, pixels.
-        overlap: Pixels that neighbours share, 0 to tile - 1.
+        tile, overlap: Side of the windows, and pixels that neighbours share, 0 to tile - 1.
         periodic: The image continues on the other side, so that it tiles the plane; otherwise it
             is mirrored at its border.
         batch: Windows at a time.

@@ -93,26 +93,15 @@ def prior_bits(diffusion: GaussianDiffusion, images: Tensor) -> Tensor:
 
 
 def gaussian_divergence(offset: Tensor, log_first: Tensor, log_second: Tensor) -> Tensor:
-    """KL divergence, in nats, of a Gaussian from a second one.
-
-    Args:
-        offset: Difference of their means.
-        log_first: Logarithm of the first one's variance.
-        log_second: Logarithm of the second one's variance.
-    """
+    """KL divergence, in nats, of a Gaussian from a second one, `offset` between their means."""
     wider = log_second - log_first
     return 0.5 * (wider + torch.expm1(-wider) + offset.square() * torch.exp(-log_second))
 
 
 def log_level_probability(images: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Logarithm of a Gaussian's probability of a level (Ho 2020, eq. 13).
+    """Logarithm of a Gaussian's probability of levels in [-1, 1] (Ho 2020, eq. 13).
 
-    That is, of the interval around it; the first and the last level have all that lies beyond.
-
-    Args:
-        images: Levels, in [-1, 1].
-        mean: The Gaussian's.
-        log_variance: The Gaussian's.
+    That is, of the interval around each; the first and the last have all that lies beyond.
     """
     half = 1 / (LEVELS - 1)
     scale = torch.exp(-0.5 * log_variance)

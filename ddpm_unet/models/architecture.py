@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ddpm_unet.config import UNetConfig
@@ -49,8 +49,10 @@ class Level:
 def down_levels(config: UNetConfig) -> list[Level]:
     """The encoder's levels, from fine to coarse."""
     return [
-        replace(
-            _level(config, i, _attention(block)),
+        _level(
+            config,
+            i,
+            _attention(block),
             layers=_at_level(config.layers_per_block, i),
             resnet_resampling=_resnet_resampling(block, config.downsample_type),
         )
@@ -62,17 +64,17 @@ def up_levels(config: UNetConfig) -> list[Level]:
     """The decoder's levels, from coarse to fine."""
     levels = []
     for j, block in enumerate(config.up_block_types):
-        i = len(config.up_block_types) - 1 - j
-        kind = _attention(block)
-        # For self-attention in conditional networks diffusers reads it from fine to coarse.
-        heads_of = j if kind == "self" and config.conditional else i
-        levels.append(
-            replace(
-                _level(config, i, kind, heads_of),
-                layers=_at_level(config.layers_per_block, i) + 1,
-                resnet_resampling=_resnet_resampling(block, config.upsample_type),
-            )
+        i, kind = len(config.up_block_types) - 1 - j, _attention(block)
+        level = _level(
+            config,
+            i,
+            kind,
+            # For self-attention in conditional networks diffusers reads it from fine to coarse.
+            heads_of=j if kind == "self" and config.conditional else i,
+            layers=_at_level(config.layers_per_block, i) + 1,
+            resnet_resampling=_resnet_resampling(block, config.upsample_type),
         )
+        levels.append(level)
     return levels
 
 
@@ -82,14 +84,13 @@ def mid_level(config: UNetConfig) -> Level | None:
     if config.mid_block_type is None:
         return None
     if config.mid_block_type == "UNetMidBlock2DCrossAttn":
-        return replace(_level(config, last, "cross"), layers=2, only_cross_attention=False)
+        return _level(config, last, "cross", layers=2, only_cross_attention=False)
     if config.conditional:  # diffusers' UNet2DConditionModel builds a lone residual block
         return _level(config, last, None)
     groups = config.attn_norm_num_groups
     if groups is None and config.resnet_time_scale_shift == "default":
         groups = config.norm_num_groups
-    kind: AttentionKind = "self" if config.add_attention else None
-    return replace(_level(config, last, kind), layers=2, groups=groups)
+    return _level(config, last, "self" if config.add_attention else None, layers=2, groups=groups)
 
 
 def _attention(block: str) -> AttentionKind:
@@ -102,26 +103,21 @@ def _at_level(setting: Any, i: int) -> Any:
 
 
 def _level(
-    config: UNetConfig, i: int, attention: AttentionKind, heads_of: int | None = None
+    config: UNetConfig, i: int, attention: AttentionKind, heads_of: int | None = None, **own: Any
 ) -> Level:
+    """Level `i`, whose heads are those of level `heads_of`, with settings of its `own`."""
     channels = config.block_out_channels[i]
     setting = _at_level(config.attention_head_dim, i if heads_of is None else heads_of)
-    if attention == "cross":
-        heads, head_dim = setting, channels // setting
-    else:
-        head_dim = setting or channels
-        heads = channels // head_dim
-    return Level(
-        channels=channels,
-        layers=1,
-        attention=attention,
-        heads=heads,
-        head_dim=head_dim,
-        groups=config.norm_num_groups,
-        transformer_layers=_at_level(config.transformer_layers_per_block, i),
-        context_channels=_at_level(config.cross_attention_dim, i),
-        only_cross_attention=_at_level(config.only_cross_attention, i),
-    )
+    head_dim = channels // setting if attention == "cross" else setting or channels
+    usual: dict[str, Any] = {
+        "layers": 1,
+        "heads": setting if attention == "cross" else channels // head_dim,
+        "groups": config.norm_num_groups,
+        "transformer_layers": _at_level(config.transformer_layers_per_block, i),
+        "context_channels": _at_level(config.cross_attention_dim, i),
+        "only_cross_attention": _at_level(config.only_cross_attention, i),
+    }
+    return Level(channels=channels, attention=attention, head_dim=head_dim, **usual | own)
 
 
 def _resnet_resampling(block: str, setting: str) -> bool:
@@ -129,12 +125,7 @@ def _resnet_resampling(block: str, setting: str) -> bool:
 
 
 def check(config: UNetConfig, down_blocks: Iterable[str], up_blocks: Iterable[str]) -> None:
-    """Refuse a configuration that makes no network, or none that diffusers could read.
-
-    Args:
-        config: The configuration.
-        down_blocks: Types of blocks that the encoder may have.
-        up_blocks: Types of blocks that the decoder may have.
+    """Refuse a configuration that makes no network of these blocks, or none for diffusers to read.
 
     Raises:
         UserError: Names the setting and the cure.

@@ -2,7 +2,7 @@
 
     StableDiffusionPipeline.from_pretrained(folder, unet=AsDiffusers(unet))
 
-It takes part as it is, with its speed. A pipeline saved with it is read by diffusers alone.
+A pipeline saved with it is read by diffusers alone.
 """
 
 from __future__ import annotations
@@ -28,14 +28,7 @@ class Prediction(BaseOutput):
 
 
 class AsDiffusers(ModelMixin):
-    """Called as diffusers calls its UNet2DModel and UNet2DConditionModel.
-
-    Attributes:
-        config: The settings by diffusers' names, as attributes.
-
-    Args:
-        unet: The network that does the work.
-    """
+    """Called as diffusers calls its UNet2DModel and UNet2DConditionModel, with their `config`."""
 
     _supports_gradient_checkpointing = True
 
@@ -58,19 +51,10 @@ class AsDiffusers(ModelMixin):
         return_dict: bool = True,
         **others: Any,
     ) -> Prediction | tuple[Tensor]:
-        """The prediction.
-
-        Args:
-            sample: `x` of `UNet.forward`.
-            timestep: Its `t`.
-            encoder_hidden_states: Its `context`.
-            class_labels: As there.
-            encoder_attention_mask: Its `context_mask`.
-            return_dict: A `Prediction`, not a tuple.
-            others: What other networks of diffusers take, such as the outputs of a ControlNet.
+        """`UNet.forward` by diffusers' names; a `Prediction`, or a tuple without `return_dict`.
 
         Raises:
-            ValueError: One of `others` is not None.
+            ValueError: One of `others`, such as the outputs of a ControlNet, is not None.
         """
         for name, value in others.items():
             if value is not None:
@@ -80,12 +64,12 @@ class AsDiffusers(ModelMixin):
         )
         return Prediction(sample=output) if return_dict else (output,)
 
-    def save_pretrained(self, save_directory: str | PathLike[str], **options: Any) -> None:
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | PathLike[str], **options: Any
+    ) -> None:
         """Write a folder that diffusers' own network and `UNet` read; see `UNet.save_pretrained`.
 
-        Args:
-            save_directory: Made if missing.
-            options: Ignored but for `variant` and `push_to_hub`, which are refused.
+        Of the options `variant` and `push_to_hub` are refused, the others ignored.
         """
         for name in ("variant", "push_to_hub"):
             if options.get(name):

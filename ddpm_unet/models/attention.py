@@ -17,8 +17,7 @@ class Attention(nn.Module):
 
     Args:
         channels: Channels of the queries' source and of the output.
-        heads: Number of heads.
-        head_dim: Channels of a head.
+        heads, head_dim: Number of heads, and channels of a head.
         context_channels: Channels of the source of keys and values, by default `channels`.
         bias: Biases of the three input projections.
         group_norm: A normalisation for the caller to apply, first in the order of parameters.
@@ -46,15 +45,10 @@ class Attention(nn.Module):
     def forward(
         self, tokens: Tensor, context: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
-        """Attend from `tokens` to `context`, by default to themselves.
+        """Attend from tokens `[B, N, channels]` to a context, or to themselves if it is None.
 
-        Args:
-            tokens: `[B, N, channels]`.
-            context: `[B, L, context_channels]`.
-            bias: Added to the logits, broadcast to `[B, heads, N, L]`.
-
-        Returns:
-            `[B, N, channels]`.
+        `context` is `[B, L, context_channels]`; `bias` is added to the logits, broadcast to
+        `[B, heads, N, L]`. Returns `[B, N, channels]`.
         """
         source = tokens if context is None else context
         q, k, v = self.to_q(tokens), self.to_k(source), self.to_v(source)
@@ -74,11 +68,7 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     """Attention of all pixels to each other, added to the input (Ho 2020).
 
-    Args:
-        channels: Channels in and out.
-        heads, head_dim: Number of heads, and channels of a head.
-        groups, eps: Of the normalisation; no groups, no normalisation.
-        output_scale: Divisor of the sum.
+    `groups` and `eps` are the normalisation's (no groups: none); `output_scale` divides the sum.
     """
 
     def __init__(
@@ -141,14 +131,10 @@ class TransformerBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        heads: int,
-        head_dim: int,
-        context_channels: int,
-        only_cross_attention: bool,
+        self, channels: int, heads: int, context_channels: int, only_cross_attention: bool
     ) -> None:
         super().__init__()
+        head_dim = channels // heads
         first = context_channels if only_cross_attention else None
         self.norm1 = nn.LayerNorm(channels)
         self.attn1 = Attention(channels, heads, head_dim, first, bias=False)
@@ -169,13 +155,8 @@ class TransformerBlock(nn.Module):
 class Transformer(nn.Module):
     """Transformer blocks over the pixels, added to the input (Rombach 2022).
 
-    Args:
-        dims: 2 or 3.
-        channels, context_channels: Channels in and out, and of the context.
-        heads, layers: Number of heads, and of transformer blocks.
-        groups: Groups of the normalisation.
-        linear: Linear instead of 1x1 convolution into and out of the blocks.
-        only_cross_attention: See `TransformerBlock`.
+    With `linear` the projections into and out of the blocks are linear layers, not 1x1
+    convolutions; `only_cross_attention` is that of `TransformerBlock`.
     """
 
     def __init__(
@@ -191,29 +172,22 @@ class Transformer(nn.Module):
         only_cross_attention: bool = False,
     ) -> None:
         super().__init__()
-        head_dim = channels // heads
-        inner = heads * head_dim
+        inner = heads * (channels // heads)
         self.linear = linear
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         project = nn.Linear if linear else partial(convolution, dims, kernel=1, padding=0)
         self.proj_in = project(channels, inner)
         proj_out = zeroed(project(inner, channels))
         self.transformer_blocks = nn.ModuleList(
-            TransformerBlock(inner, heads, head_dim, context_channels, only_cross_attention)
+            TransformerBlock(inner, heads, context_channels, only_cross_attention)
             for _ in range(layers)
         )
         self.proj_out = proj_out  # after the blocks, as in diffusers
 
     def forward(self, x: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Add to the pixels what they find in each other and in the context.
+        """`[B, C, *space]` to the same, by a context `[B, L, context_channels]`.
 
-        Args:
-            x: `[B, C, *space]`.
-            context: `[B, L, context_channels]`.
-            bias: Added to the logits over the context, `[B, 1, 1, L]`.
-
-        Returns:
-            `[B, C, *space]`.
+        `bias` is added to the logits over the context, `[B, 1, 1, L]`.
         """
         h = self.norm(x)
         if not self.linear:
@@ -226,6 +200,4 @@ class Transformer(nn.Module):
         if self.linear:
             tokens = self.proj_out(tokens)
         h = tokens.transpose(1, 2).reshape(x.shape[0], -1, *x.shape[2:])
-        if not self.linear:
-            h = self.proj_out(h)
-        return x + h
+        return x + (h if self.linear else self.proj_out(h))

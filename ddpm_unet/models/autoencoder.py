@@ -12,14 +12,8 @@ from torch import Tensor
 
 from ddpm_unet.config.reading import read_json
 from ddpm_unet.errors import UserError
-from ddpm_unet.models.pretrained import (
-    CONFIG,
-    WEIGHTS,
-    check_weights,
-    read_weights,
-    write_weights,
-)
-from ddpm_unet.replace import replace_json
+from ddpm_unet.files import replace_json
+from ddpm_unet.models.pretrained import CONFIG, WEIGHTS, check_weights, read_weights, write_weights
 
 PLACES = ("vae", "vqvae")
 """Where diffusers' pipelines have their autoencoder."""
@@ -29,16 +23,10 @@ PIXELS = 2**19
 
 
 class Autoencoder:
-    """Images `[B, channels, H, W]` in [-1, 1], and latents `[B, C, H / factor, W / factor]`.
+    """Images `[B, channels, H, W]` in [-1, 1], and latents `[B, latent_channels, H / factor, ...]`.
 
     Latents are given in the scale that denoisers see: (z - shift_factor) * scaling_factor. It
     computes in float32, whatever the precision around it.
-
-    Attributes:
-        folder: Where it was read.
-        channels: Of the images.
-        latent_channels: Of the latents.
-        factor: Pixels of a latent's side.
 
     Args:
         folder: Of an AutoencoderKL, or of a pipeline that has one.
@@ -80,8 +68,7 @@ class Autoencoder:
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean, which is the mode, and standard deviation of the latents, `float32 [B, C, h, w]`.
 
-        Args:
-            images: On the autoencoder's device; sides are multiples of `factor`.
+        The images are on its device, with sides that are multiples of `factor`.
         """
 
         def encode(part: Tensor) -> Tensor:
@@ -140,11 +127,7 @@ def _in_parts(function: Callable[[Tensor], Tensor], batch: Tensor, pixels: int) 
 
 
 def autoencoder_folder(folder: Path) -> Path:
-    """The folder itself, or that of the autoencoder of a pipeline in it.
-
-    Raises:
-        UserError: There is no such folder, or no config.json in it.
-    """
+    """The folder itself, or that of the autoencoder of a pipeline in it."""
     for candidate in (folder, *(folder / place for place in PLACES)):
         if (candidate / CONFIG).is_file():
             return candidate

@@ -33,16 +33,10 @@ class Backbone(nn.Module):
 
     One that halves at once has nothing else than the image at the finest level. Grey images are
     repeated to three channels, and sizes that cannot be halved so often are continued at the far
-    borders.
-
-    Attributes:
-        widths: Channels of every level's activations.
-
-    Args:
-        config: `encoder` names the network, `depth` counts the levels.
+    borders. `widths` are the channels of every level's activations.
 
     Raises:
-        UserError: There is no such network, or it has no such levels.
+        UserError: There is no network `config.encoder`, or it has not `config.depth` levels.
     """
 
     def __init__(self, config: ClassicConfig) -> None:
@@ -70,10 +64,7 @@ class Backbone(nn.Module):
         return [activations[str(level)] for level in range(len(self.widths))]
 
     def load(self, weights: str) -> None:
-        """Take over trained weights.
-
-        Args:
-            weights: "imagenet", torchvision's own, or a safetensors file with torchvision's names.
+        """Take over weights: "imagenet", or a safetensors file with torchvision's names.
 
         Raises:
             UserError: They cannot be had, or are another network's; names the cure.
@@ -108,11 +99,11 @@ def levels(name: str, depth: int) -> tuple[nn.Module, list[int]]:
     """A torchvision network that gives what it last has of each size, freshly initialised.
 
     An activation counts if every path from the image to what follows leads through it, so that no
-    skip connection of a residual block goes past it.
+    skip connection of a residual block goes past it. What comes after the last is left out.
 
     Returns:
         The network, from images to `{"0": activations, "1": ..., ...}` of `depth` levels, finest
-        first, and their channels. What comes after them is left out.
+        first, and their channels.
 
     Raises:
         UserError: torchvision has no such network, or it has not so many levels.

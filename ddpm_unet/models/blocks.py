@@ -1,11 +1,9 @@
 """The encoder's, middle and decoder's blocks: residual blocks and attention at one resolution.
 
-A block of one's own takes part under a name of one's own:
-
     DOWN_BLOCKS["MyDownBlock2D"] = MyDownBlock      # constructed and called like `DownBlock`
     UNet(down_block_types=("MyDownBlock2D", "AttnDownBlock2D"), ...)
 
-or replaces a part of a network that is made: `unet.mid_block = MyMiddle()`, which is called as
+A part of a network that is made is replaced: `unet.mid_block = MyMiddle()`, called as
 `mid_block(x, cond)`.
 """
 
@@ -73,14 +71,7 @@ class Block(nn.Module):
 
 
 class DownBlock(Block):
-    """One level of the encoder.
-
-    Args:
-        config: Settings of the whole network.
-        level: What the block consists of.
-        in_channels: Channels of its input.
-        last: It is the coarsest level, and does not halve the resolution.
-    """
+    """One level of the encoder; the `last`, coarsest, does not halve the resolution."""
 
     def __init__(self, config: UNetConfig, level: Level, in_channels: int, last: bool) -> None:
         inputs = [in_channels] + [level.channels] * (level.layers - 1)
@@ -120,24 +111,15 @@ class MidBlock(Block):
 
 
 class UpBlock(Block):
-    """One level of the decoder.
+    """One level of the decoder; the `last`, finest, does not double the resolution.
 
-    Args:
-        config: Settings of the whole network.
-        level: What the block consists of.
-        in_channels: Channels of its input.
-        skip_channels: Channels of the encoder's outputs that it reads, one per layer.
-        last: It is the finest level, and does not double the resolution.
+    It reads encoder outputs of `skip_channels`, one a layer.
     """
 
     def __init__(
-        self,
-        config: UNetConfig,
-        level: Level,
-        in_channels: int,
-        skip_channels: Sequence[int],
+        self, config: UNetConfig, level: Level, in_channels: int, skip_channels: Sequence[int],
         last: bool,
-    ) -> None:
+    ) -> None:  # fmt: skip
         inputs = [in_channels] + [level.channels] * (level.layers - 1)
         inputs = [x + skip for x, skip in zip(inputs, skip_channels, strict=True)]
         super().__init__(config, level, inputs, attentions=level.layers)
@@ -150,24 +132,17 @@ class UpBlock(Block):
             )
 
     def forward(
-        self,
-        x: Tensor,
-        skips: Sequence[Tensor],
-        cond: Cond,
-        size: Sequence[int] | None,
+        self, x: Tensor, skips: Sequence[Tensor], cond: Cond, size: Sequence[int] | None,
         seen: list[Tensor] | None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Join the encoder's outputs to `x`, one per layer, and enlarge the result.
 
         Args:
             x: `[B, in_channels, *space]`.
-            skips: The encoder's outputs, `[B, skip_channels[i], *space]` for layer i.
+            skips: `[B, skip_channels[i], *space]` for layer i.
             cond: Conditioning.
             size: Spatial size of the next level; None for the last block.
             seen: If given, the output of every layer is appended.
-
-        Returns:
-            `[B, C, *size]`.
         """
         for i, skip in enumerate(skips):
             x = self.layer(i, x, cond, skip)
@@ -190,26 +165,27 @@ def residual_block(
     config: UNetConfig, in_channels: int, out_channels: int, **options: Any
 ) -> ResidualBlock:
     """A residual block with the network's settings; `options` are the block's own."""
-    settings: dict[str, Any] = {
-        "groups": config.norm_num_groups,
-        "eps": config.norm_eps,
-        "act": config.act_fn,
-        "dropout": config.dropout,
-        "scale_shift": config.resnet_time_scale_shift == "scale_shift",
-    }
-    emb_channels = 4 * config.block_out_channels[0]
     return ResidualBlock(
-        config.dims, in_channels, out_channels, emb_channels, **settings, **options
+        config.dims,
+        in_channels,
+        out_channels,
+        emb_channels=4 * config.block_out_channels[0],
+        groups=config.norm_num_groups,
+        eps=config.norm_eps,
+        act=config.act_fn,
+        dropout=config.dropout,
+        scale_shift=config.resnet_time_scale_shift == "scale_shift",
+        **options,
     )
 
 
 def attention(config: UNetConfig, level: Level, output_scale: float) -> SelfAttention | Transformer:
     """The attention of a level that has one."""
     if level.attention == "self":
-        own: dict[str, Any] = {"eps": config.norm_eps, "output_scale": output_scale}
+        options: dict[str, Any] = {"eps": config.norm_eps, "output_scale": output_scale}
         heads = level.heads, level.head_dim
-        return SelfAttention(level.channels, *heads, groups=level.groups, **own)
+        return SelfAttention(level.channels, *heads, groups=level.groups, **options)
     sizes = level.channels, level.heads, level.transformer_layers, level.context_channels
-    only, linear = level.only_cross_attention, config.use_linear_projection
-    groups = config.norm_num_groups
-    return Transformer(config.dims, *sizes, groups=groups, linear=linear, only_cross_attention=only)
+    options = {"linear": config.use_linear_projection, "groups": config.norm_num_groups}
+    options["only_cross_attention"] = level.only_cross_attention
+    return Transformer(config.dims, *sizes, **options)

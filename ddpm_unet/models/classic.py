@@ -46,15 +46,10 @@ class ClassicUNet(Pretrained):
     release). `padding="same", norm="batch", dropout=0` is milesial's Pytorch-UNet.
 
     Attributes:
-        in_channels: Channels of the images.
         margin: Pixels lost on every side, 0 with padding "same".
         step: Input sizes that fit are `valid_size(1)` and a multiple of `step`. Without padding, a
             tile whose origin is a multiple of `step` gives what one pass over the whole image
             gives there; with another origin the pooling falls on other pixels.
-
-    Args:
-        config: The architecture; by default that of `ClassicConfig`.
-        settings: Settings of it by keyword.
 
     Raises:
         UserError: The settings make no network; names the setting and the cure.
@@ -124,10 +119,7 @@ class ClassicUNet(Pretrained):
         return next(n for n in count(max(at_least, 1)) if self._output_size(n))
 
     def load_encoder(self, weights: str) -> None:
-        """Take over trained weights of an encoder of torchvision.
-
-        Args:
-            weights: "imagenet", or a safetensors file with torchvision's names.
+        """Take over weights of torchvision's encoder: "imagenet", or a safetensors file.
 
         Raises:
             UserError: The encoder is not torchvision's, or there are no such weights.
@@ -149,10 +141,7 @@ class ClassicUNet(Pretrained):
                 part.checkpointing = enabled
 
     def pruned(self, depth: int) -> ClassicUNet:
-        """The U-Net++ of fewer levels that is part of this one (Zhou 2018, figure 1c).
-
-        Returns:
-            A network of its own, in evaluation mode, with a copy of the weights.
+        """The U-Net++ of fewer levels that is part of this one (Zhou 2018, figure 1c), as a copy.
 
         Raises:
             UserError: It is no U-Net++ trained under deep supervision, or has not so many levels.
@@ -186,11 +175,7 @@ class ClassicUNet(Pretrained):
 
 
 def check_classes(config: ClassicConfig | HeadConfig) -> None:
-    """Refuse settings out of bounds, and names or colours that are not one per class.
-
-    Raises:
-        UserError: Names the setting and the cure.
-    """
+    """Refuse settings out of bounds, and names or colours that are not one per class."""
     check_settings(config)
     for name in ("class_names", "class_colors"):
         entries = getattr(config, name)
@@ -202,11 +187,7 @@ def check_classes(config: ClassicConfig | HeadConfig) -> None:
 
 
 def _check_parts(config: ClassicConfig) -> None:
-    """Refuse parts that do not go together.
-
-    Raises:
-        UserError: Names the setting and the cure.
-    """
+    """Refuse parts that do not go together."""
     least = 3 if config.decoder == "fcn" else 2
     if config.depth < least:
         raise UserError(f"depth is {config.depth}; take at least {least}")

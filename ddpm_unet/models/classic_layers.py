@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from math import prod, sqrt
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +18,7 @@ from ddpm_unet.models.layers import convolution
 
 
 class Recomputing(nn.Module):
-    """A module that runs its blocks by `run`.
-
-    Attributes:
-        checkpointing: Whether the backward pass computes the blocks' activations again.
-    """
+    """A module that runs its blocks by `run`; with `checkpointing` activations are not kept."""
 
     checkpointing = False
 
@@ -32,13 +26,12 @@ class Recomputing(nn.Module):
         """The block's output."""
         if not (self.checkpointing and torch.is_grad_enabled()):
             return block(*inputs)
-        contexts = partial(_recomputing, block)
-        return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
-
-
-def _recomputing(block: nn.Module) -> tuple[AbstractContextManager[Any], Any]:
-    """Contexts of the first and the second forward pass of a checkpointed block."""
-    return nullcontext(), _spare_statistics(block)
+        return checkpoint(
+            block,
+            *inputs,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), _spare_statistics(block)),
+        )
 
 
 @contextmanager
@@ -70,10 +63,7 @@ class ConvBlock(nn.Sequential):
 
 
 class Pool(nn.Module):
-    """Maxima of `factor` x `factor` (x `factor`) pixels.
-
-    A rest at the far sides is pooled alone; the decoder crops it again.
-    """
+    """Maxima of `factor` pixels in each direction; a rest at the far sides is pooled alone."""
 
     def __init__(self, factor: int = 2) -> None:
         super().__init__()
@@ -88,12 +78,8 @@ class Pool(nn.Module):
 class Up(nn.Module):
     """Double the size, join with activations of that size, convolve twice.
 
-    Args:
-        config: How the size is doubled and the activations are joined.
-        channels: Of what is doubled.
-        skips: Channels of each activation that it is joined with.
-        width: Channels of the level.
-        out: Channels of the result, where they are not those of the level.
+    From `channels` and `skips` of each activation to `out` channels, by default those of the
+    level, `width`.
     """
 
     def __init__(
@@ -140,8 +126,7 @@ class Interpolate(nn.Module):
 class ContractingPath(Recomputing):
     """Two 3x3 convolutions a level, 2x2 max pooling between levels (Ronneberger 2015).
 
-    Attributes:
-        widths: Channels of every level's activations.
+    `widths` are the channels of every level's activations.
     """
 
     def __init__(self, config: ClassicConfig) -> None:

@@ -36,11 +36,7 @@ TOLERANCE = 1e-4
 
 
 def load(folder: Path) -> Network:
-    """The denoiser or segmenter of a folder.
-
-    Raises:
-        UserError: There is none.
-    """
+    """The denoiser or segmenter of a folder."""
     if (folder / CONFIG).is_file() and class_name(folder) in ("Segmenter", "ClassicUNet"):
         return load_segmentation_model(folder)
     return UNet.from_pretrained(folder)

@@ -42,19 +42,14 @@ def zeroed(layer: Layer) -> Layer:
 
 
 def sinusoids(t: Tensor, channels: int, *, flip_sin_to_cos: bool, freq_shift: int) -> Tensor:
-    """Sines and cosines of `t` at geometric frequencies from 1 down to 1/10000.
+    """Sines and cosines of time steps `t [B]` at geometric frequencies from 1 down to 1/10000.
 
-    Vaswani 2017, section 3.5; Ho 2020 with `freq_shift` 1.
-
-    Args:
-        t: Time steps `[B]`, possibly fractional.
-        channels: Length of the embedding; an odd one ends in a zero.
-        flip_sin_to_cos: Cosines first.
-        freq_shift: 1 makes the last frequency exactly 1/10000.
+    Vaswani 2017, section 3.5; Ho 2020 with `freq_shift` 1, which makes the last frequency exactly
+    1/10000. An odd number of channels ends in a zero; `flip_sin_to_cos` puts cosines first.
 
     Returns:
-        `float32 [B, channels]`, in this precision whatever that of the network: so does
-        diffusers, and in half precision neighbouring steps would be the same.
+        `float32 [B, channels]`, whatever the precision of the network: so does diffusers, and in
+        half precision neighbouring steps would be the same.
     """
     half = channels // 2
     exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device)
@@ -88,12 +83,9 @@ class NormAct(nn.GroupNorm):
     def forward(
         self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
     ) -> Tensor:
-        """`act(norm(x) * (1 + scale) + shift)`.
+        """`act(norm(x) * (1 + scale) + shift)` of `x [B, C, *space]`.
 
-        Args:
-            x: `[B, C, *space]`.
-            scale: `[B or 1, C, *ones]`, or None for no modulation.
-            shift: Like `scale`.
+        Scale and shift are `[B or 1, C, *ones]`, or None for no modulation.
         """
         x = super().forward(x)
         if scale is not None and shift is not None:
@@ -126,10 +118,7 @@ class Downsample(nn.Module):
         self.pads_far_side = padding == 0
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        """`[B, C, *space]` to half of each size, rounded down (`padding` 0) or up, at least 1.
-
-        Called like a residual block, whose time embedding it does not use.
-        """
+        """`[B, C, *space]` to half of each size, rounded down (`padding` 0) or up, at least 1."""
         return self.conv(pad_far_side(x) if self.pads_far_side else x)
 
 
@@ -152,8 +141,7 @@ class ResidualBlock(nn.Module):
 
     Args:
         dims: 2 or 3.
-        in_channels, out_channels: Channels in and out.
-        emb_channels: Length of the time embedding.
+        in_channels, out_channels, emb_channels: Channels in and out, and of the time embedding.
         groups, eps: Of both normalisations.
         act: Activation.
         dropout: Probability, before the second convolution.
@@ -192,15 +180,9 @@ class ResidualBlock(nn.Module):
         self.scale_shift, self.output_scale, self.down = scale_shift, output_scale, down
 
     def forward(self, x: Tensor, emb: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        """Add to `x` what the block makes of it.
+        """`[B, in_channels, *space]` to `[B, out_channels, *space]`, with `space` halved by `down`.
 
-        Args:
-            x: `[B, in_channels, *space]`.
-            emb: Time embedding `[B or 1, emb_channels]`, already activated.
-            size: Spatial size to enlarge to, if any.
-
-        Returns:
-            `[B, out_channels, *space]`, with `space` halved by `down` or enlarged to `size`.
+        Or enlarged to `size`, if any. The embedding `[B or 1, emb_channels]` is activated already.
         """
         shortcut = self.resampled(x, size)
         if self.conv_shortcut is not None:

@@ -26,12 +26,11 @@ from ddpm_unet.randomness import normal, on_device
 class PixelHead(nn.Module):
     """Classify every pixel by the activations of all levels and noise levels at its place.
 
-    The published code enlarges thousands of channels to the image's size and keeps them for all
-    images, about 210 GB for 50 of 256 x 256. The first layer is linear, as is the enlargement,
-    so here each activation passes its part of the first layer at its own size, one activation
-    after the other, and only the sum is ever as large as the image: the same function. A training
-    step on 256 x 256 pixels with the 114M-parameter LSUN network, all 18 layers at 3 noise levels,
-    takes 1.9 GB, weights included.
+    The published code enlarges thousands of channels to the image's size and keeps them, about
+    210 GB for 50 images of 256 x 256. The first layer is linear, as is the enlargement, so here
+    each activation passes its part of the first layer at its own size, one after the other, and
+    only the sum is ever as large as the image: the same function. A training step on 256 x 256
+    pixels with the 114M-parameter LSUN network, all 18 layers at 3 noise levels, takes 1.9 GB.
 
     Args:
         channels: Channels of each activation, in the order they come.
@@ -59,15 +58,9 @@ class PixelHead(nn.Module):
         )
 
     def forward(self, activations: Iterable[Tensor], size: Sequence[int]) -> Tensor:
-        """Scores of every class at every pixel.
+        """Logits `[B, num_classes, *size]` of activations `[B, channels[i], h_i, w_i]`.
 
-        Args:
-            activations: One `[B, channels[i], h_i, w_i]` after the other; each is dropped before
-                the next is asked for.
-            size: Height and width (and depth) of the result.
-
-        Returns:
-            Logits `[B, num_classes, *size]`.
+        Each is dropped before the next is asked for.
         """
         convolve = F.conv2d if len(size) == 2 else F.conv3d
         parts = self.first.weight.split(self.channels, dim=1)
@@ -82,8 +75,7 @@ def pixel_head(config: HeadConfig, unet: UNetConfig) -> PixelHead:
     """The head that fits `activations` of such a U-Net.
 
     Raises:
-        UserError: The settings name no timestep, layers that there are not, or not one alpha a
-            timestep.
+        UserError: No timestep, layers that there are not, or not one alpha a timestep.
     """
     if not config.feature_timesteps:
         raise UserError("feature_timesteps is empty; give at least one noise level")
@@ -107,17 +99,10 @@ def pixel_head(config: HeadConfig, unet: UNetConfig) -> PixelHead:
 def activations(
     unet: UNet, config: HeadConfig, images: Tensor, cond: Sequence[Tensor | None]
 ) -> Iterator[Tensor]:
-    """What the decoder's layers say of the images at one noise level after the other.
+    """What the decoder's layers say of `images [B, C, *space]` at one noise level after the other.
 
-    Args:
-        unet: The denoiser.
-        config: Timesteps, their alphas, layers and the seed of the noise, which is the same for
-            every image and noise level.
-        images: `[B, C, *space]` in [-1, 1].
-        cond: The U-Net's context, class labels and context mask.
-
-    Yields:
-        `[B, c_i, *space_i]`, for every timestep from the coarsest layer to the finest.
+    `cond` is the U-Net's context, class labels and context mask. The noise is the same for every
+    image and noise level. Yields `[B, c_i, *space_i]`, per timestep from coarse to fine.
     """
     noise = _noise(config.feature_seed, images.shape[1:], images.device).to(images)
     for t, alpha in zip(config.feature_timesteps, config.feature_alphas, strict=True):

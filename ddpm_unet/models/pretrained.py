@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.config.reading import from_plain, read_json
 from ddpm_unet.errors import UserError
+from ddpm_unet.files import replace_json
 from ddpm_unet.models.architecture import CONDITIONAL_ONLY, DDPM_ONLY
-from ddpm_unet.replace import replace_json
 
 Folder = str | PathLike[str]
 Config = TypeVar("Config")
@@ -95,7 +95,7 @@ class Pretrained(nn.Module):
         Args:
             source: The model's folder; of a `UNet` also a pipeline's with the model in `unet/`, or
                 a safetensors file of another code base, see `models.convert`.
-            hints: What the tensors of such a file do not say, a `ForeignConfig`.
+            hints: What the tensors of such a file do not say, a `CheckpointHints`.
 
         Returns:
             The network in float32, on the CPU, in evaluation mode.
@@ -170,16 +170,11 @@ class Pretrained(nn.Module):
 def settings_from(
     config: Config | None, kind: type[Config], given: Mapping[str, Any], source: object
 ) -> Config:
-    """Settings given as an object, by keyword, or both.
-
-    Args:
-        config: The object, or None for the defaults.
-        kind: Its class.
-        given: What is different in it, by keyword.
-        source: What the message begins with.
+    """Settings given as an object, by keyword, or both: `given` is different in `config`.
 
     Raises:
-        UserError: An unknown keyword, with the nearest that there is, or a value of a wrong type.
+        UserError: An unknown keyword, with the nearest that there is, or a value of a wrong type;
+            the message begins with `source`.
     """
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for name in given:
@@ -219,11 +214,7 @@ def unet_config(config: UNetConfig | None, given: Mapping[str, Any]) -> UNetConf
 
 
 def _without_fixed(given: Mapping[str, Any], kind: str, source: object) -> dict[str, Any]:
-    """Settings without those that have one value only.
-
-    Raises:
-        UserError: One of these has another value.
-    """
+    """Settings without those that have one value only; refuse another one."""
     settings = {}
     for key, value in given.items():
         if key not in FIXED[kind]:
@@ -235,11 +226,7 @@ def _without_fixed(given: Mapping[str, Any], kind: str, source: object) -> dict[
 
 
 def model_folder(folder: Folder) -> Path:
-    """The folder itself, or `unet/` in it if that is where the model of a pipeline lies.
-
-    Raises:
-        UserError: There is no such folder, or no config.json in it.
-    """
+    """The folder itself, or `unet/` in it if that is where the model of a pipeline lies."""
     folder = Path(folder)
     for candidate in (folder, folder / "unet"):
         if (candidate / CONFIG).is_file():
@@ -255,22 +242,14 @@ def _no_config(folder: Path, cure: str) -> UserError:
 
 
 def class_name(folder: Folder) -> str:
-    """The `_class_name` of a model's folder.
-
-    Raises:
-        UserError: The folder has no readable config.json.
-    """
+    """The `_class_name` of a model's folder."""
     if not (Path(folder) / CONFIG).is_file():
         raise _no_config(Path(folder), "name the model folder of a run")
     return str(read_json(Path(folder) / CONFIG).get("_class_name", "model of unknown class"))
 
 
 def read_settings(folder: Folder, kind: str, settings: type[Config]) -> Config:
-    """The settings in `config.json` of a model of class `kind`.
-
-    Raises:
-        UserError: config.json is missing, unreadable, of another class, or has an unknown key.
-    """
+    """The settings in `config.json` of a model of class `kind`."""
     path, found = Path(folder) / CONFIG, class_name(folder)
     if found != kind:
         raise UserError(f"{path} is of a {found}; name the folder of a {kind}")
@@ -294,17 +273,13 @@ def read_config(folder: Folder) -> UNetConfig:
         )
     own = {key: value for key, value in given.items() if not key.startswith("_")}
     settings = _without_fixed(own, kind, path)
-    for key in settings:
-        if key not in _keys(kind):
-            raise UserError(
-                f"{path}: unknown key {key!r} of a {kind}; remove it if it means nothing"
-            )
-    config = from_plain(UNetConfig, DEFAULTS[kind] | settings, path)
-    downs, ups = (
-        tuple(block.removeprefix("UNetRes") for block in blocks)
-        for blocks in (config.down_block_types, config.up_block_types)
-    )
-    return replace(config, down_block_types=downs, up_block_types=ups)
+    for key in sorted(settings.keys() - _keys(kind)):
+        raise UserError(f"{path}: unknown key {key!r} of a {kind}; remove it if it means nothing")
+    for name in ("down_block_types", "up_block_types"):
+        blocks = settings.get(name)
+        if isinstance(blocks, list):  # diffusers 0.0.4 has UNetRes...
+            settings[name] = [str(block).removeprefix("UNetRes") for block in blocks]
+    return from_plain(UNetConfig, DEFAULTS[kind] | settings, path)
 
 
 def write_config(config: UNetConfig, folder: Folder) -> None:
@@ -361,11 +336,7 @@ def read_weights(folder: Folder) -> dict[str, Tensor]:
 
 
 def single(tensor: Tensor, name: str) -> Tensor:
-    """A copy in float32, as the file is mapped into memory and may be overwritten in place.
-
-    Raises:
-        UserError: NaN or infinite numbers in the tensor of this name.
-    """
+    """A copy in float32, as the file is mapped into memory and may be overwritten in place."""
     if not torch.isfinite(tensor).all():
         raise UserError(f"{name} is not finite; take weights of an earlier step")
     if tensor.is_floating_point():
@@ -374,11 +345,7 @@ def single(tensor: Tensor, name: str) -> Tensor:
 
 
 def read_file(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, mapped into memory.
-
-    Raises:
-        UserError: It is missing or damaged.
-    """
+    """The tensors of a safetensors file, mapped into memory."""
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddpm_unet.config import HeadConfig
+from ddpm_unet.config import HeadConfig, UNetConfig
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.classic import ClassicUNet, check_classes
 from ddpm_unet.models.layers import NormAct, convolution
@@ -22,18 +22,10 @@ FROZEN = ("frozen", "features")
 
 
 class SegmentationHead(nn.Module):
-    """From `UNet.features` to one score a class: normalisation, activation, 3x3 convolution.
+    """From `UNet.features` to one score a class, by the layers that predict the noise."""
 
-    The same three layers as the U-Net's own head, which predicts the noise.
-
-    Args:
-        unet: The network whose features it reads.
-        num_classes: Outputs per pixel.
-    """
-
-    def __init__(self, unet: UNet, num_classes: int) -> None:
+    def __init__(self, config: UNetConfig, num_classes: int) -> None:
         super().__init__()
-        config = unet.config
         channels = config.block_out_channels[0]
         self.norm = NormAct(config.norm_num_groups, channels, config.norm_eps, "silu")
         self.conv = convolution(config.dims, channels, num_classes)
@@ -51,11 +43,6 @@ class Segmenter(Pretrained):
 
     A U-Net with cross-attention that is given no context attends to one vector of zeros. Keys and
     values have no bias, so its cross-attention then adds its output bias and nothing else.
-
-    Attributes:
-        in_channels: Channels of the images.
-        margin: Pixels lost on every side: 0.
-        step: Any size fits: 1.
 
     Args:
         unet: From scratch `UNet(...)`, or a denoiser's; see `from_denoiser`.
@@ -98,7 +85,7 @@ class Segmenter(Pretrained):
         if config.transfer == "features":
             self.head = pixel_head(config, unet.config)
         else:
-            self.head = SegmentationHead(unet, config.num_classes)
+            self.head = SegmentationHead(unet.config, config.num_classes)
         unet.requires_grad_(config.transfer not in FROZEN)
         if config.transfer == "finetune":
             unet.conv_norm_out.requires_grad_(False)
@@ -148,18 +135,11 @@ class Segmenter(Pretrained):
         return (self.unet.head(features), logits) if both else logits
 
     def parameter_groups(self, lr: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
-        """Optimiser groups whose learning rate falls from the output to the input.
+        """Optimiser groups, each trained parameter once, slower from the output to the input.
 
-        Heads learn at `lr`, and every block before at `layer_decay` times the rate of the next:
-        up blocks, middle, down blocks, and at last the first convolution and the embeddings.
-        (Layer-wise decay: Howard 2018, arXiv 1801.06146, section 3.1.)
-
-        Args:
-            lr: Learning rate of the heads.
-            layer_decay: Factor per block, in (0, 1].
-
-        Returns:
-            Every trained parameter once: `{"params": [...], "lr": ...}` a stage.
+        Heads learn at `lr`, and every block before at `layer_decay`, in (0, 1], times the rate of
+        the next: up blocks, middle, down blocks, at last the first convolution and the embeddings
+        (layer-wise decay: Howard 2018, arXiv 1801.06146, section 3.1).
         """
         unet = self.unet
         heads = nn.ModuleList([self.head, unet.conv_norm_out, unet.conv_out])
@@ -276,21 +256,14 @@ class Segmenter(Pretrained):
 def load_segmentation_model(
     folder: str | PathLike[str], levels: int | None = None
 ) -> ClassicUNet | Segmenter:
-    """Read the folder of any segmentation network.
+    """The segmentation network that `save_pretrained` wrote: float32, CPU, in evaluation mode.
 
-    Args:
-        folder: What `save_pretrained` wrote.
-        levels: Of a U-Net++, use so many of the finest levels only.
-
-    Returns:
-        The network in float32, on the CPU, in evaluation mode.
+    With `levels` a U-Net++ uses so many of the finest levels only.
 
     Raises:
         UserError: The folder has no such model; names the file, field or tensor at fault.
     """
-    kinds: dict[str, type[ClassicUNet] | type[Segmenter]] = {
-        kind.__name__: kind for kind in (ClassicUNet, Segmenter)
-    }
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in (ClassicUNet, Segmenter)}
     if (Path(folder) / "model_index.json").is_file():
         raise UserError(f"{folder} is a denoiser; train a segmenter from it with --init {folder}")
     name = class_name(folder)

@@ -130,21 +130,14 @@ class UNet(Pretrained):
         """
         return self._run(x, self._cond(t, context, class_labels, context_mask), None)
 
-    def pyramid(
-        self,
-        x: Tensor,
-        t: Tensor | float,
-        context: Tensor | None = None,
-        class_labels: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> list[Tensor]:
+    def pyramid(self, x: Tensor, t: Tensor | float, *cond: Any, **named: Any) -> list[Tensor]:
         """The output of every layer of the decoder, from coarse to fine (Baranchuk 2022).
 
         A layer is a residual block and its attention, before any upsampling. The last of the
         list is what `features` returns; arguments are the same.
         """
         seen: list[Tensor] = []
-        self._run(x, self._cond(t, context, class_labels, context_mask), seen)
+        self._run(x, self._cond(t, *cond, **named), seen)
         return seen
 
     def head(self, features: Tensor) -> Tensor:
@@ -152,14 +145,9 @@ class UNet(Pretrained):
         return self.conv_out(self.conv_norm_out(features))
 
     def embed(self, t: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
-        """The activated embedding of time and class that all residual blocks read.
+        """The activated embedding of time and class, `[B or 1, 4 * block_out_channels[0]]`.
 
-        Args:
-            t: Time steps `[B]`, or one for all.
-            class_labels: As in `features`.
-
-        Returns:
-            `[B or 1, 4 * block_out_channels[0]]`, one row if `t` is one and there are no labels.
+        All residual blocks read it; it is one row if `t` is one and there are no labels.
         """
         emb = self.time_embedding(self._sinusoids(t))
         if self.class_embedding is None:
@@ -183,21 +171,16 @@ class UNet(Pretrained):
         config, weight = self.config, self.conv_in.weight
         if not isinstance(t, Tensor):
             t = torch.full((1,), t, device=weight.device)  # made there: a GPU is not waited for
+        order: Any = {"flip_sin_to_cos": config.flip_sin_to_cos, "freq_shift": config.freq_shift}
         t = t.to(weight.device).reshape(-1)
-        waves = sinusoids(
-            t,
-            config.block_out_channels[0],
-            flip_sin_to_cos=config.flip_sin_to_cos,
-            freq_shift=config.freq_shift,
-        )
-        return waves.to(weight.dtype)
+        return sinusoids(t, config.block_out_channels[0], **order).to(weight.dtype)
 
     def _cond(
         self,
         t: Tensor | float,
-        context: Tensor | None,
-        class_labels: Tensor | None,
-        context_mask: Tensor | None,
+        context: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        context_mask: Tensor | None = None,
     ) -> Cond:
         if self.config.conditional != (context is not None):
             raise ValueError(
@@ -208,8 +191,7 @@ class UNet(Pretrained):
         bias = None
         if context is not None and context_mask is not None:
             # Finite, as in diffusers: where everything is masked, attention is even, not NaN.
-            bias = (1 - context_mask.to(context.dtype)) * -10000.0
-            bias = bias[:, None, None, :]
+            bias = (1 - context_mask.to(context.dtype))[:, None, None, :] * -10000.0
         return Cond(self.embed(t, class_labels), context, bias)
 
     def _run(self, x: Tensor, cond: Cond, seen: list[Tensor] | None) -> Tensor:

@@ -252,16 +252,6 @@ def test_gradient_of_a_gradient():
 
 
 @compiled
-def test_captured_graphs_hold_torchs_convolution():
-    layer, x = fast_convolution(16, 16).eval(), noise(1, 16, 8, 8)
-    exported = torch.export.export(layer, (x,))
-    assert any("conv2d" in str(node.target) for node in exported.graph.nodes)
-    whole = torch.compile(layer, backend="eager", fullgraph=True)
-    for result in (exported.module()(x), whole(x)):
-        torch.testing.assert_close(result, layer(x), rtol=1e-5, atol=1e-5)
-
-
-@compiled
 @torch.no_grad()
 def test_trained_network_and_its_samples():
     unet = UNet.from_pretrained(SHIPPED)

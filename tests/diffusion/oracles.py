@@ -74,11 +74,9 @@ class Oracle:
         image = self.data.image(vectors, abar)
         a, s = math.sqrt(abar), math.sqrt(1 - abar)
         noise = (vectors - a * image) / s
-        prediction = {
-            "epsilon": noise,
-            "sample": image,
-            "v_prediction": a * noise - s * image,
-        }[self.prediction_type]
+        prediction = {"epsilon": noise, "sample": image, "v_prediction": a * noise - s * image}[
+            self.prediction_type
+        ]
         pixels = x.movedim(1, -1).shape
         return prediction.reshape(pixels).movedim(-1, 1)
 

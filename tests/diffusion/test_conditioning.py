@@ -1,5 +1,7 @@
 """Conditioning, its dropout, self-conditioning, and guidance in closed form."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -209,21 +211,20 @@ def test_sampling_with_guidance_ends_at_the_moved_mean():
     assert np.abs(plain - known).max() > 0.3
 
 
-def test_scale_one_is_the_denoiser_itself_at_one_evaluation():
-    denoiser = Classes(GaussianDiffusion())
-    x, t, labels = torch.randn(2, 2, 3, 3), torch.tensor([500, 500]), torch.tensor([2, 1])
-    plain = denoiser(x, t, labels)
-    denoiser.seen.clear()
-    same = classifier_free_guidance(denoiser, 1.0, NULL)(x, t, class_labels=labels)
-    assert torch.equal(same, plain)
-    assert denoiser.seen == [(500, [2, 1])]
-
-
-def test_both_predictions_are_one_evaluation_of_twice_the_batch():
-    denoiser = Classes(GaussianDiffusion())
-    x, t = torch.randn(2, 2, 3, 3), torch.tensor([500, 500])
-    classifier_free_guidance(denoiser, 2.0, NULL)(x, t, class_labels=torch.tensor([2, 1]))
-    assert denoiser.seen == [(500, [NULL, NULL, 2, 1])]
+@pytest.mark.parametrize("interval", [(-math.inf, math.inf), (200, 300)])
+def test_one_evaluation_at_scale_one_and_outside_the_interval_else_of_twice_the_batch(interval):
+    denoiser, labels = Classes(GaussianDiffusion()), torch.tensor([2, 1])
+    x = torch.randn(2, 2, 3, 3)
+    for t in (199, 200, 300, 301):
+        times = torch.tensor([t, t])
+        plain = denoiser(x, times, labels)
+        denoiser.seen.clear()
+        same = classifier_free_guidance(denoiser, 1.0, NULL, interval)
+        assert torch.equal(same(x, times, class_labels=labels), plain)
+        guided = classifier_free_guidance(denoiser, 2.0, NULL, interval)
+        inside = interval[0] <= t <= interval[1]
+        assert torch.equal(guided(x, times, class_labels=labels), plain) != inside
+        assert denoiser.seen == [(t, [2, 1]), (t, [NULL, NULL, 2, 1] if inside else [2, 1])]
 
 
 def test_outside_the_interval_there_is_one_evaluation():
@@ -242,11 +243,3 @@ def test_outside_the_interval_there_is_one_evaluation():
     assert len(denoiser.seen) == 10
     assert twice == [t for t, _ in denoiser.seen if 200 <= t <= 599]
     assert len(twice) == 4
-
-
-def test_the_ends_of_the_interval_belong_to_it():
-    denoiser = Classes(GaussianDiffusion())
-    with_guidance = classifier_free_guidance(denoiser, 2.0, NULL, (200, 300))
-    for t in (199, 200, 300, 301):
-        with_guidance(torch.zeros(1, 2, 2, 2), torch.tensor([t]), class_labels=torch.tensor([0]))
-    assert [len(labels) for _, labels in denoiser.seen] == [1, 2, 2, 1]

@@ -70,8 +70,7 @@ def test_ddpm_of_a_gaussian_under_other_schedules(schedule):
 
 
 @pytest.mark.parametrize(
-    ("steps", "kind"),
-    [(1000, "epsilon"), (250, "epsilon"), *((50, kind) for kind in TYPES)],
+    ("steps", "kind"), [(1000, "epsilon"), (250, "epsilon"), *((50, kind) for kind in TYPES)]
 )
 def test_ddpm_of_a_mixture(kind, steps):
     """The chain resolves the components early on, then treats each as one Gaussian."""

@@ -151,11 +151,9 @@ def test_the_bound_of_a_gaussian(variance, kind):
     inside = norm.cdf(centres + 1 / 255, mean, std) - norm.cdf(centres - 1 / 255, mean, std)
     entropy = -(inside * np.log2(inside)).sum()
     gap = expected.sum() + average - entropy
-    low, high = {
-        "fixed_small": (1, 5),
-        "fixed_large": (0.01, 0.5),
-        "learned_range": (-1e-3, 5e-3),
-    }[variance]
+    low, high = {"fixed_small": (1, 5), "fixed_large": (0.01, 0.5), "learned_range": (-1e-3, 5e-3)}[
+        variance
+    ]
     assert low < gap < high, gap
 
 

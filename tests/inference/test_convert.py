@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from ddpm_unet.commands import convert
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.config.foreign import ForeignConfig, ForeignProcessConfig
+from ddpm_unet.config.hints import CheckpointHints, ProcessHints
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.models import UNet
 
-TOLD = ForeignConfig(heads=1, norm_num_groups=4, norm_eps=1e-6)
+TOLD = CheckpointHints(heads=1, norm_num_groups=4, norm_eps=1e-6)
 LINEAR: dict[str, Any] = {
     "size": 8,
     "prediction_type": "epsilon",
@@ -69,17 +69,17 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_the_network_alone(file: Path, tmp_path: Path) -> None:
-    unet, diffusion = convert.convert(file, tmp_path / "out", TOLD, ForeignProcessConfig())
+    unet, diffusion = convert.convert(file, tmp_path / "out", TOLD, ProcessHints())
     assert diffusion is None
     again = UNet.from_pretrained(tmp_path / "out")
     x = torch.randn(1, 3, 8, 8)
     assert torch.equal(unet(x, 5), again(x, 5))
     with pytest.raises(UserError, match="has files in it; name a new folder"):
-        convert.convert(file, tmp_path / "out", TOLD, ForeignProcessConfig())
+        convert.convert(file, tmp_path / "out", TOLD, ProcessHints())
 
 
 def test_a_pipeline(file: Path, tmp_path: Path) -> None:
-    _, diffusion = convert.convert(file, tmp_path / "out", TOLD, ForeignProcessConfig(**LINEAR))
+    _, diffusion = convert.convert(file, tmp_path / "out", TOLD, ProcessHints(**LINEAR))
     unet, read = read_pipeline(tmp_path / "out")
     assert read.config == diffusion.config
     assert (read.beta_end, read.num_timesteps, unet.config.sample_size) == (0.1, 100, 8)
@@ -94,10 +94,10 @@ def test_a_pipeline(file: Path, tmp_path: Path) -> None:
 
 def test_all_that_is_not_told_of_the_noise_is_asked_for_at_once(file: Path) -> None:
     with pytest.raises(UserError) as caught:
-        convert.forward_process(file, ForeignProcessConfig(size=8))
+        convert.forward_process(file, ProcessHints(size=8))
     for name in LINEAR:
         assert (f"--{name}" in str(caught.value)) == (name != "size")
-    cosine = ForeignProcessConfig(
+    cosine = ProcessHints(
         size=8,
         prediction_type="sample",
         num_train_timesteps=10,
@@ -112,13 +112,13 @@ def test_betas_in_the_file_say_the_schedule(schedule: str, tmp_path: Path) -> No
     file = tmp_path / "betas.safetensors"
     theirs = DDPMScheduler(500, 0.00085, 0.012, schedule)
     save_file({"model.betas": theirs.betas}, file)
-    told = ForeignProcessConfig(size=8, prediction_type="v_prediction")
+    told = ProcessHints(size=8, prediction_type="v_prediction")
     found = convert.forward_process(file, told)
     assert (found["beta_schedule"], found["num_timesteps"]) == (schedule, 500)
     if schedule != "squaredcos_cap_v2":
         assert (found["beta_start"], found["beta_end"]) == (0.00085, 0.012)
     assert found["prediction_type"] == "v_prediction"
-    contrary = ForeignProcessConfig(size=8, prediction_type="epsilon", num_train_timesteps=1000)
+    contrary = ProcessHints(size=8, prediction_type="epsilon", num_train_timesteps=1000)
     with pytest.raises(UserError, match="its betas have num_train_timesteps 500, not 1000"):
         convert.forward_process(file, contrary)
 
@@ -131,7 +131,7 @@ def test_the_sigmoid_schedule_of_denoising_diffusion_pytorch(file: Path, tmp_pat
     theirs = (1 - abar[1:] / abar[:-1]).clip(0, 0.999).float()
     weights = {f"model.{name}": tensor for name, tensor in load_file(file).items()}
     save_file(weights | {"betas": theirs}, tmp_path / "both.safetensors")
-    told = ForeignProcessConfig(size=8, prediction_type="v_prediction")
+    told = ProcessHints(size=8, prediction_type="v_prediction")
     convert.convert(tmp_path / "both.safetensors", tmp_path / "out", TOLD, told)
     _, diffusion = read_pipeline(tmp_path / "out")
     assert (diffusion.beta_schedule, diffusion.num_timesteps) == ("logistic", 200)
@@ -150,7 +150,7 @@ def test_betas_of_another_schedule_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "betas.safetensors"
     save_file({"betas": torch.linspace(0.01, 0.1, 50) ** 3 * 100}, file)
     with pytest.raises(UserError, match="of no known schedule"):
-        convert.forward_process(file, ForeignProcessConfig(size=8))
+        convert.forward_process(file, ProcessHints(size=8))
 
 
 def test_the_command_says_what_it_did(
@@ -178,19 +178,19 @@ def test_a_network_that_predicts_variances(
     for name in ("out.2.conv.weight", "out.2.conv.bias"):
         weights[name] = torch.cat([weights[name], torch.randn_like(weights[name])])
     save_file(weights, tmp_path / "both.safetensors")
-    whole = ForeignProcessConfig(**LINEAR)
+    whole = ProcessHints(**LINEAR)
     _, process = convert.convert(tmp_path / "both.safetensors", tmp_path / "whole", TOLD, whole)
     unet, read = read_pipeline(tmp_path / "whole")
     assert process.config == read.config
     assert (unet.config.out_channels, read.variance_type) == (6, "learned_range")
     theirs = DDPMPipeline.from_pretrained(tmp_path / "whole")
     assert theirs.scheduler.config.variance_type == "learned_range"
-    told = ForeignProcessConfig(**LINEAR, drop_variance=True)
+    told = ProcessHints(**LINEAR, drop_variance=True)
     convert.convert(tmp_path / "both.safetensors", tmp_path / "out", TOLD, told)
     unet, _ = read_pipeline(tmp_path / "out")
     x = torch.randn(1, 3, 8, 8)
     assert torch.equal(unet(x, 5), UNet.from_pretrained(file, TOLD)(x, 5))
-    alone = ForeignProcessConfig(drop_variance=True)
+    alone = ProcessHints(drop_variance=True)
     with pytest.raises(UserError, match="predicts no variances"):
         convert.convert(file, tmp_path / "none", TOLD, alone)
     unet, process = convert.convert(tmp_path / "both.safetensors", tmp_path / "alone", TOLD, alone)

@@ -14,10 +14,7 @@ TWO = {
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
     "norm_num_groups": 4,
 }
-CROSS = {
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "cross_attention_dim": 8,
-}
+CROSS = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "cross_attention_dim": 8}
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.config.foreign import ForeignConfig
+from ddpm_unet.config.hints import CheckpointHints
 from ddpm_unet.errors import UserError
 from ddpm_unet.models import UNet
 
-TOLD = ForeignConfig(head_dim=4, norm_num_groups=4, norm_eps=1e-6)
+TOLD = CheckpointHints(head_dim=4, norm_num_groups=4, norm_eps=1e-6)
 CROSS = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "mid_block_type": "UNetMidBlock2DCrossAttn",
@@ -35,10 +35,7 @@ NETWORKS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {}),
     ({"dims": 3, "layers_per_block": (1, 2)}, {"spatial_dims": 3, "num_res_blocks": (1, 2)}),
     (RESNET | {"num_class_embeds": 5}, {"resblock_updown": True, "num_class_embeds": 5}),
-    (
-        CROSS,
-        {"with_conditioning": True, "cross_attention_dim": 6, "transformer_num_layers": 2},
-    ),
+    (CROSS, {"with_conditioning": True, "cross_attention_dim": 6, "transformer_num_layers": 2}),
 ]
 
 
@@ -193,10 +190,10 @@ def test_what_is_not_told_is_asked_for(file: Path) -> None:
     with pytest.raises(UserError, match=r"heads .* norm_num_groups .*1, 2, 4, 8; .*norm_eps"):
         UNet.from_pretrained(file)
     with pytest.raises(UserError, match="norm_num_groups 3"):
-        UNet.from_pretrained(file, ForeignConfig(heads=1, norm_num_groups=3, norm_eps=1e-6))
+        UNet.from_pretrained(file, CheckpointHints(heads=1, norm_num_groups=3, norm_eps=1e-6))
 
 
 def test_another_epsilon_beside_transformers_is_refused(file: Path) -> None:
     written(CROSS, file)
     with pytest.raises(UserError, match=r"norm_eps 1e-05 is not supported beside transformers"):
-        UNet.from_pretrained(file, ForeignConfig(heads=1, norm_num_groups=4, norm_eps=1e-5))
+        UNet.from_pretrained(file, CheckpointHints(heads=1, norm_num_groups=4, norm_eps=1e-5))

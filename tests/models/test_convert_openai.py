@@ -19,7 +19,7 @@ from openai_layout import OpenAIUNet, Settings
 from safetensors.torch import load_file, save_file
 
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.config.foreign import ForeignConfig
+from ddpm_unet.config.hints import CheckpointHints
 from ddpm_unet.errors import UserError
 from ddpm_unet.models import UNet
 from ddpm_unet.models.attention import Transformer
@@ -64,7 +64,7 @@ def test_guided_diffusion(settings: dict[str, Any], file: Path) -> None:
     theirs = OpenAIUNet(Settings(**settings))
     write(theirs, file)
     order = "qkv_first" if settings.get("new_order") else "heads_first"
-    told = ForeignConfig(heads=settings.get("num_heads", 2), qkv_order=order)
+    told = CheckpointHints(heads=settings.get("num_heads", 2), qkv_order=order)
     ours = UNet.from_pretrained(file, told)
     x, t = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 700.0])
     labels = torch.tensor([0, 4]) if "num_classes" in settings else None
@@ -78,7 +78,7 @@ def test_head_dim_instead_of_heads(file: Path) -> None:
     write(OpenAIUNet(Settings(channel_mult=(1, 2), attention_levels=(0, 1))), file)
 
     def read(**told: Any) -> UNet:
-        return UNet.from_pretrained(file, ForeignConfig(qkv_order="heads_first", **told))
+        return UNet.from_pretrained(file, CheckpointHints(qkv_order="heads_first", **told))
 
     assert read(heads=2).config.attention_head_dim == (16, 32)
     assert read(head_dim=16).config.attention_head_dim == 16
@@ -96,7 +96,7 @@ def test_head_dim_instead_of_heads(file: Path) -> None:
 def test_stable_diffusion(settings: dict[str, Any], file: Path, tmp_path: Path) -> None:
     """Names and values as of diffusers' converter, and outputs as of the network it makes."""
     weights = write(stable_diffusion(**settings), file, SD)
-    told = ForeignConfig(heads=4)
+    told = CheckpointHints(heads=4)
     ours = UNet.from_pretrained(file, told)
     expected = convert_ldm_unet_checkpoint(
         dict(weights), {"layers_per_block": settings.get("num_res_blocks", 1)}
@@ -118,7 +118,7 @@ def test_stable_diffusion_with_head_dim_and_linear_projections(file: Path) -> No
         lambda channels: Transformer(2, channels, 1, 1, 6, groups=32, linear=True),
     )
     write(network, file, SD)
-    config = UNet.from_pretrained(file, ForeignConfig(head_dim=16)).config
+    config = UNet.from_pretrained(file, CheckpointHints(head_dim=16)).config
     assert config.attention_head_dim == (2, 4)
     assert config.use_linear_projection
     assert config.transformer_layers_per_block == 1
@@ -152,11 +152,11 @@ def test_published_sizes() -> None:
             )
         )
     for peer, network, told, parameters in (
-        (LatentDiffusion, sd, ForeignConfig(heads=8), 859_520_964),
+        (LatentDiffusion, sd, CheckpointHints(heads=8), 859_520_964),
         (
             GuidedDiffusion,
             guided,
-            ForeignConfig(head_dim=64, qkv_order="heads_first"),
+            CheckpointHints(head_dim=64, qkv_order="heads_first"),
             552_814_086,
         ),
     ):
@@ -179,12 +179,12 @@ def test_an_average_beside_the_weights_must_be_chosen(file: Path) -> None:
     }
     save_file(weights | average | {"model_ema.decay": torch.ones(1)}, file)
     with pytest.raises(UserError, match=r"2 networks; choose by prefix model.*or model_ema"):
-        UNet.from_pretrained(file, ForeignConfig(heads=4))
+        UNet.from_pretrained(file, CheckpointHints(heads=4))
     for prefix, shift in ((SD, 0), ("model_ema.diffusion_model.", 1)):
-        read = UNet.from_pretrained(file, ForeignConfig(heads=4, prefix=prefix))
+        read = UNet.from_pretrained(file, CheckpointHints(heads=4, prefix=prefix))
         assert torch.equal(read.conv_in.weight, weights[f"{SD}input_blocks.0.0.weight"] + shift)
     with pytest.raises(UserError, match=r"no U-Net of guided-diffusion, .* at ema"):
-        UNet.from_pretrained(file, ForeignConfig(heads=4, prefix="ema."))
+        UNet.from_pretrained(file, CheckpointHints(heads=4, prefix="ema."))
 
 
 def test_all_that_is_not_told_is_asked_for_at_once(file: Path) -> None:
@@ -192,7 +192,7 @@ def test_all_that_is_not_told_is_asked_for_at_once(file: Path) -> None:
     with pytest.raises(UserError, match=r"heads N, or head_dim N .*64.* and qkv_order") as e:
         UNet.from_pretrained(file)
     assert "\n" not in str(e.value)
-    UNet.from_pretrained(file, ForeignConfig(heads=1))
+    UNet.from_pretrained(file, CheckpointHints(heads=1))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_the_first_tensor_that_does_not_fit_is_named(
         weights[name] = torch.zeros(shape)
     save_file(weights, file)
     with pytest.raises(UserError, match=message) as caught:
-        UNet.from_pretrained(file, ForeignConfig(heads=1))
+        UNet.from_pretrained(file, CheckpointHints(heads=1))
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
 
@@ -229,17 +229,17 @@ def test_a_classifier_and_residual_blocks_beside_transformers_are_refused(file: 
     with pytest.raises(
         UserError, match=r"output_blocks.0.* is missing, which every U-Net of guided"
     ):
-        UNet.from_pretrained(file, ForeignConfig(heads=1))
+        UNet.from_pretrained(file, CheckpointHints(heads=1))
     write(stable_diffusion(resblock_updown=True), file)
     with pytest.raises(UserError, match=r"input_blocks\.2\.0\.in_layers.* halves beside transf"):
-        UNet.from_pretrained(file, ForeignConfig(heads=1))
+        UNet.from_pretrained(file, CheckpointHints(heads=1))
 
 
 def test_half_precision_becomes_single(file: Path) -> None:
     network = OpenAIUNet(Settings())
     randomise(network)
     save_file(network.half().state_dict(), file)
-    read = UNet.from_pretrained(file, ForeignConfig(heads=1))
+    read = UNet.from_pretrained(file, CheckpointHints(heads=1))
     assert all(p.dtype == torch.float32 for p in read.parameters())
 
 
@@ -268,4 +268,4 @@ def test_a_pickle_is_refused_with_the_command_that_converts_it(
     exec(str(caught.value).split('python -c "')[1].removesuffix('"'))
     converted = load_file(tmp_path / "model.safetensors")
     assert converted.keys() == network.state_dict().keys()
-    UNet.from_pretrained(tmp_path / "model.safetensors", ForeignConfig(heads=1))
+    UNet.from_pretrained(tmp_path / "model.safetensors", CheckpointHints(heads=1))

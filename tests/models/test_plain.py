@@ -31,7 +31,8 @@ NETWORKS: dict[str, Any] = {
     "scale_shift": (lambda: UNet(**RESNET), inputs(RESNET, (8, 12), torch.float32)),
     "conditional": (
         lambda: UNet(**SMALL_CONDITIONAL, in_channels=3, out_channels=3),
-        inputs(SMALL_CONDITIONAL | {"in_channels": 3}, (8, 12), torch.float32),
+        inputs(SMALL_CONDITIONAL | {"in_channels": 3}, (8, 12), torch.float32)
+        | {"context_mask": torch.tensor([[1, 1, 1, 0, 0, 0, 0], [1] * 7])},
     ),
     "segmenter": (lambda: Segmenter(UNet(**WIDE)), {"images": torch.randn(2, 3, 8, 12)}),
     "classic": (lambda: ClassicUNet(**CLASSIC), {"images": torch.randn(2, 3, 8, 12)}),

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.config.foreign import ForeignConfig
+from ddpm_unet.config.hints import CheckpointHints
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.convert.checkpoint import Checkpoint
 from ddpm_unet.models.convert.monai import Monai
@@ -22,26 +22,21 @@ KINDS: tuple[type[Checkpoint], ...] = (GuidedDiffusion, LatentDiffusion, Monai)
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
 
-def read(file: Folder, hints: ForeignConfig | None = None) -> tuple[UNetConfig, dict[str, Tensor]]:
-    """The architecture of another code base's network, and its weights by the names of `UNet`.
-
-    Args:
-        file: A safetensors file.
-        hints: What its tensors do not say.
-
-    Returns:
-        The weights are in float32.
+def read(
+    file: Folder, hints: CheckpointHints | None = None
+) -> tuple[UNetConfig, dict[str, Tensor]]:
+    """The architecture of another code base's network, and its float32 weights by names of `UNet`.
 
     Raises:
         UserError: No safetensors file, an unknown code base, a network that `UNet` cannot hold, or
             something that is asked for.
     """
-    given = recognise(file, hints or ForeignConfig())
+    given = recognise(file, hints or CheckpointHints())
     config, weights = given.config(), given.renamed()
     return config, {name: single(t, f"{file}: {name}") for name, t in weights.items()}
 
 
-def recognise(file: Folder, hints: ForeignConfig) -> Checkpoint:
+def recognise(file: Folder, hints: CheckpointHints) -> Checkpoint:
     """Of which code base a file is, and the tensors of the network in it.
 
     Raises:

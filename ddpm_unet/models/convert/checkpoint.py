@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.config.foreign import ForeignConfig
+from ddpm_unet.config.hints import CheckpointHints
 from ddpm_unet.errors import UserError
 
 Value = TypeVar("Value")
@@ -21,26 +21,15 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Levels:
-    """The levels of a U-Net whose middle attends.
-
-    Args:
-        channels: Channels, from fine to coarse.
-        layers: Residual blocks in the encoder, from fine to coarse.
-        down_attends: Whether the encoder attends, from fine to coarse.
-        up_attends: Whether the decoder attends, from coarse to fine.
-        resampler: A tensor of the first residual block that halves the resolution, None where
-            convolutions do it.
-        transformers: Blocks of the transformers, from fine to coarse; None: self-attention.
-        context: Channels of the context of the transformers.
-    """
+    """The levels of a U-Net whose middle attends, from fine to coarse but for `up_attends`."""
 
     channels: tuple[int, ...]
-    layers: tuple[int, ...]
+    layers: tuple[int, ...]  # residual blocks in the encoder
     down_attends: tuple[bool, ...]
-    up_attends: tuple[bool, ...]
-    resampler: str | None
-    transformers: tuple[int, ...] | None = None
-    context: int | None = None
+    up_attends: tuple[bool, ...]  # from coarse to fine
+    resampler: str | None  # a tensor of the first residual block that halves the resolution, if any
+    transformers: tuple[int, ...] | None = None  # blocks of each; None: self-attention
+    context: int | None = None  # channels of what the transformers attend to
 
     @property
     def attends(self) -> list[bool]:
@@ -50,42 +39,29 @@ class Levels:
 
 
 class Checkpoint(ABC):
-    """Weights by the names of the code base that wrote them; a subclass knows one code base.
+    """Tensors of one network by the names of the code base that wrote them; a subclass knows one.
 
     Attributes:
         NAME: Of the code base.
         ANCHOR: A tensor that every such network has, and no other.
-
-    Args:
-        file: Where they come from.
-        weights: Tensors of one network, by their names in it.
-        hints: What the tensors do not say.
     """
 
     NAME: ClassVar[str]
     ANCHOR: ClassVar[str]
 
-    def __init__(self, file: Path, weights: Mapping[str, Tensor], hints: ForeignConfig) -> None:
+    def __init__(self, file: Path, weights: Mapping[str, Tensor], hints: CheckpointHints) -> None:
         self.file, self.weights, self.hints = file, weights, hints
 
     @abstractmethod
     def config(self) -> UNetConfig:
-        """The architecture.
-
-        Raises:
-            UserError: It is no network that `UNet` can hold, or something is left open.
-        """
+        """The architecture; refused where `UNet` cannot hold it or something is left open."""
 
     @abstractmethod
     def renamed(self) -> dict[str, Tensor]:
         """The weights by the names of `UNet`."""
 
     def shape(self, name: str) -> torch.Size:
-        """Shape of a tensor.
-
-        Raises:
-            UserError: There is no such tensor.
-        """
+        """Shape of a tensor that must be there."""
         if name not in self.weights:
             self.refuse(name, f"is missing, which every U-Net of {self.NAME} has")
         return self.weights[name].shape
@@ -102,26 +78,16 @@ class Checkpoint(ABC):
         return number
 
     def refuse(self, name: str, fault: str) -> NoReturn:
-        """Say which tensor makes this a network that `UNet` is not.
-
-        Raises:
-            UserError: Always.
-        """
+        """Say which tensor makes this a network that `UNet` is not."""
         raise UserError(f"{self.file}: tensor {name} {fault}; UNet cannot hold this network")
 
     def network(
         self, levels: Levels, questions: Mapping[str, str | None], **rest: Any
     ) -> UNetConfig:
-        """The architecture.
+        """The architecture, of `levels` and `rest`, further settings.
 
-        Args:
-            levels: What the tensors say of each level.
-            questions: Possible answers to what is open besides the heads, by the name of the
-                hint; None where there is only one.
-            rest: Further settings of a `UNetConfig`.
-
-        Raises:
-            UserError: Something is left open, or `UNet` cannot hold this network.
+        `questions` have the possible answers to what is open besides the heads, by the name of the
+        hint; None where there is only one.
         """
         heads = self._possible_heads(levels)
         self._ask({"heads": heads, **questions})

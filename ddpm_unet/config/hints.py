@@ -12,7 +12,7 @@ from ddpm_unet.config.training import BetaSchedule, PredictionType
 
 
 @dataclass(frozen=True)
-class ForeignConfig:
+class CheckpointHints:
     """What is needed to know the network.
 
     Args:
@@ -34,7 +34,7 @@ class ForeignConfig:
 
 
 @dataclass(frozen=True)
-class ForeignProcessConfig:
+class ProcessHints:
     """What is needed to sample from the network; all of it, or none for the network alone.
 
     Args:
