@@ -15,9 +15,7 @@ COMMANDS = {
     "check": ("train:check", "say what is right and wrong with images and masks"),
     "evaluate": ("evaluate:main", "measure how like real images generated ones are"),
     "likelihood": ("likelihood:main", "bits per dimension of images under a denoiser"),
-    "score-images": ("score_pictures:main", "score predicted images against true ones"),
     "ema": ("ema:main", "a model of averaged weights of another length"),
-    "compare": ("compare:main", "put generated images beside real ones"),
     "convert": ("convert:main", "bring in a checkpoint of another toolkit"),
 }
 """Where each command is, and what it does."""

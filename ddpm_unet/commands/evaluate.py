@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_unet.command_line import ArgumentParser, read_settings, whole
-from ddpm_unet.commands.shared import shipped
+from ddpm_unet.commands.shared import add_speed, at_speed, model_or_newest
 from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.errors import UserError
 
 SHOWN = 36
-PART_OF_A_JOB = ("batch_size", "seed", "steps", "sampler", "guidance", "extractor")
+PART_OF_A_JOB = ("batch_size", "seed", "steps", "sampler", "guidance", "extractor", "precision")
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[Namespace, list[str]]:
@@ -43,6 +43,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     add("--batch_size", type=whole(1), default=32, help="images per process and batch (default 32)")
     add("--seed", type=int, default=0, help="image i is a function of (seed, i)")
     add("--out", type=Path, default=Path("evaluation"), help="folder written to")
+    add_speed(parser)
     return parser.parse_known_args(arguments)
 
 
@@ -105,17 +106,15 @@ def check(name: object, shape: Any, real: Any) -> None:
 
 
 def draw(
-    args: Namespace, folder: Path, real: Any, extractor: Any, accelerator: Any
+    args: Namespace, denoiser: Any, folder: Path, real: Any, extractor: Any, accelerator: Any
 ) -> tuple[Any, Any]:
     """Draw the model's images and describe them: the description, and the first images."""
     import torch
     from safetensors.torch import load_file, save_file
 
     from ddpm_unet.evaluation.fidelity import Description, describe
-    from ddpm_unet.inference.denoiser import Denoiser, check_guidance
+    from ddpm_unet.inference.writers import finished
 
-    denoiser = Denoiser.from_pretrained(folder).to(accelerator.device)
-    check_guidance(denoiser.conditioning, args.guidance, None, None)
     parts = args.out / "parts"
     batches = [
         range(start, min(start + args.batch_size, args.num_images))
@@ -124,16 +123,11 @@ def draw(
     files = {b.start: parts / f"{b.start:06d}-{b.stop:06d}.safetensors" for b in batches}
     kept: set[int] = set()
     job = denoiser.job(
-        args.num_images,
-        steps=args.steps,
-        sampler=args.sampler,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        guidance=args.guidance,
+        args.num_images, steps=args.steps, sampler=args.sampler, seed=args.seed,
+        batch_size=args.batch_size, guidance=args.guidance, skip=kept,
         shard=(accelerator.process_index, accelerator.num_processes),
-        skip=kept,
         progress=accelerator.is_main_process,
-    )
+    )  # fmt: skip
     check(folder, (denoiser.image_channels, *job.image_shape[1:]), real)
     weights = max(folder.rglob("*.safetensors"))
     settings = {
@@ -146,11 +140,12 @@ def draw(
     kept |= {index for batch in batches if files[batch.start].exists() for index in batch}
     accelerator.wait_for_everyone()
     for indices, drawn, _ in job:
-        images = torch.from_numpy(denoiser.to_pixels(drawn)).movedim(-1, 1)
+        images = levels(drawn.float().cpu())
         shown = images[: max(0, SHOWN - indices[0])].contiguous()
-        file = files[indices[0]]
-        save_file({**describe(images, extractor).tensors(), "images": shown}, f"{file}.writing")
-        Path(f"{file}.writing").replace(file)
+        with torch.autocast(accelerator.device.type, enabled=False):
+            described = describe(images, extractor).tensors()
+        with finished(files[indices[0]]) as part:
+            save_file({**described, "images": shown}, part)
         accelerator.print(f"{indices[-1] + 1} of {args.num_images} images drawn")
     accelerator.wait_for_everyone()
     tables = [load_file(file) for file in files.values()]
@@ -177,16 +172,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.data.stream import to_model_range
     from ddpm_unet.evaluation.extractors import load_extractor
     from ddpm_unet.evaluation.fidelity import describe, evaluate, plot_fidelity, table
+    from ddpm_unet.inference.denoiser import Denoiser
     from ddpm_unet.inference.writers import output_folder
-    from ddpm_unet.training.run_folder import newest_or_shipped
 
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     extractor = load_extractor(args.extractor).to(accelerator.device)
     with output_folder(args.out):
         folder = args.model
         if not folder and not args.folders:
-            cure = "train one with scripts/train_ddpm.py, or give --model"
-            folder = newest_or_shipped(shipped("histology64"), "model_index.json", cure)
+            folder = model_or_newest(None)
         real = read_real(args, others, folder)
         sets, shown = {}, {}
         for entry in args.folders:
@@ -197,7 +191,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             check(name, images.shape[1:], real)
             sets[name], shown[name] = describe(images, extractor), images[:SHOWN]
         if folder:
-            sets["drawn"], shown["drawn"] = draw(args, folder, real, extractor, accelerator)
+            denoiser = Denoiser.from_pretrained(folder).to(accelerator.device)
+            with at_speed(denoiser.unet, accelerator.device, args) as network:
+                denoiser.network = network if args.compile else None
+                job = (args, denoiser, folder, real, extractor, accelerator)
+                sets["drawn"], shown["drawn"] = draw(*job)
         if not accelerator.is_main_process:
             return
         reference, other = (describe(part, extractor) for part in (real[::2], real[1::2]))

@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_unet.command_line import ArgumentParser, read_settings, whole
-from ddpm_unet.commands.shared import shipped
+from ddpm_unet.commands.shared import add_speed, at_speed, model_or_newest
 from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.errors import UserError
-
-SHIPPED = shipped("histology64")
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[Namespace, list[str]]:
@@ -30,9 +28,10 @@ def parse(arguments: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
     add("--images", type=whole(2), default=64, help="images, at most (default 64)")
     add("--parts", type=whole(2), default=40, help="timesteps asked of each image (default 40)")
-    add("--all", action="store_true", help="windows of all pictures, not of those held out")
+    add("--all", action="store_true", help="windows of all images, not of those held out")
     add("--batch_size", type=whole(1), default=16, help="images at a time (default 16)")
     add("--out", type=Path, default=Path("likelihood"), help="folder written to")
+    add_speed(parser)
     return parser.parse_known_args(arguments)
 
 
@@ -43,7 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from accelerate import Accelerator
     from tqdm import tqdm
 
-    from ddpm_unet.cpu import accelerate_cpu
     from ddpm_unet.data.stream import Grid, to_model_range
     from ddpm_unet.diffusion.conditioning import concat_cond
     from ddpm_unet.diffusion.process import GaussianDiffusion
@@ -54,22 +52,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.training.denoise import DenoiseJob
     from ddpm_unet.training.distributed import merge_rows
     from ddpm_unet.training.from_config import build_denoise_job
-    from ddpm_unet.training.run_folder import newest_or_shipped
 
-    cure = "train one with scripts/train_ddpm.py, or give --model"
-    folder = args.model or newest_or_shipped(SHIPPED, "model_index.json", cure)
+    folder = model_or_newest(args.model)
     unet, diffusion = read_pipeline(folder)
     config = folder.resolve().parent / "config.yaml"
     settings, _ = read_settings(DenoiseConfig, config if config.is_file() else None, others)
     job: DenoiseJob = build_denoise_job(settings)
     if not isinstance(diffusion, GaussianDiffusion):
         raise UserError(f"{folder}: its process has no variational bound; take one of process ddpm")
-    told = Conditioning.read(folder)
-    told.check(unet.config, folder)
-    if told.self_conditioning or job.latent:
-        what = "is told its own estimate" if told.self_conditioning else "denoises latents"
+    own = Conditioning.read(folder)
+    own.check(unet.config, folder)
+    if own.self_conditioning or job.latent:
+        what = "takes its own estimate" if own.self_conditioning else "denoises latents"
         raise UserError(f"{folder}: {what}, so that it gives images no likelihood; take another")
-    channels = image_shape(unet.config, [settings.data.size], told.image_channels)[0]
+    channels = image_shape(unet.config, [settings.data.size], own.image_channels)[0]
     images = job.windows.images
     if channels != images.layout.channels:
         raise UserError(
@@ -78,10 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     windows = Grid(images) if args.all else job.held_out
     if not isinstance(windows, Grid):
-        raise UserError(f"data.source {settings.data.source}: holds no picture out; give --all")
+        raise UserError(f"data.source {settings.data.source}: holds no image out; give --all")
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     device, main_one = accelerator.device, accelerator.is_main_process
-    network: Any = accelerate_cpu(unet.to(device))
     count = min(args.images, len(windows))
     batched = [range(i, min(i + args.batch_size, count)) for i in range(0, count, args.batch_size)]
     mine = batched[accelerator.process_index :: accelerator.num_processes]
@@ -89,14 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def batches() -> Iterator[tuple[range, torch.Tensor, Any]]:
         for positions in tqdm(mine, "Likelihood", disable=not main_one):
             batch = {k: v.to(device) for k, v in windows.__getitems__(positions).items()}
-            images = told.with_masks(to_model_range(batch["image"]), batch.get("condition"))
-            conditions = job.cond(batch, images, positions, seed=0)
-            yield positions, images, partial(concat_cond(network), **conditions)
+            images = own.with_masks(to_model_range(batch["image"]), batch.get("condition"))
+            cond = job.cond(batch, images, positions, seed=0)
+            yield positions, images, partial(concat_cond(network), **cond)
 
     def merge(rows: torch.Tensor) -> torch.Tensor:
         return merge_rows(rows, list(chain(*mine)), count, accelerator)
 
-    with output_folder(args.out):
+    with output_folder(args.out), at_speed(unet.to(device), device, args) as network:
         found = measure(batches(), diffusion, args.parts, merge=merge)
         if main_one:
             (args.out / "likelihood.json").write_text(json.dumps(asdict(found), indent=1))

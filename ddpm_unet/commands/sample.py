@@ -64,18 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
     from accelerate import Accelerator
 
-    from ddpm_unet.commands.shared import at_speed, shipped
+    from ddpm_unet.commands.shared import at_speed, model_or_newest
     from ddpm_unet.diffusion.sampling import Trajectory
     from ddpm_unet.evaluation.plots import save_film
     from ddpm_unet.inference.conditioning import read_concat_cond, read_context
     from ddpm_unet.inference.denoiser import Denoiser, check_edit, check_guidance, read_guide
     from ddpm_unet.inference.readers import read_hole, read_images
     from ddpm_unet.inference.writers import output_folder
-    from ddpm_unet.training.run_folder import newest_or_shipped
 
     check_edit(args.init_image, args.strength, args.mask, args.interpolate, args.num_images)
-    cure = "train one with scripts/train_ddpm.py, or give --model"
-    folder = args.model or newest_or_shipped(shipped("histology64"), "model_index.json", cure)
+    folder = model_or_newest(args.model)
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     denoiser = Denoiser.from_pretrained(folder).to(accelerator.device)
     conditioning, config = denoiser.conditioning, denoiser.unet.config
@@ -84,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sampler_name, sampler = denoiser.named_sampler(args.sampler)
     begin = [*(args.interpolate or ()), *([args.init_image] if args.init_image else [])]
     images = read_images(begin, denoiser.image_channels, args.size) if begin else None
+    hole = None if images is None or not args.mask else read_hole(args.mask, images.shape[2:])
     film = Trajectory(args.film) if args.film > 0 else None
     shard = (accelerator.process_index, accelerator.num_processes)
     with at_speed(denoiser.unet, accelerator.device, args) as network:
@@ -102,8 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "guide": args.guide and read_guide(args.guide, denoiser),
             "init_image": None if args.interpolate else images,
             "strength": args.strength,
-            "mask": (images is not None and args.mask and read_hole(args.mask, images.shape[2:]))
-            or None,
+            "mask": hole,
             "resamplings": args.resamplings,
             "interpolate": images if args.interpolate else None,
             "tile": args.tile,
@@ -173,7 +171,7 @@ class Output:
     def kept(self, accelerator: Any) -> set[int]:
         """Images of a job of the same settings that was stopped; those of others are removed."""
         from ddpm_unet.config.reading import read_json
-        from ddpm_unet.replace import replace_json
+        from ddpm_unet.files import replace_json
 
         file = self.folder / SETTINGS
         same = file.is_file() and read_json(file) == self.made_by

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_unet.command_line import ArgumentParser, whole, within
-from ddpm_unet.commands.shared import add_speed, at_speed, shipped
+from ddpm_unet.commands.shared import add_speed, at_speed, model_or_newest
 from ddpm_unet.errors import UserError
 
 PIXELS = within(float, 1e-6, 1e9)
@@ -51,14 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.inference.predictor import Predictor
     from ddpm_unet.inference.results import check_image_format
     from ddpm_unet.inference.writers import output_folder, output_names
-    from ddpm_unet.training.run_folder import newest_or_shipped
 
     process, processes = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1)))
     if args.value_range and not args.value_range[0] < args.value_range[1]:
         raise UserError("--value_range: must be two numbers, black below white")
-    cure = "train one with scripts/train_seg.py, or give --model"
-    default = shipped("histology_nuclei")
-    folder = args.model or newest_or_shipped(default, FILES, cure)
+    folder = model_or_newest(args.model, "histology_nuclei", FILES, "seg")
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     if processes > 1 and device.type != "cpu":
         device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))

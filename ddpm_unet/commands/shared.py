@@ -33,6 +33,20 @@ def shipped(name: str) -> Path:
     return SAMPLES / name / "model"
 
 
+def model_or_newest(
+    given: Path | None, name: str = "histology64", file: str = "model_index.json", of: str = "ddpm"
+) -> Path:
+    """The folder of a model: the given one, the newest run's, or that of this name that ships.
+
+    Raises:
+        UserError: There is none.
+    """
+    from ddpm_unet.training.run_folder import models_at_hand
+
+    cure = f"train one with scripts/train_{of}.py, or give --model"
+    return given or models_at_hand(shipped(name), file, cure)[0]
+
+
 def add_speed(parser: argparse.ArgumentParser) -> None:
     """Add --precision and --compile."""
     parser.add_argument(
@@ -47,10 +61,10 @@ def add_speed(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare_gpu() -> None:
-    """Choose how a GPU computes, in this one place, and say it: commands do, the library does not.
+    """Choose how a GPU computes, and say it; commands do, the library does not.
 
-    Float32 products are rounded to TF32, unless NVIDIA_TF32_OVERRIDE=0 is in the environment, and
-    convolutions take the kernels that prove fastest, unless torch is told to be deterministic.
+    Float32 products are rounded to TF32 (not with NVIDIA_TF32_OVERRIDE=0), and convolutions take
+    the kernels that prove fastest (not where torch is told to be deterministic).
     """
     import torch
 

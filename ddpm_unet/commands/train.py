@@ -49,7 +49,7 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
     arguments = [a for a in given if a != "--check"]
     settings, name = read_settings(SegmentConfig, recipe("histology_nuclei.yaml"), arguments)
 
-    from ddpm_unet.data.targets import target_settings
+    from ddpm_unet.data.preprocessing import target_settings
 
     data = target_settings(settings.data) if settings.task == "regress" else settings.data
     if len(arguments) < len(given):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ddpm_unet.config.reading import FINITE, SHARE, limited
+from ddpm_unet.config.reading import FINITE, SHARE, check_limits, limited
+from ddpm_unet.errors import UserError
 
 MaskKind = Literal[
     "auto", "classes", "values", "threshold", "colors", "instances", "boundaries", "pictures"
@@ -255,3 +256,24 @@ class PairDataConfig:
     workers: int = limited(0, 0, 1024)
     memory_limit: int = 2048
     max_pixels: float = limited(200.0, 1e-6, 10**9)
+
+
+def check_data_settings(config: ImageDataConfig | PairDataConfig) -> None:
+    """Refuse numbers, windows and value ranges that no images could satisfy.
+
+    Raises:
+        UserError: Names the setting.
+    """
+    check_limits(config, "data.")
+    for name in ("value_range", "target_range"):
+        found = getattr(config, name, None)
+        if isinstance(found, tuple) and not found[0] < found[1]:
+            raise UserError(
+                f"data.{name} [{found[0]:g}, {found[1]:g}]: must be two numbers, black below white"
+            )
+    pixels = config.size**config.dims / 1e6
+    if pixels > config.max_pixels:
+        raise UserError(
+            f"data.size {config.size}: is {pixels:.3g} million pixels a window, over "
+            f"data.max_pixels {config.max_pixels:g}; lower the one or raise the other"
+        )

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ddpm_unet.config import CheckConfig, ExtraPairsConfig, PairDataConfig
+from ddpm_unet.config.data import check_data_settings
 from ddpm_unet.data.masks import (
     MaskCode,
     color_of,
@@ -27,8 +28,7 @@ from ddpm_unet.data.masks import (
 )
 from ddpm_unet.data.pairs import Pair, complete_settings, find_pairs
 from ddpm_unet.data.pixels import convert_channels, to_unit
-from ddpm_unet.data.settings import check_data_settings
-from ddpm_unet.data.targets import Targets
+from ddpm_unet.data.preprocessing import Targets
 from ddpm_unet.errors import UserError
 
 RARE = 1e-4

@@ -218,10 +218,9 @@ class ConditionImages(Collection):
         self,
         images: Collection,
         root: str,
-        *,
-        dims: int = 2,
-        classes: int | None = None,
-        max_pixels: float = 200.0,
+        dims: int,
+        classes: int | None,
+        max_pixels: float,
     ) -> None:
         self.images, self.dims, self.num_classes = images, dims, classes
         self.max_pixels = max_pixels

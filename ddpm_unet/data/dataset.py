@@ -15,18 +15,22 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from typing_extensions import override
 
-from ddpm_unet.data.collection import find_columns
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.images import image_array
 from ddpm_unet.data.masks import IGNORE_INDEX
-from ddpm_unet.data.pixels import to_unit
+from ddpm_unet.data.pixels import box, to_unit
 from ddpm_unet.data.stream import (
     Batch,
     Grid,
+    Positions,
+    PositionStream,
     Stream,
-    order,
+    Windows,
     orient_windows,
     random_windows,
     to_model_range,
@@ -34,6 +38,7 @@ from ddpm_unet.data.stream import (
 from ddpm_unet.errors import UserError
 from ddpm_unet.randomness import seeded
 
+RANGE_CURE = "; say what is black and white with value_range=(low, high)"
 LOOKED_AT = 64
 """Items whose values decide whether float images lie in [0, 1] or in [-1, 1]."""
 Range = tuple[float, float]
@@ -147,10 +152,9 @@ class ImageDataset(Dataset[Item]):
             what = f"{name}: its condition"
             item["condition"] = _beside(raw["condition"], self.dims, space, what, keep_bytes=True)
         if "context" in raw:
-            context = torch.as_tensor(np.asarray(raw["context"]), dtype=torch.float32)
-            if context.ndim != 2 or not context.isfinite().all():
+            item["context"] = torch.as_tensor(np.asarray(raw["context"]), dtype=torch.float32)
+            if item["context"].ndim != 2 or not item["context"].isfinite().all():
                 raise UserError(f"{name}: its context must be finite vectors [L, C]")
-            item["context"] = context
         return item
 
     def name(self, index: int) -> str:
@@ -220,9 +224,8 @@ class ImageDataset(Dataset[Item]):
             raise UserError(
                 f"{name}: has {len(item)} parts; give (image, label), (image, mask) or a dict"
             )
-        if len(item) == 1:
-            return {"image": item[0]}
-        return {"image": item[0], "label" if _is_number(item[1]) else "mask": item[1]}
+        rest = {"label" if _is_number(part) else "mask": part for part in item[1:]}
+        return {"image": item[0], **rest}
 
     def _image(self, value: Any, name: str) -> Tensor:
         values = _planes(value, name, self.dims)
@@ -231,23 +234,17 @@ class ImageDataset(Dataset[Item]):
                 f"{name}: has {len(values)} channels of {values.dtype}, the first image "
                 f"{self.channels} of {self._stored}; bring all images to one form"
             )
-        if values.dtype.kind == "f":
-            low, high = self.value_range or (-1.0, 1.0)
-            if values.size and not low <= values.min() <= values.max() <= high:
-                raise UserError(
-                    f"{name}: float values from {values.min():g} to {values.max():g}, not within "
-                    f"{low:g} to {high:g}; say what is black and white with value_range=(low, high)"
-                )
-        elif values.dtype == np.uint8 and self.value_range is None:
-            return torch.from_numpy(np.ascontiguousarray(values))
-        elif values.dtype.kind in "i" and self.value_range is None:
+        kind, known = values.dtype.kind, self.value_range
+        if kind == "f":
+            _check_within(values, known or (-1.0, 1.0), name, RANGE_CURE)
+        elif kind == "i" and known is None:
             raise UserError(
                 f"{name}: is {values.dtype}; give uint8, uint16 or floats, or say what is black "
                 "and white with value_range=(low, high)"
             )
-        if values.dtype.kind == "f" and self.value_range == (-1.0, 1.0):
-            return torch.from_numpy(np.ascontiguousarray(values))
-        return torch.from_numpy(np.ascontiguousarray(to_unit(values, self.value_range, name)))
+        ready = known is None if values.dtype == np.uint8 else kind == "f" and known == (-1.0, 1.0)
+        values = values if ready else to_unit(values, known, name)
+        return torch.from_numpy(np.ascontiguousarray(values))
 
     def _float_range(self) -> Range:
         """[0, 1] unless one of the items looked at has values below 0."""
@@ -301,15 +298,21 @@ def as_dataset(data: Any, **reading: Any) -> ImageDataset:
     return ImageDataset(data, **reading)
 
 
-class DatasetStream(Dataset[Batch]):
-    """Windows of a data set's images, endlessly: epoch after epoch in a new order.
+class DatasetStream(PositionStream):
+    """Windows of a data set's images, endlessly; an epoch visits each item once.
 
-    An epoch visits each item once. What stands at a position is a function of (seed, position).
-
-    Attributes:
+    Args:
         dataset: The items.
-        digest: Of the data set, to tell whether it changed between stop and resume.
+        size: Of the windows; None takes whole images, all of one size.
+        flips: Mirror along every axis at random.
+        rot90: Turn by a random multiple of 90 degrees.
+        seed: Of the run.
+        for_masks: Items must have masks or targets, and images come as float32.
+        middle: Cut windows in the middle of each image and turn none.
+        transform: See `stream_of`.
     """
+
+    images: ImageDataset
 
     def __init__(
         self,
@@ -323,9 +326,8 @@ class DatasetStream(Dataset[Batch]):
         middle: bool = False,
         transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:
-        """See `stream_of` and `grid_of`."""
-        self.dataset, self.size, self.seed = dataset, size, seed
-        self.flips, self.rot90, self.middle = flips, rot90, middle
+        super().__init__(dataset, seed, np.ones(len(dataset), np.int64))
+        self.size, self.flips, self.rot90, self.middle = size, flips, rot90, middle
         self.for_masks, self.transform = for_masks, transform
         first = dataset[0]
         self.space = [size] * dataset.dims if size else list(first["image"].shape[1:])
@@ -337,20 +339,11 @@ class DatasetStream(Dataset[Batch]):
         if rot90 and self.space[-1] != self.space[-2]:
             raise UserError("rot90: turns square images only; give size, or set rot90 to False")
 
-    @property
-    def digest(self) -> str:
-        """That of the data set."""
-        return self.dataset.digest
-
-    @property
-    def epoch_length(self) -> int:
-        """Positions in an epoch."""
-        return len(self.dataset)
-
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.images)
 
-    def __getitems__(self, positions: Sequence[int] | np.ndarray) -> Batch:
+    @override
+    def __getitems__(self, positions: Positions) -> Batch:
         """The batch at these positions, whatever they are.
 
         Returns:
@@ -359,13 +352,14 @@ class DatasetStream(Dataset[Batch]):
             with zeros behind the shorter ones and "context_mask" `bool [B, L]`.
         """
         positions = np.asarray(positions, dtype=np.int64)
-        numbers = order(self.seed, positions, len(self.dataset)).tolist()
-        items = [self._item(number) for number in numbers]
+        numbers = self.numbers(positions)
+        items = [self._item(number) for number in numbers.tolist()]
         sizes = np.array([item["image"].shape[1:] for item in items], dtype=np.int64)
         room = sizes.reshape(len(items), -1) - self.space + 1
-        flips = [self.flips] * self.dataset.dims
-        windows = random_windows(room, np.array(numbers), flips, self.rot90, self.seed, positions)
-        corners = (room - 1) // 2 if self.middle else windows.corner
+        flips = [self.flips] * self.images.dims
+        windows = random_windows(room, numbers, flips, self.rot90, self.seed, positions)
+        if self.middle:
+            windows = windows._replace(corner=(room - 1) // 2)
         batch: Batch = {}
         for key in self._keys:
             values = [item[key] for item in items]  # type: ignore[literal-required]
@@ -374,19 +368,12 @@ class DatasetStream(Dataset[Batch]):
             elif key == "context":
                 batch |= _padded(values)
             else:
-                batch[key] = self._windows(values, corners, windows)
+                batch[key] = self._windows(values, windows)
         if self.for_masks:
             batch["image"] = to_model_range(batch["image"])
         if self.transform:
-            batch = self._transformed(batch, positions)
+            batch = self._transformed(batch, positions, self.transform)
         return batch | {"position": torch.from_numpy(positions)}
-
-    def __getitem__(self, position: int) -> Batch:
-        return {key: values[0] for key, values in self.__getitems__([position]).items()}
-
-    def name(self, position: int) -> str:
-        """The item at a position, for messages."""
-        return self.dataset.name(int(order(self.seed, np.array([position]), len(self))[0]))
 
     def describe(self) -> str:
         """One line for the log."""
@@ -394,10 +381,10 @@ class DatasetStream(Dataset[Batch]):
         changes = " and ".join(["mirrored"] * self.flips + ["turned"] * self.rot90)
         cut = "in the middle" if self.middle else "at random"
         how = f"windows of {size} {cut}" if self.size else size
-        return f"{self.dataset.describe()}, {how}{', ' * bool(changes)}{changes}"
+        return f"{self.images.describe()}, {how}{', ' * bool(changes)}{changes}"
 
     def _item(self, number: int) -> Item:
-        item, name = self.dataset[number], self.dataset.name(number)
+        item, name = self.images[number], self.images.name(number)
         if item.keys() != self._keys:
             missing = ", ".join(sorted(self._keys ^ item.keys()))
             raise UserError(f"{name}: differs from the first item in its {missing}; give all alike")
@@ -414,35 +401,29 @@ class DatasetStream(Dataset[Batch]):
             )
         return item
 
-    def _windows(self, values: list[Tensor], corners: np.ndarray, windows: Any) -> Tensor:
-        shape = (*values[0].shape[: values[0].ndim - len(self.space)], *self.space)
-        batch = np.empty((len(values), *shape), dtype=values[0].numpy().dtype)
-        for window, planes, corner in zip(batch, values, corners.tolist(), strict=True):
-            places = zip(corner, self.space, strict=True)
-            cut: Any = (..., *(slice(start, start + length) for start, length in places))
-            window[:] = planes.numpy()[cut]
-        flat = batch.reshape(len(values), -1, *self.space)
-        if not self.middle:
-            orient_windows(flat, windows)
-        return torch.from_numpy(flat.reshape(batch.shape))
+    def _windows(self, values: list[Tensor], windows: Windows) -> Tensor:
+        """Planes `[..., *space]` of each item, cut and turned."""
+        leading = values[0].shape[: values[0].ndim - len(self.space)]
+        batch = np.empty((len(values), *leading, *self.space), dtype=values[0].numpy().dtype)
+        for window, planes, corner in zip(batch, values, windows.corner.tolist(), strict=True):
+            window[:] = planes.numpy()[box(corner, self.space)]
+        orient_windows(batch.reshape(len(values), -1, *self.space), windows)
+        return torch.from_numpy(batch)
 
-    def _transformed(self, batch: Batch, positions: np.ndarray) -> Batch:
+    def _transformed(self, batch: Batch, positions: np.ndarray, transform: Any) -> Batch:
         """Each item changed under torch's generator set by its position."""
-        from torchvision import tv_tensors
-
         changed = []
         for row, position in enumerate(positions.tolist()):
             item: dict[str, Any] = {key: values[row] for key, values in batch.items()}
             item["image"] = tv_tensors.Image(to_model_range(item["image"]))
             for key in item.keys() & {"mask", "weight", "target"}:
                 item[key] = tv_tensors.Mask(item[key])
-            assert self.transform is not None
             with seeded(self.seed, "data/augment", position):
-                done = self.transform(item)
-            changed.append(
-                {k: v.as_subclass(Tensor) if isinstance(v, Tensor) else v for k, v in done.items()}
-            )
-        return {key: torch.stack([item[key] for item in changed]) for key in changed[0]}
+                changed.append(transform(item))
+        return {
+            key: torch.stack([torch.as_tensor(item[key]).as_subclass(Tensor) for item in changed])
+            for key in changed[0]
+        }
 
 
 def stream_of(
@@ -507,41 +488,66 @@ def grid_of(
     return DatasetStream(dataset, size=size, for_masks=for_masks, middle=True)
 
 
+def find_columns(
+    features: Mapping[str, Any], given: Mapping[str, str], title: str
+) -> dict[str, str]:
+    """Columns of a Hugging Face set: "image", and "label" where there is one.
+
+    Those given; else those of their own name or, of that kind (Image, ClassLabel), the only one.
+
+    Raises:
+        UserError: No such column, or it is not clear which holds the image.
+    """
+    for key, column in given.items():
+        if column not in features:
+            raise UserError(
+                f"{title}: has no column {column} for its {key}; it has {', '.join(features)}"
+            )
+    found = dict(given)
+    for key, kind in (("image", "Image"), ("label", "ClassLabel")):
+        alike = [name for name, feature in features.items() if type(feature).__name__ == kind]
+        if key not in found and (key in alike or len(alike) == 1):
+            found[key] = key if key in alike else alike[0]
+    if "image" not in found:
+        raise UserError(
+            f"{title}: has no column of images, or several, of the columns {', '.join(features)}; "
+            "name the one to take as image"
+        )
+    return found
+
+
 def _planes(value: Any, name: str, dims: int | None = None) -> np.ndarray:
     """An image `[C, *space]` as an array of its own type."""
     if isinstance(value, Image.Image):
         return np.moveaxis(image_array(value, name), -1, 0)
-    if isinstance(value, Tensor):
-        values = value.detach().cpu()
-        array = values.float().numpy() if values.dtype.is_floating_point else values.numpy()
-        wrong = array.ndim == 3 and array.shape[-1] <= 4 < array.shape[0]
-        if array.ndim == 2:
-            array = array[None]
-    elif isinstance(value, np.ndarray):
-        array = value.astype(np.float32) if value.dtype.kind == "f" else value
-        wrong = False
-        if array.ndim == 2:
-            array = array[None]
-        elif array.ndim in (3, 4) and array.shape[-1] <= 4:
-            array = np.moveaxis(array, -1, 0)
-        else:
-            wrong = array.ndim in (3, 4) and array.shape[0] > 4
-    else:
+    if not isinstance(value, Tensor | np.ndarray):
         raise UserError(
             f"{name}: is a {type(value).__name__}; an image is a tensor, an array or a Pillow image"
         )
-    if array.ndim not in (3, 4) or wrong or not array.size:
+    shape, is_tensor = list(value.shape), isinstance(value, Tensor)
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype.is_floating_point else value).numpy()
+    array = value.astype(np.float32) if value.dtype.kind in "fb" else value
+    wrong = array.ndim not in (2, 3, 4) or not array.size
+    if array.ndim == 2:
+        array = array[None]
+    elif is_tensor:
+        wrong |= array.ndim == 3 and array.shape[-1] <= 4 < array.shape[0]
+    elif not wrong and array.shape[-1] <= 4:
+        array = np.moveaxis(array, -1, 0)
+    else:
+        wrong |= array.shape[0] > 4
+    if wrong:
         raise UserError(
-            f"{name}: has the shape {list(value.shape)}; give an image as a tensor [C, H, W] or an "
+            f"{name}: has the shape {shape}; give an image as a tensor [C, H, W] or an "
             "array [H, W, C], a volume with a depth before H"
         )
-    if array.dtype == bool:
-        array = array.astype(np.float32)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise UserError(f"{name}: has values that are NaN or infinite; replace them")
     if dims is not None and array.ndim != dims + 1:
         raise UserError(
-            f"{name}: has the shape {list(value.shape)}, but the first image {dims} axes without "
+            f"{name}: has the shape {shape}, but the first image {dims} axes without "
             "its channels; bring all images to one form"
         )
     return array
@@ -565,29 +571,32 @@ def _beside(
             f"{what}: is {_size(planes.shape[1:])} pixels, the image {_size(space)}; "
             "make it as large"
         )
-    if planes.dtype.kind == "i" and keep_bytes:
-        return torch.from_numpy(planes.astype(np.int16))
-    if planes.dtype == np.uint8 and keep_bytes:
-        return torch.from_numpy(np.ascontiguousarray(planes))
-    if not within:
-        planes = planes.astype(np.float32)
-    elif planes.dtype.kind != "f":
-        planes = to_unit(planes, None, what)
-    elif not within[0] <= planes.min() <= planes.max() <= within[1]:
-        raise UserError(
-            f"{what}: float values from {planes.min():g} to {planes.max():g}, not within -1 to 1"
-        )
+    if keep_bytes and planes.dtype.kind == "i":
+        planes = planes.astype(np.int16)
+    elif not (keep_bytes and planes.dtype == np.uint8):
+        if not within:
+            planes = planes.astype(np.float32)
+        elif planes.dtype.kind != "f":
+            planes = to_unit(planes, None, what)
+        else:
+            _check_within(planes, within, what)
     return torch.from_numpy(np.ascontiguousarray(planes))
 
 
+def _check_within(values: np.ndarray, limits: Range, name: str, cure: str = "") -> None:
+    low, high = limits
+    if values.size and not low <= values.min() <= values.max() <= high:
+        raise UserError(
+            f"{name}: float values from {values.min():g} to {values.max():g}, not within "
+            f"{low:g} to {high:g}{cure}"
+        )
+
+
 def _padded(sequences: list[Tensor]) -> Batch:
-    longest = max(map(len, sequences))
-    context = torch.zeros(len(sequences), longest, sequences[0].shape[1])
-    mask = torch.zeros(len(sequences), longest, dtype=torch.bool)
-    for row, place, sequence in zip(context, mask, sequences, strict=True):
-        row[: len(sequence)] = sequence
-        place[: len(sequence)] = True
-    return {"context": context, "context_mask": mask}
+    """Sequences `[L, C]`, zeros behind the shorter ones, and where they are."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    return {"context": pad_sequence(sequences, batch_first=True), "context_mask": mask}
 
 
 def _is_number(value: Any) -> bool:

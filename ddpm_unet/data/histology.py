@@ -20,6 +20,9 @@ import numpy as np
 from ddpm_unet.data.images import read_image
 from ddpm_unet.errors import UserError
 
+SOURCE, HELD_OUT = "builtin:histology", "builtin:histology/held-out"
+TYPE_MASKS = "builtin:nucleus-type"
+MASKS = ("builtin:nucleus", TYPE_MASKS)
 INSTALL = "pip install --no-deps histolytics==0.3.0"
 NEST, STROMA = "hgsc_nest.jpg", "hgsc_stromal_he.jpg"
 INSTANCES, TYPES = "hgsc_nest_inst_mask.npz", "hgsc_nest_type_mask.npz"
@@ -72,9 +75,9 @@ def find_file(name: str) -> Path:
 
 def columns(part: Part) -> slice:
     """Columns of the labelled micrograph that belong to a part."""
-    if part == "all":
-        return slice(None)
-    return slice(HELD_OUT_FROM, None) if part == "held_out" else slice(HELD_OUT_FROM)
+    return {
+        "train": slice(HELD_OUT_FROM), "held_out": slice(HELD_OUT_FROM, None), "all": slice(None)
+    }[part]  # fmt: skip
 
 
 def images(part: Part) -> dict[str, np.ndarray]:
@@ -93,12 +96,7 @@ def labelled(part: Part) -> LabelledImage:
 
 
 def mask_of(image: str, types: bool) -> np.ndarray:
-    """The class of each pixel of a part of the labelled micrograph, `int16 [H, W, 1]`.
-
-    Args:
-        image: Its name, as `images` gives it.
-        types: Indices into `CLASS_NAMES`, instead of 1 for nuclei.
-    """
+    """Classes `int16 [H, W, 1]` of an image of `images`: `CLASS_NAMES`, or 1 for nuclei."""
     parts: tuple[Part, ...] = ("train", "held_out")
     (part,) = (part for part in parts if image == f"{NEST} ({part})")
     values = _mask(TYPES if types else INSTANCES)[:, columns(part)]

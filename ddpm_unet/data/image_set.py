@@ -7,7 +7,6 @@ import hashlib
 import math
 import os
 import shutil
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -124,8 +123,10 @@ class Layout:
         return int(self.sizes.prod(1).sum()) * self.channels * self.dtype.itemsize
 
 
-class ImageSet(Dataset[Tensor], ABC):
+class ImageSet(Dataset[Tensor]):
     """A map-style data set of fitted images `[C, H, W]`, or volumes `[C, D, H, W]`.
+
+    An image is decoded again whenever a window of it is needed.
 
     Attributes:
         fit: How they were brought to one form.
@@ -142,8 +143,7 @@ class ImageSet(Dataset[Tensor], ABC):
     context: Sequences | None = None
 
     def __init__(self, collection: Collection, fit: Fit, layout: Layout) -> None:
-        """Describe the fitted images of a collection."""
-        self.fit, self.layout = fit, layout
+        self.fit, self.layout, self.collection = fit, layout, collection
         digest = hashlib.blake2b(str(layout.sizes.tolist()).encode(), digest_size=16)
         for index in range(len(collection)):
             digest.update(f"{collection.key(index)}\n".encode("utf-8", "surrogateescape"))
@@ -154,15 +154,23 @@ class ImageSet(Dataset[Tensor], ABC):
     def __len__(self) -> int:
         return len(self.layout.sizes)
 
-    @abstractmethod
     def name(self, index: int) -> str:
         """What messages call an image."""
+        return self.collection.name(index)
 
-    @abstractmethod
     def __getitem__(self, index: int) -> Tensor:
         """One image, `[C, (D,) H, W]`."""
+        return torch.from_numpy(self._fitted(index))
 
-    @abstractmethod
+    def _fitted(self, index: int) -> np.ndarray:
+        name = self.collection.name(index)
+        planes = self.fit.apply(self.collection.read(index), name)
+        expected = (self.layout.channels, *self.layout.sizes[index])
+        if planes.shape != expected or planes.dtype != self.layout.dtype:
+            self.collection.changed(index)
+            raise UserError(f"{name}: has changed while it was in use; start again")
+        return planes
+
     def cut(self, index: np.ndarray, corner: np.ndarray, size: int) -> np.ndarray:
         """Windows `[B, C, (size,) size, size]` of some images.
 
@@ -171,22 +179,35 @@ class ImageSet(Dataset[Tensor], ABC):
             corner: (Front,) top and left of each window, `int64 [B, 2]` or `[B, 3]`.
             size: Of every side.
         """
+        shape = (len(index), self.layout.channels, *[size] * corner.shape[1])
+        windows = np.empty(shape, dtype=self.layout.dtype)
+        for window, i, starts in zip(windows, index.tolist(), corner.tolist(), strict=True):
+            window[:] = self._fitted(i)[box(starts, size)]
+        return windows
 
-    @abstractmethod
     def fingerprint(self) -> str:
         """A digest of the images: of their pixels, or if they are read as needed of their names
         and of the sizes and times of their files.
         """
+        digest = hashlib.blake2b(digest_size=16)
+        for index in range(len(self)):
+            name = self.name(index)
+            with suppress(OSError):  # not all sets have files
+                found = os.stat(name)
+                name += f" {found.st_size} {found.st_mtime_ns}"
+            digest.update(f"{name}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+    def _place(self) -> str:
+        """Where the decoded images are, for the log."""
+        wanted = math.ceil(self.layout.nbytes / 1e6)
+        files = os.path.isfile(self.name(0))
+        cure = f" (to keep them decoded on disk, set disk_limit to {wanted})" * files
+        return f"read as needed{cure}"
 
     def describe(self) -> str:
         """One line for the log."""
         layout = self.layout
-        kept = "read as needed"
-        if isinstance(self, PackedImages):
-            kept = f"in {self.path}" if self.path else "in memory"
-        elif os.path.isfile(self.name(0)):
-            wanted = math.ceil(layout.nbytes / 1e6)
-            kept += f" (to keep them decoded on disk, set disk_limit to {wanted})"
         sizes = [" x ".join(map(str, f(layout.sizes, 0)[::-1])) for f in (np.min, np.max)]
         what = "image" if layout.sizes.shape[1] == 2 else "volume"
         parts = [
@@ -197,7 +218,7 @@ class ImageSet(Dataset[Tensor], ABC):
             *([f"{len(self.classes)} classes"] if self.labels is not None else []),
             *(["a condition image each"] if self.condition else []),
             *([f"up to {self.context.longest} vectors each"] if self.context else []),
-            f"{layout.nbytes / 1e6:,.1f} MB {kept}",
+            f"{layout.nbytes / 1e6:,.1f} MB {self._place()}",
             *([self.note] if self.note else []),
         ]
         return ", ".join(parts)
@@ -225,16 +246,22 @@ class PackedImages(ImageSet):
         self.names = [collection.name(index) for index in range(len(collection))]
         if path is None:
             self.flat = torch.empty(self._values, dtype=_STORAGE[layout.dtype.name])
-            self._decode(self.flat, collection)
-            return
+            self._decode(self.flat)
+        else:
+            self._write(path)
+            self.flat = self._mapped(path)
+        del self.collection  # which may hold the images too
+
+    def _write(self, path: Path) -> None:
+        wanted = self.layout.nbytes
         with one_at_a_time(path):
-            if not (path.is_file() and path.stat().st_size == layout.nbytes):
+            if not (path.is_file() and path.stat().st_size == wanted):
                 part = path.with_suffix(f".{os.getpid()}.unfinished")
                 try:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    if shutil.disk_usage(path.parent).free < layout.nbytes:
+                    if shutil.disk_usage(path.parent).free < wanted:
                         raise OSError(errno.ENOSPC, "no space left")
-                    self._decode(self._mapped(part), collection)
+                    self._decode(self._mapped(part))
                     os.replace(part, path)
                 except OSError as error:
                     raise UserError(
@@ -242,20 +269,19 @@ class PackedImages(ImageSet):
                     ) from error
                 finally:
                     part.unlink(missing_ok=True)
-        self.flat = self._mapped(path)
 
-    def _decode(self, flat: Tensor, collection: Collection) -> None:
-        layout, values = self.layout, flat.numpy().view(self.layout.dtype)
+    def _decode(self, flat: Tensor) -> None:
+        values = flat.numpy().view(self.layout.dtype)
 
         def store(i: int) -> None:
-            planes = _fitted(collection, self.fit, layout, i).ravel()
+            planes = self._fitted(i).ravel()
             values[self.starts[i] : self.starts[i] + len(planes)] = planes
 
         # Threads pay where decoding, which frees the interpreter, outweighs what does not.
         threads = min(16, os.cpu_count() or 1) if self._values / len(self) > 1e6 else 1
         with ThreadPoolExecutor(threads) as pool:
             done = (pool.map if threads > 1 else map)(store, range(len(self)))
-            for _ in _with_progress(done, len(self), "decoding images"):
+            for _ in with_progress(done, len(self), "decoding images"):
                 pass
 
     def _mapped(self, path: Path) -> Tensor:
@@ -275,7 +301,6 @@ class PackedImages(ImageSet):
     def name(self, index: int) -> str:
         return self.names[index]
 
-    @override
     def __getitem__(self, index: int) -> Tensor:
         layout = self.layout
         shape = (layout.channels, *layout.sizes[index].tolist())
@@ -289,6 +314,9 @@ class PackedImages(ImageSet):
         digest = hashlib.blake2b(said.encode(), digest_size=16)
         digest.update(self.flat.numpy().data)
         return digest.hexdigest()
+
+    def _place(self) -> str:
+        return f"in {self.path}" if self.path else "in memory"
 
     @override
     def cut(self, index: np.ndarray, corner: np.ndarray, size: int) -> np.ndarray:
@@ -312,43 +340,6 @@ class PackedImages(ImageSet):
         return cut.view(self.layout.dtype).reshape(shape)
 
 
-class StreamedImages(ImageSet):
-    """Images decoded again whenever a window of them is needed."""
-
-    def __init__(self, collection: Collection, fit: Fit, layout: Layout) -> None:
-        """Decode nothing yet."""
-        super().__init__(collection, fit, layout)
-        self.collection = collection
-
-    @override
-    def name(self, index: int) -> str:
-        return self.collection.name(index)
-
-    @override
-    def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(_fitted(self.collection, self.fit, self.layout, index))
-
-    @override
-    def fingerprint(self) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        for index in range(len(self)):
-            name = self.name(index)
-            with suppress(OSError):  # not all sets have files
-                found = os.stat(name)
-                name += f" {found.st_size} {found.st_mtime_ns}"
-            digest.update(f"{name}\n".encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()
-
-    @override
-    def cut(self, index: np.ndarray, corner: np.ndarray, size: int) -> np.ndarray:
-        shape = (len(index), self.layout.channels, *[size] * corner.shape[1])
-        windows = np.empty(shape, dtype=self.layout.dtype)
-        for window, i, starts in zip(windows, index.tolist(), corner.tolist(), strict=True):
-            planes = _fitted(self.collection, self.fit, self.layout, i)
-            window[:] = planes[box(starts, size)]
-        return windows
-
-
 def open_collection(
     collection: Collection, fit: Fit, memory_limit: float = 2048, disk_limit: float = 0
 ) -> ImageSet:
@@ -368,7 +359,7 @@ def open_collection(
     layout = survey(collection, fit)
     if layout.nbytes <= memory_limit * 1e6:
         return PackedImages(collection, fit, layout)
-    streamed = StreamedImages(collection, fit, layout)
+    streamed = ImageSet(collection, fit, layout)
     files = all(map(os.path.isfile, (collection.name(0), collection.name(len(collection) - 1))))
     if layout.nbytes > disk_limit * 1e6 or not files:  # what has no time of change is not kept
         return streamed
@@ -382,40 +373,26 @@ def survey(collection: Collection, fit: Fit) -> Layout:
     sizes: list[tuple[int, ...]] = []
     first: ImageInfo | None = None
     seen: dict[ImageInfo, tuple[int, ...]] = {}  # most images are like others
-    infos = _with_progress(collection.infos(), len(collection), "looking at images")
-    for index, info in enumerate(infos):
+    for index in with_progress(range(len(collection)), len(collection), "looking at images"):
+        info = collection.info(index)
         if info not in seen:
             fitted = fit.info(info, collection.name(index))
             first = first or fitted
-            _check_alike(fitted, first, collection, index)
+            name, other = collection.name(index), collection.name(0)
+            if fitted.channels != first.channels:
+                raise UserError(
+                    f"{name}: channels are {fitted.channels}, those of {other} {first.channels}; "
+                    "convert it, or set channels to 1, 3 or 4"
+                )
+            if fitted.dtype != first.dtype:
+                raise UserError(
+                    f"{name}: depth is {fitted.dtype}, that of {other} {first.dtype}; "
+                    "convert the files to one depth or keep them in separate folders"
+                )
             seen[info] = fitted.size
         sizes.append(seen[info])
     assert first is not None, "no collection is empty"
     return Layout(np.array(sizes, dtype=np.int64), first.channels, first.dtype)
-
-
-def _check_alike(info: ImageInfo, first: ImageInfo, collection: Collection, index: int) -> None:
-    name, other = collection.name(index), collection.name(0)
-    if info.channels != first.channels:
-        raise UserError(
-            f"{name}: channels are {info.channels}, those of {other} {first.channels}; "
-            "convert it, or set channels to 1, 3 or 4"
-        )
-    if info.dtype != first.dtype:
-        raise UserError(
-            f"{name}: depth is {info.dtype}, that of {other} {first.dtype}; "
-            "convert the files to one depth or keep them in separate folders"
-        )
-
-
-def _fitted(collection: Collection, fit: Fit, layout: Layout, index: int) -> np.ndarray:
-    name = collection.name(index)
-    planes = fit.apply(collection.read(index), name)
-    expected = (layout.channels, *layout.sizes[index])
-    if planes.shape != expected or planes.dtype != layout.dtype:
-        collection.changed(index)
-        raise UserError(f"{name}: has changed while it was in use; start again")
-    return planes
 
 
 _STORAGE = {
@@ -426,5 +403,6 @@ _STORAGE = {
 }
 
 
-def _with_progress(items: Iterable[T], total: int, title: str) -> Iterable[T]:
+def with_progress(items: Iterable[T], total: int, title: str) -> Iterable[T]:
+    """The items, with a bar on a terminal where they take more than two seconds."""
     return tqdm(items, title, total, unit="image", delay=2, leave=False, disable=None)

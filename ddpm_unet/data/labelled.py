@@ -1,4 +1,4 @@
-"""Labelled images, or the parts of them that a split names, ready to be trained on."""
+"""Labelled images, or the parts of them that a split names, and the training stream over them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision import tv_tensors
 from typing_extensions import override
 
+from ddpm_unet.data.augment import augmentation, cut_window, window_margin
 from ddpm_unet.data.border import balanced_weights, border_weights
 from ddpm_unet.data.check import Report
 from ddpm_unet.data.pixels import convert_channels, nearest, resize, to_unit
 from ddpm_unet.data.splits import AXES, Part
+from ddpm_unet.data.stream import CORNER, Batch, Positions, PositionStream, window_counts
+from ddpm_unet.randomness import integers, seeded, uniform
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Item:
     cells: np.ndarray | None = None
 
 
-class PairSet(Dataset[dict[str, Tensor]], ABC):
+class PairSet(Dataset[Batch], ABC):
     """A map-style data set of whole images and what lies beside them, to cut from.
 
     It is kept in memory if it fits in `data.memory_limit`, and read as needed otherwise.
@@ -67,10 +72,9 @@ class PairSet(Dataset[dict[str, Tensor]], ABC):
         place = {name: index for index, name in enumerate(report.names)}
         chosen = [place[part["name"]] for part in self.parts]
         self._pairs = [report.pairs[index] for index in chosen]
-        dims = self.config.dims
-        self.sizes = np.empty((len(chosen), dims), np.int64)
-        for size, index, part in zip(self.sizes, chosen, self.parts, strict=True):
-            places = zip(report.sizes[index], _cuts(part, dims), strict=True)
+        self.sizes = np.empty((len(chosen), self.config.dims), np.int64)
+        for number, (size, index) in enumerate(zip(self.sizes, chosen, strict=True)):
+            places = zip(report.sizes[index], self._cuts(number), strict=True)
             kept = [len(range(length)[cut]) for length, cut in places]
             size[:] = [max(1, round(length * self.config.scale)) for length in kept]
         nbytes = self.sizes.prod(1).sum() * (report.channels * report.dtype.itemsize + bytes_beside)
@@ -86,7 +90,7 @@ class PairSet(Dataset[dict[str, Tensor]], ABC):
         return len(self.parts)
 
     def name(self, index: int) -> str:
-        """What messages call a item."""
+        """What messages call an item."""
         return self._pairs[index].image_file
 
     def item(self, index: int) -> Item:
@@ -94,15 +98,10 @@ class PairSet(Dataset[dict[str, Tensor]], ABC):
         return self._decode(index) if self._kept is None else self._kept[index]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """One whole item.
-
-        Returns:
-            "image" float32 `[C, (D,) H, W]` in [-1, 1] and what lies beside it, classes as int64.
-        """
+        """The image `[C, (D,) H, W]` in [-1, 1] and what lies beside it, masks as int64."""
         item = self.item(index)
         image = torch.from_numpy(to_unit(item.image, self.config.value_range))
-        beside = {name: torch.tensor(planes) for name, planes in item.beside.items()}
-        return {"image": image, **{name: whole_classes(p) for name, p in beside.items()}}
+        return {"image": image, **{n: _loss_type(torch.tensor(p)) for n, p in item.beside.items()}}
 
     def describe(self) -> str:
         """One line for the log."""
@@ -110,6 +109,10 @@ class PairSet(Dataset[dict[str, Tensor]], ABC):
         what, scale = "pictures" if self.config.dims == 2 else "volumes", self.config.scale
         scaled = f" at data.scale {scale:g}" if scale != 1 else ""
         return f"{len(self)} labelled {what} or parts, {pixels:,} pixels{scaled}"
+
+    def _cuts(self, index: int) -> tuple[slice, ...]:
+        """(Planes,) rows and columns of a part."""
+        return tuple(slice(*self.parts[index].get(a, [None])) for a in AXES[-self.config.dims :])
 
     def _planes(self, index: int) -> np.ndarray:
         """The image at `data.scale`."""
@@ -119,8 +122,7 @@ class PairSet(Dataset[dict[str, Tensor]], ABC):
 
     def _scaled(self, array: np.ndarray, index: int) -> np.ndarray:
         """The part of an image `[..., C]` that belongs to the set, `[C, ...]` at `data.scale`."""
-        part = _cuts(self.parts[index], self.config.dims)
-        planes = np.ascontiguousarray(np.moveaxis(array[part], -1, 0))
+        planes = np.ascontiguousarray(np.moveaxis(array[self._cuts(index)], -1, 0))
         return resize(planes, *self.sizes[index].tolist())
 
 
@@ -137,16 +139,7 @@ class LabelledSet(PairSet):
     def __init__(
         self, report: Report, parts: Sequence[Part] | None = None, border: bool = False
     ) -> None:
-        """As `PairSet`.
-
-        Args:
-            report: From `check_pairs`.
-            parts: Those of a split; None for all images.
-            border: Make border weights, balanced over these parts (Ronneberger 2015, eq. 2).
-
-        Raises:
-            UserError: The report has faults, or knows no such part.
-        """
+        """As `PairSet`; `border` makes weights balanced over these parts (Ronneberger 2015)."""
         self._code = report.mask_code()
         self.class_names, self.border = self._code.class_names, border
         super().__init__(report, parts, 2 + 8 * border)
@@ -174,17 +167,14 @@ class LabelledSet(PairSet):
 
     @override
     def _decode(self, index: int) -> Item:
-        pair, size = self._pairs[index], self.sizes[index].tolist()
-        part = _cuts(self.parts[index], self.config.dims)
+        pair, size, part = self._pairs[index], self.sizes[index].tolist(), self._cuts(index)
         values = self._code.read(pair.read_mask(), pair.mask_file)
         mask = self._code.classes(values, pair.mask_file)
-        border = self.config.border_classes
-        cells = self._code.cells(values, mask, border) if self.border else None
-        return Item(
-            self._planes(index),
-            {"mask": nearest(mask[part], size)},
-            None if cells is None else nearest(cells[part], size),
-        )
+        cells = None
+        if self.border:
+            cells = self._code.cells(values, mask, self.config.border_classes)
+            cells = nearest(cells[part], size)
+        return Item(self._planes(index), {"mask": nearest(mask[part], size)}, cells)
 
     def _with_weight(self, item: Item) -> Item:
         if item.cells is None:
@@ -217,11 +207,105 @@ class TargetSet(PairSet):
         return Item(self._planes(index), {"target": self._scaled(target, index)})
 
 
-def _cuts(part: Part, dims: int) -> tuple[slice, ...]:
-    """(Planes,) rows and columns of a part."""
-    return tuple(slice(*part.get(axis, [None])) for axis in AXES[-dims:])
+class PairStream(PositionStream):
+    """Random augmented windows of labelled images, endlessly.
+
+    An epoch visits each image as often as windows fit in its area, each time at a random
+    place. Images smaller than a window are mirrored at their borders.
+
+    Args:
+        images: The images; `images.config` has the window size and the augmentation.
+        seed: Of the run.
+        context: Pixels added on every side of a window, beyond the image mirrored, for a network
+            that loses so many (Ronneberger 2015, figure 2).
+    """
+
+    images: PairSet
+
+    def __init__(self, images: PairSet, seed: int, context: int = 0) -> None:
+        config = images.config
+        self.size, self.dims, self.context = config.size, config.dims, context
+        super().__init__(images, seed, window_counts(images.sizes, self.size))
+        self.margin = context + window_margin(config.augment)
+        self.augment = augmentation(config.augment, self.size + 2 * context, config.dims)
+
+    @override
+    def __getitems__(self, positions: Positions) -> Batch:
+        """The batch at these positions, whatever they are.
+
+        Returns:
+            "image" float32 `[B, C, side, side]` in [-1, 1], with side = size + 2 context; "mask"
+            int64 `[B, size, size]`, IGNORE_INDEX where unlabelled; "position" int64 `[B]`; and
+            "weight" float32 `[B, size, size]` if the set has border weights. Instead of a mask,
+            a set of targets has "target" float32 `[B, K, size, size]`. Volumes have one more axis
+            of these lengths.
+        """
+        positions = np.asarray(positions, dtype=np.int64)
+        images = self.numbers(positions)
+        spare = self.images.sizes[images] - self.size
+        corners = spare // 2  # centred where the image is smaller than a window
+        for side, name in enumerate(CORNER[-self.dims :]):
+            high = np.maximum(spare[:, side], 0) + 1
+            drawn = integers(self.seed, f"data/{name}", positions, high)
+            corners[:, side] = np.where(spare[:, side] < 0, corners[:, side], drawn)
+        places = zip(positions.tolist(), images.tolist(), corners.tolist(), strict=True)
+        windows = [self._window(*place) for place in places]
+        batch = {key: torch.stack([window[key] for window in windows]) for key in windows[0]}
+        batch = {key: _loss_type(planes) for key, planes in batch.items()}
+        return batch | {"position": torch.from_numpy(positions)}
+
+    def _window(self, position: int, index: int, corner: Sequence[int]) -> Batch:
+        item = self.images.item(index)
+        place = [start - self.margin for start in corner], self.size + 2 * self.margin
+        image = to_unit(cut_window(item.image, *place), self.images.config.value_range)
+        sample: dict[str, Any] = {"image": tv_tensors.Image(image)}
+        for key, planes in item.beside.items():
+            sample[key] = tv_tensors.Mask(cut_window(planes, *place).copy())
+        with seeded(self.seed, "data/augment", position):
+            window = self.augment(sample)
+        inner = (..., *[slice(self.context, self.context + self.size)] * self.dims)
+        return {
+            key: value.as_subclass(Tensor)[... if key == "image" else inner]
+            for key, value in window.items()
+        }
 
 
-def whole_classes(planes: Tensor) -> Tensor:
+class WithExtra(Dataset[Batch]):
+    """Each position has a window of the one stream or of the other: a function of (seed, position).
+
+    Args:
+        pairs: A stream.
+        extra: Another, of the same seed, size and context.
+        share: Of the positions that the other gets.
+    """
+
+    def __init__(self, pairs: PairStream, extra: PairStream, share: float) -> None:
+        self.streams, self.share = (pairs, extra), share
+
+    def __getitems__(self, positions: Positions) -> Batch:
+        """The batch at these positions, as `PairStream` gives it."""
+        positions = np.asarray(positions, dtype=np.int64)
+        chosen = self._chosen(positions)
+        places = [np.flatnonzero(chosen == number) for number in (0, 1)]
+        parts = [
+            stream.__getitems__(positions[place])
+            for stream, place in zip(self.streams, places, strict=True)
+            if len(place)
+        ]
+        back = torch.from_numpy(np.argsort(np.concatenate(places)))
+        return {key: torch.cat([part[key] for part in parts])[back] for key in parts[0]}
+
+    def __getitem__(self, position: int) -> Batch:
+        return {key: values[0] for key, values in self.__getitems__([position]).items()}
+
+    def name(self, position: int) -> str:
+        """The image from which a position is cut, for messages."""
+        return self.streams[int(self._chosen(np.array([position]))[0])].name(position)
+
+    def _chosen(self, positions: np.ndarray) -> np.ndarray:
+        return (uniform(self.streams[0].seed, "extra", positions) < self.share).astype(int)
+
+
+def _loss_type(planes: Tensor) -> Tensor:
     """int16 classes as int64, which losses want; other planes as they are."""
     return planes.long() if planes.dtype == torch.int16 else planes

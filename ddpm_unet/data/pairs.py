@@ -20,9 +20,6 @@ from ddpm_unet.data.pixels import normalised
 from ddpm_unet.data.volumes import Space, read_volume, volume_info, volume_space
 from ddpm_unet.errors import UserError
 
-BUILTIN_IMAGES = "builtin:histology"
-BUILTIN_HELD_OUT = "builtin:histology/held-out"
-BUILTIN_MASKS = ("builtin:nucleus", "builtin:nucleus-type")
 POINTS = "points"
 TIFF_ENDINGS = (".tif", ".tiff")
 MODALITY = re.compile(r"(.+)_(\d{4})")
@@ -72,7 +69,7 @@ def complete_settings(config: PairDataConfig) -> PairDataConfig:
     Raises:
         UserError: Built-in images with other masks or the reverse; points that are no volumes.
     """
-    if config.mask_kind == "pictures" and config.masks in (*BUILTIN_MASKS, POINTS):
+    if config.mask_kind == "pictures" and config.masks in (*histology.MASKS, POINTS):
         raise UserError(
             f"data.masks {config.masks}: are masks, not images to predict; set data.images and "
             "data.masks to folders of images"
@@ -85,21 +82,21 @@ def complete_settings(config: PairDataConfig) -> PairDataConfig:
             )
         return replace(config, mask_kind="classes", ignore_value=points.EMPTY)
     for setting, name, known in (
-        ("images", config.images, (BUILTIN_IMAGES, BUILTIN_HELD_OUT)),
-        ("masks", config.masks, BUILTIN_MASKS),
+        ("images", config.images, (histology.SOURCE, histology.HELD_OUT)),
+        ("masks", config.masks, histology.MASKS),
     ):
         if name.startswith("builtin:") and name not in known:
             raise UserError(f"data.{setting} {name}: there is only {' and '.join(known)}")
-    if _is_builtin(config) != (config.masks in BUILTIN_MASKS):
+    if _is_builtin(config) != (config.masks in histology.MASKS):
         raise UserError(
             f"data.images {config.images} and data.masks {config.masks} do not go together: give "
-            f"your own folders for both, or {BUILTIN_IMAGES} with {' or '.join(BUILTIN_MASKS)}"
+            f"your own folders for both, or {histology.SOURCE} with {' or '.join(histology.MASKS)}"
         )
-    if config.masks not in BUILTIN_MASKS:
+    if config.masks not in histology.MASKS:
         return config
     if config.dims != 2:
         raise UserError(f"data.dims {config.dims}: {config.images} is an image; set data.dims 2")
-    if config.masks == "builtin:nucleus-type":
+    if config.masks == histology.TYPE_MASKS:
         return replace(config, mask_kind="classes", class_names=histology.CLASS_NAMES)
     if config.mask_kind == "boundaries":
         return replace(config, class_names=("background", "nucleus", "outline"))
@@ -392,14 +389,14 @@ def _point_sets(config: PairDataConfig) -> Pairing:
 
 
 def _is_builtin(config: PairDataConfig) -> bool:
-    return config.images in (BUILTIN_IMAGES, BUILTIN_HELD_OUT)
+    return config.images in (histology.SOURCE, histology.HELD_OUT)
 
 
 def _builtin_pair(config: PairDataConfig) -> Pair:
     part: histology.Part = "all" if config.include_held_out else "train"
-    if config.images == BUILTIN_HELD_OUT:
+    if config.images == histology.HELD_OUT:
         part = "held_out"
-    field = "types" if config.masks == "builtin:nucleus-type" else "instances"
+    field = "types" if config.masks == histology.TYPE_MASKS else "instances"
     return Pair(
         histology.NEST,
         histology.NEST,

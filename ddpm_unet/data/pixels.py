@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -50,9 +51,10 @@ def convert_channels(image: np.ndarray, channels: int | None, name: str) -> np.n
     return colour.astype(image.dtype)
 
 
-def box(corner: Iterable[int], size: int) -> tuple[Any, ...]:
-    """The index of a window: `size` along each of the last axes, from a corner on."""
-    return (..., *(slice(start, start + size) for start in corner))
+def box(corner: Iterable[int], size: int | Sequence[int]) -> tuple[Any, ...]:
+    """The index of a window of that size (along each of the last axes) from a corner on."""
+    lengths = repeat(size) if isinstance(size, int) else size
+    return (..., *(slice(start, start + n) for start, n in zip(corner, lengths, strict=False)))
 
 
 def normalised(image: np.ndarray, value_range: ValueRange) -> np.ndarray:

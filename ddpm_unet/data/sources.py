@@ -18,22 +18,13 @@ from typing import Literal
 import numpy as np
 
 from ddpm_unet.config import ImageDataConfig
+from ddpm_unet.config.data import check_data_settings
 from ddpm_unet.data import histology
-from ddpm_unet.data.collection import (
-    CACHE,
-    FASHION_CLASSES,
-    ArrayCollection,
-    Collection,
-    Selection,
-    fashion_mnist,
-    huggingface_set,
-    torchvision_set,
-)
+from ddpm_unet.data.collection import CACHE, ArrayCollection, Collection, Selection
 from ddpm_unet.data.conditioning import ConcatCondition, ConditionImages, Sequences
 from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.image_set import Fit, ImageSet, open_collection
-from ddpm_unet.data.pairs import BUILTIN_MASKS
-from ddpm_unet.data.settings import check_data_settings
+from ddpm_unet.data.named_sets import FASHION, fashion_mnist, huggingface_set, torchvision_set
 from ddpm_unet.data.stream import Grid, Stream
 from ddpm_unet.errors import UserError
 
@@ -60,7 +51,7 @@ def open_stream(config: ImageDataConfig, seed: int, images: ImageSet | None = No
     Null flips and rot90 are on for folders and builtin:histology (tissue has no up), and off for
     the other sets, of things and digits. Errors as `open_images`.
     """
-    tissue = not config.source.startswith(NAMED) or config.source == "builtin:histology"
+    tissue = not config.source.startswith(NAMED) or config.source == histology.SOURCE
     flips, rot90 = (
         tissue if setting is None else setting for setting in (config.flips, config.rot90)
     )
@@ -101,38 +92,27 @@ def check_settings(config: ImageDataConfig) -> None:
         UserError: Names the setting.
     """
     check_data_settings(config)
+    condition, classes = config.condition, config.condition_classes
+    kind, _, factor = (condition or "").partition(":")
+    files = condition is not None and kind not in ("builtin", "lower", "hole")
+    named = config.source.startswith(NAMED)
+    masks = condition in histology.MASKS and config.source == histology.SOURCE
+    divides = factor.isdecimal() and int(factor) > 1 and config.size % int(factor) == 0
     faults = {
         "source: is empty; give a built-in set, a folder or a data set's name": not config.source,
         f"scale {config.scale:g}: has no effect with fit resize; remove it": (
             config.fit == "resize" and config.scale != 1
         ),
         f"dims 3: {config.source} holds images; volumes come from folders, or set dims 2": (
-            config.dims == 3 and config.source.startswith(NAMED)
+            config.dims == 3 and named
         ),
         f"channels {config.channels}: must be 1, 3, 4 or null": (
             config.channels not in (None, 1, 3, 4)
         ),
-        **_condition_faults(config),
-    }
-    for fault, present in faults.items():
-        if present:
-            raise UserError(f"data.{fault}")
-
-
-def _condition_faults(config: ImageDataConfig) -> dict[str, bool]:
-    condition, classes = config.condition, config.condition_classes
-    kind, _, factor = (condition or "").partition(":")
-    builtin = config.source == "builtin:histology"
-    files = condition is not None and kind not in ("builtin", "lower", "hole")
-    named = config.source.startswith(NAMED)
-    return {
-        f"condition {condition}: builtin:histology has "
-        f"{' and '.join(BUILTIN_MASKS)}, other images a folder of their own": (
-            kind == "builtin" and not (builtin and condition in BUILTIN_MASKS)
-        ),
+        f"condition {condition}: {histology.SOURCE} has {' and '.join(histology.MASKS)}, other "
+        "images a folder of their own": kind == "builtin" and not masks,
         f"condition {condition}: give a whole number above 1 that divides size {config.size}": (
-            kind == "lower"
-            and not (factor.isdecimal() and int(factor) > 1 and config.size % int(factor) == 0)
+            kind == "lower" and not divides
         ),
         f"condition {condition}: files are found by name for images of a folder only": (
             files and named
@@ -153,34 +133,27 @@ def _condition_faults(config: ImageDataConfig) -> dict[str, bool]:
             config.text_encoder is not None and config.context is None
         ),
     }
+    for fault in (fault for fault, present in faults.items() if present):
+        raise UserError(f"data.{fault}")
 
 
 def _open(collection: Collection, config: ImageDataConfig) -> ImageSet:
     """The images with their conditions."""
     fit = Fit(
-        size=config.size,
-        mode=config.fit,
-        scale=config.scale,
-        channels=config.channels,
-        value_range=config.value_range,
-        max_pixels=config.max_pixels,
-    )
+        config.size, config.fit, config.scale, config.channels, config.value_range,
+        config.max_pixels,
+    )  # fmt: skip
     limits = config.memory_limit, config.disk_limit
     images = open_collection(collection, fit, *limits)
     condition = config.condition or ""
     beside: Collection | None = None
-    if condition in BUILTIN_MASKS:
-        types = condition == "builtin:nucleus-type"
+    if condition in histology.MASKS:
+        types = condition == histology.TYPE_MASKS
         masks = [histology.mask_of(collection.name(i), types) for i in range(len(collection))]
         beside = ArrayCollection(masks, condition)
     elif condition and condition.partition(":")[0] not in ("lower", "hole"):
-        beside = ConditionImages(
-            collection,
-            condition,
-            dims=config.dims,
-            classes=config.condition_classes,
-            max_pixels=config.max_pixels,
-        )
+        classes, most = config.condition_classes, config.max_pixels
+        beside = ConditionImages(collection, condition, config.dims, classes, most)
     if beside is not None:
         images.condition = open_collection(beside, fit.beside(), *limits)
     if config.context is not None:
@@ -199,28 +172,23 @@ def _collection(config: ImageDataConfig, part: Share) -> Collection | None:
         both = Selection(*((found, None) for found in parts if found))
         both.note = ""
         return both
-    if config.source == "builtin:histology":
+    if config.source == histology.SOURCE:
         return _histology(config, part == "held out")
-    if config.source == "builtin:fashion-mnist":
-        images, labels = fashion_mnist(config.root, part == "train", CACHE)
-        named = (labels, FASHION_CLASSES) if config.class_labels else (None, ())
-        own: Collection = ArrayCollection(images, config.source, *named)
-        own.note = "the test split held out for validation"
-        return own
+    labels, split = {"class_labels": config.class_labels}, {"held_out": part == "held out"}
+    if config.source == FASHION:
+        return fashion_mnist(config.root, CACHE, **split, **labels)
     if kind == "builtin":
         raise UserError(
-            f"data.source {config.source}: the built-in sets are builtin:histology and "
-            "builtin:fashion-mnist"
+            f"data.source {config.source}: the built-in sets are {histology.SOURCE} and {FASHION}"
         )
     if kind == "torchvision":
-        root = Path(config.root) if config.root else CACHE
-        split = partial(torchvision_set, name, root, class_labels=config.class_labels)
+        open_split = partial(torchvision_set, name, Path(config.root or CACHE), **labels)
     else:
-        split = partial(huggingface_set, name, config.root, class_labels=config.class_labels)
-    kept = split(held_out=True)
+        open_split = partial(huggingface_set, name, config.root, **labels)
+    kept = open_split(held_out=True)
     if part == "held out" and kept:
         return kept
-    whole = split(held_out=False)
+    whole = open_split(held_out=False)
     assert whole is not None, "only held-out parts can be missing"
     if kept is None:
         return _hashed_part(whole, part)
@@ -231,11 +199,11 @@ def _collection(config: ImageDataConfig, part: Share) -> Collection | None:
 def _histology(config: ImageDataConfig, held_out: bool) -> Collection | None:
     if config.class_labels:
         raise UserError(
-            "data.source builtin:histology: has no class for each image; "
-            "set data.class_labels false"
+            f"data.source {histology.SOURCE}: has no class for each image; set data.class_labels "
+            "false"
         )
     images = histology.images("held_out" if held_out else "train")
-    if config.condition in BUILTIN_MASKS:
+    if config.condition in histology.MASKS:
         images.pop(histology.STROMA, None)
     narrowest = min(image.shape[1] for image in images.values())
     if held_out and config.fit == "crop" and round(narrowest * config.scale) < config.size:
@@ -248,12 +216,11 @@ def _histology(config: ImageDataConfig, held_out: bool) -> Collection | None:
 
 def _hashed_part(whole: Collection, part: Share) -> Collection | None:
     """One in twenty by a hash of the image's key, or the rest, or the rest and then that one."""
+    rest = [whole.note] if whole.note else []
     if len(whole) < ONE_IN:
-        if part == "held out":
-            return None
         nothing = f"nothing held out for validation (fewer than {ONE_IN} images)"
-        whole.note = ", ".join([nothing, *([whole.note] if whole.note else [])])
-        return whole
+        whole.note = ", ".join([nothing, *rest])
+        return None if part == "held out" else whole
     keys = [whole.key(i).encode("utf-8", "surrogateescape") for i in range(len(whole))]
     digests = [hashlib.blake2b(key, digest_size=8).digest() for key in keys]
     numbers = np.array([int.from_bytes(d, "big") for d in digests], dtype=np.uint64)
@@ -264,6 +231,5 @@ def _hashed_part(whole: Collection, part: Share) -> Collection | None:
         return Selection((whole, np.argsort(chosen, kind="stable")))
     selection = Selection((whole, np.flatnonzero(chosen == (part == "held out"))))
     if part == "train":
-        kept = f"{chosen.sum():,} more held out for validation"
-        selection.note = ", ".join([kept, *([whole.note] if whole.note else [])])
+        selection.note = ", ".join([f"{chosen.sum():,} more held out for validation", *rest])
     return selection

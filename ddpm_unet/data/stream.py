@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,22 +49,57 @@ class Windows(NamedTuple):
     mirrored: np.ndarray
 
 
-class _Windowed(Dataset[Batch], ABC):
-    """Windows of an image set by position.
+class PositionStream(Dataset[Batch], ABC):
+    """Batches by position over a data set, epoch after epoch in a new order.
 
     Attributes:
-        images: The images.
-        size: Of the windows.
+        images: The data set; `images.name(i)` is for messages.
+        seed: Of the order, and of all that is drawn.
     """
 
+    def __init__(self, images: Any, seed: int, counts: np.ndarray) -> None:
+        """Visit each item `counts` (`int64 [N]`) times in an epoch."""
+        self.images, self.seed = images, seed
+        self._bounds = np.cumsum(counts)
+
+    @property
+    def epoch_length(self) -> int:
+        """Positions in an epoch."""
+        return int(self._bounds[-1])
+
+    @abstractmethod
+    def __getitems__(self, positions: Positions) -> Batch:
+        """The batch at these positions, whatever they are; "position" is `int64 [B]`."""
+
+    def __getitem__(self, position: int) -> Batch:
+        return {key: values[0] for key, values in self.__getitems__([position]).items()}
+
+    def numbers(self, positions: Positions) -> np.ndarray:
+        """The item at each position, `int64 [B]`."""
+        items = order(self.seed, np.asarray(positions, dtype=np.int64), self.epoch_length)
+        return np.searchsorted(self._bounds, items, side="right")
+
+    def name(self, position: int) -> str:
+        """The image from which a position is cut, for messages."""
+        return self.images.name(int(self.numbers([position])[0]))
+
+    @property
+    def digest(self) -> str:
+        """Of the data set, to tell whether it changed between stop and resume."""
+        return self.images.digest
+
+
+class _ImageWindows(PositionStream):
+    """Windows of an image set by position; `images.fit` has their size."""
+
     images: ImageSet
-    size: int
     _choices: tuple[object, ...] = ()
 
     @abstractmethod
     def windows(self, positions: Positions) -> Windows:
         """What stands at these positions."""
 
+    @override
     def __getitems__(self, positions: Positions) -> Batch:
         """The batch at these positions.
 
@@ -84,37 +119,21 @@ class _Windowed(Dataset[Batch], ABC):
             batch["condition"] = self._turned(images.condition, windows, None)
         return batch
 
-    def __getitem__(self, position: int) -> Batch:
-        return {key: values[0] for key, values in self.__getitems__([position]).items()}
-
-    def name(self, position: int) -> str:
-        """The image from which a position is cut, for messages."""
-        return self.images.name(int(self.windows([position]).image[0]))
-
-    @property
-    def digest(self) -> str:
-        """Of the names and sizes of the images, to tell whether some were added or removed."""
-        return self.images.digest
-
     def fingerprint(self) -> str:
         """A digest of all that decides the pixels of the windows."""
-        said = [
-            type(self).__name__,
-            self.images.fingerprint(),
-            str(self.images.fit),
-            *self._choices,
-        ]
+        images = self.images
+        said = [type(self).__name__, images.fingerprint(), str(images.fit), *self._choices]
         return hashlib.blake2b(str(said).encode(), digest_size=16).hexdigest()
 
     def _turned(self, images: ImageSet, windows: Windows, value_range: ValueRange) -> Tensor:
-        pixels = images.cut(windows.image, windows.corner, self.size)
+        pixels = images.cut(windows.image, windows.corner, self.images.fit.size)
         orient_windows(pixels, windows)
         if pixels.dtype == np.uint16 or (pixels.dtype == np.uint8 and value_range):
             pixels = to_unit(pixels, value_range)
         return torch.from_numpy(pixels)
 
 
-class Stream(_Windowed):
+class Stream(_ImageWindows):
     """Random windows of an image set, endlessly: epoch after epoch in a new order.
 
     An epoch visits each image as often as windows fit in its area, each time at a random place.
@@ -129,24 +148,16 @@ class Stream(_Windowed):
     def __init__(
         self, images: ImageSet, *, flips: bool = False, rot90: bool = False, seed: int = 0
     ) -> None:
-        self.images, self.size, self.seed = images, images.fit.size, seed
+        super().__init__(images, seed, window_counts(images.layout.sizes, images.fit.size))
         self.flips, self.rot90 = flips, rot90
         self._choices = (flips, rot90, seed)
-        self._bounds = np.cumsum(window_counts(images.layout.sizes, self.size))
-
-    @property
-    def epoch_length(self) -> int:
-        """Positions in an epoch."""
-        return int(self._bounds[-1])
 
     @override
     def windows(self, positions: Positions) -> Windows:
         positions = np.asarray(positions, dtype=np.int64)
-        items = order(self.seed, positions, self.epoch_length)
-        image = np.searchsorted(self._bounds, items, side="right")
-        room = self.images.layout.sizes[image] - self.size + 1
-        crop = self.images.fit.mode == "crop"
-        flips = [self.flips and crop] * (room.shape[1] - 1) + [self.flips]
+        image, fit = self.numbers(positions), self.images.fit
+        room = self.images.layout.sizes[image] - fit.size + 1
+        flips = [self.flips and fit.mode == "crop"] * (room.shape[1] - 1) + [self.flips]
         return random_windows(room, image, flips, self.rot90, self.seed, positions)
 
     def describe(self) -> str:
@@ -161,28 +172,30 @@ class Stream(_Windowed):
         )
 
 
-class Grid(_Windowed):
+class Grid(_ImageWindows):
     """Every window of a gapless grid over an image set, unturned, for validation.
 
     They come in a fixed shuffled order, so the first n are a fair sample of all images.
     """
 
     def __init__(self, images: ImageSet) -> None:
-        """Read nothing yet; `images.fit` has the size of the windows."""
-        self.images, self.size = images, images.fit.size
-        self._windows = grid_windows(images.layout, self.size)
+        self._windows = grid_windows(images.layout, images.fit.size)
+        super().__init__(images, 0, np.ones(len(self._windows.image), np.int64))
 
     def __len__(self) -> int:
-        return len(self._windows.image)
+        return self.epoch_length
 
     @override
     def windows(self, positions: Positions) -> Windows:
         """The windows at these positions, which are below `len(self)`."""
-        positions = np.asarray(positions, dtype=np.int64)
-        if len(positions) and not 0 <= positions.min() <= positions.max() < len(self):
+        if any(not 0 <= position < len(self) for position in positions):
             raise IndexError(f"the grid has {len(self)} windows")
-        items = order(0, positions, len(self))
-        return Windows(*(values[items] for values in self._windows))
+        numbers = super().numbers(positions)
+        return Windows(*(values[numbers] for values in self._windows))
+
+    @override
+    def numbers(self, positions: Positions) -> np.ndarray:
+        return self.windows(positions).image
 
 
 def to_model_range(image: Tensor) -> Tensor:
@@ -201,12 +214,7 @@ def of_images(images: ImageSet, windows: Windows) -> Batch:
 
 
 def window_counts(sizes: np.ndarray, size: int) -> np.ndarray:
-    """How many windows each image counts for, `int64 [N]`: its area over the window's.
-
-    Args:
-        sizes: (Depth,) height and width of each, `int64 [N, axes]`.
-        size: Of every side of a window.
-    """
+    """How many windows images of sizes `int64 [N, axes]` count for: their area over a window's."""
     return np.maximum(1, sizes.prod(1) // size ** sizes.shape[1])
 
 

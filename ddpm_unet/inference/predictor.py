@@ -129,9 +129,10 @@ def tiling(model: SegmentationModel, config: PredictConfig) -> Tiling:
         return Tiling(tile, model.margin, overlap=0, step=model.step, pixels=pixels)
     step = 32
     if dimensions(model) == 3:
-        segmenter = isinstance(model, Segmenter)
-        levels = len(model.unet.config.block_out_channels) if segmenter else model.config.depth
-        step = 2 ** (levels - 1)
+        if isinstance(model, Segmenter):
+            step = 2 ** (len(model.unet.config.block_out_channels) - 1)
+        else:
+            step = 2 ** (model.config.depth - 1)
     least = 2 * max(0, margin) + max(0, overlap) + step
     if min(overlap, margin) < 0 or tile < least:
         raise UserError(

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from ddpm_unet.data.points import PointSet
-from ddpm_unet.data.targets import Targets
+from ddpm_unet.data.preprocessing import Targets
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.objects import find_objects, write_objects
 from ddpm_unet.inference.predictor import OpenFile
 from ddpm_unet.inference.writers import (
-    NiftiVolume,
-    NpzPlanes,
     OverlayImages,
-    PngImage,
+    SavedPlanes,
     TiffPlanes,
     finished,
+    nifti_planes,
+    npz_planes,
+    png_planes,
 )
 
-Format = NiftiVolume | NpzPlanes | PngImage | TiffPlanes
+Planes = SavedPlanes | TiffPlanes
+
+
+@contextmanager
+def _files(base: Path) -> Iterator[Callable[[str], Path]]:
+    """From endings to paths to write to; the files get their names when all went well."""
+    with ExitStack() as stack:
+        yield lambda ending: stack.enter_context(finished(base.with_name(f"{base.name}_{ending}")))
 
 
 def write_masks(
@@ -59,18 +68,14 @@ def write_masks(
     num_classes = len(colors)
     counts = np.zeros(num_classes, dtype=np.int64)
     kept = np.zeros((pages, height, width), np.uint8) if objects and source.images else None
-    with ExitStack() as stack:
-
-        def file(ending: str) -> Path:
-            return stack.enter_context(finished(base.with_name(f"{base.name}_{ending}")))
-
-        mask: Format
+    with _files(base) as file, ExitStack() as stack:
+        mask: Planes
         if source.space:
-            mask = NiftiVolume(file("mask.nii.gz"), source.shape[:3], np.uint8, source.space)
+            mask = nifti_planes(file("mask.nii.gz"), source.shape[:3], np.uint8, source.space)
         elif source.tiff:
             mask = TiffPlanes(file("mask.tif"), size, np.uint8, axes, colors)
         else:
-            mask = PngImage(file("mask.png"), (1, height, width), colors=colors)
+            mask = png_planes(file("mask.png"), (1, height, width), colors=colors)
         stack.enter_context(closing(mask))
         if overlay:
             path = file("overlay.tif" if pages > 1 else "overlay.png")
@@ -78,12 +83,12 @@ def write_masks(
             stack.enter_context(closing(drawn))
         if probabilities:
             every: tuple[int, ...] = (*size[:-2], num_classes, height, width)
-            scores: Format
+            scores: Planes
             if probabilities == "npz":
-                scores = NpzPlanes(file("probabilities.npz"), every)
+                scores = npz_planes(file("probabilities.npz"), every)
             elif source.space:
                 path, every = file("probabilities.nii.gz"), (pages, *every[-3:])
-                scores = NiftiVolume(path, every, np.float32, source.space)
+                scores = nifti_planes(path, every, np.float32, source.space)
             else:
                 path, axes = file("probabilities.tif"), axes.replace("YX", "CYX")
                 scores = TiffPlanes(path, every, np.float32, axes)
@@ -144,19 +149,15 @@ def write_regression(
     """
     (pages, height, width, _), channels = source.shape, targets.channels
     sums = np.zeros(channels)
-    with ExitStack() as stack:
-
-        def file(ending: str) -> Path:
-            return stack.enter_context(finished(base.with_name(f"{base.name}_{ending}")))
-
-        result: Format
+    with _files(base) as file, ExitStack() as stack:
+        result: Planes
         if source.space:
             every = (pages, *[channels] * (channels > 1), height, width)
-            result = NiftiVolume(file("predicted.nii.gz"), every, np.float32, source.space)
+            result = nifti_planes(file("predicted.nii.gz"), every, np.float32, source.space)
         elif format == "png":
             if pages > 1:
                 raise UserError(f"{base.name}: has {pages} pages, a PNG holds one; take tiff")
-            result = PngImage(file("predicted.png"), (channels, height, width), targets.dtype)
+            result = png_planes(file("predicted.png"), (channels, height, width), targets.dtype)
         else:
             sizes = {"Z": pages, "C": channels, "Y": height, "X": width}
             kept = {axis: n for axis, n in sizes.items() if n > 1 or axis in "YX"}
@@ -167,7 +168,7 @@ def write_regression(
         for plane, row, _, unit in source.parts:
             values = targets.to_values(unit)
             sums += values.sum(axis=(0, 2, 3), dtype=np.float64)
-            if isinstance(result, PngImage):
+            if format == "png" and not source.space:
                 values = targets.to_pixels(unit)
             result.write(plane * channels, row, np.concatenate(values))
     return sums / (pages * height * width)

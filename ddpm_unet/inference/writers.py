@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -22,12 +22,12 @@ _LARGEST_OVERLAY = 4096
 
 
 def output_names(paths: Sequence[Path], out: Path) -> list[str]:
-    """A name for each picture's outputs: its stem, or its whole name where stems clash.
+    """A name for each image's outputs: its stem, or its whole name where stems clash.
 
     Names never contain a folder, so nothing is written outside `out`.
 
     Raises:
-        UserError: Two pictures of one name, or pictures that lie in `out` themselves, where they
+        UserError: Two images of one name, or images that lie in `out` themselves, where they
             or their masks could be overwritten.
     """
     stems = [Path(split_ending(path)[0]).name for path in paths]
@@ -86,12 +86,10 @@ def finished(path: Path) -> Iterator[Path]:
 
 
 class TiffPlanes:
-    """An uncompressed TIFF of planes `[..., H, W]`, written in any order of rows.
-
-    Memory holds nothing of it. TIFFs above 4 GB become BigTIFFs.
+    """An uncompressed TIFF of planes `[..., H, W]`, written in any order; memory holds none of it.
 
     Args:
-        path: The file.
+        path: The file; above 4 GB it is a BigTIFF.
         shape: `[..., H, W]`.
         dtype: Of the values.
         axes: tifffile's letters for the axes, for instance "ZYX".
@@ -106,22 +104,16 @@ class TiffPlanes:
         axes: str,
         colors: np.ndarray | None = None,
     ) -> None:
-        self.dtype = np.dtype(dtype).newbyteorder("<")
-        self.shape = shape
+        self.dtype, self.shape = np.dtype(dtype).newbyteorder("<"), shape
         options: dict[str, Any] = {"photometric": "minisblack"}
         if colors is not None:
             table = np.zeros((3, 256), dtype=np.uint16)
             table[:, : len(colors)] = colors.T.astype(np.uint16) * 257
             options = {"photometric": "palette", "colormap": table}
         place = tifffile.imwrite(
-            path,
-            shape=shape,
-            dtype=self.dtype,
-            byteorder="<",
-            metadata={"axes": axes},
-            returnoffset=True,
-            **options,
-        )
+            path, shape=shape, dtype=self.dtype, byteorder="<", metadata={"axes": axes},
+            returnoffset=True, **options,
+        )  # fmt: skip
         assert place is not None
         self._offset = place[0]
         self._file = open(path, "r+b")  # noqa: SIM115 (closed by close)
@@ -138,50 +130,21 @@ class TiffPlanes:
         self._file.close()
 
 
-class NpzPlanes:
-    """An npz file with one array, `probabilities` float32 `[..., H, W]`, written in any order.
-
-    Memory holds nothing of it; a file of its size lies beside it until it is closed.
+class SavedPlanes:
+    """Planes `[..., H, W]` written in any order to a nameless file, and saved when closed.
 
     Args:
-        path: The file.
+        folder: Where the nameless file lies.
         shape: `[..., H, W]`.
-    """
-
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self._path = path
-        self._unpacked = path.with_name(f"{path.name}.npy")
-        self._array = np.lib.format.open_memmap(self._unpacked, "w+", np.float32, shape)
-        self._planes = self._array.reshape(-1, *shape[-2:])
-
-    def write(self, plane: int, row: int, values: np.ndarray) -> None:
-        """Write `[planes, rows, W]` from a plane and row on; planes are counted in C order."""
-        self._planes[plane : plane + len(values), row : row + values.shape[1]] = values
-
-    def close(self) -> None:
-        """Pack the file."""
-        try:
-            with open(self._path, "wb") as file:
-                np.savez_compressed(file, probabilities=self._array)
-        finally:
-            self._unpacked.unlink()
-
-
-class NiftiVolume:
-    """A compressed NIfTI volume in the space of another, saved when closed.
-
-    Until then its values lie in a nameless file beside it.
-
-    Args:
-        path: The file.
-        shape: `[D, H, W]`, or `[D, K, H, W]` whose K becomes the file's fourth axis.
         dtype: Of the values.
-        space: Where its voxels lie.
+        save: Gets them all.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: type, space: Space) -> None:
-        self._path, self._space = path, space
-        with TemporaryFile(dir=path.parent) as file:
+    def __init__(
+        self, folder: Path, shape: tuple[int, ...], dtype: Any, save: Callable[[np.ndarray], object]
+    ) -> None:
+        self._save = save
+        with TemporaryFile(dir=folder) as file:
             self._values: np.ndarray = np.memmap(file, dtype, "w+", shape=shape)
 
     def write(self, plane: int, row: int, values: np.ndarray) -> None:
@@ -190,45 +153,42 @@ class NiftiVolume:
         planes[plane : plane + len(values), row : row + values.shape[1]] = values
 
     def close(self) -> None:
-        """Save the file."""
-        classes = self._values.ndim == 4
-        write_nifti(
-            self._path, self._values.swapaxes(0, 1) if classes else self._values, self._space
-        )
+        """Save them."""
+        self._save(self._values)
 
 
-class PngImage:
-    """A PNG of 8 bits (grey, RGB, or a palette) or 16 (grey), saved when closed.
+def npz_planes(path: Path, shape: tuple[int, ...]) -> SavedPlanes:
+    """An npz file of one array, `probabilities` float32 `[..., H, W]`."""
 
-    Args:
-        path: The file.
-        shape: Channels, height, width.
-        dtype: uint8 or uint16.
-        colors: A colour per value, `uint8 [K, 3]`, for a palette.
-    """
+    def save(values: np.ndarray) -> None:
+        with open(path, "wb") as file:
+            np.savez_compressed(file, probabilities=values)
 
-    def __init__(
-        self,
-        path: Path,
-        shape: tuple[int, int, int],
-        dtype: str = "uint8",
-        colors: np.ndarray | None = None,
-    ) -> None:
-        self._path, self._colors = path, colors
-        self._values = np.zeros(shape, dtype)
+    return SavedPlanes(path.parent, shape, np.float32, save)
 
-    def write(self, plane: int, row: int, values: np.ndarray) -> None:
-        """Take rows `[channels, rows, W]` from a channel and row on."""
-        self._values[plane : plane + len(values), row : row + values.shape[1]] = values
 
-    def close(self) -> None:
-        """Save the file."""
-        grey = len(self._values) == 1
-        image = Image.fromarray(self._values[0] if grey else np.moveaxis(self._values, 0, -1))
-        if self._colors is not None:
+def nifti_planes(path: Path, shape: tuple[int, ...], dtype: type, space: Space) -> SavedPlanes:
+    """A NIfTI volume `[D, H, W]`, or `[D, K, H, W]` whose K becomes the file's fourth axis."""
+
+    def save(values: np.ndarray) -> None:
+        write_nifti(path, values.swapaxes(0, 1) if values.ndim == 4 else values, space)
+
+    return SavedPlanes(path.parent, shape, dtype, save)
+
+
+def png_planes(
+    path: Path, shape: tuple[int, int, int], dtype: str = "uint8", colors: np.ndarray | None = None
+) -> SavedPlanes:
+    """A PNG `[C, H, W]` of 8 bits (grey, RGB, a palette by `uint8 [K, 3]`) or 16 (grey)."""
+
+    def save(values: np.ndarray) -> None:
+        image = Image.fromarray(values[0] if len(values) == 1 else np.moveaxis(values, 0, -1))
+        if colors is not None:
             image = image.convert("P")
-            image.putpalette(self._colors.tobytes())
-        image.save(self._path, format="PNG")
+            image.putpalette(colors.tobytes())
+        image.save(path, format="PNG")
+
+    return SavedPlanes(path.parent, shape, dtype, save)
 
 
 class OverlayImages:
@@ -246,11 +206,11 @@ class OverlayImages:
         self._rows: list[tuple[np.ndarray, np.ndarray]] = []
         self._tiff = tifffile.TiffWriter(path) if shape[0] > 1 else None
 
-    def write(self, row: int, picture: np.ndarray, classes: np.ndarray) -> None:
-        """Take rows of the picture, `[planes, rows, W, C]`, and of its classes, without C."""
+    def write(self, row: int, image: np.ndarray, classes: np.ndarray) -> None:
+        """Take rows of the image, `[planes, rows, W, C]`, and of its classes, without C."""
         k = self._every
         skip = -row % k
-        for rows, found in zip(picture, classes, strict=True):
+        for rows, found in zip(image, classes, strict=True):
             self._rows.append((rows[skip::k, ::k].copy(), found[skip::k, ::k].copy()))
             if row + rows.shape[0] == self._shape[1]:
                 self._draw()
@@ -261,9 +221,9 @@ class OverlayImages:
             self._tiff.close()
 
     def _draw(self) -> None:
-        pictures, classes = zip(*self._rows, strict=True)
+        images, classes = map(np.concatenate, zip(*self._rows, strict=True))
         self._rows = []
-        overlay = draw_overlay(np.concatenate(pictures), np.concatenate(classes), self._colors)
+        overlay = draw_overlay(images, classes, self._colors)
         if self._tiff is not None:
             self._tiff.write(overlay, photometric="rgb", compression="zlib", metadata=None)
         else:
@@ -319,6 +279,6 @@ def save_masks(classes: np.ndarray, num_classes: int, paths: Sequence[Path]) -> 
     colors = class_colors(num_classes)
     for rows, path in zip(classes, paths, strict=True):
         with finished(path) as part:
-            image = PngImage(part, (1, *rows.shape), colors=colors)
+            image = png_planes(part, (1, *rows.shape), colors=colors)
             image.write(0, 0, rows[None])
             image.close()

@@ -89,7 +89,7 @@ def _units(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for name, child in network.get_submodule(part).named_children():
             if isinstance(child, nn.ModuleList | nn.ModuleDict):
                 yield from ((f"{part}.{name}.{key}", unit) for key, unit in child.named_children())
-            else:
+            elif next(child.parameters(), None) is not None:  # pooling is no block
                 yield f"{part}.{name}", child
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 from torchvision.datasets import FakeData
 
 from ddpm_unet.config import ImageDataConfig
-from ddpm_unet.data.collection import fashion_mnist, one_at_a_time, read_idx
+from ddpm_unet.data.collection import one_at_a_time
+from ddpm_unet.data.named_sets import fashion_mnist, read_idx
 from ddpm_unet.data.sources import held_out, open_images, open_stream
 from ddpm_unet.errors import UserError
 
@@ -72,20 +73,20 @@ def test_sets_with_splits(tmp_path: Path, source: str, place: str, suffix: str) 
 
 def test_fashion_mnist_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"holds no train-images-idx3-ubyte.*idx files as root"):
-        fashion_mnist(str(tmp_path), True, tmp_path)
+        fashion_mnist(str(tmp_path), tmp_path)
 
     def offline(*_: object, **__: object) -> None:
         raise OSError("Temporary failure in name resolution")
 
     monkeypatch.setattr("torchvision.datasets.FashionMNIST", offline)
     with pytest.raises(UserError, match=r"Temporary failure.*idx files as root"):
-        fashion_mnist(None, True, tmp_path / "cache")
+        fashion_mnist(None, tmp_path / "cache")
     write_set(tmp_path)
     path = tmp_path / "train-images-idx3-ubyte"
     for damaged in (b"", b"no idx", path.read_bytes()[:-1], path.read_bytes()[:5]):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"train-images-idx3-ubyte: is damaged"):
-            fashion_mnist(str(tmp_path), True, tmp_path)
+            fashion_mnist(str(tmp_path), tmp_path)
     (tmp_path / "a.gz").write_bytes(gzip.compress(b"\0\0\x08\1\0\0\0\3abc")[:-9])
     with pytest.raises(UserError, match=r"a\.gz: is damaged"):
         read_idx(tmp_path / "a.gz")

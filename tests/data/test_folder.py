@@ -119,9 +119,7 @@ def test_a_large_folder_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.Mo
         patch.setattr(folder_module, "list_images", refuse)
         again = Folder(root, 1.0, class_labels=True)
         assert [again.name(i) for i in range(3)] == [first.name(i) for i in range(3)]
-        assert (
-            list(again.infos()) == list(first.infos()) == [ImageInfo(3, 4, 1, np.dtype("u1"))] * 3
-        )
+        assert [again.info(i) for i in range(3)] == [ImageInfo(3, 4, 1, np.dtype("u1"))] * 3
         assert (again.note, again.classes) == (first.note, ("a", "b"))
         for change in (lambda: Folder(root, 2.0), lambda: Folder(root, 1.0, dims=3)):
             with pytest.raises(AssertionError, match="looked again"):

@@ -8,9 +8,8 @@ from torch.utils.data import DataLoader
 
 from ddpm_unet.config import AugmentConfig, PairDataConfig
 from ddpm_unet.data.check import check_pairs
-from ddpm_unet.data.labelled import LabelledSet
+from ddpm_unet.data.labelled import LabelledSet, PairStream
 from ddpm_unet.data.loader import StepBatches, make_loader
-from ddpm_unet.data.pair_stream import PairStream
 
 PLAIN = AugmentConfig(
     flips=False, rot90=False, elastic_sigma=0, brightness=0, contrast=0, gamma=0, noise=0

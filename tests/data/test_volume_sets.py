@@ -15,10 +15,9 @@ from ddpm_unet.data.augment import ElasticDeformation, augmentation, cut_window,
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.collection import ArrayCollection
 from ddpm_unet.data.folder import Folder
-from ddpm_unet.data.image_set import Fit, PackedImages, StreamedImages, survey
-from ddpm_unet.data.labelled import LabelledSet
+from ddpm_unet.data.image_set import Fit, ImageSet, PackedImages, survey
+from ddpm_unet.data.labelled import LabelledSet, PairStream
 from ddpm_unet.data.masks import IGNORE_INDEX
-from ddpm_unet.data.pair_stream import PairStream
 from ddpm_unet.data.pixels import normalised, resize, to_unit
 from ddpm_unet.data.sources import held_out, open_images, open_stream
 from ddpm_unet.data.splits import split_images
@@ -173,7 +172,7 @@ def test_patches_are_windows_and_small_volumes_are_mirrored(folders):
     for position in range(20):
         item, volume = (
             stream[position],
-            stream.images[int(stream._image(np.array([position]))[0])],
+            stream.images[int(stream.numbers([position])[0])],
         )
         padded = np.pad(volume["image"][0], [(2, 2), (0, 0), (2, 2)], mode="reflect")
         windows = np.lib.stride_tricks.sliding_window_view(padded, (12, 12, 12))
@@ -246,7 +245,7 @@ def test_resampling_of_volumes_is_that_of_slices_and_then_across_them(dtype):
     np.testing.assert_array_equal(resize(planes, 9, 12, 10), planes)
 
 
-@pytest.mark.parametrize("kind", [PackedImages, StreamedImages])
+@pytest.mark.parametrize("kind", [PackedImages, ImageSet])
 def test_cutting_volumes_is_slicing(kind):
     volumes = [RNG.integers(0, 255, (*n, 2)).astype(np.uint8) for n in ((4, 9, 5), (6, 4, 7))]
     collection = ArrayCollection(volumes, "a")

@@ -14,8 +14,7 @@ from PIL import Image
 from ddpm_unet.config import ClassicConfig
 from ddpm_unet.data.pixels import normalised, to_unit
 from ddpm_unet.data.points import read_points, to_grid
-from ddpm_unet.data.preprocessing import Preprocessing
-from ddpm_unet.data.targets import Targets
+from ddpm_unet.data.preprocessing import Preprocessing, Targets
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.overlay import class_colors
 from ddpm_unet.inference.predictor import Predictor

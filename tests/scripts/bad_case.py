@@ -21,7 +21,7 @@ COMMANDS = {
     "train_ddpm": "train_ddpm.py --config denoise.yaml",
     "train_ddpm, another configuration": "train_ddpm.py --run run",
     "train_seg": "train_seg.py --config segment.yaml",
-    "check": "ddpm_unet.data.check --data.images pictures --data.masks masks --data.size 16",
+    "check": "ddpm_unet.data.check --data.images images --data.masks masks --data.size 16",
     "sample": "sample.py --model denoiser --steps 2 --num_images 1 --out out",
     "segment": "segment.py --model segmenter --tile 96 --out out",
     "compare": "compare.py --config denoise.yaml --num_images 2 --out out.png",
@@ -70,12 +70,12 @@ class Odd:
 
 
 def good_folder(root: Path) -> None:
-    """Pictures, masks, generated pictures, a denoiser, a segmenter and two configurations."""
+    """Images, masks, generated images, a denoiser, a segmenter and two configurations."""
     rng = np.random.default_rng(0)
-    for name in ("pictures", "generated", "masks"):
+    for name in ("images", "generated", "masks"):
         (root / name).mkdir()
     for i in range(3):
-        for path in (f"pictures/{i}.png", f"generated/{i:05d}.png"):
+        for path in (f"images/{i}.png", f"generated/{i:05d}.png"):
             Image.fromarray(rng.integers(0, 256, (24, 24, 3)).astype(np.uint8)).save(root / path)
         mask = rng.integers(0, 2, (24, 24)).astype(np.uint8)
         Image.fromarray(mask).save(root / f"masks/{i}.png")
@@ -89,8 +89,8 @@ def good_folder(root: Path) -> None:
     Segmenter(unet, HeadConfig()).save_pretrained(root / "segmenter")
     Preprocessing(3).write(root / "segmenter")
     train = {"steps": 1, "batch_size": 2, "warmup_steps": 0, "sample_every": 0, "validate_every": 0}
-    denoise = {"data": {"source": "pictures", "size": 16}, "model": network}
-    pairs = {"images": "pictures", "masks": "masks", "size": 16}
+    denoise = {"data": {"source": "images", "size": 16}, "model": network}
+    pairs = {"images": "images", "masks": "masks", "size": 16}
     segment = {"init": "denoiser", "data": pairs, "predict": {"tile": 96}}
     for name, settings in (("denoise", denoise), ("segment", segment)):
         text = yaml.safe_dump({"run": "run", "train": train, **settings})

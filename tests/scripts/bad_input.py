@@ -6,16 +6,16 @@ python tests/scripts/bad_input.py     # writes docs/bad_input.md
 from pathlib import Path
 
 from bad_case import COMMANDS, Case, Odd
+from bad_images import SEGMENTING, TRAINING
 from bad_masks import MASKS
 from bad_models import FOLDERS, MODELS
-from bad_pictures import SEGMENTING, TRAINING
 from bad_settings import SETTINGS
 from odd_input import ODD
 
 PAGE = Path(__file__).parents[2] / "docs" / "bad_input.md"
 SECTIONS: dict[str, list[Case]] = {
-    "Pictures to train on": TRAINING,
-    "Pictures to segment": SEGMENTING,
+    "Images to train on": TRAINING,
+    "Images to segment": SEGMENTING,
     "Masks": MASKS,
     "Flags, configurations and settings": SETTINGS,
     "Models": MODELS,
@@ -30,11 +30,11 @@ line on the error stream, after `error: `, before anything is written: no run fo
 folder, and an existing one is left as it was. `...` stands for the words of a library.
 
 Two things are otherwise. The check of a labelled set names every file at fault, a line each. And
-a picture that is cut in the middle is found when its turn to be decoded comes: `segment.py` looks
+an image that is cut in the middle is found when its turn to be decoded comes: `segment.py` looks
 at all headers first, and keeps the masks that were finished before.
 
 This page is written by `python tests/scripts/bad_input.py` from the table that
-`tests/scripts/test_bad_input.py` tries, in a folder with `pictures`, `masks`, `generated` pictures,
+`tests/scripts/test_bad_input.py` tries, in a folder with `images`, `masks`, `generated` images,
 a `denoiser`, a `segmenter` and two configurations, by these commands and what the tables add:
 
 {commands}

@@ -6,8 +6,8 @@ from faulty_files import (
     animation,
     cut,
     folder,
+    image_file,
     noise,
-    picture,
     png_header,
     remove,
     several,
@@ -15,7 +15,7 @@ from faulty_files import (
     write,
 )
 
-PICTURE, MASK, TIFF = "pictures/1.png", "masks/1.png", "pictures/1.tif"
+IMAGE, MASK, TIFF = "images/1.png", "masks/1.png", "images/1.tif"
 CELLS = noise(24, 24) % 2
 FIVE = {"photometric": "minisblack", "planarconfig": "contig"}
 
@@ -26,18 +26,18 @@ MASKS = [
          "empty: holds nothing, no image (.bmp .gif .jpeg .jpg .png .tif .tiff .webp); give a "
          "folder of images", folder("empty")),
     Case("an image without its mask", "check", "",
-         "pictures/1.png: has no mask in masks; add its mask, move it away, or set "
+         "images/1.png: has no mask in masks; add its mask, move it away, or set "
          "data.skip_unlabelled true", remove(MASK)),
     Case("a mask without its image", "check", "",
-         "masks/1.png: has no image in pictures; add its image or move it away", remove(PICTURE)),
+         "masks/1.png: has no image in images; add its image or move it away", remove(IMAGE)),
     Case("a.png and a.tif, two masks for one image", "check", "",
          "masks/1.tif: has the name of masks/1.png; keep one of the two",
          tiff("masks/1.tif", CELLS)),
     Case("a.png and a.tif, two images for one mask", "check", "",
-         "pictures/1.tif: has the name of pictures/1.png; keep one of the two",
+         "images/1.tif: has the name of images/1.png; keep one of the two",
          tiff(TIFF, noise(24, 24, 3))),
-    Case("one folder for both", "check", "--data.masks pictures",
-         "pictures: is the folder of the images too; set data.mask_name, such as '{}_mask', "
+    Case("one folder for both", "check", "--data.masks images",
+         "images: is the folder of the images too; set data.mask_name, such as '{}_mask', "
          "to tell the masks from them"),
     Case("a pattern without {}", "check", "--data.image_name image",
          "data.image_name is 'image': write {} once, for instance '{}_image'"),
@@ -63,37 +63,38 @@ MASKS = [
          "masks/1.png: 100000 x 100000 x 1 is 10,000 million pixels, over the limit of 200; "
          "if the file can be trusted, raise max_pixels",
          png_header(MASK, 100_000, 100_000)),
-    Case("a stack where a picture is meant", "check", "",
-         "masks/1.tif: has 2 pages, pictures/1.png 1; make them the same",
+    Case("a stack where an image is meant", "check", "",
+         "masks/1.tif: has 2 pages, images/1.png 1; make them the same",
          several(remove(MASK), tiff("masks/1.tif", np.stack([CELLS, CELLS])))),
     Case("stacks of different lengths", "check", "--data.images images.tif --data.masks masks.tif",
          "masks.tif: has 2 pages, images.tif 5; make them the same",
          several(tiff("images.tif", noise(5, 24, 24)), tiff("masks.tif", noise(2, 24, 24)))),
     Case("a CMYK mask", "check", "",
          "masks/1.jpg: its colour space CMYK has no single conversion to RGB; convert the file "
-         "to grey, RGB or RGBA first", several(remove(MASK), picture("masks/1.jpg", mode="CMYK"))),
+         "to grey, RGB or RGBA first",
+         several(remove(MASK), image_file("masks/1.jpg", mode="CMYK"))),
     Case("a mask of another size", "check", "",
-         "masks/1.png: is 24 x 20 but its image is 24 x 24 (pictures/1.png); save the mask at "
-         "the size of the image, without smoothing", picture(MASK, CELLS[:20])),
+         "masks/1.png: is 24 x 20 but its image is 24 x 24 (images/1.png); save the mask at "
+         "the size of the image, without smoothing", image_file(MASK, CELLS[:20])),
     Case("a mask turned by 90 degrees", "check", "",
-         "masks/1.png: is 24 x 30 but its image is 30 x 24 (pictures/1.png); turn one of the "
+         "masks/1.png: is 24 x 30 but its image is 30 x 24 (images/1.png); turn one of the "
          "two by 90 degrees",
-         several(picture(PICTURE, noise(24, 30, 3)), picture(MASK, noise(30, 24) % 2))),
+         several(image_file(IMAGE, noise(24, 30, 3)), image_file(MASK, noise(30, 24) % 2))),
     Case("the image itself as its mask", "check", "",
-         "masks/1.png: is the same image as pictures/1.png; see data.masks",
-         several(*[picture(f"{d}/1.png", CELLS) for d in ("pictures", "masks")])),
+         "masks/1.png: is the same image as images/1.png; see data.masks",
+         several(*[image_file(f"{d}/1.png", CELLS) for d in ("images", "masks")])),
     Case("a coloured mask", "check", "",
          "masks/1.png: is coloured; set data.mask_kind colors and data.class_colors to the "
          "colour of each class, in order; it holds [0, 0, 0], [200, 0, 0]",
-         picture(MASK, CELLS[..., None] * np.uint8([200, 0, 0]))),
+         image_file(MASK, CELLS[..., None] * np.uint8([200, 0, 0]))),
     Case("a colour that is not in the table", "check",
          "--data.mask_kind colors --data.class_colors [[0,0,0],[1,1,1]]",
          "masks/1.png: [200, 0, 0] not in data.class_colors; add the colour there, mend the "
          "file, or set data.nearest_color true if it was saved as JPEG",
-         picture(MASK, CELLS[..., None] * np.uint8([200, 0, 0]))),
+         image_file(MASK, CELLS[..., None] * np.uint8([200, 0, 0]))),
     Case("transparency that varies", "check", "",
          "masks/1.png: its transparency varies; save the mask without alpha",
-         picture(MASK, noise(24, 24, 4))),
+         image_file(MASK, noise(24, 24, 4))),
     Case("five channels", "check", "", "masks/1.tif: has 5 channels; save the mask with 1 or 3",
          several(remove(MASK), tiff("masks/1.tif", noise(24, 24, 5), **FIVE))),
     Case("fractions", "check", "",
@@ -108,21 +109,21 @@ MASKS = [
          "masks: the masks hold the values 0, 1, 255: set data.ignore_value 255 if that is "
          "unlabelled, or list the value of each class in data.mask_values [0, 1, 255], or set "
          "data.mask_kind threshold for masks with smooth edges, instances for numbers of "
-         "objects (most values: masks/0.png)", picture(MASK, CELLS * 255)),
+         "objects (most values: masks/0.png)", image_file(MASK, CELLS * 255)),
     Case("values 0, 1, 7", "check", "",
          "masks: the masks hold the values 0, 1, 7: list the value of each class in "
          "data.mask_values [0, 1, 7], or set data.mask_kind threshold for masks with smooth "
          "edges, instances for numbers of objects (most values: masks/0.png)",
-         picture(MASK, CELLS * 7)),
+         image_file(MASK, CELLS * 7)),
     Case("a stray value for two classes", "check", "--data.num_classes 2",
          "masks: the masks hold the values 0, 1, 7: list the value of each class in "
          "data.mask_values [0, 1, 7], or set data.mask_kind threshold for masks with smooth "
          "edges, instances for numbers of objects (most values: masks/0.png)",
-         picture(MASK, CELLS * 7)),
+         image_file(MASK, CELLS * 7)),
     Case("one value everywhere", "check", "",
          "masks: the masks hold the value 0 and no other, so there is nothing to learn; see "
          "data.masks (most values: masks/0.png)",
-         several(*[picture(f"masks/{i}.png", CELLS * 0) for i in range(3)])),
+         several(*[image_file(f"masks/{i}.png", CELLS * 0) for i in range(3)])),
     Case("numbers of objects read as classes", "check", "--data.mask_kind classes",
          "masks: value 999 is no class index below 256; list data.mask_values, or set "
          "data.mask_kind instances if the masks number objects (most values: masks/0.png)",
@@ -152,5 +153,5 @@ MASKS = [
     Case("one image too small to be cut", "train_seg", "",
          "0 (24 x 24 pixels) is too small to hold parts of it out: label another image, lower "
          "data.split.gap, or set data.split.validation 0",
-         remove(*(f"{d}/{i}.png" for d in ("pictures", "masks") for i in (1, 2)))),
+         remove(*(f"{d}/{i}.png" for d in ("images", "masks") for i in (1, 2)))),
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from ddpm_unet.command_line import read_settings
 from ddpm_unet.config import DenoiseConfig
-from ddpm_unet.replace import replace_text
+from ddpm_unet.files import replace_text
 from ddpm_unet.training.checkpoint import write_checkpoint
 from ddpm_unet.training.run_folder import plain
 
@@ -97,8 +97,8 @@ def noise(*shape: int, kind: type = np.uint8) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape).astype(kind)
 
 
-def picture(path: str, array: np.ndarray | None = None, mode: str = "", **options: Any) -> Make:
-    """A picture, by default 24 x 24 RGB, perhaps in another mode of Pillow."""
+def image_file(path: str, array: np.ndarray | None = None, mode: str = "", **options: Any) -> Make:
+    """An image, by default 24 x 24 RGB, perhaps in another mode of Pillow."""
 
     def make() -> None:
         image = Image.fromarray(noise(24, 24, 3) if array is None else array)

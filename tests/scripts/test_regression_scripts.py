@@ -55,7 +55,7 @@ def test_pan_sharpening_from_a_picture_to_the_table(here):
     told = done("segment.py", "--model run/model pairs/test/images --out ours --picture png")
     assert "a.tif: mean" in told
     table = done(
-        "score_pictures.py",
+        "examples/score_images.py",
         "--targets pairs/test/targets --images pairs/test/images --ratio 4 "
         "bicubic=pairs/test/bicubic brovey=pairs/test/brovey ours=ours",
     )
@@ -87,7 +87,7 @@ def test_many_samples_of_a_tile_and_their_map(here, small_unet):
     [
         ("examples/make_pairs.py", "staining b.png", "b.png: no such file"),
         ("examples/make_pairs.py", "staining a.png --scale 0.5", "a.png: is under 96 pixels wide"),
-        ("score_pictures.py", "--targets . x=nowhere", "x=nowhere: give name=folder"),
+        ("examples/score_images.py", "--targets . x=nowhere", "x=nowhere: give name=folder"),
         ("segment.py", "a.png --picture gif", "invalid choice: 'gif'"),
         ("train_seg.py", "--task regress", "are masks, not images to predict"),
     ],

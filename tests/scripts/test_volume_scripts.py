@@ -126,7 +126,7 @@ def test_floats_are_predicted_from_nifti(run, tmp_path, capsys, channels):
     (tmp_path / "targets" / "2.nii.gz").rename(tmp_path / "truth" / "2.nii.gz")
     capsys.readouterr()
     scored = "--dims 3 --target_range -100 150 --targets truth --images images ours=out"
-    run("score_pictures.py", *scored.split())
+    run("examples/score_images.py", *scored.split())
     row = capsys.readouterr().out.split("| ours | ")[1]
     assert float(row.split()[0]) == pytest.approx(psnr, abs=0.01)
     assert Image.open(tmp_path / "compare.png").size[0] > 500

@@ -18,8 +18,7 @@ from ddpm_unet.config import (
     SplitConfig,
 )
 from ddpm_unet.data.check import check_pairs
-from ddpm_unet.data.labelled import LabelledSet
-from ddpm_unet.data.pair_stream import PairStream, WithExtra
+from ddpm_unet.data.labelled import LabelledSet, PairStream, WithExtra
 from ddpm_unet.data.sources import open_stream
 from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import sample
