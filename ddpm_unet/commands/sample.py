@@ -171,7 +171,7 @@ class Output:
     def kept(self, accelerator: Any) -> set[int]:
         """Images of a job of the same settings that was stopped; those of others are removed."""
         from ddpm_unet.config.reading import read_json
-        from ddpm_unet.replace import replace_json
+        from ddpm_unet.files import replace_json
 
         file = self.folder / SETTINGS
         same = file.is_file() and read_json(file) == self.made_by

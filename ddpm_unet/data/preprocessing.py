@@ -15,7 +15,7 @@ from ddpm_unet.config.data import check_data_settings
 from ddpm_unet.config.reading import from_plain, read_json
 from ddpm_unet.data.pixels import convert_channels, normalised, to_unit
 from ddpm_unet.errors import UserError
-from ddpm_unet.replace import replace_json
+from ddpm_unet.files import replace_json
 
 FILE, EARLIER_FILE = "preprocessing.json", "preparation.json"
 FILES = "prep*.json"

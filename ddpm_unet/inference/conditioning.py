@@ -24,7 +24,7 @@ from ddpm_unet.data.folder import natural, visible_files
 from ddpm_unet.data.images import EXTENSIONS
 from ddpm_unet.data.volumes import VOLUME_EXTENSIONS as VOLUMES
 from ddpm_unet.errors import UserError
-from ddpm_unet.replace import replace_json
+from ddpm_unet.files import replace_json
 
 FILE, EARLIER_FILE = "conditioning.json", "conditions.json"
 EARLIER_KEYS = {"withheld": "cond_dropout", "planes": "concat_cond"}

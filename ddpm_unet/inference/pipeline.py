@@ -20,10 +20,10 @@ from ddpm_unet.config.reading import check_limits, from_plain, read_json
 from ddpm_unet.diffusion.edm import Diffusion, EDMDiffusion, diffusion_of_scheduler
 from ddpm_unet.diffusion.samplers import Sampler, saved_sampler
 from ddpm_unet.errors import UserError
+from ddpm_unet.files import replace_json
 from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import Autoencoder
 from ddpm_unet.models.pretrained import settings_of
-from ddpm_unet.replace import replace_json
 
 _NOT_THERE = {
     "text_encoder": [None, None],

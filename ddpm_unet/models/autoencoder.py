@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ddpm_unet.config.reading import read_json
 from ddpm_unet.errors import UserError
+from ddpm_unet.files import replace_json
 from ddpm_unet.models.pretrained import CONFIG, WEIGHTS, check_weights, read_weights, write_weights
-from ddpm_unet.replace import replace_json
 
 PLACES = ("vae", "vqvae")
 """Where diffusers' pipelines have their autoencoder."""

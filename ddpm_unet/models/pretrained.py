@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.config.reading import from_plain, read_json
 from ddpm_unet.errors import UserError
+from ddpm_unet.files import replace_json
 from ddpm_unet.models.architecture import CONDITIONAL_ONLY, DDPM_ONLY
-from ddpm_unet.replace import replace_json
 
 Folder = str | PathLike[str]
 Config = TypeVar("Config")

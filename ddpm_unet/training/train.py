@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from ddpm_unet.config import TrainConfig
 from ddpm_unet.data.dataset import as_dataset, grid_of, stream_of
-from ddpm_unet.data.preprocessing import Preprocessing
-from ddpm_unet.data.targets import Targets
+from ddpm_unet.data.preprocessing import Preprocessing, Targets
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Conditioning

@@ -5,11 +5,7 @@ import torch
 from torch import nn
 
 from ddpm_unet.config import TrainConfig
-from ddpm_unet.training.state import (
-    TrainingState,
-    build_optimizer,
-    learning_rate_factor,
-)
+from ddpm_unet.training.state import TrainingState, build_optimizer, learning_rate_factor
 
 
 def test_learning_rate_at_its_corners():
