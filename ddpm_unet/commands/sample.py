@@ -208,9 +208,11 @@ class Output:
             files = [self.path(self.places[1], index) for index in indices]
             save_masks(masks, self.classes, files)
         for index, array in zip(indices, pixels, strict=True):
-            write_image(
-                self.path(self.places[0], index), array, self.denoiser.preprocessing.spacing
+            path, spacing = (
+                self.path(self.places[0], index),
+                self.denoiser.preprocessing.made_spacing,
             )
+            write_image(path, array, spacing)
 
     def grid(self) -> None:
         """grid.png of the first images, read back from their files."""

@@ -161,6 +161,11 @@ class Preprocessing:
         known = self.dtype is not None and self.value_range != "percentiles"
         return np.dtype(self.dtype if known else "uint8")
 
+    @property
+    def made_spacing(self) -> tuple[float, ...] | None:
+        """Millimetres from voxel to voxel of what is generated, which was resampled by `scale`."""
+        return self.spacing and tuple(length / self.scale for length in self.spacing)
+
     def to_pixels(self, unit: np.ndarray) -> np.ndarray:
         """What a network makes, in [-1, 1], as pixels of the training's type and range."""
         dtype = self.made_dtype

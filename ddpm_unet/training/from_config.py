@@ -25,6 +25,7 @@ from ddpm_unet.data.pixels import convert_channels
 from ddpm_unet.data.preprocessing import PixelType, Preprocessing, target_settings
 from ddpm_unet.data.sources import concat_condition, held_out, open_images, open_stream
 from ddpm_unet.data.splits import split_images
+from ddpm_unet.data.volumes import is_nifti, spacing_of, volume_space
 from ddpm_unet.diffusion.edm import make_diffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
@@ -86,6 +87,15 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
     said = stream.describe()
     if data.fit == "crop" and data.scale != 1:
         said += f", at data.scale {data.scale:g}"
+    names = (
+        [images.name(number) for number in range(len(images))]
+        if data.dims == 3 and data.fit == "crop"
+        else []
+    )
+    spaces = [volume_space(name) for name in names if is_nifti(name)]
+    spacing, sizes = spacing_of([s for s in spaces if s]) if spaces else (None, "")
+    if spaces and spacing is None:
+        said += f", voxels of {sizes} taken as equal"
     return kind(
         build,
         make_diffusion(config.diffusion, latents=latent is not None),
@@ -106,6 +116,7 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
             data.scale if data.fit == "crop" else 1.0,
             data.value_range,
             dtype=cast(PixelType, images.layout.dtype.name),
+            spacing=spacing,
         ),
     )
 
