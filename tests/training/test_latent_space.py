@@ -210,7 +210,7 @@ def with_condition(settings):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without_folder, "nowhere: does not exist; name the folder of an autoencoder"),
+        (without_folder, "nowhere does not exist; name the folder of an autoencoder"),
         (other_size, "size 9: the autoencoder makes one latent of 2 x 2 pixels; give a"),
         (other_channels, "is for images of 3 channels, and these have 1; set channels to 3"),
         (network_for_images, "model.in_channels = 3, but the latents have 5; set model.in"),
