@@ -61,8 +61,7 @@ def train(job: Job, run: RunFolder, settings: Any, signals: bool = True) -> nn.M
     Args:
         job: What is trained.
         run: Where everything is written.
-        settings: A dataclass of all settings, kept in the run folder; `resume`, `seed`, `tracker`
-            and `train` are read here.
+        settings: A `RunConfig` with `train` and whatever else is to be kept in the run folder.
         signals: Take SIGTERM and Ctrl-C as the wish to stop after a step, with a checkpoint.
 
     Returns:

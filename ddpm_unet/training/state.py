@@ -147,14 +147,14 @@ class TrainingState:
         Where it is `scaled`, a gradient scaler looks at the gradient itself.
         """
         optimizer: Any = self.optimizer
-        fused = isinstance(optimizer, AdamW)  # which leaves the step out by itself
-        if fused and not scaled:
+        skips = isinstance(optimizer, AdamW)  # by itself
+        if skips and not scaled:
             optimizer.grad_scale = None
             optimizer.found_inf = replicated(bad.float(), self.named[0][1])
-        if self.fused and not scaled:
+        if self.fused and skips and not scaled:
             self.fused(self.step, step_optimizer)
         else:
-            if fused or scaled or not bad:
+            if skips or scaled or not bad:
                 step_optimizer()
             self.ema.update(self.step)
         for average in self.powers.values():
