@@ -87,31 +87,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shard = (accelerator.process_index, accelerator.num_processes)
     with at_speed(denoiser.unet, accelerator.device, args) as network:
         denoiser.network = network if args.compile else None
-        given: dict[str, Any] = {
-            "steps": args.steps,
-            "sampler": sampler,
-            "seed": args.seed,
-            "batch_size": args.batch_size,
-            "size": args.size,
-            "class_labels": args.label,
-            "context": read_context(conditioning, config, args.context, args.prompt),
-            "concat_cond": concat_cond,
-            "guidance": args.guidance,
-            "guidance_interval": args.guidance_interval,
-            "guide": args.guide and read_guide(args.guide, denoiser),
-            "init_image": None if args.interpolate else images,
-            "strength": args.strength,
-            "mask": hole,
-            "resamplings": args.resamplings,
-            "interpolate": images if args.interpolate else None,
-            "tile": args.tile,
-            "periodic": args.periodic,
-            "shard": shard,
-            "progress": accelerator.is_main_process,
-            "callback": film,
-        }
         kept: set[int] = set()
-        job = denoiser.job(args.num_images, **given, skip=kept)
+        job = denoiser.job(
+            args.num_images, steps=args.steps, sampler=sampler, seed=args.seed,
+            batch_size=args.batch_size, size=args.size, class_labels=args.label,
+            context=read_context(conditioning, config, args.context, args.prompt),
+            concat_cond=concat_cond, guidance=args.guidance,
+            guidance_interval=args.guidance_interval,
+            guide=args.guide and read_guide(args.guide, denoiser),
+            init_image=None if args.interpolate else images, strength=args.strength, mask=hole,
+            resamplings=args.resamplings, interpolate=images if args.interpolate else None,
+            tile=args.tile, periodic=args.periodic, shard=shard, skip=kept,
+            progress=accelerator.is_main_process, callback=film,
+        )  # fmt: skip
         shape = job.image_shape
         out = Output(args, denoiser, folder)
         with output_folder(args.out):
