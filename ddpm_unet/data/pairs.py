@@ -199,7 +199,10 @@ def _find(config: PairDataConfig) -> Pairing:
         images = _modalities(images, masks, pairing)
         if objects := _objects(images, masks, config):
             pairing.objects, masks = True, objects
-            pairing.notes.append("mask files in a folder named as an image are its objects")
+            pairing.notes.append(
+                "mask files in a folder named as an image are its objects; where they overlap, the "
+                "last one counts"
+            )
     if images and masks and not images.keys() & masks.keys():
         (image, *_), (mask, *_) = next(iter(images.values())), next(iter(masks.values()))
         cure = _naming_hint(images, masks) or f"give each {what} the name of its image"
