@@ -54,9 +54,7 @@ def user_errors() -> Iterator[None]:
     """Print a UserError, and what else a person can mend, in one line; exit with status 2.
 
     A command whose output nobody reads any more ends its work, then with status 141, as by SIGPIPE.
-
-    Of several processes the main one speaks first: launchers then end the others, which would
-    often say the same.
+    Of several processes the main one speaks first, as launchers then end the others.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names of files may be in no encoding
@@ -98,7 +96,7 @@ def _cause_outside(error: Exception) -> str | None:
         )
     if isinstance(error, MemoryError) or re.search("can't allocate memory|out of memory", text):
         return (
-            f"memory is exhausted ({text[:200]}); use smaller pictures, batches "
+            f"memory is exhausted ({text[:200]}); use smaller images, batches "
             "(train.micro_batch, --batch_size) or a smaller network"
         )
     if isinstance(error, OSError) and error.errno in DISK:
@@ -110,11 +108,7 @@ class ArgumentParser(argparse.ArgumentParser):
     """Python's, for scripts with flags of their own: bad ones are refused in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Refuse, with the nearest flag in place of an unknown one.
-
-        Raises:
-            UserError: Always.
-        """
+        """Refuse by a UserError, with the nearest flag in place of an unknown one."""
         unknown = re.fullmatch(r"unrecognized arguments: (-\S*?)(=.*| .*)?", message)
         if unknown:
             known = (flag for action in self._actions for flag in action.option_strings)

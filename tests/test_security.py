@@ -22,8 +22,8 @@ from ddpm_unet.training.run_folder import RunFolder
 
 REPOSITORY = Path(__file__).parents[1]
 UNSAFE = re.compile(
-    r"^\s*(import|from) (pickle|dill|joblib|shelve|marshal|tarfile|zipfile)\b"
-    r"|torch\.(load|save)\(|allow_pickle=True|broadcast_object|gather_object"
+    r"^\s*(import|from) (pickle|dill|joblib|shelve|marshal|tarfile|zipfile(?! import BadZipFile$))\b"
+    r"|torch\.(load\((?!.*weights_only=True)|save\()|allow_pickle=True|broadcast_object|gather_object"
     r"|yaml\.(load|full_load|unsafe_load)\(|\b(eval|exec)\(|os\.system|shell=True"
 )
 

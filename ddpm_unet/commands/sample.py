@@ -87,31 +87,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shard = (accelerator.process_index, accelerator.num_processes)
     with at_speed(denoiser.unet, accelerator.device, args) as network:
         denoiser.network = network if args.compile else None
-        given: dict[str, Any] = {
-            "steps": args.steps,
-            "sampler": sampler,
-            "seed": args.seed,
-            "batch_size": args.batch_size,
-            "size": args.size,
-            "class_labels": args.label,
-            "context": read_context(conditioning, config, args.context, args.prompt),
-            "concat_cond": concat_cond,
-            "guidance": args.guidance,
-            "guidance_interval": args.guidance_interval,
-            "guide": args.guide and read_guide(args.guide, denoiser),
-            "init_image": None if args.interpolate else images,
-            "strength": args.strength,
-            "mask": hole,
-            "resamplings": args.resamplings,
-            "interpolate": images if args.interpolate else None,
-            "tile": args.tile,
-            "periodic": args.periodic,
-            "shard": shard,
-            "progress": accelerator.is_main_process,
-            "callback": film,
-        }
         kept: set[int] = set()
-        job = denoiser.job(args.num_images, **given, skip=kept)
+        job = denoiser.job(
+            args.num_images, steps=args.steps, sampler=sampler, seed=args.seed,
+            batch_size=args.batch_size, size=args.size, class_labels=args.label,
+            context=read_context(conditioning, config, args.context, args.prompt),
+            concat_cond=concat_cond, guidance=args.guidance,
+            guidance_interval=args.guidance_interval,
+            guide=args.guide and read_guide(args.guide, denoiser),
+            init_image=None if args.interpolate else images, strength=args.strength, mask=hole,
+            resamplings=args.resamplings, interpolate=images if args.interpolate else None,
+            tile=args.tile, periodic=args.periodic, shard=shard, skip=kept,
+            progress=accelerator.is_main_process, callback=film,
+        )  # fmt: skip
         shape = job.image_shape
         out = Output(args, denoiser, folder)
         with output_folder(args.out):
@@ -171,7 +159,7 @@ class Output:
     def kept(self, accelerator: Any) -> set[int]:
         """Images of a job of the same settings that was stopped; those of others are removed."""
         from ddpm_unet.config.reading import read_json
-        from ddpm_unet.replace import replace_json
+        from ddpm_unet.files import replace_json
 
         file = self.folder / SETTINGS
         same = file.is_file() and read_json(file) == self.made_by
@@ -208,9 +196,11 @@ class Output:
             files = [self.path(self.places[1], index) for index in indices]
             save_masks(masks, self.classes, files)
         for index, array in zip(indices, pixels, strict=True):
-            write_image(
-                self.path(self.places[0], index), array, self.denoiser.preprocessing.spacing
+            path, spacing = (
+                self.path(self.places[0], index),
+                self.denoiser.preprocessing.made_spacing,
             )
+            write_image(path, array, spacing)
 
     def grid(self) -> None:
         """grid.png of the first images, read back from their files."""

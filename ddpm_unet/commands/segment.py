@@ -33,7 +33,7 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     black_white = "pixel values of black and white here (default: as in training)"
     add("--value_range", type=float, nargs=2, metavar=("BLACK", "WHITE"), help=black_white)
     add("--probabilities", choices=["tiff", "npz"], help="write probabilities too, float32")
-    add("--picture", choices=["tiff", "png"], default="tiff", help="task regress: format written")
+    add("--format", choices=["tiff", "png"], default="tiff", help="task regress: format written")
     add("--max_pixels", type=PIXELS, default=200.0, help="largest image, million pixels")
     add_speed(parser)
     return parser.parse_args(arguments)
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     own, config = predictor.preprocessing, predictor.model.config
     if own.targets:
-        check_image_format(args.picture, own.targets, predictor.dims)
+        check_image_format(args.format, own.targets, predictor.dims)
     paths: list[Path] = []
     for path in args.images:
         if not path.exists():
@@ -116,7 +116,7 @@ def _write(predictor: Any, path: Path, base: Path, args: Namespace) -> Any:
         return write_points(points, probabilities, base, npz=args.probabilities == "npz")
     with predictor.open(path) as source:
         if own.targets:
-            return write_regression(source, base, own.targets, args.picture)
+            return write_regression(source, base, own.targets, args.format)
         colors = class_colors(predictor.num_classes, config.class_colors)
         names = tuple(config.class_names)
         return write_masks(source, base, colors, names, probabilities=args.probabilities)

@@ -23,26 +23,26 @@ class ImageDataConfig:
             "torchvision:CIFAR10" (any torchvision image data set) or "huggingface:NAME", which may
             name its config, split, held_out split and columns: "NAME?split=train&image=img".
         root: Folder of a data set's files (torchvision: downloaded there when missing).
-        dims: 2 for pictures; 3 for a folder of volumes, NIfTI files or TIFF stacks.
+        dims: 2 for images; 3 for a folder of volumes, NIfTI files or TIFF stacks.
         size: Height and width (and depth) of the training images, pixels.
-        fit: "crop" cuts size x size windows at random places (at the pictures' own scale);
+        fit: "crop" cuts size x size windows at random places (at the images' own scale);
             "resize" scales the shorter side to size and cuts the centre.
-        scale: Factor applied to the pictures before cropping (0.5 halves them).
-        channels: 1 (grey), 3 (RGB) or 4; null keeps what the pictures have.
+        scale: Factor applied to the images before cropping (0.5 halves them).
+        channels: 1 (grey), 3 (RGB) or 4; null keeps what the images have.
         value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
             is the full range: 255 for 8 bits, 65535 for 16, and floats must be within 0 to 1;
-            "percentiles" are the 0.5 and 99.5 percentiles of each picture's channels (for MRI).
+            "percentiles" are the 0.5 and 99.5 percentiles of each image's channels (for MRI).
         flips: Mirror at random: left-right and, for "crop", along the other axes. Null does so for
             folders and builtin:histology; the other sets are of things that have a left and an up.
         rot90: Turn by a random multiple of 90 degrees, volumes in the plane of their slices; null
             as for flips.
         class_labels: Take a class from the data set, or from the folder's sub-folder names.
-        condition: What the denoiser goes by, beside the noisy image: a folder with a picture for
+        condition: What the denoiser goes by, beside the noisy image: a folder with one for
             each image, found by its name, as large or a whole number of times smaller;
             "builtin:nucleus" or "builtin:nucleus-type" (built-in images); "lower:4", the image
             itself at a quarter of its resolution; or "hole", itself with a random hole.
         condition_classes: The condition is a mask of so many classes, numbered from 0; null for
-            grey and colour pictures.
+            grey and colour images.
         joint_masks: Denoise the masks of `condition` together with the images, as further channels,
             instead of going by them: samples are then images with their masks.
         context: Folder with a sequence of vectors `[L, C]` for each image, found by its name, as
@@ -53,7 +53,7 @@ class ImageDataConfig:
         memory_limit: Sets whose decoded images fit in so many MB are decoded once and kept.
         disk_limit: Larger folders that fit in so many MB are decoded once into a file in
             ~/.cache/ddpm_unet/images, which all processes of a host share and later runs find.
-        max_pixels: Refuse pictures of more than so many million pixels (decompression bombs).
+        max_pixels: Refuse images of more than so many million pixels (decompression bombs).
     """
 
     source: str = "builtin:histology"
@@ -86,7 +86,7 @@ class LatentConfig:
     Args:
         autoencoder: Folder of a diffusers AutoencoderKL, or of a pipeline that has one; null to
             denoise pixels. Its own config.json has the scale of the latents.
-        epochs: Passes over the pictures whose windows are encoded, once, each pass with its own
+        epochs: Passes over the images whose windows are encoded, once, each pass with its own
             places, flips and turns; training goes through these windows over and over.
         sample: Draw each latent anew from what the autoencoder says; false takes its mode.
         cache: Folder where encoded windows are kept; null for ~/.cache/ddpm_unet/latents. Runs
@@ -101,19 +101,19 @@ class LatentConfig:
 
 @dataclass
 class SplitConfig:
-    """Which labelled pictures train, which choose the best checkpoint and which are kept to test.
+    """Which labelled images train, which choose the best checkpoint and which are kept to test.
 
-    A single labelled picture is cut in strips instead.
+    A single labelled image is cut in strips instead.
 
     Args:
         by: "blocks": in order of their names, training first and test last, as the slices of a
             stack must be (neighbours are nearly equal); "files": shuffled.
-        validation: Share of the pictures; 1 and more count them.
-        test: Share of the pictures; 1 and more count them.
+        validation: Share of the images; 1 and more count them.
+        test: Share of the images; 1 and more count them.
         folds: k-fold cross-validation of what is not test; 0 for one split.
         fold: The fold that validates, counted from 0.
-        limit: Train on so many of the training pictures, spread evenly over them; null for all.
-        gap: Pixels between the strips of a single picture.
+        limit: Train on so many of the training images, spread evenly over them; null for all.
+        gap: Pixels between the strips of a single image.
         seed: Shuffles "files"; not the seed of the run, so that runs can be compared.
     """
 
@@ -165,7 +165,7 @@ class ExtraPairsConfig:
 
     Args:
         images: Folder of images, such as `generated/images` of `scripts/sample.py`; null for none.
-        masks: Folder of their masks, class indices in palette or grey pictures.
+        masks: Folder of their masks, class indices in palette or grey images.
         share: Share of the training windows that are cut from them.
         scale: Factor applied to them before anything is cut.
     """
@@ -178,15 +178,15 @@ class ExtraPairsConfig:
 
 @dataclass
 class PairDataConfig:
-    """Images with masks for the segmenter, or with pictures for regression.
+    """Images with masks for the segmenter, or with images to predict for regression.
 
     Args:
         images: "builtin:histology" (or "builtin:histology/held-out", the part kept for scoring),
             a folder of images, or a stack (multi-page TIFF).
         masks: "builtin:nucleus" or "builtin:nucleus-type" (built-in images), the folder or stack
             of masks, or "points": images are point sets (.npz) that have their labels in them. Of
-            task "regress", the folder or stack of the pictures to predict.
-        dims: 2 for pictures, also the pages of stacks; 3 for volumes, NIfTI files or TIFF stacks.
+            task "regress", the folder or stack of the images to predict.
+        dims: 2 for images, also the pages of stacks; 3 for volumes, NIfTI files or TIFF stacks.
         voxel: Masks "points": side of the grid's cells, in units of the coordinates.
         image_name: Image files' names, without ending; {} is what an image and its mask share.
         mask_name: Mask files' names likewise, for instance "{}_mask".
@@ -196,7 +196,7 @@ class PairDataConfig:
             together hold; "colors": those of
             class_colors; "instances": numbered objects, to background and foreground;
             "boundaries": numbered objects, to background, inside and outline; "pictures": they
-            are no masks but pictures to predict (task "regress" sets this). "auto" takes what
+            are no masks but images to predict (task "regress" sets this). "auto" takes what
             leaves no doubt, such as 0/255, and asks about the rest.
         mask_values: "values": the value of each class, in order.
         ignore_value: Value (for "colors": red, green, blue) of pixels that are not labelled.
@@ -210,7 +210,7 @@ class PairDataConfig:
         value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
             is the full range of the type: 0 to 255, 0 to 65535, or 0.0 to 1.0; "percentiles" are
             the 0.5 and 99.5 percentiles of each image's channels (for MRI).
-        target_range: Task "regress": likewise of the pictures to predict; null or two numbers.
+        target_range: Task "regress": likewise of the images to predict; null or two numbers.
         scale: Factor applied to images and masks before anything is cut (0.5 halves them).
         size: Height and width (and depth) of the training windows, pixels.
         augment: Random changes in training.
@@ -220,10 +220,10 @@ class PairDataConfig:
         border_sigma: Loss "border": width of the weighted borders, pixels.
         border_classes: Loss "border": classes whose connected pieces are cells, where the masks
             do not number them; empty for all but class 0.
-        include_held_out: Train on what the built-in images keep for scoring, too.
+        include_held_out: Train on what the built-in images keep for scoring too.
         workers: Loader processes; 0 loads in the main one (best for sets kept in memory).
-        memory_limit: Sets whose decoded pictures fit in so many MB are decoded once and kept.
-        max_pixels: Refuse pictures of more than so many million pixels (decompression bombs).
+        memory_limit: Sets whose decoded images fit in so many MB are decoded once and kept.
+        max_pixels: Refuse images of more than so many million pixels (decompression bombs).
     """
 
     images: str = "builtin:histology"

@@ -88,7 +88,7 @@ class SegmentConfig(RunConfig):
     """Settings of `scripts/train_seg.py`; with --check it checks the labelled images and stops.
 
     Args:
-        task: "segment" labels pixels; "regress" gives them numbers, those of the pictures in
+        task: "segment" labels pixels; "regress" gives them numbers, those of the images in
             data.masks, of any number of channels (the validation score is then PSNR).
         init: Folder of the denoiser to start from; null takes the newest run's that takes such
             images, else the one that ships; "scratch" starts from random weights. Architecture
@@ -107,7 +107,7 @@ class SegmentConfig(RunConfig):
         loss: What is minimised.
         regression: Task "regress": what is minimised instead.
         layer_decay: Learning rate of each block as a share of the next block's, output to input.
-        predict: Whole pictures, in validation.
+        predict: Whole images, in validation.
         criterion: Validation score by which the best model is kept.
         cell_class: Class whose connected pieces are cells, parted by membranes: the test then gives
             V_rand and V_info too (2-D, two classes).

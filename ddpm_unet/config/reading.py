@@ -51,15 +51,7 @@ def limited(default: Any, least: float, most: float = WHOLE) -> Any:
 
 
 def check_limits(settings: Any, prefix: str = "") -> None:
-    """Refuse numbers that no job could use, and NaN. Those without limits must be at least 0.
-
-    Args:
-        settings: A dataclass of settings, with others in it.
-        prefix: What the names of its settings begin with in messages.
-
-    Raises:
-        UserError: Names the setting and its limits.
-    """
+    """Refuse numbers that no job could use, and NaN; those without limits must be at least 0."""
     for each in fields(settings):
         name, value = f"{prefix}{each.name}", getattr(settings, each.name)
         if is_dataclass(value):
@@ -73,25 +65,14 @@ def check_limits(settings: Any, prefix: str = "") -> None:
 
 
 def check_settings(settings: Any) -> None:
-    """Refuse values of a wrong type, unknown choices and numbers outside their limits.
-
-    Args:
-        settings: A dataclass of settings, without others in it.
-
-    Raises:
-        UserError: Names the setting and what it may be.
-    """
+    """Refuse values of a wrong type, unknown choices and numbers outside their limits."""
     for name, hint in get_type_hints(type(settings)).items():
         converted(getattr(settings, name), hint, name)
     check_limits(settings)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The settings in a JSON file.
-
-    Raises:
-        UserError: It is missing, unreadable, or holds something else than settings.
-    """
+    """The settings in a JSON file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -104,14 +85,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def from_plain(kind: type[Settings], values: Mapping[str, Any], source: object) -> Settings:
     """A dataclass of type `kind`, whose annotations say what each value must be.
 
-    Args:
-        kind: The dataclass.
-        values: Value of each field; fields that are left out keep their default. Lists become
-            tuples.
-        source: What the message begins with, such as the file that holds the values.
-
-    Raises:
-        UserError: An unknown field, or a value of another type; names source and field.
+    Fields that are left out keep their default, lists become tuples. An unknown field or a value
+    of another type is a UserError that begins with `source`, such as the file.
     """
     hints = get_type_hints(kind)
     settings = {}
@@ -126,11 +101,7 @@ def from_plain(kind: type[Settings], values: Mapping[str, Any], source: object) 
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
-    """The settings in a file.
-
-    Raises:
-        UserError: It cannot be read, is not YAML, repeats a key, or holds no settings.
-    """
+    """The settings in a YAML file; no key may be repeated."""
     try:
         values = _Loader(path.read_bytes()).get_single_data()
     except OSError as error:
@@ -172,11 +143,8 @@ def read_settings(
 ) -> tuple[Settings, str]:
     """Settings from `--config FILE`, overridden by dotted flags; `--help` prints them and exits.
 
-    Args:
-        kind: Dataclass of the settings.
-        default_config: Read when there is no `--config`; None for the settings' own defaults. A
-            run folder's `config.yaml` may be one of an earlier version.
-        arguments: Instead of the process's own.
+    Without `--config` it is `default_config`, or the settings' own defaults. A run folder's
+    `config.yaml` may be one of an earlier version.
 
     Returns:
         The settings, and the name (without suffix) of the configuration file, "" without one.
@@ -253,11 +221,7 @@ def _flat(
 def refuse_unknown(
     name: str, known: Iterable[str], where: str, kind: type | None = None
 ) -> NoReturn:
-    """Refuse a name that is not known, with the nearest one, the new one or the right script.
-
-    Raises:
-        UserError: Always.
-    """
+    """Refuse a name that is not known, with the nearest one, the new one or the right script."""
     known = set(known)
     leaves = {n.rsplit(".", 1)[-1]: n for n in sorted(known)}
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
@@ -353,11 +317,7 @@ def in_words(hint: Any) -> str:
 
 
 def converted(value: Any, hint: Any, where: str, shown: Any = None) -> Any:
-    """`value`, with tuples for lists.
-
-    Raises:
-        UserError: It is not of the type `hint`; begins with `where`, and shows `shown`.
-    """
+    """`value` of type `hint`, with tuples for lists; else a UserError that shows `shown`."""
     try:
         return _converted(value, hint)
     except (ValueError, OverflowError):
@@ -365,11 +325,7 @@ def converted(value: Any, hint: Any, where: str, shown: Any = None) -> Any:
 
 
 def _converted(value: Any, hint: Any) -> Any:
-    """`value`, with tuples for lists.
-
-    Raises:
-        ValueError: It is not of the type `hint`.
-    """
+    """`value` of type `hint`, with tuples for lists; else a ValueError."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         for choice in args:

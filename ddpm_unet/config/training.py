@@ -115,14 +115,14 @@ class TrainConfig:
         gradient_checkpointing: Recompute activations in the backward pass: less memory, slower.
         compile: torch.compile the network.
         channels_last: Memory layout of images and convolutions; null takes it on a GPU and for
-            volumes, but not for pictures on a CPU, where `native` is faster without.
+            volumes, but not for images on a CPU, where `native` is faster without.
         native: On a CPU in float32, functions of our own, compiled at first use: 3x3 convolutions
             by Winograd's method (about 2.5 times as fast, with relative rounding errors of 1e-6
             instead of 2e-7), normalisation, small attention, AdamW with the average.
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: Newest checkpoints kept.
         validate_every: Steps between validations; 0 for none.
-        sample_every: Steps between picture grids; 0 for none.
+        sample_every: Steps between image grids; 0 for none.
         evaluate_every: Steps between scores of generated images (see docs/evaluation.md), of a
             denoiser of pixels; 0 for none.
         log_every: Steps between lines of metrics.jsonl (the loss is their mean).
@@ -195,7 +195,7 @@ class SegmentLossConfig:
 
 @dataclass
 class RegressionConfig:
-    """Task "regress": what is minimised, between pictures whose range is -1 to 1.
+    """Task "regress": what is minimised, between images whose range is -1 to 1.
 
     Args:
         loss: "l1" (mean absolute error), "l2" (mean squared error), "huber", or "ssim" (one minus
@@ -212,11 +212,11 @@ class RegressionConfig:
 
 @dataclass
 class PredictConfig:
-    """How whole pictures are segmented in validation, and by `scripts/segment.py` by default.
+    """How whole images are segmented in validation, and by `scripts/segment.py` by default.
 
     Args:
         tile: Pixels of a tile's side that the network sees, at data.scale; null takes, for every
-            picture, those tiles of up to 768 x 768 pixels (of volumes 96 x 96 x 96), or of as many
+            image, those tiles of up to 768 x 768 pixels (of volumes 96 x 96 x 96), or of as many
             in another shape, with which the least is computed twice.
         overlap: Pixels that neighbouring tiles share; without padding the seams are exact at 0.
             Null takes 32, of volumes 16.

@@ -11,12 +11,10 @@ import logging
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
 from ctypes import CDLL
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,16 +42,6 @@ def library(source: Path) -> CDLL | None:
     except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
         _say(f"torch's own functions serve in place of faster compiled ones: {error}")
         return None
-
-
-def functions(source: Path, **arguments: Sequence[Any]) -> CDLL | None:
-    """`library`, whose functions of these names give nothing back and take these C types."""
-    found = library(source)
-    if found is not None:
-        for name, types in arguments.items():
-            function = getattr(found, name)
-            function.argtypes, function.restype = types, None
-    return found
 
 
 def plain(*tensors: Tensor | None) -> bool:

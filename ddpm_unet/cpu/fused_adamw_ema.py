@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ctypes import CDLL, c_double, c_int, c_long, c_void_p
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -13,9 +10,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
-from ddpm_unet.cpu.compiler import functions, plain, unseen
-
-SOURCE = Path(__file__).with_name("adamw.cpp")
+from ddpm_unet.cpu.compiler import plain, unseen
+from ddpm_unet.cpu.kernels import functions
 
 
 class Average(Protocol):
@@ -53,7 +49,7 @@ class FusedAdamWEMA:
             otherwise()
             self.ema.update(step)
             return
-        compiled: Any = library()
+        compiled = functions("adamw")
         for settings, steps, table in tables:
             torch._foreach_add_(steps, 1)
             count = int(steps[0])
@@ -74,7 +70,7 @@ class FusedAdamWEMA:
         if skipped is not None and skipped:
             return None
         if not self._ready:
-            self._ready = library() is not None and self._suits()
+            self._ready = functions("adamw") is not None and self._suits()
             if not self._ready:
                 return None
         tables = []
@@ -106,9 +102,3 @@ class FusedAdamWEMA:
             if len({int(state["step"]) for state in states}) > 1:
                 return False
         return trained == len(self._averages)
-
-
-@lru_cache(maxsize=1)
-def library() -> CDLL | None:
-    """The compiled function; None where there is no compiling."""
-    return functions(SOURCE, adamw=[c_void_p, c_long, *[c_double] * 8, c_int])

@@ -7,7 +7,7 @@ function that says whether it takes some tensors and is faster than torch; elsew
 
 from __future__ import annotations
 
-from ctypes import CDLL, c_float, c_int, c_long, c_void_p
+from ctypes import c_double, c_float, c_int, c_long, c_void_p
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_unet.cpu.compiler import differentiated, functions, plain, serves, unseen
+from ddpm_unet.cpu.compiler import differentiated, library, plain, serves, unseen
 
-HERE = Path(__file__).parent
+_IMAGE = [c_long] * 5 + [c_int]
+FUNCTIONS: dict[str, dict[str, list[Any]]] = {
+    "winograd": {
+        "winograd_convolve": [c_void_p] * 4 + _IMAGE + [c_int] * 2,
+        "winograd_filter_gradient": [c_void_p] * 3 + _IMAGE + [c_int],
+    },
+    "norm_silu": {"norm_silu": [*[c_void_p] * 5, c_long, c_void_p, *[c_long] * 4, c_float, c_int]},
+    "attend": {"attend": [*[c_void_p] * 4, *[c_long] * 5, c_float, c_int]},
+    "adamw": {"adamw": [c_void_p, c_long, *[c_double] * 8, c_int]},
+}
+"""What is in each source file, and the C types of the arguments; nothing is given back."""
 
 
 def winograd_applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -37,7 +47,7 @@ def winograd_applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and not (outputs % 16 and differentiated(x, weight, bias))
         and _pays(batch, height, width)
         and plain(x, weight, bias)
-        and winograd_library() is not None
+        and functions("winograd") is not None
     )
 
 
@@ -51,15 +61,14 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _convolve(x, weight, bias, _layout(x, weight))
 
 
-@lru_cache(maxsize=1)
-def winograd_library() -> CDLL | None:
-    """The compiled functions; None where there is no compiling. So with those below."""
-    image = [c_long] * 5 + [c_int]
-    return functions(
-        HERE / "winograd.cpp",
-        winograd_convolve=[c_void_p] * 4 + image + [c_int] * 2,
-        winograd_filter_gradient=[c_void_p] * 3 + image + [c_int],
-    )
+@lru_cache
+def functions(name: str) -> Any:
+    """The compiled functions of a source file beside this one; None where there is no compiling."""
+    found = library(Path(__file__).with_name(f"{name}.cpp"))
+    for function, types in FUNCTIONS[name].items() if found is not None else ():
+        getattr(found, function).argtypes = types
+        getattr(found, function).restype = None
+    return found
 
 
 class _Winograd(torch.autograd.Function):
@@ -111,8 +120,7 @@ def _convolve(
     outputs = weight.shape[1 if turned else 0]
     shape = (batch, outputs, height, width)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
-    compiled: Any = winograd_library()
-    compiled.winograd_convolve(
+    functions("winograd").winograd_convolve(
         x.data_ptr(),
         weight.data_ptr(),
         None if bias is None else bias.data_ptr(),
@@ -130,8 +138,7 @@ def _filter_gradient(x: Tensor, dy: Tensor, layout: torch.memory_format) -> Tens
     batch, inputs, height, width = x.shape
     outputs = dy.shape[1]
     dw = x.new_zeros(outputs, inputs, 3, 3)
-    compiled: Any = winograd_library()
-    compiled.winograd_filter_gradient(
+    functions("winograd").winograd_filter_gradient(
         x.data_ptr(),
         dy.data_ptr(),
         dw.data_ptr(),
@@ -144,7 +151,7 @@ def _filter_gradient(x: Tensor, dy: Tensor, layout: torch.memory_format) -> Tens
 
 def norm_silu_applies(x: Tensor, *others: Tensor | None) -> bool:
     """Whether `norm_silu` takes these: contiguous plain float32 on the CPU, no gradient wanted."""
-    return serves(x, *others) and x.is_contiguous() and norm_silu_library() is not None
+    return serves(x, *others) and x.is_contiguous() and functions("norm_silu") is not None
 
 
 def norm_silu(
@@ -164,8 +171,7 @@ def norm_silu(
     if scale is not None and shift is not None:
         scale, shift = scale.contiguous(), shift.contiguous()
     y = torch.empty_like(x)
-    compiled: Any = norm_silu_library()
-    compiled.norm_silu(
+    functions("norm_silu").norm_silu(
         *(x.data_ptr(), weight.data_ptr(), bias.data_ptr()),
         *(None if m is None else m.data_ptr() for m in (scale, shift)),
         0 if scale is None or len(scale) == 1 else channels,
@@ -174,14 +180,6 @@ def norm_silu(
         torch.get_num_threads(),
     )
     return y
-
-
-@lru_cache(maxsize=1)
-def norm_silu_library() -> CDLL | None:
-    """The compiled function; None where there is no compiling."""
-    sizes = [c_long] * 4
-    types = [*[c_void_p] * 5, c_long, c_void_p, *sizes, c_float, c_int]
-    return functions(HERE / "norm_silu.cpp", norm_silu=types)
 
 
 def attend_applies(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
@@ -196,7 +194,7 @@ def attend_applies(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
         and dim % 8 == 0
         and (dim <= 32 or (dim <= 64 and k.shape[1] <= 128))
         and all(x.is_contiguous() for x in (q, k, v))
-        and attend_library() is not None
+        and functions("attend") is not None
     )
 
 
@@ -208,16 +206,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     batch, tokens, channels = q.shape
     dim = channels // heads
     mixed = torch.empty_like(q)
-    compiled: Any = attend_library()
-    compiled.attend(
+    functions("attend").attend(
         *(tensor.data_ptr() for tensor in (q, k, v, mixed)),
         *(batch, heads, tokens, k.shape[1], dim, dim**-0.5),
         torch.get_num_threads(),
     )
     return mixed
-
-
-@lru_cache(maxsize=1)
-def attend_library() -> CDLL | None:
-    """The compiled function; None where there is no compiling."""
-    return functions(HERE / "attend.cpp", attend=[*[c_void_p] * 4, *[c_long] * 5, c_float, c_int])

@@ -48,8 +48,8 @@ def accelerate_cpu(model: Model) -> Model:
         fast = _fast_kind(module)
         if fast is not None:
             module.__class__ = fast
-            if fast in LIBRARIES:
-                LIBRARIES[fast]()
+            if fast in SOURCES:
+                kernels.functions(SOURCES[fast])
     model._accelerated = True  # type: ignore[assignment]
     return model
 
@@ -242,10 +242,10 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {
     ConvBlock: FastConvBlock,
     Pool: FastPool,
 }
-LIBRARIES = {
-    FastConv3x3: kernels.winograd_library,
-    FastNormAct: kernels.norm_silu_library,
-    FastAttention: kernels.attend_library,
-    FastSelfAttention: kernels.attend_library,
+SOURCES: dict[type[nn.Module], str] = {
+    FastConv3x3: "winograd",
+    FastNormAct: "norm_silu",
+    FastAttention: "attend",
+    FastSelfAttention: "attend",
 }
 """What is compiled for each kind."""

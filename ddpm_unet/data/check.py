@@ -29,11 +29,10 @@ from ddpm_unet.data.masks import (
 from ddpm_unet.data.pairs import Pair, complete_settings, find_pairs
 from ddpm_unet.data.pixels import convert_channels, normalised, to_unit
 from ddpm_unet.data.preprocessing import Targets
+from ddpm_unet.data.volumes import spacing_of
 from ddpm_unet.errors import UserError
 
 RARE = 1e-4
-UNEVEN = 1.03
-"""Voxel sizes of one set may differ by so much without a word."""
 MOST_FAULTS = 20
 
 
@@ -270,18 +269,15 @@ def _judge_images(looks: Sequence[_Look], report: Report) -> None:
 
 def _judge_spacing(looks: Sequence[_Look], report: Report) -> None:
     """Voxel sizes, which a network takes for one."""
-    found = [look.pair.space.spacing for look in looks if look.pair.space]
-    if not found:
+    spaces = [look.pair.space for look in looks if look.pair.space]
+    if not spaces:
         return
-    low, high = np.array(found).min(0), np.array(found).max(0)
-    shown = [" x ".join(f"{mm:.3g}" for mm in size[::-1]) for size in (low, high)]
-    report.lines.append(f"voxels of {' to '.join(dict.fromkeys(shown))} mm")
-    if (high <= UNEVEN * low).all():
-        report.spacing = tuple(np.median(found, axis=0).tolist())
-    else:
+    report.spacing, shown = spacing_of(spaces)
+    report.lines.append(f"voxels of {shown}")
+    if report.spacing is None:
         report.warnings.append(
-            f"voxels differ in size, from {shown[0]} to {shown[1]} mm, and the network takes them "
-            "as equal; resample the volumes to one spacing"
+            f"voxels differ in size, from {shown}, and the network takes them as equal; resample "
+            "the volumes to one spacing"
         )
 
 

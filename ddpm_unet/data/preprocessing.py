@@ -15,7 +15,7 @@ from ddpm_unet.config.data import check_data_settings
 from ddpm_unet.config.reading import from_plain, read_json
 from ddpm_unet.data.pixels import convert_channels, normalised, to_unit
 from ddpm_unet.errors import UserError
-from ddpm_unet.replace import replace_json
+from ddpm_unet.files import replace_json
 
 FILE, EARLIER_FILE = "preprocessing.json", "preparation.json"
 FILES = "prep*.json"
@@ -143,6 +143,11 @@ class Preprocessing:
         """Of `to_pixels`; 8 bits where the training's units are not known."""
         known = self.dtype is not None and self.value_range != "percentiles"
         return np.dtype(self.dtype if known else "uint8")
+
+    @property
+    def made_spacing(self) -> tuple[float, ...] | None:
+        """Millimetres from voxel to voxel of what is generated, which was resampled by `scale`."""
+        return self.spacing and tuple(length / self.scale for length in self.spacing)
 
     def to_pixels(self, unit: np.ndarray) -> np.ndarray:
         """What a network makes, in [-1, 1], as pixels of the training's type and range."""

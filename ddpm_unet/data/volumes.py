@@ -140,6 +140,18 @@ def file_info(path: str | Path, dims: int, max_pixels: float = 200.0) -> ImageIn
     return (volume_info if dims == 3 else image_info)(path, max_pixels)
 
 
+def spacing_of(spaces: Sequence[Space]) -> tuple[tuple[float, ...] | None, str]:
+    """The spacing of all, None where it differs by more than 3 %; and its range for messages."""
+    found = np.array([space.spacing for space in spaces])
+    low, high = found.min(0), found.max(0)
+    shown = (" x ".join(f"{mm:.3g}" for mm in size[::-1]) for size in (low, high))
+    alike = (high <= 1.03 * low).all()
+    return (
+        tuple(np.median(found, axis=0).tolist()) if alike else None,
+        f"{' to '.join(dict.fromkeys(shown))} mm",
+    )
+
+
 def is_nifti(path: str | Path) -> bool:
     """Whether a file is NIfTI by its name."""
     return str(path).lower().endswith(NIFTI_EXTENSIONS)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ddpm_unet import randomness
 from ddpm_unet.diffusion.edm import Diffusion
-from ddpm_unet.diffusion.process import Network, mean_channels, time_of
+from ddpm_unet.diffusion.process import Network, mean_channels, repeat_time, time_of
 
 ALWAYS = (-math.inf, math.inf)
 
@@ -130,7 +130,7 @@ def classifier_free_guidance(
         first = torch.arange(2 * len(x), device=x.device) < len(x)
         twice = {name: torch.cat([value, value]) for name, value in cond.items()}
         twice = drop_cond(twice, first, null_class)
-        return network(torch.cat([x, x]), torch.cat([t, t]), **twice).chunk(2)
+        return network(torch.cat([x, x]), repeat_time(t, 2), **twice).chunk(2)
 
     return _guided(network, both, scale, interval)
 

@@ -118,10 +118,24 @@ def batch_time(x: Tensor, time: float) -> Tensor:
     return t
 
 
+def repeat_time(t: Tensor, times: int) -> Tensor:
+    """The times `[B]` of a batch, so many times over, `[times * B]`; known like those given."""
+    repeated = t.repeat(times)
+    if hasattr(t, "number"):
+        repeated.number = t.number  # type: ignore[attr-defined]
+    return repeated
+
+
 def time_of(t: Tensor) -> float:
     """The time of a batch that is at one time, without reading what `batch_time` made."""
     number = getattr(t, "number", None)
     return float(t[0]) if number is None else number
+
+
+def check_steps(steps: int, most: int) -> None:
+    """Refuse a number of steps that the chain does not have."""
+    if not 1 <= steps <= most:
+        raise UserError(f"{steps} sampling steps: give 1 to {most}")
 
 
 def mean_channels(prediction: Tensor, channels: int) -> Tensor:
@@ -360,8 +374,7 @@ class GaussianDiffusion(nn.Module):
         Returns:
             `float64 [steps + 1]`.
         """
-        if not 1 <= steps <= self.num_timesteps:
-            raise UserError(f"{steps} sampling steps: give 1 to {self.num_timesteps}")
+        check_steps(steps, self.num_timesteps)
         high, low = self._log_sigmas[-1], self._log_sigmas[0]
         levels = np.linspace(high, low, steps)
         if self.rescale_betas_zero_snr and steps > 1:

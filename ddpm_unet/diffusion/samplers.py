@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ddpm_unet.diffusion import solvers
 from ddpm_unet.diffusion.edm import Diffusion
-from ddpm_unet.diffusion.process import GaussianDiffusion, coefficients, mean_channels
+from ddpm_unet.diffusion.process import GaussianDiffusion, check_steps, coefficients, mean_channels
 from ddpm_unet.errors import UserError
 
 SAMPLERS = {
@@ -337,8 +337,7 @@ class SolverPlan:
         self.sampler, self.levels = sampler, sigmas
         levels = sigmas[:-1].tolist()
         self.times = [sampler.diffusion.preconditioning(sigma)[1] for sigma in levels]
-        count = solvers.EVALUATIONS.get(sampler.solver, lambda steps: steps)
-        self.evaluations = count
+        self.evaluations = solvers.EVALUATIONS.get(sampler.solver, lambda steps: steps)
         self.initial_std = levels[0]
 
     def begin(self, index: int, images: Tensor, noise: Tensor) -> Tensor:
@@ -491,12 +490,6 @@ class SchedulerPlan:
             from_x, from_prediction = self._mix[index]
             x0 = from_x * seen + from_prediction * means
         return following, following if x0 is None else x0
-
-
-def check_steps(steps: int, most: int) -> None:
-    """Refuse a number of steps that the chain does not have."""
-    if not 1 <= steps <= most:
-        raise UserError(f"{steps} sampling steps: give 1 to {most}")
 
 
 Sampler = LinearSampler | SolverSampler | SchedulerSampler

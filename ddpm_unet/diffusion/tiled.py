@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_unet.diffusion.process import Network, time_of
+from ddpm_unet.diffusion.process import Network, repeat_time, time_of
 from ddpm_unet.errors import UserError
 
 
@@ -60,7 +60,7 @@ def tiled(
                 else value.repeat(len(some), *[1] * (value.ndim - 1))
                 for name, value in cond.items()
             }
-            predictions = network(_cut(padded, some, tile), t.repeat(len(some)), **given)
+            predictions = network(_cut(padded, some, tile), repeat_time(t, len(some)), **given)
             if total is None:  # of as many channels as a prediction has
                 total = predictions.new_zeros(
                     len(x), predictions.shape[1], *padded.shape[2:], dtype=torch.float32

@@ -24,7 +24,7 @@ from ddpm_unet.data.folder import natural, visible_files
 from ddpm_unet.data.images import EXTENSIONS
 from ddpm_unet.data.volumes import VOLUME_EXTENSIONS as VOLUMES
 from ddpm_unet.errors import UserError
-from ddpm_unet.replace import replace_json
+from ddpm_unet.files import replace_json
 
 FILE, EARLIER_FILE = "conditioning.json", "conditions.json"
 EARLIER_KEYS = {"withheld": "cond_dropout", "planes": "concat_cond"}
@@ -41,12 +41,7 @@ def uncond(indices: Sequence[int]) -> dict[str, Tensor]:
 def class_cond(
     chosen: int | Sequence[int] | None, num_classes: int | None, device: torch.device | str
 ) -> Cond:
-    """Class labels `int64 [B]`: one class for all images, or several in turn.
-
-    Args:
-        chosen: The class or classes; None for all.
-        num_classes: None for a denoiser without classes, whose `Cond` is `uncond`.
-        device: Where to put them.
+    """Class labels `int64 [B]`: one class for all images, or several (None: all) in turn.
 
     Raises:
         UserError: There is no such class.
@@ -96,12 +91,7 @@ class Conditioning:
         return self.image_channels and self.image_channels + self.mask_classes
 
     def with_masks(self, images: Tensor, masks: Tensor | None) -> Tensor:
-        """What is denoised, `[B, drawn_channels, *space]`.
-
-        Args:
-            images: `float32 [B, C, *space]`.
-            masks: Classes `int16 [B, 1, *space]`, if masks are denoised too.
-        """
+        """What is denoised, `[B, drawn_channels, *space]`; masks are classes `[B, 1, *space]`."""
         if not self.mask_classes:
             return images
         assert masks is not None, "the batch carries no masks"
@@ -139,11 +129,7 @@ class Conditioning:
         return replace(found, concat_cond=from_plain(ConcatCondition, concat_cond, where))
 
     def check(self, config: UNetConfig, folder: Path | str) -> None:
-        """Refuse a network of which it is not known what its input channels are for.
-
-        Raises:
-            UserError: Names the folder.
-        """
+        """Refuse a network of which it is not known what its input channels are for."""
         images = self.drawn_channels or min(config.in_channels, config.out_channels)
         concatenated = self.concat_cond.channels if self.concat_cond else 0
         if config.in_channels != images * (1 + self.self_conditioning) + concatenated:
@@ -193,8 +179,8 @@ def read_concat_cond(
         conditioning: Of the model.
         files: Images, or folders of them in natural order.
         dims: 2 for images, 3 for volumes.
-        size: (Depth,) height and width of the images to draw; smaller images are enlarged to it
-            by a whole number. None for that of the first image.
+        size: Sides of the images to draw, to which smaller ones are enlarged by a whole number;
+            None for those of the first image.
 
     Raises:
         UserError: They are missing or superfluous, cannot be read, or are of another size.
@@ -235,13 +221,7 @@ def read_context(
     files: Sequence[Path] | None,
     prompts: Sequence[str] | None,
 ) -> Sequences | None:
-    """The sequences to attend to, from files or of captions; None for a model without.
-
-    Args:
-        conditioning: Of the model.
-        config: Its network.
-        files: Sequences, or folders of them in natural order.
-        prompts: Captions, for a model with a text encoder.
+    """The sequences to attend to, from files (or folders) or of captions; None for a model without.
 
     Raises:
         UserError: They are missing or superfluous, or not what the network attends to.
@@ -280,15 +260,7 @@ def cond_in_turn(
     concat_cond: Tensor | None,
     device: torch.device | str,
 ) -> Cond:
-    """The cond of a job: one of each for all images, or several in turn.
-
-    Args:
-        classes: Number of classes; None for none.
-        label: See `class_cond`.
-        context: The sequences.
-        concat_cond: `[N, K, *space]`.
-        device: Where to put them.
-    """
+    """The cond of a job: one of each for all images, or several in turn; see `class_cond`."""
     of_label = class_cond(label, classes, device)
 
     def cond(indices: Sequence[int]) -> dict[str, Tensor]:

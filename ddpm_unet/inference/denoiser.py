@@ -51,13 +51,10 @@ SAME_IN_A_GUIDE = (
 
 @dataclass(frozen=True)
 class Job:
-    """Images to be drawn; iterating draws them.
+    """Images of `image_shape`, (C, H, W) or (C, D, H, W), to be drawn; iterating draws them.
 
-    Args:
-        image_shape: Shape of one image, (C, H, W) or (C, D, H, W).
-        batches: Per batch the indices of its images, the images `float32 [B, *image_shape]` in
-            [-1, 1], and the classes of their pixels `int64 [B, *space]` where the denoiser makes
-            masks too.
+    A batch is the indices of its images, the images `float32 [B, *image_shape]` in [-1, 1], and
+    the classes of their pixels `int64 [B, *space]` where the denoiser makes masks too.
     """
 
     image_shape: tuple[int, ...]
@@ -97,13 +94,13 @@ class Denoiser:
         codec: Autoencoder | None = None,
         preprocessing: Preprocessing | None = None,
     ) -> None:
-        self.unet, self.diffusion = unet, diffusion
-        self.sampler = sampler or ("heun" if isinstance(diffusion, EDMDiffusion) else "ddpm")
+        self.unet, self.diffusion, self.sampler = unet, diffusion, sampler
         self.conditioning = conditioning or Conditioning()
         self.codec = codec
         self.preprocessing = preprocessing or Preprocessing(self.image_channels)
         self.network: Callable[..., Tensor] | None = None
         """Computes in place of the U-Net, for instance a compiled one."""
+        self._folder: Path | None = None  # whose scheduler names the sampler, read when it is used
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str]) -> Denoiser:
@@ -116,10 +113,10 @@ class Denoiser:
         unet, diffusion = read_pipeline(folder)
         conditioning = Conditioning.read(folder)
         conditioning.check(unet.config, folder)
-        denoiser = cls(unet, diffusion, "ddpm", conditioning, autoencoder_of(folder))
+        denoiser = cls(unet, diffusion, None, conditioning, autoencoder_of(folder))
         root = folder if (folder / "unet").is_dir() else folder.resolve().parent
         denoiser.preprocessing = Preprocessing.read(root, denoiser.image_channels)
-        denoiser.sampler = partial(read_sampler, folder)
+        denoiser._folder = folder
         return denoiser
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
@@ -148,10 +145,9 @@ class Denoiser:
         Raises:
             UserError: An unknown name, or one that draws wrong images of such a denoiser.
         """
-        chosen = self.sampler if sampler is None else sampler
-        if isinstance(chosen, partial):
-            chosen = chosen()
-        made = make_sampler(chosen, self.diffusion)
+        chosen = sampler or self.sampler or (self._folder and read_sampler(self._folder))
+        usual = "heun" if isinstance(self.diffusion, EDMDiffusion) else "ddpm"
+        made = make_sampler(chosen or usual, self.diffusion)
         return made.name, made
 
     def sample(self, num_images: int = 1, **options: Any) -> np.ndarray:
@@ -159,14 +155,11 @@ class Denoiser:
 
         Args:
             num_images: Images to draw.
-            options: See `job`.
+            options: And errors: see `job`.
 
         Returns:
             `uint8 [num_images, H, W, C]`, volumes `[num_images, D, H, W, C]`; of the type and in
             the units of the training's images where `preprocessing` knows them.
-
-        Raises:
-            UserError: See `job`.
         """
         batches = (images for _, images, _ in self.job(num_images, **options))
         return np.concatenate([self.to_pixels(images) for images in batches])
@@ -386,20 +379,13 @@ def generate(
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Draw images 0 .. num_images - 1 in batches, this process those of its batches.
 
+    Args not named here are as in `Denoiser.job`.
+
     Args:
         denoiser: `(x, t, **cond) -> prediction`, on the device.
         sampler: A `Sampler`.
         shape: Shape of one image, (C, H, W).
-        num_images: Images in all.
-        seed: Seed of the job.
-        steps: Denoising steps.
-        batch_size: Images per batch.
-        device: Where to compute.
-        shard: This process and their number.
-        skip: Indices of images that are there; a batch of them alone is left out.
         cond: The cond of each image.
-        progress: Show a progress bar per batch.
-        callback: Called after every step of this process's first batch.
         draw: What draws the images of a batch, with the arguments of `diffusion.sampling.sample`.
         options: Further arguments of `draw`.
 
@@ -540,11 +526,7 @@ def _painting(image: Tensor, hole: Tensor, resamplings: int) -> Callable[..., Te
 
 
 def _interpolation(ends: Tensor, num_images: int) -> Callable[..., Tensor]:
-    """What draws images evenly spaced from one to another, along the arc between their noises.
-
-    The ends are inverted when the first batch is drawn, and how far the way back misses them is
-    printed. Nothing is random, and the steps are those of DDIM.
-    """
+    """What draws images evenly spaced between two, by DDIM, along the arc between their noises."""
     inverted: list[Tensor] = []
 
     def draw(

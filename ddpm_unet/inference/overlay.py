@@ -12,33 +12,33 @@ _ROWS_AT_ONCE = 256
 _SMALL = 256  # pixels of a slice that is enlarged up to
 
 
-def displayable(picture: np.ndarray) -> np.ndarray:
-    """A picture (or volume) of any depth as `uint8 [H, W, 3]` (`[D, H, W, 3]`).
+def displayable(image: np.ndarray) -> np.ndarray:
+    """An image (or volume) of any depth as `uint8 [H, W, 3]` (`[D, H, W, 3]`).
 
     8 bits stay as they are; deeper ones are stretched between their 0.5 and 99.5 percentiles. Of
     one or two channels (grey, alpha) the first is shown, of three or more the first three.
 
     Args:
-        picture: `[H, W, C]` or `[D, H, W, C]`.
+        image: `[H, W, C]` or `[D, H, W, C]`.
     """
-    picture = picture[..., : 3 if picture.shape[-1] >= 3 else 1]
-    if picture.dtype != np.uint8:
-        low, high = np.percentile(picture, [0.5, 99.5])
-        unit = (picture.astype(np.float32) - low) / max(high - low, np.finfo(np.float32).tiny)
-        picture = (255 * unit.clip(0, 1)).round().astype(np.uint8)
-    return np.broadcast_to(picture, (*picture.shape[:-1], 3))
+    image = image[..., : 3 if image.shape[-1] >= 3 else 1]
+    if image.dtype != np.uint8:
+        low, high = np.percentile(image, [0.5, 99.5])
+        unit = (image.astype(np.float32) - low) / max(high - low, np.finfo(np.float32).tiny)
+        image = (255 * unit.clip(0, 1)).round().astype(np.uint8)
+    return np.broadcast_to(image, (*image.shape[:-1], 3))
 
 
 def side_by_side(
-    picture: np.ndarray, masks: Sequence[np.ndarray], colors: np.ndarray, most: int = 4
+    image: np.ndarray, masks: Sequence[np.ndarray], colors: np.ndarray, most: int = 4
 ) -> np.ndarray:
-    """A picture under each of several masks, from left to right.
+    """An image under each of several masks, from left to right.
 
     Of a volume, some slices from top to bottom, enlarged where they are small: evenly spread over
     those in which the first mask has another class than 0.
 
     Args:
-        picture: `[H, W, C]` or `[D, H, W, C]`.
+        image: `[H, W, C]` or `[D, H, W, C]`.
         masks: Classes, `[H, W]` or `[D, H, W]` each.
         colors: `uint8 [K, 3]`.
         most: Slices shown.
@@ -46,7 +46,7 @@ def side_by_side(
     Returns:
         `uint8 [H', W', 3]`.
     """
-    shown = displayable(picture)
+    shown = displayable(image)
     places: list[Any] = [...]
     zoom = 1
     if shown.ndim == 4:
@@ -64,20 +64,20 @@ def side_by_side(
 
 
 def draw_overlay(
-    picture: np.ndarray, classes: np.ndarray, colors: np.ndarray, opacity: float = 0.3
+    image: np.ndarray, classes: np.ndarray, colors: np.ndarray, opacity: float = 0.3
 ) -> np.ndarray:
     """Tint every class but 0 in its colour and draw its outline.
 
     Args:
-        picture: `[H, W, C]`, see `displayable`.
+        image: `[H, W, C]`, see `displayable`.
         classes: `[H, W]` integer.
         colors: `uint8 [K, 3]`, one per class.
-        opacity: Of the tint; the outline is opaque, one pixel wide in each 800 of the picture.
+        opacity: Of the tint; the outline is opaque, one pixel wide in each 800 of the image.
 
     Returns:
         `uint8 [H, W, 3]`.
     """
-    overlay = displayable(picture).copy()
+    overlay = displayable(image).copy()
     near = _near_another(classes, 1 + max(classes.shape) // 800)
     for top in range(0, len(overlay), _ROWS_AT_ONCE):
         part = slice(top, top + _ROWS_AT_ONCE)

@@ -1,10 +1,7 @@
 """A trained denoiser as a diffusers pipeline folder.
 
-model_index.json
-unet/config.json, unet/diffusion_pytorch_model.safetensors
-scheduler/scheduler_config.json
-vae/ or vqvae/, the autoencoder of one that denoises latents
-conditions.json, ours alone, where the denoiser is told more (see `conditions`)
+It holds model_index.json, unet/, scheduler/scheduler_config.json, vae/ or vqvae/ (the autoencoder
+of one that denoises latents), and ours alone: conditioning.json and preprocessing.json.
 """
 
 from __future__ import annotations
@@ -20,19 +17,14 @@ from ddpm_unet.config.reading import check_limits, from_plain, read_json
 from ddpm_unet.diffusion.edm import Diffusion, EDMDiffusion, diffusion_of_scheduler
 from ddpm_unet.diffusion.samplers import Sampler, saved_sampler
 from ddpm_unet.errors import UserError
+from ddpm_unet.files import replace_json
 from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import Autoencoder
 from ddpm_unet.models.pretrained import settings_of
-from ddpm_unet.replace import replace_json
 
-_NOT_THERE = {
-    "text_encoder": [None, None],
-    "tokenizer": [None, None],
-    "safety_checker": [None, None],
-    "feature_extractor": [None, None],
-    "image_encoder": [None, None],
-    "requires_safety_checker": False,
-}
+_LACKING = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder")
+_NOT_THERE: dict[str, Any] = {name: [None, None] for name in _LACKING}
+_NOT_THERE["requires_safety_checker"] = False
 """What a StableDiffusionPipeline asks for and may lack."""
 
 
@@ -99,11 +91,8 @@ def read_diffusion(folder: Path) -> Diffusion:
         UserError: There is none, it is unreadable, or not one that this toolkit knows.
     """
     path, settings = _read_scheduler_config(folder)
-    known = DiffusionConfig.__dataclass_fields__.keys() - {
-        "min_snr_gamma",
-        "p2_gamma",
-        "vlb_weight",
-    }
+    losses = {"min_snr_gamma", "p2_gamma", "vlb_weight"}
+    known = DiffusionConfig.__dataclass_fields__.keys() - losses
     values = {k: v for k, v in settings.items() if k in known and v is not None}
     if values.get("variance_type") in (None, "fixed_small_log"):  # the same by itself
         values.pop("variance_type", None)
@@ -152,15 +141,14 @@ def image_shape(
     Args:
         config: The network's; without `size`, gives the size it was trained at.
         size: One number for all sides, or one per side.
-        channels: Of the images; None for as many as the network takes or gives, whichever is
-            less (conditions are taken besides, variances given).
+        channels: None for as many as the network takes or gives, whichever is less.
 
     Raises:
         UserError: No size is known, or it has the wrong number of sides.
     """
     chosen = size or config.sample_size
     if chosen is None:
-        raise UserError("the model's config.json has no sample_size; give --size")
+        raise UserError("the model's config.json has no sample_size; give size")
     sides = (chosen,) if isinstance(chosen, int) else tuple(chosen)
     if len(sides) == 1:
         sides *= config.dims

@@ -42,9 +42,6 @@ def tta(predict: Predict) -> Predict:
     """The mean prediction over the 8 flips and quarter turns of the last two axes.
 
     For microscopy and the like, where up is not special; eight times the work.
-
-    Args:
-        predict: Tiles `[B, C, ..., H, W]` to probabilities or values `[B, K, ..., H', W']`.
     """
 
     def variants(tiles: Tensor) -> Iterator[Tensor]:
@@ -60,9 +57,7 @@ def tta(predict: Predict) -> Predict:
 def class_probabilities(model: Any, average: bool = False) -> Predict:
     """Tiles `[B, C, *tile]` in [-1, 1] to probabilities `float32 [B, K, *tile]` of every class.
 
-    Args:
-        model: In evaluation mode; one output channel means two classes.
-        average: See `tta`.
+    Of one output channel two classes are made; `average` is of `tta`.
     """
 
     def predict(tiles: Tensor) -> Tensor:
@@ -75,12 +70,10 @@ def class_probabilities(model: Any, average: bool = False) -> Predict:
 
 
 def add_residual(output: Tensor, images: Tensor, residual: bool = True) -> Tensor:
-    """The prediction of a regression head, `[B, K, *space]`.
+    """The prediction `[B, K, *space]` of a regression head whose output is to be added (residual).
 
-    Args:
-        output: Of the network, smaller than the images without padding.
-        images: What the network saw, `[B, C, *space]`.
-        residual: The output is what is to be added to the first K channels; else it is all.
+    It is added to the first K channels of the images `[B, C, *space]`, of which an output without
+    padding covers the middle.
     """
     if not residual:
         return output
@@ -94,10 +87,7 @@ def add_residual(output: Tensor, images: Tensor, residual: bool = True) -> Tenso
 def regressed_values(model: Any, residual: bool = False, average: bool = False) -> Predict:
     """Tiles `[B, C, *tile]` in [-1, 1] to values `float32 [B, K, *tile]`, about in [-1, 1].
 
-    Args:
-        model: In evaluation mode.
-        residual: See `add_residual`.
-        average: See `tta`.
+    `residual` is of `add_residual`, `average` of `tta`.
     """
 
     def predict(tiles: Tensor) -> Tensor:
@@ -245,10 +235,10 @@ class Predictor:
         device: torch.device | str = "cpu",
         **options: Any,
     ) -> Predictor:
-        """Read a model's folder.
+        """Read the folder that a run or `save_pretrained` wrote.
 
         Args:
-            folder: What a run or `save_pretrained` wrote.
+            folder: The folder.
             levels: Of a U-Net++, use so many of the finest levels only.
             device: Where to predict.
             options: Keyword arguments of the class.
@@ -336,11 +326,9 @@ class Predictor:
         return np.moveaxis(array, either.pop(), -1), "the array"
 
     def bands(self, source: Rows, name: str) -> Iterator[Tensor]:
-        """Predictions of an image from top to bottom, `float32 [K, rows, W]` each.
+        """Predictions `float32 [K, rows, W]` of an image from top to bottom; see `predict_scaled`.
 
-        Args:
-            source: `[H, W, C]` or `[D, H, W, C]`, after `preprocessing.whole`.
-            name: Of the image, for messages.
+        `source` is `[H, W, C]` or `[D, H, W, C]` after `preprocessing.whole`.
         """
         own = self.preprocessing
         rows = Prepared(source, lambda pixels: own.to_unit(pixels, name), own.channels)
@@ -428,22 +416,17 @@ class Predictor:
 
 @dataclass(frozen=True)
 class OpenFile:
-    """A file that is being predicted.
-
-    Args:
-        shape: Pages or planes, height, width, channels.
-        parts: Its predictions, from top to bottom.
-        space: Where a NIfTI file's voxels lie.
-        tiff: It is a TIFF.
-        images: Its pages `[H, W, C]`, or the volume `[D, H, W, C]`; None where it is read row by
-            row.
-    """
+    """A file that is being predicted."""
 
     shape: tuple[int, ...]
+    """Pages or planes, height, width, channels."""
     parts: Iterator[Part]
+    """From top to bottom."""
     space: Space | None = None
+    """Of NIfTI."""
     tiff: bool = False
     images: Sequence[np.ndarray] | None = None
+    """Pages `[H, W, C]`, or the volume `[D, H, W, C]`; None where it is read row by row."""
 
 
 def _check_volume(path: Path) -> None:

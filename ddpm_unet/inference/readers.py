@@ -31,17 +31,10 @@ def is_tiff(path: str | Path) -> bool:
 
 
 class Prepared:
-    """Rows of another source after a function of the pixels, as the network wants them.
-
-    Args:
-        source: `[..., C]`.
-        prepare: Maps an array `[..., C]` to `[..., C']`, each pixel by itself.
-        channels: C'.
-    """
+    """Rows of another source `[..., C]` after a function of each pixel, to `channels` channels."""
 
     def __init__(self, source: Rows, prepare: Callable[[np.ndarray], np.ndarray], channels: int):
-        self.source = source
-        self.prepare = prepare
+        self.source, self.prepare = source, prepare
         self.shape = (*source.shape[:-1], channels)
 
     def __getitem__(self, rows: slice, /) -> np.ndarray:
@@ -49,15 +42,9 @@ class Prepared:
 
 
 class TiffRows:
-    """One page of an open TIFF; reading some rows decodes only the strips or tiles they touch.
+    """One page of the only series of an open TIFF, `[H, W, C]`, uint8, uint16 or float32.
 
-    Attributes:
-        shape: Height, width, channels.
-        dtype: uint8, uint16 or float32.
-
-    Args:
-        file: The open file.
-        number: The page within its only series.
+    Reading some rows decodes only the strips or tiles they touch.
     """
 
     def __init__(self, file: tifffile.TiffFile, number: int) -> None:
@@ -123,7 +110,7 @@ class TiffRows:
 def open_planes(
     path: str | Path, max_pixels: float = 200.0, stream_above: float = 16.0
 ) -> Iterator[Sequence[Rows]]:
-    """The planes of a picture file: one, or every page of a TIFF.
+    """The planes of an image file: one, or every page of a TIFF.
 
     A TIFF of more than `stream_above` million pixels whose pixels need no conversion (grey or
     colour, 8 or 16 bits or float32, stored plainly or in moderate strips or tiles) is read row by
@@ -195,12 +182,7 @@ def _pages(file: tifffile.TiffFile, limit: float) -> int:
 
 
 def read_images(paths: Sequence[Path], channels: int, size: Sequence[int] | None = None) -> Tensor:
-    """Images of one size, `float32 [N, channels, H, W]` in [-1, 1], black to white.
-
-    Args:
-        paths: Their files.
-        channels: Given to each.
-        size: Side, or height and width; None for those of the first.
+    """Images of one size (None: of the first), `float32 [N, channels, H, W]` in [-1, 1].
 
     Raises:
         UserError: One cannot be read, or is of another size.

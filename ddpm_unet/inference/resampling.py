@@ -1,7 +1,7 @@
-"""Prediction at another scale than the picture's: resampled in windows, memory of a few rows.
+"""Prediction at another scale than the image's: resampled in windows, memory of a few rows.
 
 Rows and columns are weighted as torch's bilinear `interpolate` with `antialias` does, wherever a
-window begins. So a tile sees the pixels that it would see if the whole picture were resampled.
+window begins. So a tile sees the pixels that it would see if the whole image were resampled.
 """
 
 from __future__ import annotations

@@ -56,9 +56,8 @@ def write_masks(
         base: Folder and first part of the files' names.
         colors: `uint8 [K, 3]`, one per class.
         class_names: One per class, or empty.
-        overlay: Write the overlay.
-        objects: Write the table of objects.
-        probabilities: Write the probabilities, in this format.
+        overlay, objects: Write them.
+        probabilities: Write them, in this format.
 
     Returns:
         Pixels of each class, `int64 [K]`.
@@ -127,7 +126,7 @@ def check_image_format(format: str, targets: Targets, dims: int) -> None:
     kinds = [("uint8", 1), ("uint8", 3), ("uint16", 1)]
     if format == "png" and ((targets.dtype, targets.channels) not in kinds or dims == 3):
         raise UserError(
-            f"picture png: holds images of 8 bits in grey or colour, or of 16 in grey; the model "
+            f"format png: holds images of 8 bits in grey or colour, or of 16 in grey; the model "
             f"makes {targets}{' in volumes' * (dims == 3)}, take tiff"
         )
 
@@ -179,14 +178,8 @@ def write_points(
 ) -> np.ndarray:
     """Write `base`_points.csv: x, y, z, class and the probability of every class of each point.
 
-    Args:
-        points: The points.
-        probabilities: `float32 [N, K]`.
-        base: Folder and first part of the files' names.
-        npz: Write the same as arrays in `base`_points.npz too.
-
-    Returns:
-        Points of each class, `int64 [K]`.
+    With `npz`, the same as arrays in `base`_points.npz too. Gives the points of each class
+    `int64 [K]`; probabilities are `float32 [N, K]`.
     """
     classes, count = probabilities.argmax(axis=1), probabilities.shape[1]
     names = ["x", "y", "z", "class", *(f"probability_{k}" for k in range(count))]

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice, product
 from math import prod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -59,22 +60,25 @@ class Axis:
         tile: Pixels the network sees.
         kept: Pixels kept of them.
         length: Pixels of the image.
-        weights: `float32 [len(starts), kept]`, of which those over one pixel add up to 1.
     """
 
     starts: tuple[int, ...]
     tile: int
     kept: int
     length: int
-    weights: Tensor
 
+    @cached_property
+    def weights(self) -> Tensor:
+        """`float32 [len(starts), kept]`, of which those over one pixel add up to 1.
 
-class Placed(NamedTuple):
-    """Tiles along an axis, as in `Axis`."""
-
-    starts: tuple[int, ...]
-    tile: int
-    kept: int
+        A Gaussian on every tile, of standard deviation kept / 8, as shares of their sum.
+        """
+        offset = torch.arange(self.kept, dtype=torch.float64) - (self.kept - 1) / 2
+        bell = torch.exp(-0.5 * (offset / (self.kept / 8)) ** 2)
+        total = torch.zeros(self.starts[-1] + self.kept, dtype=torch.float64)
+        for start in self.starts:
+            total[start : start + self.kept] += bell
+        return torch.stack([bell / total[n : n + self.kept] for n in self.starts]).float()
 
 
 def plan(lengths: Sequence[int], tiling: Tiling) -> list[Axis]:
@@ -88,27 +92,24 @@ def plan(lengths: Sequence[int], tiling: Tiling) -> list[Axis]:
         raise ValueError(f"a tile of {len(sizes)} axes for an image of {len(lengths)}")
     least = [placed(n, size, tiling) for n, size in zip(lengths, sizes, strict=True)]
     bound = max(tiling.pixels, prod(axis.tile for axis in least))
-    choices: list[list[Placed]] = []
+    choices: list[list[Axis]] = []
     for n, size, axis in zip(lengths, sizes, least, strict=True):
         others = prod(other.tile for other in least) // axis.tile
         most = max(size, min(tiling.pixels // others, n + size))
         grown = (placed(n, tile, tiling) for tile in range(size, most + 1, tiling.step))
-        smallest: dict[int, Placed] = {}  # by number of tiles
+        smallest: dict[int, Axis] = {}  # by number of tiles
         for one in grown:
             smallest.setdefault(len(one.starts), one)
         choices.append([*smallest.values()])
 
-    def computed(chosen: Iterable[Placed]) -> int:
+    def computed(chosen: Iterable[Axis]) -> int:
         return prod(len(axis.starts) * axis.tile for axis in chosen)
 
     fitting = [c for c in product(*choices) if prod(axis.tile for axis in c) <= bound]
-    return [
-        Axis(axis.starts, axis.tile, axis.kept, n, _weights(axis.starts, axis.kept))
-        for axis, n in zip(min(fitting, key=computed), lengths, strict=True)
-    ]
+    return list(min(fitting, key=computed))
 
 
-def placed(length: int, tile: int, tiling: Tiling) -> Placed:
+def placed(length: int, tile: int, tiling: Tiling) -> Axis:
     """Tiles of at most `tile` pixels over `length`: as few as the overlap allows, evenly spread.
 
     Raises:
@@ -134,18 +135,7 @@ def placed(length: int, tile: int, tiling: Tiling) -> Placed:
         kept -= step
     steps = max(0, -(-(length - kept) // step))  # between the first and the last tile
     starts = tuple(step * (i * steps // max(count - 1, 1)) for i in range(count))
-    return Placed(starts, kept + 2 * margin, kept)
-
-
-def _weights(starts: tuple[int, ...], kept: int) -> Tensor:
-    """A Gaussian on every tile, of standard deviation kept / 8, as shares of their sum."""
-    offset = torch.arange(kept, dtype=torch.float64) - (kept - 1) / 2
-    bell = torch.exp(-0.5 * (offset / (kept / 8)) ** 2)
-    total = torch.zeros(starts[-1] + kept, dtype=torch.float64)
-    for start in starts:
-        total[start : start + kept] += bell
-    shares = [bell / total[start : start + kept] for start in starts]
-    return torch.stack(shares).float()
+    return Axis(starts, kept + 2 * margin, kept, length)
 
 
 Predict = Callable[[Tensor], Tensor]
@@ -155,7 +145,7 @@ Predict = Callable[[Tensor], Tensor]
 class Rows(Protocol):
     """An image `[H, W, C]` (or `[D, H, W, C]`) of which some rows (or planes) can be read.
 
-    A numpy array and a tensor are; so is a file, see `sources.py`.
+    A numpy array and a tensor are; so is a file, see `readers`.
     """
 
     @property
@@ -175,14 +165,8 @@ def predict_bands(
 ) -> Iterator[Tensor]:
     """Predict an image from top to bottom, yielding rows as they are done.
 
-    Memory holds the rows of one or two tiles, whatever the height of the image.
-
-    Args:
-        predict: The network; gets tiles of the image's own type.
-        image: `[H, W, C]` for a two-dimensional network, `[D, H, W, C]` for a volume.
-        tiling: The tiles.
-        batch_size: Tiles per call of `predict`.
-        device: Where to predict; None is where the image is.
+    Memory holds the rows of one or two tiles, whatever the height of the image. Arguments are as
+    in `predict_tiles`, but an image is `[H, W, C]`, a volume `[D, H, W, C]`.
 
     Yields:
         `float32 [K, rows, W]` (or `[K, planes, H, W]`) on `device`; their rows add up to H.

@@ -12,8 +12,15 @@ from torch import Tensor
 
 from ddpm_unet.config.reading import read_json
 from ddpm_unet.errors import UserError
-from ddpm_unet.models.pretrained import CONFIG, WEIGHTS, check_weights, read_weights, write_weights
-from ddpm_unet.replace import replace_json
+from ddpm_unet.files import replace_json
+from ddpm_unet.models.pretrained import (
+    CONFIG,
+    WEIGHTS,
+    check_weights,
+    model_folder,
+    read_weights,
+    write_weights,
+)
 
 PLACES = ("vae", "vqvae")
 """Where diffusers' pipelines have their autoencoder."""
@@ -36,7 +43,7 @@ class Autoencoder:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = autoencoder_folder(Path(folder))
+        self.folder = model_folder(folder, PLACES, "an autoencoder")
         self.settings = read_json(self.folder / CONFIG)
         kind = self.settings.get("_class_name")
         if kind != "AutoencoderKL":
@@ -124,17 +131,6 @@ def _in_parts(function: Callable[[Tensor], Tensor], batch: Tensor, pixels: int) 
     with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
         parts = batch.float().split(max(1, PIXELS // pixels))
         return torch.cat([function(part) for part in parts])
-
-
-def autoencoder_folder(folder: Path) -> Path:
-    """The folder itself, or that of the autoencoder of a pipeline in it."""
-    for candidate in (folder, *(folder / place for place in PLACES)):
-        if (candidate / CONFIG).is_file():
-            return candidate
-    fault = f"has no {CONFIG}" if folder.is_dir() else "does not exist"
-    raise UserError(
-        f"{folder}: {fault}; name the folder of an autoencoder, or of a pipeline with vae/ in it"
-    )
 
 
 def autoencoder_of(folder: Path) -> Autoencoder | None:

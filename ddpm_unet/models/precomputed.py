@@ -26,7 +26,8 @@ class PrecomputedUNet(UNet):
         classes = self.config.num_class_embeds
         if (class_labels is None) != (classes is None):
             return super().embed(t, class_labels)  # which says what is wrong
-        t = torch.as_tensor(t)
+        if not isinstance(t, Tensor):
+            t = torch.full((1,), t, device=self.times.device)  # no device is waited for
         exact = t.reshape(-1).to(self.times)
         index = torch.searchsorted(self.times, exact).clamp_(max=len(self.times) - 1)
         known = self.times[index] == exact

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from os import PathLike
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.config.reading import from_plain, read_json
 from ddpm_unet.errors import UserError
+from ddpm_unet.files import replace_json
 from ddpm_unet.models.architecture import CONDITIONAL_ONLY, DDPM_ONLY
-from ddpm_unet.replace import replace_json
 
 Folder = str | PathLike[str]
 Config = TypeVar("Config")
@@ -225,13 +225,13 @@ def _without_fixed(given: Mapping[str, Any], kind: str, source: object) -> dict[
     return settings
 
 
-def model_folder(folder: Folder) -> Path:
-    """The folder itself, or `unet/` in it if that is where the model of a pipeline lies."""
+def model_folder(folder: Folder, places: Sequence[str] = ("unet",), kind: str = "a model") -> Path:
+    """The folder itself, or the one of `places` in a pipeline where its model lies."""
     folder = Path(folder)
-    for candidate in (folder, folder / "unet"):
+    for candidate in (folder, *(folder / place for place in places)):
         if (candidate / CONFIG).is_file():
             return candidate
-    raise _no_config(folder, "name the folder of a model, or of a pipeline with unet/ in it")
+    raise _no_config(folder, f"name the folder of {kind}, or of a pipeline with {places[0]}/ in it")
 
 
 def _no_config(folder: Path, cure: str) -> UserError:

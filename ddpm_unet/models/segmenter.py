@@ -108,9 +108,8 @@ class Segmenter(Pretrained):
                 the U-Net's channels already, such as noisy ones to denoise.
             t: Time steps `[B]`, or one for all; None for `config.timestep`.
             both: Return the U-Net's prediction too, from the same pass.
-            context: Sequence to attend to, `[B, L, cross_attention_dim]`; None for a zero vector.
-            class_labels: Classes `[B]`; None for `config.class_label`.
-            context_mask: `[B, L]`, true or 1 where the context is to be attended to.
+            context, class_labels, context_mask: As of `UNet.features`; None for a zero vector and
+                `config.class_label`.
 
         Returns:
             Logits `[B, num_classes, *space]`; with `both` (prediction, logits).

@@ -17,9 +17,9 @@ from ddpm_unet.data.sources import held_out, open_stream
 from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import save_grid
+from ddpm_unet.files import replace_json
 from ddpm_unet.models.pretrained import CONFIG, write_weights
 from ddpm_unet.randomness import normal
-from ddpm_unet.replace import replace_json
 from ddpm_unet.training.job import Batch, Job, even_batches
 
 MEASURED = 64
@@ -44,13 +44,7 @@ class AutoencodeJob(Job):
     """An autoencoder of images: mean absolute error, and a little divergence of its latents.
 
     Neither perception nor a discriminator is in the loss (as in Rombach 2022), so what the
-    latents cannot hold comes out smooth.
-
-    Args:
-        config: All settings.
-
-    Raises:
-        UserError: The data cannot be used, or do not fit the network.
+    latents cannot hold comes out smooth. Refuses data that do not fit the network.
     """
 
     def __init__(self, config: AutoencodeConfig) -> None:

@@ -31,11 +31,9 @@ Tensors = dict[str, Tensor]
 def write_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any]
 ) -> Path:
-    """Write `folder/<step>`: one safetensors file per entry of `tensors`, and `state.json`.
+    """Write `folder/<step>`: a safetensors file per entry of `tensors`, and `state.json`.
 
-    Raises:
-        UserError: The disk is full or not writable; no half checkpoint is left, and the last good
-            one stays.
+    On a full disk no half checkpoint is left, and the last good one stays.
     """
     final = folder / f"{step:08d}"
     partial = folder / f".{step:08d}.partial"
@@ -61,12 +59,7 @@ def write_checkpoint(
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
-    """The tensors and the state that `write_checkpoint` wrote.
-
-    Raises:
-        ValueError: A file is missing, unreadable or differs from its digest.
-        UserError: It may not be read.
-    """
+    """The tensors and the state that `write_checkpoint` wrote; ValueError if they are damaged."""
     try:
         digests = json.loads((path / "manifest.json").read_text())
         for name, digest in digests.items():
@@ -86,9 +79,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
     return tensors, state
 
 
-def newest_checkpoint(
-    folder: Path,
-) -> tuple[dict[str, Tensors], dict[str, Any], list[str]] | None:
+def newest_checkpoint(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any], list[str]] | None:
     """The newest good checkpoint of `folder` and what was said of damaged ones.
 
     A damaged checkpoint is renamed to `<step>.damaged` (never deleted), and the one before it
@@ -152,13 +143,8 @@ def resume(
 ) -> bool:
     """Put `state` where the run's newest good checkpoint was; every process must call it.
 
-    The main process says what it found, and cuts the metrics to what the checkpoint knew.
-
-    Args:
-        state: Of a training that has just been built.
-        run: Its folder.
-        accelerator: The processes.
-        digest: Of the data; where the checkpoint has another, a line says so.
+    The main process says what it found, also that the data have another digest than then, and
+    cuts the metrics to what the checkpoint knew.
 
     Returns:
         Whether there was one.

@@ -13,12 +13,7 @@ from torch import Tensor, nn
 from ddpm_unet.config import PreviewConfig
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.stream import to_model_range
-from ddpm_unet.diffusion.conditioning import (
-    SelfConditioning,
-    concat_cond,
-    draw_dropped,
-    drop_cond,
-)
+from ddpm_unet.diffusion.conditioning import SelfConditioning, concat_cond, draw_dropped, drop_cond
 from ddpm_unet.diffusion.edm import EDMDiffusion
 from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.errors import UserError

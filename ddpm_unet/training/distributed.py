@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -40,6 +40,32 @@ ECHO_SECONDS = 2.0
 """A launcher forwards to its processes what the terminal sent them already."""
 BLOCKS = ("DownBlock", "MidBlock", "UpBlock", "ConvBlock", "Backbone")
 """Classes of modules that are gathered and let go together where weights are sharded."""
+NO = ("", "0", "false", "no", "n", "off", "f")
+ACCEPTED = {
+    "ACCELERATE_USE_DEEPSPEED": (NO, "use_deepspeed: is not supported; take FSDP"
+                                 " (configs/accelerate/hosts_fsdp.yaml)"),
+    "ACCELERATE_USE_MEGATRON_LM": (NO, "use_megatron_lm: is not supported; take FSDP"
+                                   " (configs/accelerate/hosts_fsdp.yaml)"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": (NO, "parallelism_config: is not supported; leave it out"),
+    "ACCELERATE_DYNAMO_BACKEND": (NO, "dynamo_backend {}: set it to no, and train.compile to true"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
+        ("", "1"), "gradient_accumulation_steps {}: set it to 1, and train.micro_batch to the"
+                   " images of a pass"),
+    "ACCELERATE_DOWNCAST_BF16": (NO, "downcast_bf16: is for TPUs; set it to no"),
+}  # fmt: skip
+"""What a launcher may say, and what to do about other values."""
+FSDP = {
+    "FSDP_VERSION": (("2",), "fsdp_version 1: set it to 2"),
+    "FSDP_OFFLOAD_PARAMS": (NO, "fsdp_offload_params: is not supported; set it to false"),
+    "FSDP_ACTIVATION_CHECKPOINTING": (NO, "fsdp_activation_checkpointing: set it to false, and"
+                                      " train.gradient_checkpointing to true"),
+    "FSDP_IGNORED_MODULES": (("",), "fsdp_ignored_modules: is not supported; leave it out"),
+    "FSDP_AUTO_WRAP_POLICY": (("", "transformer_based_wrap", "no_wrap"), "fsdp_auto_wrap_policy {}:"
+                              " blocks are wrapped by their class; set TRANSFORMER_BASED_WRAP"),
+    "FSDP_SHARDING_STRATEGY": (("", "full_shard", "1"),
+                               "fsdp_sharding_strategy {}: set FULL_SHARD"),
+}  # fmt: skip
+"""Likewise of sharded weights."""
 SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU")
 
 
@@ -51,9 +77,8 @@ class PeerError(UserError):
 class Sharding:
     """Parameters, gradients and optimizer states split over the processes (FSDP2).
 
-    Args:
-        classes: Names of the classes whose modules are gathered together.
-        reshard: Let go of gathered parameters between forward and backward pass.
+    Modules of the named classes are gathered together; `reshard` lets go of them between forward
+    and backward pass.
     """
 
     classes: tuple[str, ...] = BLOCKS
@@ -89,12 +114,7 @@ def replicated(value: Tensor, like: Tensor) -> Tensor:
 
 
 def whole(named: Iterator[tuple[str, Tensor]] | Any, keep: bool) -> dict[str, Tensor]:
-    """Unsharded copies on the CPU, one tensor at a time; every process must call it.
-
-    Args:
-        named: Names and tensors, the same on every process.
-        keep: Whether this process wants them; those that do not get an empty dictionary.
-    """
+    """Unsharded copies on the CPU, where `keep`, else none; every process must call it alike."""
     kept = {}
     for name, tensor in named:
         if isinstance(tensor, DTensor):
@@ -120,44 +140,19 @@ def whole_norm(norm: Tensor | float) -> Tensor:
 
 
 def launched_sharding(said: Mapping[str, str] = os.environ) -> Sharding | None:
-    """What `accelerate launch` says of FSDP, None where it does not ask for it.
-
-    Raises:
-        UserError: It asks for what is not supported.
-    """
-    if not _true(said.get("ACCELERATE_USE_FSDP")):
+    """What `accelerate launch` says of FSDP; None where it does not ask for it."""
+    if said.get("ACCELERATE_USE_FSDP", "").lower() in NO:
         return None
-    policy = said.get("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
-    strategy = said.get("FSDP_SHARDING_STRATEGY", "FULL_SHARD")
-    faults = {
-        "fsdp_version 1: set it to 2": said.get("FSDP_VERSION", "1") != "2",
-        "fsdp_offload_params: is not supported; set it to false": _true(
-            said.get("FSDP_OFFLOAD_PARAMS")
-        ),
-        "fsdp_activation_checkpointing: set it to false, and train.gradient_checkpointing to "
-        "true": _true(said.get("FSDP_ACTIVATION_CHECKPOINTING")),
-        "fsdp_ignored_modules: is not supported; leave it out": bool(
-            said.get("FSDP_IGNORED_MODULES")
-        ),
-        "fsdp_auto_wrap_policy SIZE_BASED_WRAP: blocks are wrapped by their class; set "
-        "TRANSFORMER_BASED_WRAP": policy == "SIZE_BASED_WRAP",
-        f"fsdp_sharding_strategy {strategy}: set FULL_SHARD": strategy not in ("FULL_SHARD", "1"),
-    }
-    for fault, present in faults.items():
-        if present:
-            raise UserError(f"accelerate's {fault}")
-    named = [name.strip() for name in said.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(",")]
+    check_launch(said, FSDP)
+    named = said.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").replace(" ", "").split(",")
     classes = tuple(filter(None, named)) or BLOCKS
-    reshard = said.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() not in ("false", "0")
-    return Sharding(() if policy == "NO_WRAP" else classes, reshard)
+    reshard = said.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() not in NO
+    whole_network = said.get("FSDP_AUTO_WRAP_POLICY") == "NO_WRAP"
+    return Sharding(() if whole_network else classes, reshard)
 
 
 def launched_precision(config: TrainConfig, said: Mapping[str, str] = os.environ) -> str:
-    """The precision of the settings, else that of `accelerate launch`.
-
-    Raises:
-        UserError: Both say something, and not the same; or it is one that is not supported.
-    """
+    """The precision of the settings, else that of `accelerate launch`; both must not differ."""
     launched = said.get("ACCELERATE_MIXED_PRECISION", "no").lower() or "no"
     own = config.mixed_precision
     if launched not in ("no", "bf16", "fp16"):
@@ -170,44 +165,21 @@ def launched_precision(config: TrainConfig, said: Mapping[str, str] = os.environ
     return own or launched
 
 
-def check_launch(said: Mapping[str, str] = os.environ) -> None:
-    """Refuse what accelerate's configuration can ask for and a training here would not do.
-
-    Raises:
-        UserError: Names the setting and the cure.
-    """
-    dynamo = said.get("ACCELERATE_DYNAMO_BACKEND", "no")
-    steps = said.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    faults = {
-        "use_deepspeed: is not supported; take FSDP (configs/accelerate/hosts_fsdp.yaml)": _true(
-            said.get("ACCELERATE_USE_DEEPSPEED")
-        ),
-        "use_megatron_lm: is not supported; take FSDP (configs/accelerate/hosts_fsdp.yaml)": _true(
-            said.get("ACCELERATE_USE_MEGATRON_LM")
-        ),
-        "parallelism_config: is not supported; leave it out": _true(
-            said.get("ACCELERATE_USE_PARALLELISM_CONFIG")
-        ),
-        f"dynamo_backend {dynamo.lower()}: set it to no, and train.compile to true": (
-            dynamo.lower() not in ("", "no")
-        ),
-        f"gradient_accumulation_steps {steps}: set it to 1, and train.micro_batch to the images "
-        "of a pass": steps not in ("", "1"),
-        "downcast_bf16: is for TPUs; set it to no": _true(said.get("ACCELERATE_DOWNCAST_BF16")),
-    }
-    for fault, present in faults.items():
-        if present:
-            raise UserError(f"accelerate's {fault}")
+def check_launch(
+    said: Mapping[str, str] = os.environ,
+    accepted: Mapping[str, tuple[tuple[str, ...], str]] = ACCEPTED,
+) -> None:
+    """Refuse what accelerate's configuration can ask for and a training here would not do."""
+    for name, (values, fault) in accepted.items():
+        value = said.get(name, "").lower()
+        if value not in values:
+            raise UserError(f"accelerate's {fault.format(value)}")
 
 
 def open_accelerator(
     config: TrainConfig, tracker: str, folder: Path
 ) -> tuple[Accelerator, Sharding | None]:
-    """The processes, their devices and precision, and how weights are split over them, if they are.
-
-    Raises:
-        UserError: This machine has not what the settings or the launcher ask for.
-    """
+    """The processes, and how weights are split over them; refuses what this machine has not."""
     if tracker != "none" and find_spec(tracker) is None:
         raise UserError(
             f"tracker {tracker}: is not installed; pip install {tracker}, or set tracker none"
@@ -263,9 +235,7 @@ def own_accelerator() -> Iterator[None]:
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
     """`action()` on the main process, while the others wait; they get None.
 
-    Raises:
-        UserError: That of the action, on the main process.
-        PeerError: On the others, when the main one met a UserError. None is left waiting.
+    A UserError of the action ends all: none is left waiting, the others get a `PeerError`.
     """
     result, fault = None, None
     if accelerator.is_main_process:
@@ -324,16 +294,13 @@ def share_json(value: Any, accelerator: Accelerator) -> Any:
 def merge_rows(
     rows: Tensor, numbers: Sequence[int], count: int, accelerator: Accelerator
 ) -> Tensor:
-    """The rows of all processes in order, on every process, bit for bit as they were.
+    """The rows of all processes in order, `[count, ...]` on the CPU, bit for bit as they were.
 
     Args:
         rows: Of this process, `[N, ...]` on the CPU.
-        numbers: The place of each among all; every place is some process's, and only one's.
+        numbers: The place of each among all; every place is one process's.
         count: Of all rows.
         accelerator: The processes.
-
-    Returns:
-        `[count, ...]`, on the CPU.
     """
     merged = rows.new_zeros(count, *rows.shape[1:])
     merged[list(numbers)] = rows
@@ -345,15 +312,7 @@ def merge_rows(
 def share_tensors(
     groups: Mapping[str, Tensors], accelerator: Accelerator
 ) -> Iterator[tuple[str, str, Tensor]]:
-    """The main process's tensors on every process, one after the other.
-
-    Args:
-        groups: Group -> name -> tensor; read on the main process only.
-        accelerator: The processes.
-
-    Yields:
-        Group, name, and the whole tensor.
-    """
+    """The main process's tensors by group and name, one after the other, on every process."""
     kinds = {
         group: {n: (list(t.shape), str(t.dtype).removeprefix("torch.")) for n, t in named.items()}
         for group, named in groups.items()
@@ -372,8 +331,7 @@ def share_tensors(
 class StopRequest:
     """Within, the first SIGTERM or Ctrl-C sets `received`; a later one acts as usual.
 
-    Args:
-        listen: False changes nothing; so do threads but the main one, which get no signals.
+    Nothing changes without `listen`, and in threads but the main one, which get no signals.
     """
 
     received: int = 0
@@ -387,12 +345,7 @@ class StopRequest:
             self._before = {s: signal.signal(s, self._receive) for s in SIGNALS}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._restore()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -405,10 +358,6 @@ class StopRequest:
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-def _true(text: str | None) -> bool:
-    return (text or "").lower() in ("1", "true", "yes", "y", "on", "t")
 
 
 @contextmanager

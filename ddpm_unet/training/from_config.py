@@ -25,6 +25,7 @@ from ddpm_unet.data.pixels import convert_channels
 from ddpm_unet.data.preprocessing import PixelType, Preprocessing, target_settings
 from ddpm_unet.data.sources import concat_condition, held_out, open_images, open_stream
 from ddpm_unet.data.splits import split_images
+from ddpm_unet.data.volumes import is_nifti, spacing_of, volume_space
 from ddpm_unet.diffusion.edm import make_diffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
@@ -58,11 +59,7 @@ def run_pixel_job(config: SegmentConfig) -> dict[str, float]:
 
 
 def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  # type: ignore[assignment]
-    """The job of `scripts/train_ddpm.py`.
-
-    Raises:
-        UserError: The data cannot be used, or do not fit the network.
-    """
+    """The job of `scripts/train_ddpm.py`; refuses data that do not fit the network."""
     check_limits(config)
     patience = config.train.early_stopping_patience
     if patience:
@@ -90,6 +87,15 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
     said = stream.describe()
     if data.fit == "crop" and data.scale != 1:
         said += f", at data.scale {data.scale:g}"
+    names = (
+        [images.name(number) for number in range(len(images))]
+        if data.dims == 3 and data.fit == "crop"
+        else []
+    )
+    spaces = [volume_space(name) for name in names if is_nifti(name)]
+    spacing, sizes = spacing_of([s for s in spaces if s]) if spaces else (None, "")
+    if spaces and spacing is None:
+        said += f", voxels of {sizes} taken as equal"
     return kind(
         build,
         make_diffusion(config.diffusion, latents=latent is not None),
@@ -110,6 +116,7 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
             data.scale if data.fit == "crop" else 1.0,
             data.value_range,
             dtype=cast(PixelType, images.layout.dtype.name),
+            spacing=spacing,
         ),
     )
 
@@ -268,12 +275,7 @@ def _large_enough(pairs: TargetSet) -> TargetSet:
 
 
 def build_joint(config: SegmentConfig, channels: int) -> JointDenoising:
-    """The denoiser's part in transfer "joint".
-
-    Unlabelled images are cut in windows of `data.size`, at `data.scale` times `unlabelled.scale`
-    and with the labelled images' channels; their value range is `data.value_range` unless they
-    have one of their own.
-    """
+    """The denoiser's part in transfer "joint", on windows as large as the labelled ones."""
     data = replace(
         config.unlabelled,
         dims=config.data.dims,
@@ -282,14 +284,9 @@ def build_joint(config: SegmentConfig, channels: int) -> JointDenoising:
         channels=channels,
         value_range=config.unlabelled.value_range or config.data.value_range,
     )
-    images = open_images(data)
-    diffusion = (
-        make_diffusion(config.diffusion)
-        if config.init == SCRATCH
-        else read_diffusion(Path(str(config.init)))
-    )
+    images, scratch = open_images(data), config.init == SCRATCH
     return JointDenoising(
-        diffusion,
+        make_diffusion(config.diffusion) if scratch else read_diffusion(Path(str(config.init))),
         open_stream(data, config.seed, images),
         timestep=config.head.timestep,
         loss_options=config.diffusion.loss_options,
@@ -301,15 +298,9 @@ def build_joint(config: SegmentConfig, channels: int) -> JointDenoising:
 def build_network(
     config: SegmentConfig, channels: int, outputs: dict[str, Any]
 ) -> SegmentationModel:
-    """The network, on the denoiser's weights or freshly initialised.
+    """The network, on the denoiser's weights or freshly initialised, if it fits the images.
 
-    Args:
-        config: All settings.
-        channels: Of the images.
-        outputs: `num_classes`, `class_names` and `class_colors`.
-
-    Raises:
-        UserError: It does not fit the images or `data.size`, or there is no such denoiser.
+    `outputs` are `num_classes`, `class_names` and `class_colors`.
     """
     model, size = _network(config, channels, outputs), config.data.size
     if dimensions(model) != config.data.dims:
@@ -346,19 +337,13 @@ def _network(config: SegmentConfig, channels: int, outputs: dict[str, Any]) -> S
 def choose_denoiser(
     config: SegmentConfig, data: PairDataConfig, folders: Sequence[Path], cure: str
 ) -> tuple[Path, str]:
-    """The first denoiser that sees what a segmenter of these images sees.
-
-    Args:
-        config: All settings.
-        data: Those of the images, complete for the task.
-        folders: Pipelines, best first.
-        cure: What to do where none fits.
+    """The first denoiser, of those given, best first, that sees what a segmenter of `data` sees.
 
     Returns:
         Its folder, and a line that names it and says why those before it were passed over.
 
     Raises:
-        UserError: None fits; or one cannot be read.
+        UserError: None fits, with `cure` as what to do; or one cannot be read.
     """
     channels = channels_of(data)
     passed: list[str] = []
@@ -374,11 +359,7 @@ def choose_denoiser(
 
 
 def why_not(folder: Path, config: SegmentConfig, channels: int | None) -> str | None:
-    """Why a denoiser cannot segment images of so many channels, in a few words; None if it can.
-
-    Raises:
-        UserError: The folder's settings cannot be read.
-    """
+    """Why a denoiser cannot segment images of so many channels, in a few words; None if it can."""
     unet, own = read_config(model_folder(folder)), Conditioning.read(folder)
     if any((folder / place).is_dir() for place in PLACES):
         return "denoises latents"
@@ -414,18 +395,14 @@ def _first(passed: list[str], most: int = 4) -> str:
 
 
 def check_network(config: DenoiseConfig, conditioning: Conditioning, images: ImageSet) -> None:
-    """Refuse a network that cannot take the images, or what it is conditioned on.
-
-    Raises:
-        UserError: Names the setting and the cure.
-    """
+    """Refuse a network that cannot take the images, or what it is conditioned on."""
     model, channels = config.model, conditioning.drawn_channels
+    names, dropped = conditioning.class_names, conditioning.cond_dropout
     what = "latents" if config.latent.autoencoder else "images"
     what += " with their masks" * (conditioning.mask_classes > 0)
     assert channels is not None, "a job knows the channels of its images"
-    if config.condition_dropout and not (
-        conditioning.class_names or conditioning.concat_cond or images.context
-    ):
+    context = images.context.channels if images.context else None
+    if config.condition_dropout and not (names or conditioning.concat_cond or context):
         raise UserError(
             f"condition_dropout {config.condition_dropout:g}: the images come without a class, "
             "context or condition to withhold; set it to 0"
@@ -435,61 +412,40 @@ def check_network(config: DenoiseConfig, conditioning: Conditioning, images: Ima
         "an estimate's": channels * conditioning.self_conditioning,
         "the condition's": conditioning.concat_cond.channels if conditioning.concat_cond else 0,
     }
-    needed = sum(given.values())
-    if model.in_channels != needed:
-        if needed == channels == config.diffusion.output_channels(channels):
-            or_data = ", or data.channels" * (what == "images")
-            raise UserError(
-                f"model.in_channels = {model.in_channels}, but the {what} have {channels}; "
-                f"set model.in_channels and model.out_channels to {channels}{or_data}"
-            )
-        parts = ", ".join(f"{whose} {count}" for whose, count in given.items() if count)
-        raise UserError(
-            f"model.in_channels = {model.in_channels}, but the network is given {parts}; set "
-            f"model.in_channels to {needed}"
-        )
-    outputs = config.diffusion.output_channels(channels)
-    if model.out_channels != outputs and outputs != channels:
-        raise UserError(
-            f"model.out_channels = {model.out_channels}, but diffusion.variance_type learned_range "
-            f"predicts a variance for each of the images' {channels} channels; set it to {outputs}"
-        )
-    if model.out_channels != outputs:
-        raise UserError(
-            f"model.out_channels = {model.out_channels}, but the {what} have {channels} channels; "
-            "set it to that"
-        )
-    if model.dims != config.data.dims:
-        raise UserError(
-            f"model.dims = {model.dims}, but data.dims = {config.data.dims}; set both to "
-            "2 for pictures, or 3 for volumes"
-        )
-    classes = (
-        len(conditioning.class_names) + conditioning.cond_dropout
-        if conditioning.class_names
-        else None
-    )
-    if model.num_class_embeds != classes:
-        cure = f"set it to {classes}" if classes else "set it to null, or data.class_labels true"
-        none = " and one for none" if conditioning.cond_dropout else ""
-        raise UserError(
-            f"model.num_class_embeds = {model.num_class_embeds}, but the images come with "
-            f"{len(conditioning.class_names) or 'no'} classes{none}; {cure}"
-        )
-    if model.class_embed_type and not conditioning.class_names:
-        raise UserError(
-            f"model.class_embed_type {model.class_embed_type}: the images come without classes; "
-            "set it to null, or data.class_labels true"
-        )
-    context = images.context.channels if images.context else None
-    if context is None and model.conditional:
-        raise UserError(
-            "model.cross_attention_dim: the network attends to a context; set data.context to a "
-            "folder of sequences, or model.cross_attention_dim to null"
-        )
+    needed, outputs = sum(given.values()), config.diffusion.output_channels(channels)
+    classes = len(names) + dropped if names else None
     widths = model.cross_attention_dim
-    if context is not None and {context} != set(widths if isinstance(widths, tuple) else [widths]):
-        raise UserError(
-            f"model.cross_attention_dim = {widths}, but the vectors of data.context have {context} "
-            f"numbers; set it to {context}"
-        )
+    faults: dict[str, bool] = {}
+    if needed == channels == outputs:
+        faults[
+            f"model.in_channels = {model.in_channels}, but the {what} have {channels}; set "
+            f"model.in_channels and model.out_channels to {channels}"
+            + ", or data.channels"
+            * (what == "images")
+        ] = model.in_channels != needed
+    parts = ", ".join(f"{whose} {count}" for whose, count in given.items() if count)
+    faults |= {
+        f"model.in_channels = {model.in_channels}, but the network is given {parts}; set "
+        f"model.in_channels to {needed}": model.in_channels != needed,
+        f"model.out_channels = {model.out_channels}, but diffusion.variance_type learned_range "
+        f"predicts a variance for each of the images' {channels} channels; set it to {outputs}":
+            model.out_channels != outputs != channels,
+        f"model.out_channels = {model.out_channels}, but the {what} have {channels} channels; "
+        "set it to that": model.out_channels != outputs,
+        f"model.dims = {model.dims}, but data.dims = {config.data.dims}; set both to 2 for images, "
+        "or 3 for volumes": model.dims != config.data.dims,
+        f"model.num_class_embeds = {model.num_class_embeds}, but the images come with "
+        f"{len(names) or 'no'} classes{' and one for none' * dropped}; "
+        + (f"set it to {classes}" if classes else "set it to null, or data.class_labels true"):
+            model.num_class_embeds != classes,
+        f"model.class_embed_type {model.class_embed_type}: the images come without classes; set it "
+        "to null, or data.class_labels true": bool(model.class_embed_type and not names),
+        "model.cross_attention_dim: the network attends to a context; set data.context to a folder "
+        "of sequences, or model.cross_attention_dim to null": context is None and model.conditional,
+        f"model.cross_attention_dim = {widths}, but the vectors of data.context have {context} "
+        f"numbers; set it to {context}": context is not None
+            and {context} != set(widths if isinstance(widths, tuple) else [widths]),
+    }  # fmt: skip
+    for fault, present in faults.items():
+        if present:
+            raise UserError(fault)

@@ -80,13 +80,10 @@ class Job:
 def even_batches(
     count: int, batch_size: int, accelerator: Accelerator
 ) -> Iterator[tuple[range, float]]:
-    """Batches of 0 .. count - 1 for this process, equally many on every process.
+    """Batches of 0 .. count - 1 for this process, each with its weight; equally many on all.
 
     A network that is split over the processes must run equally often on each, so where a process
     has one too few it gets the first batch again, with weight 0.
-
-    Yields:
-        The numbers in a batch, and its weight, 1 or 0.
     """
     starts = range(0, count, batch_size)
     for turn in range(math.ceil(len(starts) / accelerator.num_processes)):

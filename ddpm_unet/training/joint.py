@@ -46,11 +46,7 @@ class JointDenoising:
         return WithUnlabelled(labelled, self.windows, channels)
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """One pass over clean labelled and noisy unlabelled images.
-
-        Returns:
-            Logits of the labelled ones, and the denoising loss of each unlabelled one, `[B]`.
-        """
+        """Logits of clean labelled images, and denoising losses `[B]` of noisy unlabelled ones."""
         clean = to_model_range(batch["unlabelled"])
         images = batch["image"].expand(-1, *clean.shape[1:])
         timesteps, noise = self.diffusion.draw(

@@ -40,9 +40,6 @@ class LatentWindows(Dataset[Batch]):
             is mapped into memory.
         seed: Of the run. Order and draws are functions of (seed, position).
         sample: Draw latents; False takes their modes.
-
-    Raises:
-        UserError: The file is damaged.
     """
 
     def __init__(self, windows: Stream | Grid, path: Path, seed: int, sample: bool) -> None:
@@ -56,12 +53,7 @@ class LatentWindows(Dataset[Batch]):
         return len(self.moments)
 
     def __getitems__(self, positions: Sequence[int] | np.ndarray) -> Batch:
-        """The batch at these positions, as `Stream` gives it.
-
-        Returns:
-            "image" `float32 [B, C, h, w]`, latents; "position"; "label", "context" and
-            "context_mask" if the set has them.
-        """
+        """The batch at these positions, as of `Stream`; "image" are latents `[B, C, h, w]`."""
         positions = np.asarray(positions, dtype=np.int64)
         numbers = self._numbers(positions)
         latents, deviation = self.moments[torch.from_numpy(numbers)].unbind(1)
@@ -99,10 +91,6 @@ class LatentSpace:
     Augmentation acts before encoding: each of `epochs` passes over the images has its own
     windows, flips and turns, the same whatever the seed of the run.
 
-    Attributes:
-        channels: Of a latent.
-        size: Height and width of the latents of a window.
-
     Args:
         autoencoder: Its input channels must be the images'.
         images: To train on.
@@ -110,8 +98,8 @@ class LatentSpace:
         sample: Draw each latent anew; False takes its mode.
         cache: Folder where encoded windows are kept; None for ~/.cache/ddpm_unet/latents.
 
-    Raises:
-        UserError: It cannot take the images.
+    Attributes:
+        channels, size: Of the latents of a window, and their height and width.
     """
 
     def __init__(
@@ -128,11 +116,6 @@ class LatentSpace:
         self.cache = Path(cache) if cache else CACHE / "latents"
         if images.layout.sizes.shape[1] != 2:
             raise UserError("an autoencoder encodes images; set dims to 2")
-        if images.condition is not None:
-            raise UserError(
-                "latents are denoised without condition images; set condition, or autoencoder, "
-                "to null"
-            )
         self.channels, wanted = autoencoder.latent_channels, autoencoder.channels
         if images.layout.channels != wanted:
             raise UserError(

@@ -47,12 +47,7 @@ from ddpm_unet.training.distributed import (
 from ddpm_unet.training.job import Batch, Job
 from ddpm_unet.training.post_hoc_ema import Snapshots
 from ddpm_unet.training.run_folder import RunFolder, disk_faults
-from ddpm_unet.training.state import (
-    NOWHERE,
-    TrainingState,
-    build_optimizer,
-    learning_rate_factor,
-)
+from ddpm_unet.training.state import NOWHERE, TrainingState, build_optimizer, learning_rate_factor
 
 MAX_NONFINITE_STEPS = 3
 """So many non-finite losses in a row stop a run."""
@@ -66,8 +61,7 @@ def train(job: Job, run: RunFolder, settings: Any, signals: bool = True) -> nn.M
     Args:
         job: What is trained.
         run: Where everything is written.
-        settings: A dataclass of all settings, kept in the run folder; `resume`, `seed`, `tracker`
-            and `train` are read here.
+        settings: A `RunConfig` with `train` and whatever else is to be kept in the run folder.
         signals: Take SIGTERM and Ctrl-C as the wish to stop after a step, with a checkpoint.
 
     Returns:
@@ -107,11 +101,7 @@ def train(job: Job, run: RunFolder, settings: Any, signals: bool = True) -> nn.M
 
 
 def check_training(config: TrainConfig) -> None:
-    """Refuse a loop that could not run, or could lose what it did.
-
-    Raises:
-        UserError: Names the setting.
-    """
+    """Refuse a loop that could not run, or could lose what it did."""
     check_limits(config, "train.")
     if config.micro_batch > config.batch_size:
         raise UserError(
@@ -221,9 +211,7 @@ class Training:
         state, config = self.state, self.config
         if state.step > config.steps:
             self._say(f"the run has done {state.step} steps, and train.steps is {config.steps}")
-        batches: Iterator[Batch] = iter(())
-        if state.step < config.steps:
-            batches = self._batches()
+        batches: Iterator[Batch] = self._batches() if state.step < config.steps else iter(())
         with tqdm(
             total=max(config.steps, state.step),
             initial=state.step,

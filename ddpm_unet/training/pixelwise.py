@@ -13,7 +13,6 @@ import torch
 import yaml
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from ddpm_unet.config import ImageLoss, LossName, PredictConfig
 from ddpm_unet.cpu import accelerate_cpu
@@ -23,14 +22,10 @@ from ddpm_unet.data.splits import Split
 from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import image_scores
-from ddpm_unet.evaluation.metrics import (
-    confusion,
-    mean_over_images,
-    overlap,
-    scores_of_image,
-)
+from ddpm_unet.evaluation.metrics import confusion, mean_over_images, overlap, scores_of_image
 from ddpm_unet.evaluation.plots import save_picture
 from ddpm_unet.evaluation.rand import thinned_scores
+from ddpm_unet.files import replace_json, replace_text
 from ddpm_unet.inference.overlay import class_colors, displayable, side_by_side
 from ddpm_unet.inference.predictor import (
     SegmentationModel,
@@ -41,15 +36,11 @@ from ddpm_unet.inference.predictor import (
 )
 from ddpm_unet.inference.tiles import Predict, predict_tiles
 from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
-from ddpm_unet.replace import replace_json, replace_text
 from ddpm_unet.training.distributed import sharded
 from ddpm_unet.training.job import Batch, Build, Job, even_batches
 from ddpm_unet.training.joint import JointDenoising
 from ddpm_unet.training.losses import image_loss, segmentation_loss
 from ddpm_unet.training.run_folder import RunFolder
-
-Items = Dataset[dict[str, Tensor]]
-"""Whole images: a length, and items with "image" and "mask" or "target"."""
 
 
 @dataclass
@@ -57,14 +48,10 @@ class ClassTarget:
     """Classes of pixels.
 
     Args:
-        class_names: Name of each.
-        class_colors: Colour of each, or empty.
-        loss: See `segmentation_loss`, like the two after it.
-        class_weights: Factor of each class, or empty.
-        focal_gamma: Exponent of the focal loss.
-        criterion: Score whose best model is kept, "mean_dice" or "mean_iou".
-        cell_class: Class whose connected pieces are cells, of which the test gives V_rand and
-            V_info after border thinning, the best over thresholds (see `evaluation.rand`).
+        class_names, class_colors: One name a class; one RGB colour (0 to 255) a class, or empty.
+        loss, class_weights, focal_gamma: See `segmentation_loss`.
+        criterion: Validation score by which the best model is kept.
+        cell_class: Class whose connected pieces are cells, scored as partitions; None for none.
     """
 
     class_names: tuple[str, ...]
@@ -165,8 +152,7 @@ class ImageTarget:
 
     Args:
         targets: What these images are.
-        loss: See `image_loss`, like the one after it.
-        huber_delta: Where the Huber loss turns from a square into a line.
+        loss, huber_delta: See `image_loss`.
         residual: The network gives what is to be added to the first channels of its input.
     """
 
@@ -356,10 +342,9 @@ class PixelwiseJob(Job):
     def score_test(
         self, run: RunFolder, device: torch.device, native: bool = False
     ) -> dict[str, float]:
-        """Score the run's model on the images kept to test, if any.
+        """Score the run's model on the images kept to test, if any, and print it.
 
-        Writes `scores.json`, with the scores of each image too, and `test.png` with the first
-        image and what is predicted of it. With `native` a CPU computes by compiled functions.
+        Writes `scores.json`, and `test.png` with the first image and what is predicted of it.
         """
         if self.test is None:
             return {}

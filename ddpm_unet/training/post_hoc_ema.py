@@ -43,14 +43,9 @@ def log_inner_product(t_a: np.ndarray, g_a: np.ndarray, t_b: float, g_b: float) 
 
 
 def solve(kept: Sequence[tuple[int, float]], step: int, length: float) -> tuple[np.ndarray, float]:
-    """The sum of kept profiles that comes closest to a wanted one, in the least-squares sense.
+    """The sum of kept profiles (step and length of each) that comes closest to a wanted one.
 
     Its factors sum to one, which the paper leaves open: weights that stood still stay themselves.
-
-    Args:
-        kept: Step and length of each.
-        step: At which the wanted average ends.
-        length: Of the wanted average.
 
     Returns:
         The factor of each, and the distance that is left as a share of the wanted profile's norm.
@@ -73,22 +68,15 @@ def solve(kept: Sequence[tuple[int, float]], step: int, length: float) -> tuple[
 
 @dataclass(frozen=True)
 class Snapshots:
-    """The averages that a training has kept.
+    """The averages that a training has kept in a folder.
 
     <step>.safetensors holds each in half precision, as `0.05/conv_in.bias`: length and name.
-
-    Args:
-        folder: Where they lie.
     """
 
     folder: Path
 
     def write(self, step: int, groups: dict[str, dict[str, Tensor]]) -> None:
-        """Write the averages of a step, by length and name, and the buffers.
-
-        Raises:
-            UserError: The disk is full or not writable.
-        """
+        """Write the averages of a step, by length and name, and the buffers."""
         tensors = {
             f"{group}/{name}": (value.half() if group != BUFFERS else value).contiguous()
             for group, values in groups.items()
@@ -109,14 +97,7 @@ class Snapshots:
         return sorted(int(path.stem) for path in files if re.fullmatch(r"\d{8}", path.stem))
 
     def reconstruct(self, length: float, step: int) -> tuple[dict[str, Tensor], float]:
-        """The average of a length at a step, and the buffers of that step.
-
-        Returns:
-            Tensors by name, and the distance of the profiles (see `solve`).
-
-        Raises:
-            UserError: A file is damaged.
-        """
+        """The average of a length at a step, with its buffers, and the distance (see `solve`)."""
         kept: list[tuple[int, str, float]] = []
         for at in (at for at in self.steps() if at <= step):
             found = {name.split("/")[0] for name in self._names(at)} - {BUFFERS}
@@ -149,11 +130,7 @@ class Snapshots:
 
 
 def put_in_place(weights: dict[str, Tensor], model: Path) -> None:
-    """Replace the weights in a model's folder, whichever files hold them.
-
-    Raises:
-        UserError: The folder lacks some of them.
-    """
+    """Replace the weights in a model's folder, whichever files hold them."""
     left = dict(weights)
     for path in sorted(model.rglob(WEIGHTS)):
         tensors, place = load_file(path), ".".join(path.parent.relative_to(model).parts)

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 
 from ddpm_unet.config.reading import current_names
 from ddpm_unet.errors import UserError
-from ddpm_unet.replace import replace_text
+from ddpm_unet.files import replace_text
 
 FREE_TO_CHANGE = {
     "run", "resume", "tracker", "preview",
@@ -55,8 +55,8 @@ class RunFolder:
         """Lock the folder, and hold the settings of its checkpoints against `settings`.
 
         Raises:
-            UserError: Another run uses the folder; it is not writable; it holds a run and
-                `resume` is "never"; or it holds a run with other settings (names the first).
+            UserError: It is in use, not writable, holds a run and `resume` is "never", or one of
+                other settings (names the first).
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -126,11 +126,7 @@ class RunFolder:
             return file.tell()
 
     def cut_metrics(self, size: int) -> None:
-        """Drop lines written after the checkpoint that knew `size` bytes.
-
-        Raises:
-            UserError: Lines written before it are missing.
-        """
+        """Drop lines written after the checkpoint that knew `size` bytes; refuse if others lack."""
         with self.metrics.open("a") as file:
             if file.tell() < size:
                 raise UserError(
@@ -140,11 +136,7 @@ class RunFolder:
             file.truncate(size)
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """All lines of metrics.jsonl.
-
-        Raises:
-            UserError: One is damaged.
-        """
+        """All lines of metrics.jsonl."""
         if not self.metrics.exists():
             return []
         try:
@@ -163,16 +155,7 @@ def newest_models(runs: Path = Path("runs"), file: str = "model_index.json") -> 
 
 
 def models_at_hand(shipped: Path, file: str, cure: str) -> list[Path]:
-    """`newest_models`, and last the one that ships with the scripts.
-
-    Args:
-        shipped: Its folder.
-        file: What such a model's folder holds, by a pattern.
-        cure: What to do where there is none.
-
-    Raises:
-        UserError: There is none.
-    """
+    """`newest_models`, and last the one that ships; refuses, with `cure`, where there is none."""
     found = newest_models(file=file) + [shipped] * any(shipped.glob(file))
     if not found:
         raise UserError(f"no model in runs/*/model nor in {shipped}; {cure}")
@@ -200,9 +183,7 @@ def disk_faults(path: Path) -> Iterator[None]:
 def _compare(path: Path, saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:
     for key, value in now.items():
         name = f"{prefix}{key}"
-        if name in FREE_TO_CHANGE:
-            continue
-        if key not in saved:  # a setting that is newer than the run
+        if name in FREE_TO_CHANGE or key not in saved:  # or newer than the run
             continue
         if isinstance(value, dict) and isinstance(saved.get(key), dict):
             _compare(path, saved[key], value, f"{name}.")

@@ -19,19 +19,16 @@ from ddpm_unet.training.post_hoc_ema import BUFFERS, exponent
 NamedParameters = list[tuple[str, Parameter]]
 NOWHERE = torch.iinfo(torch.int64).max
 """The stream position of no image."""
+COUNTS = ("step", "loss_steps", "best_step", "worse")
+SUMS = ("loss_sum", "skipped", "nonfinite")
 LOOP_NUMBERS = ("images", "scaler", "metrics_size")
 """What the loop adds to `TrainingState.numbers`."""
 
 
 class EMA:
-    """Averages of `parameters`, float32, on the device where the parameters are.
+    """Averages of float32 parameters, theta_ema <- d theta_ema + (1 - d) theta.
 
-    theta_ema <- d theta_ema + (1 - d) theta with d = min(decay, (1 + step) / (10 + step)), so
-    that the first steps are forgotten quickly.
-
-    Args:
-        parameters: The trained parameters, float32.
-        decay: The average's weight of its own past, 0 to 1.
+    d = min(decay, (1 + step) / (10 + step)), so that the first steps are forgotten quickly.
     """
 
     def __init__(self, parameters: Sequence[Parameter], decay: float) -> None:
@@ -70,11 +67,8 @@ class EMA:
 class PowerEMA(EMA):
     """An average whose length grows with the training (Karras 2024, arXiv:2312.02696, eq. 1, 2).
 
-    The weights after step i of t weigh (i^(g+1) - (i-1)^(g+1)) / t^(g+1): a power function of i.
-
-    Args:
-        parameters: The trained parameters, float32.
-        sigma_rel: Its standard deviation as a share of the training.
+    The weights after step i of t weigh (i^(g+1) - (i-1)^(g+1)) / t^(g+1), whose standard deviation
+    is `sigma_rel` as a share of the training.
     """
 
     def __init__(self, parameters: Sequence[Parameter], sigma_rel: float) -> None:
@@ -87,12 +81,7 @@ class PowerEMA(EMA):
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> Optimizer:
-    """The optimizer of a configuration.
-
-    Args:
-        groups: Parameters; a group may carry a learning rate of its own.
-        config: The loop's settings.
-    """
+    """The optimizer of a configuration; a group may carry a learning rate of its own."""
     shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     optimizer: Optimizer
     if config.optimizer == "rmsprop":
@@ -118,14 +107,7 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
 
 
 class TrainingState:
-    """Weights, their average, the optimizer's state, and what is counted on the way.
-
-    Args:
-        network: The network, as the processes share it (its parameters may be sharded).
-        optimizer: Its optimizer, not wrapped.
-        ema_decay: See `EMA`.
-        ema_sigma_rel: Of further averages, see `PowerEMA`.
-        device: Where sums and counts are kept, so that no step waits for them.
+    """Weights, their averages, the optimizer's state, and what is counted on the way.
 
     Attributes:
         step: Optimizer steps taken.
@@ -160,22 +142,19 @@ class TrainingState:
         """Takes a step of the optimizer and the weights into `ema` at once, where it can."""
 
     def update(self, step_optimizer: Callable[[], Any], bad: Tensor, scaled: bool) -> None:
-        """Take the optimizer's step unless the gradient is bad, and the weights into all averages.
+        """Step unless the gradient is bad, `bool []`, and take the weights into all averages.
 
-        Args:
-            step_optimizer: Takes the step.
-            bad: Whether the gradient is not finite, `bool []`.
-            scaled: A gradient scaler looks at the gradients itself.
+        Where it is `scaled`, a gradient scaler looks at the gradient itself.
         """
         optimizer: Any = self.optimizer
-        fused = isinstance(optimizer, AdamW)  # which leaves the step out by itself
-        if fused and not scaled:
+        skips = isinstance(optimizer, AdamW)  # by itself
+        if skips and not scaled:
             optimizer.grad_scale = None
             optimizer.found_inf = replicated(bad.float(), self.named[0][1])
-        if self.fused and not scaled:
+        if self.fused and skips and not scaled:
             self.fused(self.step, step_optimizer)
         else:
-            if fused or scaled or not bad:
+            if skips or scaled or not bad:
                 step_optimizer()
             self.ema.update(self.step)
         for average in self.powers.values():
@@ -194,10 +173,9 @@ class TrainingState:
         self.network.train(training)
 
     def tensors(self, keep: bool) -> dict[str, dict[str, Tensor]]:
-        """All tensors, whole, by group; every process must call it, and those that `keep` get them.
+        """All tensors, whole, by group, where `keep`; every process must call it.
 
-        Groups: "model" (parameters and buffers), "optimizer", "ema", and "ema_" with sigma_rel for
-        each average besides.
+        Groups: "model", "optimizer", "ema", and "ema_" with sigma_rel for each average besides.
         """
         states = (
             (f"{name}/{entry}", value)
@@ -230,16 +208,9 @@ class TrainingState:
 
     def numbers(self) -> dict[str, Any]:
         """All else, ready for JSON."""
-        return {
-            "step": self.step,
-            "loss_sum": float(self.loss_sum),
-            "loss_steps": self.loss_steps,
-            "skipped": int(self.skipped),
-            "nonfinite": int(self.nonfinite),
-            "best": None if self.best_step is None else self.best,
-            "best_step": self.best_step,
-            "worse": self.worse,
-        }
+        found = {name: getattr(self, name) for name in COUNTS}
+        found |= {name: getattr(self, name).item() for name in SUMS}
+        return found | {"best": None if self.best_step is None else self.best}
 
     def difference(
         self, tensors: dict[str, dict[str, Tensor]], numbers: dict[str, Any]
@@ -276,10 +247,8 @@ class TrainingState:
                 self.optimizer.state[parameter][entry] = value
             else:
                 copy_into(targets[group][name], value)
-        self.step = numbers["step"]
-        self.best_step, self.worse = numbers["best_step"], numbers["worse"]
+        for name in COUNTS:
+            setattr(self, name, numbers[name])
+        for name in SUMS:
+            getattr(self, name).fill_(numbers[name])
         self.best = -math.inf if self.best_step is None else numbers["best"]
-        self.loss_sum.fill_(numbers["loss_sum"])
-        self.loss_steps = numbers["loss_steps"]
-        self.skipped.fill_(numbers["skipped"])
-        self.nonfinite.fill_(numbers["nonfinite"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ddpm_unet.config import TrainConfig
+from ddpm_unet.config.jobs import RunConfig
 from ddpm_unet.data.dataset import as_dataset, grid_of, stream_of
 from ddpm_unet.data.preprocessing import Preprocessing, Targets
 from ddpm_unet.diffusion.process import GaussianDiffusion
@@ -151,7 +152,7 @@ def train(
     folder, own = RunFolder(Path(run)), getattr(model, "config", None)
     own = asdict(own) if is_dataclass(own) and not isinstance(own, type) else {}
     said = Settings(
-        run=str(run), resume="auto" if resume else "never", seed=seed, tracker=tracker,
+        str(run), "auto" if resume else "never", seed, tracker,  # type: ignore[arg-type]
         model={"class": type(model).__name__, **own},
         data={"size": size, "flips": flips, "rot90": rot90}, train=config,
     )  # fmt: skip
@@ -165,16 +166,12 @@ def train(
 
 
 @dataclass
-class Settings:
+class Settings(RunConfig):
     """What a run folder keeps of a call of `train`."""
 
-    run: str
-    resume: str
-    seed: int
-    tracker: str
-    model: dict[str, Any]
-    data: dict[str, Any]
-    train: TrainConfig
+    model: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 class _ModuleJob(DenoiseJob):

@@ -24,6 +24,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])  # of the package `benchmarks`
@@ -162,8 +163,7 @@ def training(
         clock.tick()
         return done
 
-    loop.Training._optimize = timed  # type: ignore[method-assign, assignment]
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, patch.object(loop.Training, "_optimize", timed):
         place = Path(folder)
         (place / "images").mkdir()
         assert isinstance(config.sample_size, int)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from benchmarks.timing import Effort, Timer
-from ddpm_unet.replace import replace_text
+from ddpm_unet.files import replace_text
 
 OURS = "ours"
 DIFFUSERS, LUCIDRAINS, MONAI, SMP = (

@@ -160,11 +160,11 @@ def main() -> None:
     from ddpm_unet.data.labelled import TargetSet
     from ddpm_unet.diffusion.conditioning import concat_cond
     from ddpm_unet.diffusion.samplers import make_sampler
+    from ddpm_unet.files import replace_json
     from ddpm_unet.inference.conditioning import Conditioning
     from ddpm_unet.inference.denoiser import generate
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
     from ddpm_unet.inference.writers import output_folder
-    from ddpm_unet.replace import replace_json
 
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     device = accelerator.device

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from ddpm_unet.cpu import accelerate_cpu, kernels
 from ddpm_unet.models.attention import Attention
 
-compiled = pytest.mark.skipif(kernels.attend_library() is None, reason="no compiler here")
+compiled = pytest.mark.skipif(kernels.functions("attend") is None, reason="no compiler here")
 
 
 def noise(*shape, seed=0):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from ddpm_unet.cpu import accelerate_cpu, kernels
 from ddpm_unet.models.layers import NormAct
 
-compiled = pytest.mark.skipif(kernels.norm_silu_library() is None, reason="no compiler here")
+compiled = pytest.mark.skipif(kernels.functions("norm_silu") is None, reason="no compiler here")
 
 
 def noise(*shape, seed=0):

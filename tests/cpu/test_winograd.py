@@ -21,7 +21,7 @@ from ddpm_unet.models.classic import ClassicUNet
 
 SHIPPED = Path(__file__).parents[2] / "samples" / "histology64" / "model"
 
-compiled = pytest.mark.skipif(kernels.winograd_library() is None, reason="no compiler here")
+compiled = pytest.mark.skipif(kernels.functions("winograd") is None, reason="no compiler here")
 
 
 def noise(*shape, seed=0):

@@ -2,6 +2,8 @@ import pytest
 import torch
 from torch.nn.functional import conv2d, pad
 
+from ddpm_unet.diffusion.conditioning import classifier_free_guidance
+from ddpm_unet.diffusion.process import batch_time
 from ddpm_unet.diffusion.tiled import tiled
 from ddpm_unet.errors import UserError
 
@@ -53,3 +55,18 @@ def test_faults_are_named():
         tiled(blur, 16, 16)
     with pytest.raises(UserError, match="window"):
         tiled(blur, 16, 4)(noise(1, 1, 12, 40), T[:1])
+
+
+def test_windows_and_guidance_pass_on_a_time_that_need_not_be_read():
+    seen = []
+
+    def network(x, t):
+        seen.append((t.number, t.tolist()))
+        return x
+
+    x = torch.zeros(2, 1, 8, 8)
+    inside = classifier_free_guidance(tiled(network, 4, 2), 2.0, None, (0, 999))
+    outside = tiled(classifier_free_guidance(network, 2.0, None, (0, 999)), 4, 2)
+    for nested in (inside, outside):
+        nested(x, batch_time(x, 7.0))
+    assert all(number == 7 and set(times) == {7.0} for number, times in seen)

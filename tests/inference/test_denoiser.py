@@ -1,5 +1,8 @@
 """Jobs of many images: shared, edited, and in the units of the training."""
 
+from functools import partial
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -128,11 +131,32 @@ def test_samples_are_in_the_units_of_the_training(tmp_path):
     np.testing.assert_allclose(images[..., 0], unit[:, 0] * 2000 + 1000, atol=1e-2)
 
 
-def test_a_sampler_is_a_name_or_an_object():
-    scheduler = make_sampler("ddim", GaussianDiffusion())
-    by_name = denoiser(sampler="ddim").sample(2, steps=3)
-    np.testing.assert_array_equal(denoiser().sample(2, steps=3, sampler=scheduler), by_name)
+def by_euler(denoise, x, sigmas, order=1):
+    """As a user writes it."""
+    for sigma, following in pairwise(sigmas.tolist()):
+        x = x + (following - sigma) * (x - denoise(x, sigma)) / sigma
+    return x
+
+
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("ddim", make_sampler("ddim", GaussianDiffusion())),
+        ("euler", by_euler),
+        ("euler", partial(by_euler, order=1)),
+    ],
+)
+def test_a_sampler_is_a_name_a_function_or_an_object(name, same):
+    by_name = denoiser(sampler=name).sample(2, steps=3)
+    for made in (
+        denoiser().sample(2, steps=3, sampler=same),
+        denoiser(sampler=same).sample(2, steps=3),
+    ):
+        assert np.abs(made.astype(int) - by_name).max() <= 1
     assert not np.array_equal(denoiser().sample(2, steps=3), by_name)
+
+
+def test_an_unknown_sampler_is_refused():
     with pytest.raises(UserError, match="did you mean 'ddpm'"):
         denoiser().sample(2, sampler="dpmm")
 

@@ -204,5 +204,5 @@ def test_image_shape():
 def test_impossible_sizes(size):
     with pytest.raises(UserError, match="give one positive number, or 2"):
         image_shape(SMALL, size)
-    with pytest.raises(UserError, match="give --size"):
+    with pytest.raises(UserError, match="give size"):
         image_shape(replace(SMALL, sample_size=None))

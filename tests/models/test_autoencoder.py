@@ -121,8 +121,8 @@ def truncated(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (no_folder, "nowhere: does not exist; name the folder of an autoencoder"),
-        (nothing_in_it, "vae: has no config.json; name the folder of an autoencoder"),
+        (no_folder, "nowhere does not exist; name the folder of an autoencoder"),
+        (nothing_in_it, "vae has no config.json; name the folder of an autoencoder"),
         (other_kind, "vae: is a VQModel, no autoencoder; give the folder of a diffusers Auto"),
         (other_shapes, "has shape [10, 8, 3, 3], not [6, 8, 3, 3]; take the weights of this"),
         (no_network, "config.json: makes no AutoencoderKL (num_channels (3) must be"),

@@ -201,15 +201,14 @@ def test_folders_that_cannot_be_read_say_what_they_lack(tmp_path, denoiser_folde
     config = json.loads((tmp_path / "config.json").read_text())
     weights = tmp_path / "head" / "diffusion_pytorch_model.safetensors"
 
-    (tmp_path / "config.json").write_text(json.dumps(config | {"num_clases": 3}))
-    with pytest.raises(UserError, match="did you mean num_classes"):
-        load_segmentation_model(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(config | {"num_classes": 4}))
-    with pytest.raises(UserError, match=r"conv\.weight has shape"):
-        load_segmentation_model(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="not readable"):
-        load_segmentation_model(tmp_path)
+    for text, message in (
+        (json.dumps(config | {"num_clases": 3}), "did you mean num_classes"),
+        (json.dumps(config | {"num_classes": 4}), r"conv\.weight has shape"),
+        ("{", "not readable"),
+    ):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_segmentation_model(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config))
     weights.unlink()
     with pytest.raises(UserError, match=r"head has no diffusion_pytorch_model\.safetensors"):

@@ -207,10 +207,10 @@ SETTINGS = [
     Case("an average longer than the training", "train_ddpm", "--train.ema_sigma_rel [0.9]",
          "train.ema_sigma_rel 0.9: must be between 0.01 and 0.28"),
     Case("no such autoencoder", "train_ddpm", "--latent.autoencoder nowhere",
-         "nowhere: does not exist; name the folder of an autoencoder, or of a pipeline with vae/ "
+         "nowhere does not exist; name the folder of an autoencoder, or of a pipeline with vae/ "
          "in it"),
     Case("images as an autoencoder", "train_ddpm", "--latent.autoencoder images",
-         "images: has no config.json; name the folder of an autoencoder, or of a pipeline with "
+         "images has no config.json; name the folder of an autoencoder, or of a pipeline with "
          "vae/ in it"),
     Case("masks to draw, and none given", "train_ddpm", "--data.joint_masks true",
          "data.joint_masks: there are no masks to denoise; set data.condition to their folder and "

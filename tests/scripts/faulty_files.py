@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from ddpm_unet.command_line import read_settings
 from ddpm_unet.config import DenoiseConfig
-from ddpm_unet.replace import replace_text
+from ddpm_unet.files import replace_text
 from ddpm_unet.training.checkpoint import write_checkpoint
 from ddpm_unet.training.run_folder import plain
 

@@ -52,7 +52,7 @@ def test_pan_sharpening_from_a_picture_to_the_table(here):
     assert set(json.loads((here / "run/scores.json").read_text())) == {
         "psnr", "ssim", "mae", "images"
     }  # fmt: skip
-    told = done("segment.py", "--model run/model pairs/test/images --out ours --picture png")
+    told = done("segment.py", "--model run/model pairs/test/images --out ours --format png")
     assert "a.tif: mean" in told
     table = done(
         "examples/score_images.py",
@@ -88,7 +88,7 @@ def test_many_samples_of_a_tile_and_their_map(here, small_unet):
         ("examples/make_pairs.py", "staining b.png", "b.png: no such file"),
         ("examples/make_pairs.py", "staining a.png --scale 0.5", "a.png: is under 96 pixels wide"),
         ("examples/score_images.py", "--targets . x=nowhere", "x=nowhere: give name=folder"),
-        ("segment.py", "a.png --picture gif", "invalid choice: 'gif'"),
+        ("segment.py", "a.png --format gif", "invalid choice: 'gif'"),
         ("train_seg.py", "--task regress", "are masks, not images to predict"),
     ],
 )

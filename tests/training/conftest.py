@@ -2,13 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_unet.config import (
-    DenoiseConfig,
-    ImageDataConfig,
-    PreviewConfig,
-    TrainConfig,
-    UNetConfig,
-)
+from ddpm_unet.config import DenoiseConfig, ImageDataConfig, PreviewConfig, TrainConfig, UNetConfig
 
 
 @pytest.fixture(autouse=True)

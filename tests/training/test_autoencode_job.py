@@ -1,8 +1,7 @@
 """An autoencoder learns by the loop of the other jobs, and a denoiser takes it."""
 
-from pathlib import Path
-
 import pytest
+import runs
 import torch
 from diffusers import AutoencoderKL
 
@@ -10,16 +9,12 @@ from ddpm_unet.config import AutoencodeConfig, AutoencoderConfig
 from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.autoencoder import Autoencoder
-from ddpm_unet.training import loop
 from ddpm_unet.training.autoencode import AutoencodeJob
-from ddpm_unet.training.loop import train
-from ddpm_unet.training.run_folder import RunFolder
 
 
 @pytest.fixture
-def autoencode(settings, monkeypatch):
+def autoencode(settings):
     """Settings of an autoencoder training of seconds."""
-    monkeypatch.setattr(loop, "plot_metrics", lambda records, path: None)
     settings.train.steps, settings.train.lr, settings.train.ema_decay = 40, 5e-3, 0.8
     settings.train.validate_every = settings.train.sample_every = 20
     settings.train.checkpoint_every = 40
@@ -29,8 +24,8 @@ def autoencode(settings, monkeypatch):
 
 
 def test_it_learns_and_its_latents_spread_like_noise(autoencode):
-    job, run = AutoencodeJob(autoencode), RunFolder(Path(autoencode.run))
-    train(job, run, autoencode)
+    job = AutoencodeJob(autoencode)
+    run = runs.run(autoencode, job)
     losses = [line["val_loss"] for line in run.read_metrics() if "val_loss" in line]
     first, *_ = (line["loss"] for line in run.read_metrics() if "loss" in line)
     assert losses[-1] < 0.5 * first

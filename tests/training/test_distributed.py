@@ -10,11 +10,7 @@ from torch import nn
 from ddpm_unet.config import TrainConfig
 from ddpm_unet.errors import UserError
 from ddpm_unet.training import distributed
-from ddpm_unet.training.distributed import (
-    check_launch,
-    launched_precision,
-    launched_sharding,
-)
+from ddpm_unet.training.distributed import check_launch, launched_precision, launched_sharding
 from ddpm_unet.training.loop import has_batch_norm, in_memory_format
 
 

@@ -138,6 +138,15 @@ def test_a_run_ends_the_same_killed_or_not(latent, tmp_path):
     assert files(run(latent)) == files(whole)
 
 
+def assert_drawn_alike(pipeline, diffusion, folder, ours, atol, **told):
+    """A pipeline of diffusers draws the images of our latents."""
+    pipeline.scheduler = DDIMScheduler.from_config(diffusion.scheduler_config())
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(output_type="np", **told).images
+    found = autoencoder_of(folder).decode(ours) / 2 + 0.5
+    np.testing.assert_allclose(found.clamp(0, 1).permute(0, 2, 3, 1), theirs, atol=atol)
+
+
 def test_diffusers_draws_what_we_draw(latent, peer, monkeypatch):
     latent.diffusion.num_train_timesteps = 20
     folder = run(latent).model
@@ -154,17 +163,8 @@ def test_diffusers_draws_what_we_draw(latent, peer, monkeypatch):
         unet, make_sampler("ddim", diffusion), (5, 4, 4), seed=0, indices=[0, 1], steps=20
     )
     assert latents.abs().max() > 1.5
-    ours = autoencoder_of(folder).decode(latents)
-    pipeline.scheduler = DDIMScheduler.from_config(diffusion.scheduler_config())
-    pipeline.set_progress_bar_config(disable=True)
-    theirs = pipeline(
-        batch_size=2,
-        generator=torch.Generator().manual_seed(3),
-        num_inference_steps=20,
-        output_type="np",
-    ).images
-    found = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    np.testing.assert_allclose(found, theirs, atol=1e-4)
+    told = {"batch_size": 2, "generator": torch.Generator().manual_seed(3)}
+    assert_drawn_alike(pipeline, diffusion, folder, latents, 1e-4, num_inference_steps=20, **told)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -210,7 +210,7 @@ def with_condition(settings):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without_folder, "nowhere: does not exist; name the folder of an autoencoder"),
+        (without_folder, "nowhere does not exist; name the folder of an autoencoder"),
         (other_size, "size 9: the autoencoder makes one latent of 2 x 2 pixels; give a"),
         (other_channels, "is for images of 3 channels, and these have 1; set channels to 3"),
         (network_for_images, "model.in_channels = 3, but the latents have 5; set model.in"),
@@ -261,24 +261,14 @@ def test_a_network_with_a_context_is_a_stable_diffusion_pipeline(peer, tmp_path,
     pipeline = StableDiffusionPipeline.from_pretrained(
         folder, local_files_only=True, text_encoder=None, tokenizer=None
     )
-    pipeline.scheduler = DDIMScheduler.from_config(diffusion.scheduler_config())
-    pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(2, 5, 4, 4, generator=torch.Generator().manual_seed(3))
     context = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(4))
-    theirs = pipeline(
-        prompt_embeds=context,
-        guidance_scale=1.0,
-        latents=noise,
-        num_inference_steps=10,
-        output_type="np",
-        height=8,
-        width=8,
-    ).images
     monkeypatch.setattr(Noise, "draw", lambda self, std: std * noise)
     latents = sample(
         partial(unet, context=context), make_sampler("ddim", diffusion), (5, 4, 4),
         seed=0, indices=[0, 1], steps=10,
     )  # fmt: skip
-    ours = autoencoder_of(folder).decode(latents)
-    found = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    np.testing.assert_allclose(found, theirs, atol=1e-3)
+    assert_drawn_alike(
+        pipeline, diffusion, folder, latents, 1e-3, prompt_embeds=context, guidance_scale=1.0,
+        latents=noise, num_inference_steps=10, height=8, width=8,
+    )  # fmt: skip

@@ -4,15 +4,12 @@ import signal
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from runs import files, kill, run
 from safetensors.torch import load_file
 
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint, write_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.distributed import StopRequest
@@ -281,42 +278,3 @@ def test_wrong_channels_are_refused_before_training(settings):
     with pytest.raises(UserError, match=r"model\.in_channels"):
         run(settings)
     assert not Path(settings.run).exists()
-
-
-@pytest.fixture
-def classes(settings, tmp_path):
-    """The settings of a class-conditional training: dark pictures and bright ones."""
-    for name, low in (("dark", 0), ("bright", 200)):
-        (tmp_path / "classes" / name).mkdir(parents=True)
-        for i in range(8):
-            grey = np.random.default_rng(i).integers(low, low + 40, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(grey).save(tmp_path / "classes" / name / f"{i}.png")
-    settings.data.source = str(tmp_path / "classes")
-    settings.data.class_labels = True
-    settings.model.num_class_embeds = 2
-    return settings
-
-
-def test_a_denoiser_learns_its_classes(classes):
-    classes.train.steps = 60
-    classes.train.batch_size = 16
-    classes.train.micro_batch = 0
-    classes.train.lr = 5e-3
-    classes.train.checkpoint_every = 1000
-    classes.train.ema_decay = 0.8
-    unet, diffusion = read_pipeline(run(classes).model)
-    timesteps, noise = diffusion.draw(0, range(32), (3, 8, 8))
-    for label, grey in ((0, 0.7), (1, -0.9)):  # bright, dark
-        images = torch.full((32, 3, 8, 8), grey)
-        with torch.inference_mode():
-            right, wrong = (
-                diffusion.losses(unet, images, timesteps, noise, class_labels=told).mean()
-                for told in (torch.full((32,), label), torch.full((32,), 1 - label))
-            )
-        assert right < 0.97 * wrong
-
-
-def test_classes_and_network_must_agree(classes):
-    classes.model.num_class_embeds = None
-    with pytest.raises(UserError, match=r"num_class_embeds .* set it to 2"):
-        run(classes)

@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.training.losses import cross_entropy, dice, focal, segmentation_loss
 
-NAMES = ["cross_entropy", "dice", "cross_entropy+dice", "focal", "border"]
+every_loss = pytest.mark.parametrize(
+    "name", ["cross_entropy", "dice", "cross_entropy+dice", "focal", "border"]
+)
 
 
 @pytest.fixture
@@ -89,7 +91,7 @@ def test_focal_is_lins_formula_and_at_gamma_0_cross_entropy(example):
     torch.testing.assert_close(got[0], -((1 - p) ** 2) * p.log())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_loss
 def test_one_channel_means_two_classes(name):
     logits, masks = torch.randn(2, 1, 8, 8), torch.randint(0, 2, (2, 8, 8))
     two = torch.cat([torch.zeros_like(logits), logits], 1)
@@ -107,7 +109,7 @@ def test_the_default_is_the_sum(example):
     torch.testing.assert_close(both, cross_entropy(*example) + dice(*example))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_loss
 def test_unlabelled_pixels_have_no_part(name, example):
     logits, masks = example
     logits = logits.clone().requires_grad_()
@@ -120,7 +122,7 @@ def test_unlabelled_pixels_have_no_part(name, example):
     torch.testing.assert_close(loss_of(name, changed, masks), loss.detach())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_loss
 def test_an_unlabelled_image_has_loss_and_gradient_0(name):
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
     loss = loss_of(name, logits, torch.full((1, 4, 4), IGNORE_INDEX))
@@ -129,7 +131,7 @@ def test_an_unlabelled_image_has_loss_and_gradient_0(name):
     assert (logits.grad == 0).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_loss
 def test_an_images_loss_does_not_depend_on_its_batch(name, example):
     logits, masks = example
     whole = loss_of(name, logits, masks)
@@ -138,7 +140,7 @@ def test_an_images_loss_does_not_depend_on_its_batch(name, example):
     torch.testing.assert_close(whole, alone, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_loss
 def test_low_precision_logits_are_computed_in_float32(name, example):
     logits, masks = example
     low = logits.bfloat16()
@@ -147,7 +149,7 @@ def test_low_precision_logits_are_computed_in_float32(name, example):
     torch.testing.assert_close(loss, loss_of(name, low.float(), masks))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_loss
 def test_extreme_logits_stay_finite(name):
     logits = torch.tensor([[[[1e4, -1e4]], [[-1e4, 1e4]]]]).requires_grad_()
     for mask in ([[[0, 1]]], [[[1, 0]]]):

@@ -5,11 +5,8 @@ import torch
 from torch import nn
 
 from ddpm_unet.config import TrainConfig
-from ddpm_unet.training.state import (
-    TrainingState,
-    build_optimizer,
-    learning_rate_factor,
-)
+from ddpm_unet.cpu import FusedAdamWEMA
+from ddpm_unet.training.state import TrainingState, build_optimizer, learning_rate_factor
 
 
 def test_learning_rate_at_its_corners():
@@ -49,6 +46,7 @@ def test_a_gradient_that_is_not_finite_leaves_out_the_step(name):
     x = network.weight
     optimizer = build_optimizer([{"params": [x]}], TrainConfig(optimizer=name, lr=0.1))
     state = TrainingState(network, optimizer, 0.9, (), torch.device("cpu"))
+    state.fused = FusedAdamWEMA(optimizer, state.ema)
     for gradient, bad in ((1.0, False), (math.nan, True), (1.0, False)):
         before = x.detach().clone()
         x.grad = torch.full_like(x, gradient)

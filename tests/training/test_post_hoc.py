@@ -9,13 +9,7 @@ from scipy.integrate import quad
 from torch.nn import Parameter
 
 from ddpm_unet.errors import UserError
-from ddpm_unet.training.post_hoc_ema import (
-    BUFFERS,
-    Snapshots,
-    exponent,
-    log_inner_product,
-    solve,
-)
+from ddpm_unet.training.post_hoc_ema import BUFFERS, Snapshots, exponent, log_inner_product, solve
 from ddpm_unet.training.state import PowerEMA
 
 KEPT = (0.05, 0.1)

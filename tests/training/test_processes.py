@@ -164,7 +164,9 @@ def test_a_fault_of_another_process_ends_all(denoise, tmp_path):
 def test_a_signal_to_one_process_stops_all_after_the_same_step(denoise, tmp_path):
     processes = in_processes(2, start(denoise, tmp_path))
     metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 60
     while not metrics.exists() or not metrics.stat().st_size:
+        assert time.monotonic() < deadline, "no step was logged"
         time.sleep(0.01)
     os.kill(processes[1].pid, signal.SIGTERM)
     assert [process.wait() for process in processes] == [128 + signal.SIGTERM] * 2

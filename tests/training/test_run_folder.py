@@ -82,19 +82,17 @@ def test_a_damaged_config_is_an_error(tmp_path, content):
         RunFolder(tmp_path).claim(DenoiseConfig(), "auto")
 
 
-@pytest.mark.parametrize("name", ["samples", "checkpoints", "model"])
-def test_a_file_in_the_way_is_named(tmp_path, name):
-    (tmp_path / name).touch()
-    with pytest.raises(UserError, match=f"{name}: is a file where the run needs a folder"):
+@pytest.mark.parametrize(
+    "name", ["samples", "checkpoints", "model", "metrics.jsonl", "config.yaml"]
+)
+def test_what_is_in_the_way_is_named(tmp_path, name):
+    folder = "." in name
+    (tmp_path / name).mkdir() if folder else (tmp_path / name).touch()
+    kinds = ("folder", "file") if folder else ("file", "folder")
+    words = f"{name}: is a {kinds[0]} where the run needs a {kinds[1]}"
+    with pytest.raises(UserError, match=words):
         RunFolder(tmp_path).claim(DenoiseConfig(), "auto")
-    assert not (tmp_path / "config.yaml").exists()
-
-
-@pytest.mark.parametrize("name", ["metrics.jsonl", "config.yaml"])
-def test_a_folder_in_the_way_is_named(tmp_path, name):
-    (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=f"{name}: is a folder where the run needs a file"):
-        RunFolder(tmp_path).claim(DenoiseConfig(), "auto")
+    assert not (tmp_path / "config.yaml").is_file()
 
 
 def test_a_damaged_line_of_the_metrics_is_named(tmp_path):

@@ -27,7 +27,7 @@ TOP = {
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
-LAYERS = {
+SHARED = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
     "emb_layers.1": "time_emb_proj",
@@ -36,7 +36,6 @@ LAYERS = {
     "skip_connection": "conv_shortcut",
     "op": "conv",
 }
-SELF_ATTENTION = {"norm": "group_norm", "proj_out": "to_out.0"}
 
 
 class GuidedDiffusion(Checkpoint):
@@ -50,6 +49,7 @@ class GuidedDiffusion(Checkpoint):
 
     NAME = "guided-diffusion"
     ANCHOR = "middle_block.1.qkv.weight"
+    LAYERS = SHARED | {"norm": "group_norm", "proj_out": "to_out.0"}
 
     def config(self) -> UNetConfig:
         """The architecture."""
@@ -65,7 +65,7 @@ class GuidedDiffusion(Checkpoint):
         for name, tensor in self.weights.items():
             # The projections of the attention are convolutions of sequences.
             tensor = tensor.squeeze(2) if tensor.ndim == 3 else tensor
-            ours = our_name(name, modules, LAYERS | SELF_ATTENTION)
+            ours = our_name(name, modules, self.LAYERS)
             module, qkv, leaf = ours.rpartition(".qkv.")
             if qkv:
                 for letter, part in zip("qkv", self._split(tensor), strict=True):
@@ -135,6 +135,7 @@ class LatentDiffusion(GuidedDiffusion):
 
     NAME = "latent-diffusion"
     ANCHOR = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    LAYERS = SHARED
 
     def config(self) -> UNetConfig:
         """The architecture."""
@@ -150,11 +151,6 @@ class LatentDiffusion(GuidedDiffusion):
         linear = len(self.shape("middle_block.1.proj_in.weight")) == 2
         rest = self.settings(levels.channels) | {"use_linear_projection": linear}
         return self.network(levels, {}, **rest)
-
-    def renamed(self) -> dict[str, Tensor]:
-        """The weights by the names of `UNet`."""
-        modules = places(self.levels())
-        return {our_name(name, modules, LAYERS): tensor for name, tensor in self.weights.items()}
 
 
 def places(levels: Levels) -> dict[str, str]:

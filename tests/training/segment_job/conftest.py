@@ -4,13 +4,7 @@ import pytest
 import torch
 from small_cells import CLASSIC, DIFFUSION, UNET, pair_data, write_cells
 
-from ddpm_unet.config import (
-    HeadConfig,
-    ImageDataConfig,
-    PredictConfig,
-    SegmentConfig,
-    TrainConfig,
-)
+from ddpm_unet.config import HeadConfig, ImageDataConfig, PredictConfig, SegmentConfig, TrainConfig
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models.unet import UNet
 

@@ -6,11 +6,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 
-from ddpm_unet.config import (
-    ClassicConfig,
-    PairDataConfig,
-    UNetConfig,
-)
+from ddpm_unet.config import ClassicConfig, PairDataConfig, UNetConfig
 from ddpm_unet.diffusion.process import GaussianDiffusion
 
 UNET = UNetConfig(

@@ -7,10 +7,7 @@ import torch
 from small_cells import DIFFUSION, changed, first_batch
 from torch import nn
 
-from ddpm_unet.config import (
-    DiffusionConfig,
-    SegmentLossConfig,
-)
+from ddpm_unet.config import DiffusionConfig, SegmentLossConfig
 from ddpm_unet.errors import UserError
 from ddpm_unet.training.from_config import build_pixel_job
 from ddpm_unet.training.losses import segmentation_loss

@@ -9,9 +9,7 @@ from safetensors.torch import save_file
 from small_cells import UNET, first_batch, pair_data, records
 from torchvision import models
 
-from ddpm_unet.config import (
-    ClassicConfig,
-)
+from ddpm_unet.config import ClassicConfig
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.segmenter import load_segmentation_model

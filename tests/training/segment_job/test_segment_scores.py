@@ -11,10 +11,7 @@ from PIL import Image
 from runs import run
 from small_cells import Bright, pair_data, records, write_cells
 
-from ddpm_unet.config import (
-    PairDataConfig,
-    SplitConfig,
-)
+from ddpm_unet.config import PairDataConfig, SplitConfig
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.models.segmenter import load_segmentation_model

@@ -1,0 +1,102 @@
+"""Models keep the depth, range and spacing of their training, and answer in them."""
+
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+from in_process import run
+from PIL import Image
+
+ONCE = [
+    "--train.steps",
+    "2",
+    "--train.batch_size",
+    "2",
+    "--train.warmup_steps",
+    "0",
+    "--train.validate_every",
+    "0",
+]
+
+
+def done(script, *flags):
+    outcome = run(script, flags)
+    assert outcome.status == 0, outcome.err
+    return outcome.out
+
+
+@pytest.mark.parametrize(("scale", "spacing"), [(1, 2.0), (0.5, 4.0)])
+def test_generated_volumes_have_the_units_and_spacing_of_the_training(
+    tmp_path, monkeypatch, scale, spacing
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "volumes").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        values = rng.normal(-200, 150, (24, 20, 28)).clip(-1000, 1000).astype(np.int16)
+        image = nibabel.Nifti1Image(values, np.diag([2.0, 2.0, 2.0, 1.0]))
+        image.to_filename(tmp_path / "volumes" / f"{i}.nii.gz")
+    (tmp_path / "a.yaml").write_text(
+        "data: {source: volumes, size: 8, dims: 3, value_range: [-1000, 1000]}\n"
+        "model: {in_channels: 1, out_channels: 1, dims: 3, block_out_channels: [8],\n"
+        "  down_block_types: [DownBlock2D], up_block_types: [UpBlock2D], layers_per_block: 1,\n"
+        "  norm_num_groups: 4}\ntrain: {sample_every: 0}\n"
+    )
+    done("train_ddpm.py", "--config", "a.yaml", "--run", "run", "--data.scale", scale, *ONCE)
+    job = ["--model", "run/model", "--steps", 2, "--num_images", 1]
+    done("sample.py", *job, "--nifti", "--out", "nifti")
+    done("sample.py", *job, "--out", "stacks")
+    made = nibabel.load(tmp_path / "nifti" / "00000.nii.gz")
+    assert made.affine.diagonal().tolist() == [spacing] * 3 + [1]
+    values = np.asarray(made.dataobj)
+    assert values.dtype == np.float32
+    assert -1000 <= values.min() < -500 < 500 < values.max() <= 1000  # noise yet
+    with tifffile.TiffFile(tmp_path / "stacks" / "00000.tif") as file:
+        np.testing.assert_array_equal(file.asarray(), values.transpose(2, 1, 0))
+        assert file.shaped_metadata[0]["spacing"] == spacing
+        numerator, denominator = file.pages[0].tags["XResolution"].value
+        assert numerator / denominator == 10 / spacing
+
+
+def test_a_model_of_one_depth_segments_the_other_right_or_not_at_all(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("deep", "eight", "masks"):
+        (tmp_path / name).mkdir()
+    rng = np.random.default_rng(0)
+    for k in range(4):
+        y, x = np.mgrid[:48, :48]
+        cy, cx = rng.integers(12, 36, 2)
+        mask = (y - cy) ** 2 + (x - cx) ** 2 < 100
+        deep = (rng.normal(1200, 60, (48, 48)) + mask * 1800).clip(0, 4095).astype(np.uint16)
+        tifffile.imwrite(f"deep/{k}.tif", deep)
+        Image.fromarray((deep / 4095 * 255).round().astype(np.uint8)).save(f"eight/{k}.png")
+        Image.fromarray((mask * 255).astype(np.uint8)).save(f"masks/{k}.png")
+    network = [
+        "--architecture",
+        "classic",
+        "--classic.base_width",
+        "2",
+        "--classic.depth",
+        "2",
+        "--classic.padding",
+        "same",
+        "--data.masks",
+        "masks",
+        "--data.size",
+        "16",
+    ]
+    done("train_seg.py", *network, "--data.images", "deep", "--data.value_range", "[0,4095]",
+         "--run", "deep_run", *ONCE)  # fmt: skip
+    done("train_seg.py", *network, "--data.images", "eight", "--run", "eight_run", *ONCE)
+    white = {"deep": ["0", "4095"], "eight": ["0", "255"]}
+    files = {"deep": "deep/0.tif", "eight": "eight/0.png"}
+    for own, other in (("deep", "eight"), ("eight", "deep")):
+        job = ["--model", f"{own}_run/model", "--probabilities", "tiff"]
+        outcome = run("segment.py", [*job, files[other], "--out", "none"])
+        assert outcome.status == 2
+        assert outcome.err.count("\n") == 1
+        assert "say what is black and white here with value_range" in outcome.err
+        done("segment.py", *job, files[own], "--out", f"{own}_own")
+        done("segment.py", *job, files[other], "--value_range", *white[other], "--out", f"{own}_2")
+        first, second = (tifffile.imread(f"{own}_{n}/0_probabilities.tif") for n in ("own", "2"))
+        np.testing.assert_allclose(first, second, atol=0.01)
