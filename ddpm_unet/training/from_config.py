@@ -184,6 +184,17 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
         cast(PixelType, report.dtype.name),
         report.spacing,
     )
+    if config.init not in (None, SCRATCH):
+        seen = Preprocessing.read(Path(str(config.init)), report.channels)
+        ranges, scales = (
+            tuple(getattr(p, name) for p in (seen, preprocessing))
+            for name in ("value_range", "scale")
+        )
+        if seen.dtype and (ranges[0] != ranges[1] or scales[0] != scales[1]):
+            said.append(
+                f"warning: {config.init} was trained with value_range {ranges[0]} at scale "
+                f"{scales[0]:g}, these images come with {ranges[1]} at {scales[1]:g}"
+            )
     return kind(
         lambda: build_network(config, report.channels, outputs),
         target,

@@ -1,11 +1,19 @@
 """Models keep the depth, range and spacing of their training, and answer in them."""
 
+from dataclasses import replace
+
 import nibabel
 import numpy as np
 import pytest
 import tifffile
 from in_process import run
 from PIL import Image
+
+from ddpm_unet import GaussianDiffusion, UNet
+from ddpm_unet.config import PairDataConfig, SegmentConfig
+from ddpm_unet.data.preprocessing import Preprocessing
+from ddpm_unet.inference.pipeline import write_pipeline
+from ddpm_unet.training.from_config import build_pixel_job
 
 ONCE = [
     "--train.steps",
@@ -100,3 +108,20 @@ def test_a_model_of_one_depth_segments_the_other_right_or_not_at_all(tmp_path, m
         done("segment.py", *job, files[other], "--value_range", *white[other], "--out", f"{own}_2")
         first, second = (tifffile.imread(f"{own}_{n}/0_probabilities.tif") for n in ("own", "2"))
         np.testing.assert_allclose(first, second, atol=0.01)
+
+
+def test_a_denoiser_of_other_units_is_told(tmp_path):
+    network = UNet(in_channels=1, out_channels=1, block_out_channels=(8,), layers_per_block=1,
+                   norm_num_groups=4, sample_size=8)  # fmt: skip
+    write_pipeline(tmp_path / "denoiser", network, GaussianDiffusion())
+    Preprocessing(1, value_range=(0.0, 4095.0), dtype="uint16").write(tmp_path / "denoiser")
+    for folder, most in (("images", 255), ("masks", 1)):
+        (tmp_path / folder).mkdir()
+        for i in range(2):
+            values = np.random.default_rng(i).integers(0, most + 1, (16, 16), np.uint8)
+            Image.fromarray(values).save(tmp_path / folder / f"{i}.png")
+    data = PairDataConfig(str(tmp_path / "images"), str(tmp_path / "masks"), size=8)
+    for own, told in ((None, True), ((0.0, 4095.0), False)):
+        config = SegmentConfig(init=str(tmp_path / "denoiser"), data=replace(data, value_range=own))
+        said = build_pixel_job(config).description
+        assert ("was trained with value_range (0.0, 4095.0) at scale 1" in said) == told
