@@ -165,6 +165,7 @@ def main() -> None:
     from ddpm_unet.inference.denoiser import generate
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
     from ddpm_unet.inference.writers import output_folder
+    from ddpm_unet.training.distributed import merge_rows
 
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     device = accelerator.device
@@ -189,12 +190,13 @@ def main() -> None:
     def conditions(indices: Sequence[int]) -> dict[str, Any]:
         return {"concat_cond": planes[[i // args.samples for i in indices]].to(device)}
 
+    count = args.tiles * args.samples
     with output_folder(args.out):
         drawn = generate(
             concat_cond(accelerate_cpu(unet.to(device))),
             make_sampler(args.sampler, diffusion),
             shape,
-            args.tiles * args.samples,
+            count,
             seed=args.seed,
             steps=args.steps,
             batch_size=args.batch_size,
@@ -203,12 +205,18 @@ def main() -> None:
             cond=conditions,
             self_conditioning=told.self_conditioning,
         )
-        images = []
-        with tqdm(total=args.tiles * args.samples, desc="Sampling", disable=None) as progress:
+        mine, images = [], [torch.empty(0, *shape)]
+        hidden = None if accelerator.is_main_process else True
+        with tqdm(total=count, desc="Sampling", disable=hidden) as progress:
             for indices, batch in drawn:
+                mine += indices
                 images.append(batch.cpu())
-                progress.update(len(indices))
-        samples = torch.cat(images).reshape(args.tiles, args.samples, *shape)
+                progress.update(len(indices) * accelerator.num_processes)
+        samples = merge_rows(torch.cat(images), mine, count, accelerator)
+        if not accelerator.is_main_process:
+            accelerator.end_training()
+            return
+        samples = samples.reshape(args.tiles, args.samples, *shape)
         mean, spread = mean_and_spread(samples)
         found = calibration(mean, spread, truth)
         one = float((samples - truth[:, None]).square().mean().sqrt())
@@ -233,6 +241,7 @@ def main() -> None:
         f"{found.ratio:.2f}, rank correlation with the error {found.correlation:.2f}"
     )
     print(f"written: map.png, calibration.png and scores.json in {args.out}")
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""Every command on two processes (gloo, on the CPU) writes what it does on one."""
+
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from forked import finish, in_processes
+from PIL import Image
+from torch import nn
+
+from ddpm_unet import cli
+from ddpm_unet.data.conditioning import ConcatCondition
+from ddpm_unet.diffusion.process import GaussianDiffusion
+from ddpm_unet.evaluation import extractors
+from ddpm_unet.evaluation.plots import pyplot
+from ddpm_unet.inference.conditioning import Conditioning
+from ddpm_unet.inference.pipeline import write_pipeline
+from ddpm_unet.models import UNet
+from ddpm_unet.models.segmenter import Segmenter
+
+NETWORK = {
+    "block_out_channels": [8], "down_block_types": ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"], "layers_per_block": 1, "norm_num_groups": 4,
+}  # fmt: skip
+TRAIN = {"steps": 2, "batch_size": 4, "warmup_steps": 1, "validate_every": 2, "sample_every": 2}
+FLAGS = {
+    "train-ddpm": "--config denoise.yaml --run OUT",
+    "train-seg": "--config segment.yaml --run OUT",
+    "sample": "--model model --num_images 5 --batch_size 2 --steps 2 --out OUT",
+    "segment": "images --model segmenter --tile 96 --probabilities tiff --out OUT",
+    "evaluate": "--model model --steps 2 --num_images 9 --batch_size 2 --extractor means --out OUT",
+    "likelihood": "--model model --images 5 --parts 4 --batch_size 2 --all --out OUT",
+    "uncertainty": "--model guided --images images --targets targets --tiles 3 --samples 3"
+    " --steps 2 --batch_size 2 --out OUT",
+}
+
+
+class Means(nn.Module):
+    """Features that are the mean levels of the four quarters."""
+
+    def forward(self, images):
+        return nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Images, masks, targets, two denoisers and a segmenter, all tiny."""
+    pyplot()  # once, not in every process
+    home = tmp_path_factory.mktemp("home")
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks", "targets"):
+        (home / folder).mkdir()
+        for i in range(24):
+            values = rng.integers(0, 256, (16, 16, 3), np.uint8)
+            values = (values[..., 0] > 127).astype(np.uint8) if folder == "masks" else values
+            Image.fromarray(values).save(home / folder / f"{i:02d}.png")
+    denoise = {"data": {"source": "images", "size": 8}, "model": NETWORK, "train": TRAIN}
+    denoise["preview"] = {"num_images": 2, "steps": 2, "validation_images": 3}
+    segment = {"data": {"images": "images", "masks": "masks", "size": 8}, "init": "scratch"}
+    segment |= {"model": NETWORK, "train": TRAIN, "predict": {"tile": 96}}
+    for name, settings in {"denoise": denoise, "segment": segment, "config": denoise}.items():
+        (home / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+    small = UNet(**NETWORK, sample_size=8)
+    write_pipeline(home / "model", small, GaussianDiffusion())
+    told = Conditioning(image_channels=3, concat_cond=ConcatCondition("image", 3))
+    guided = UNet(**NETWORK, sample_size=8, in_channels=6)
+    write_pipeline(home / "guided", guided, GaussianDiffusion())
+    told.write(home / "guided")
+    Segmenter(small).save_pretrained(home / "segmenter")
+    return home
+
+
+def start(command: str, out: str) -> None:
+    flags = FLAGS[command].replace("OUT", out).split()
+    if command != "uncertainty":
+        return cli.run(command, flags)
+    import uncertainty
+
+    sys.argv = ["uncertainty.py", *flags]
+    return uncertainty.main()
+
+
+def written(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_two_processes_write_what_one_does(command, home, monkeypatch):
+    monkeypatch.chdir(home)
+    monkeypatch.setitem(extractors.EXTRACTORS, "means", Means)
+    folders = [home / f"{command}{count}" for count in (1, 2)]
+    for count, folder in zip((1, 2), folders, strict=True):
+        finish(in_processes(count, lambda name=folder.name: start(command, name)))
+    one, two = map(written, folders)
+    assert one == two != []
+    if not command.startswith("train"):  # those are compared, to rounding, in test_processes
+        for name in one:
+            assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
