@@ -48,12 +48,9 @@ def window_margin(config: AugmentConfig) -> int:
 
 
 def cut_window(planes: np.ndarray, corner: Sequence[int], size: int) -> np.ndarray:
-    """The window `[..., size, size]` at (top, left) of `[..., H, W]`, mirrored beyond its edges.
+    """The window `[..., size, size]` at (top, left), which may be below 0, of `[..., H, W]`.
 
-    Args:
-        planes: `[..., H, W]`, or of as many last axes as `corner` has numbers.
-        corner: Where it starts along each of them, perhaps below 0.
-        size: Along each of them.
+    Beyond its edges the image is mirrored. A corner of three numbers cuts volumes.
     """
     lengths = planes.shape[planes.ndim - len(corner) :]
     places = list(zip(corner, lengths, strict=True))

@@ -10,13 +10,9 @@ from scipy import ndimage
 
 
 def balanced_weights(counts: np.ndarray) -> np.ndarray:
-    """The class weights w_c: inverse to the classes' frequency, one on average over all pixels.
+    """The class weights w_c `float64 [K]` of classes of so many pixels `[K]`.
 
-    Args:
-        counts: Pixels of each class, `[K]`.
-
-    Returns:
-        `float64 [K]`; 0 for a class without pixels.
+    Inverse to the frequency, one on average over all pixels; 0 for a class without pixels.
     """
     counts = np.asarray(counts, np.float64)
     present = counts > 0

@@ -27,7 +27,7 @@ from ddpm_unet.data.masks import (
     mask_values,
 )
 from ddpm_unet.data.pairs import Pair, complete_settings, find_pairs
-from ddpm_unet.data.pixels import convert_channels, to_unit
+from ddpm_unet.data.pixels import convert_channels, normalised, to_unit
 from ddpm_unet.data.preprocessing import Targets
 from ddpm_unet.data.volumes import spacing_of
 from ddpm_unet.errors import UserError
@@ -72,16 +72,6 @@ class Report:
     faults: list[str] = field(default_factory=list)
 
     @property
-    def dims(self) -> int:
-        """2 for images, 3 for volumes."""
-        return self.config.dims
-
-    @property
-    def num_classes(self) -> int:
-        """Classes of the masks; 0 for images to predict, or after a fault."""
-        return self.code.num_classes if self.code else 0
-
-    @property
     def names(self) -> list[str]:
         """Name of each pair."""
         return [pair.name for pair in self.pairs]
@@ -90,11 +80,7 @@ class Report:
         return "\n".join([*self.lines, *(f"warning: {line}" for line in self.warnings)])
 
     def stop_at_faults(self) -> None:
-        """Go on with a set without faults only.
-
-        Raises:
-            UserError: The faults, a line each.
-        """
+        """Raise the faults of a set, a line each."""
         if self.faults:
             rest = len(self.faults) - MOST_FAULTS
             count = [f"{len(self.faults)} faults in the labelled set"] * (len(self.faults) > 1)
@@ -138,11 +124,7 @@ class _Look:
 
 
 def check_pairs(config: PairDataConfig) -> Report:
-    """Look at every image and mask; errors that leave nothing to look at are raised.
-
-    Raises:
-        UserError: No folder, an empty one, or settings that contradict each other.
-    """
+    """Look at every image and mask; errors that leave nothing to look at are raised."""
     check_data_settings(config)
     report = Report(complete_settings(config))
     pairing = find_pairs(report.config)
@@ -208,7 +190,8 @@ def _look_at(pair: Pair, report: Report) -> _Look | None:
     """Read a pair; None, and a fault noted, where it cannot be used."""
     config, target, what = report.config, None, "mask"
     try:
-        original, mask = pair.read_image(), pair.read_mask()
+        original = normalised(pair.read_image(), config.value_range)
+        mask = pair.read_mask()
         image = convert_channels(original, config.channels, pair.image_file)
         if image.dtype.kind == "f":
             to_unit(image, config.value_range, pair.image_file)
@@ -221,18 +204,18 @@ def _look_at(pair: Pair, report: Report) -> _Look | None:
         report.faults.append(str(error))
         return None
     size, mask_size = image.shape[:-1], mask.shape[:-1]
+    fault = ""
     if size != mask_size:
         sizes = " but its image is ".join(_shown(n) for n in (mask_size, size))
         cure = f"save the {what} at the size of the image"
         cure += ", without smoothing" * (what == "mask")
         if sorted(size) == sorted(mask_size):
             cure = "turn one of the two by 90 degrees"
-        report.faults.append(f"{pair.mask_file}: is {sizes} ({pair.image_file}); {cure}")
-        return None
-    if original.shape == mask.shape and (original == mask).all():
-        report.faults.append(
-            f"{pair.mask_file}: is the same image as {pair.image_file}; see data.masks"
-        )
+        fault = f"is {sizes} ({pair.image_file}); {cure}"
+    elif original.shape == mask.shape and (original == mask).all():
+        fault = f"is the same image as {pair.image_file}; see data.masks"
+    if fault:
+        report.faults.append(f"{pair.mask_file}: {fault}")
         return None
     return _Look(
         pair,
@@ -400,11 +383,7 @@ def _warn(report: Report, files: Sequence[str], what: str) -> None:
 
 
 def print_check(config: PairDataConfig) -> None:
-    """Check a set and print what was found.
-
-    Raises:
-        UserError: The faults, a line each.
-    """
+    """Check a set and print what was found; faults are raised, a line each."""
     report = check_pairs(config)
     print(report)
     report.stop_at_faults()

@@ -6,17 +6,19 @@ import getpass
 import hashlib
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from filelock import FileLock
+from tqdm import tqdm
 from typing_extensions import override
 
 from ddpm_unet.data.images import ImageInfo, image_array
 
+T = TypeVar("T")
 CACHE = Path.home() / ".cache" / "ddpm_unet"
 
 
@@ -85,13 +87,7 @@ class ArrayCollection(Collection):
 
 
 class ItemCollection(Collection):
-    """The images in the items of a map-style data set.
-
-    Args:
-        items: Anything with a length and items by number.
-        title: For messages.
-        column: Where an item is a dict, its image; else it is the item, or the first of a tuple.
-    """
+    """The images in the items of a map-style data set; `column` is theirs where items are dicts."""
 
     def __init__(self, items: Any, title: str, column: str | None = None) -> None:
         self.items, self.title, self.column = items, title, column
@@ -157,6 +153,11 @@ class Selection(Collection):
     def changed(self, index: int) -> None:
         owner, number = self._find(index)
         owner.changed(number)
+
+
+def with_progress(items: Iterable[T], total: int, title: str) -> Iterable[T]:
+    """The items, with a bar on a terminal where they take more than two seconds."""
+    return tqdm(items, title, total, unit="image", delay=2, leave=False, disable=None)
 
 
 @contextmanager

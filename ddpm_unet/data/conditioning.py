@@ -22,10 +22,10 @@ from typing_extensions import override
 from ddpm_unet import randomness
 from ddpm_unet.data.collection import Collection
 from ddpm_unet.data.folder import split_ending, visible_files
-from ddpm_unet.data.images import EXTENSIONS, ImageInfo, image_info, read_image
+from ddpm_unet.data.images import EXTENSIONS, ImageInfo
 from ddpm_unet.data.pixels import to_unit
 from ddpm_unet.data.stream import to_model_range
-from ddpm_unet.data.volumes import VOLUME_EXTENSIONS, read_volume, volume_info
+from ddpm_unet.data.volumes import VOLUME_EXTENSIONS, file_info, read_file
 from ddpm_unet.errors import UserError
 
 SEQUENCE_EXTENSIONS = frozenset((".npy", ".safetensors"))
@@ -62,7 +62,7 @@ class ConcatCondition:
             images: `float32 [B, C, *space]` in [-1, 1].
             condition: What the batch carries beside them; kinds "image" and "classes".
             seed: Seed of the run.
-            positions: Of the images in the stream; holes are functions of (seed, position).
+            positions: In the stream; holes are functions of (seed, position).
         """
         if self.kind == "lower":
             return lowered(images, self.factor)
@@ -80,8 +80,7 @@ class ConcatCondition:
         Raises:
             UserError: It cannot be read, or has other channels or classes.
         """
-        read = read_volume if dims == 3 else read_image
-        image = read(path, max_pixels, self.kind == "classes")
+        image = read_file(path, dims, max_pixels, self.kind == "classes")
         if self.kind == "classes":
             classes = class_indices(image, self.channels, path)
             return one_hot(torch.from_numpy(np.moveaxis(classes, -1, 0)[None]), self.channels)[0]
@@ -144,11 +143,7 @@ def one_hot(classes: Tensor, count: int) -> Tensor:
 
 
 def class_indices(mask: np.ndarray, count: int, name: str) -> np.ndarray:
-    """The classes of a mask file `[..., C]`, `int16 [..., 1]`.
-
-    Raises:
-        UserError: It is coloured, or has other values than 0 to count - 1.
-    """
+    """The classes of a mask file `[..., C]`, `int16 [..., 1]`, which lie in 0 to count - 1."""
     if mask.shape[-1] != 1 or mask.dtype.kind != "u":
         raise UserError(
             f"{name}: is no mask of class indices ({mask.dtype}, {mask.shape[-1]} channels); save "
@@ -165,16 +160,13 @@ def class_indices(mask: np.ndarray, count: int, name: str) -> np.ndarray:
 def sidecar_files(
     images: Collection, root: str, endings: frozenset[str], setting: str
 ) -> list[str]:
-    """The sidecar file of each image: that of its path below root, but for the ending.
+    """The sidecar file of each image of a folder: that of its path below root, but for the ending.
 
     Args:
         images: Of a folder; `key` gives their paths.
         root: The files' folder.
         endings: Theirs, such as ".npy"; others are passed over.
         setting: What the folder was given as, for messages.
-
-    Raises:
-        UserError: No such folder, two files for an image, or none.
     """
     if not Path(root).is_dir():
         raise UserError(f"{setting} {root}: no such folder")
@@ -199,19 +191,10 @@ def sidecar_files(
 
 
 class ConditionImages(Collection):
-    """The condition image of each image, as large as it; class masks are int16.
+    """The condition image of each image of a folder, as large as it; class masks are int16.
 
-    A condition that is a whole number of times smaller is enlarged by repeating its pixels.
-
-    Args:
-        images: Of a folder.
-        root: The conditions' folder.
-        dims: 2, or 3 for volumes.
-        classes: Number of the masks' classes; None for grey and colour images.
-        max_pixels: Largest image that will be read, million pixels.
-
-    Raises:
-        UserError: As `sidecar_files`; no file is opened yet.
+    A condition that is a whole number of times smaller is enlarged by repeating its pixels. Of
+    masks `classes` is the number of classes; errors as `sidecar_files`, no file is opened yet.
     """
 
     def __init__(
@@ -236,9 +219,8 @@ class ConditionImages(Collection):
 
     @override
     def read(self, index: int) -> np.ndarray:
-        path, masks = self.paths[index], self.num_classes is not None
-        read = read_volume if self.dims == 3 else read_image
-        image = read(path, self.max_pixels, masks)
+        path = self.paths[index]
+        image = read_file(path, self.dims, self.max_pixels, self.num_classes is not None)
         if self.num_classes is not None:
             image = class_indices(image, self.num_classes, path)
         factor = self._factor(index, image.shape[:-1])
@@ -248,13 +230,11 @@ class ConditionImages(Collection):
 
     @override
     def info(self, index: int) -> ImageInfo:
-        look = volume_info if self.dims == 3 else image_info
-        info = look(self.paths[index], self.max_pixels)
+        info = file_info(self.paths[index], self.dims, self.max_pixels)
         factor = self._factor(index, info.size)
         *depth, height, width = (factor * length for length in info.size)
-        if self.num_classes is None:
-            return ImageInfo(height, width, info.channels, info.dtype, *depth)
-        return ImageInfo(height, width, 1, np.dtype(np.int16), *depth)
+        kind = (info.channels, info.dtype) if self.num_classes is None else (1, np.dtype(np.int16))
+        return ImageInfo(height, width, *kind, *depth)
 
     def _factor(self, index: int, size: tuple[int, ...]) -> int:
         wanted = self.images.info(index).size
@@ -277,17 +257,13 @@ class Sequences:
     """
 
     def __init__(self, sequences: Sequence[np.ndarray], names: Sequence[str]) -> None:
-        """Pack sequences `[L, C]`, whose names are for messages.
-
-        Raises:
-            UserError: Vectors of different lengths C.
-        """
+        """Pack sequences `[L, C]` of one C; names are for messages."""
         self.channels = sequences[0].shape[1]
         for sequence, name in zip(sequences, names, strict=True):
-            if sequence.shape[1] != self.channels:
+            if (found := sequence.shape[1]) != self.channels:
                 raise UserError(
-                    f"{name}: has vectors of {sequence.shape[1]} numbers, {names[0]} of "
-                    f"{self.channels}; make them the same"
+                    f"{name}: has vectors of {found} numbers, {names[0]} of {self.channels}; make "
+                    "them the same"
                 )
         self.lengths = torch.tensor([len(sequence) for sequence in sequences])
         self.longest = int(self.lengths.max())
@@ -296,25 +272,20 @@ class Sequences:
 
     @classmethod
     def of_images(cls, images: Collection, root: str, text_encoder: str | None = None) -> Sequences:
-        """The sequence of each image, read now or, of captions, encoded now.
-
-        Raises:
-            UserError: An image without one, or a file at fault.
-        """
+        """The sequence of each image, read now or, of captions, encoded now."""
+        endings = frozenset((".txt",)) if text_encoder else SEQUENCE_EXTENSIONS
+        paths = sidecar_files(images, root, endings, "context")
         if text_encoder is None:
-            paths = sidecar_files(images, root, SEQUENCE_EXTENSIONS, "context")
             return cls([read_sequence(path) for path in paths], paths)
-        paths = sidecar_files(images, root, frozenset((".txt",)), "context")
         return cls(encode_texts(text_encoder, [read_caption(path) for path in paths], paths), paths)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def take(self, numbers: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
-        """Some sequences, zeros behind the shorter ones.
+        """Some sequences, zeros behind the shorter ones, `float32 [B, L, C]`, and where they are.
 
-        Returns:
-            `float32 [B, L, C]`, L the longest of all, and where they are, `bool [B, L]`.
+        L is the longest of all; the mask is `bool [B, L]`.
         """
         chosen = torch.as_tensor(np.asarray(numbers, dtype=np.int64))
         place = torch.arange(self.longest)
@@ -326,9 +297,8 @@ class Sequences:
 def read_sequence(path: str) -> np.ndarray:
     """A sequence of vectors, `float32 [L, C]`.
 
-    Args:
-        path: A .npy file of `[L, C]`, or of one vector `[C]`; or a .safetensors file of one such
-            tensor, or of several with one named "context".
+    Of a .npy file of `[L, C]`, or of one vector `[C]`; or of a .safetensors file of one such
+    tensor, or of several with one named "context".
 
     Raises:
         UserError: Missing, damaged, of another shape, or with numbers that are not finite.
@@ -352,11 +322,7 @@ def read_sequence(path: str) -> np.ndarray:
 
 
 def read_caption(path: str) -> str:
-    """The text of a file, without the spaces around it.
-
-    Raises:
-        UserError: It cannot be read as UTF-8.
-    """
+    """The text of a UTF-8 file, without the spaces around it."""
     try:
         return Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

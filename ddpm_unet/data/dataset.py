@@ -494,9 +494,6 @@ def find_columns(
     """Columns of a Hugging Face set: "image", and "label" where there is one.
 
     Those given; else those of their own name or, of that kind (Image, ClassLabel), the only one.
-
-    Raises:
-        UserError: No such column, or it is not clear which holds the image.
     """
     for key, column in given.items():
         if column not in features:

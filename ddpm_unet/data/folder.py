@@ -14,12 +14,11 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-from tqdm import tqdm
 from typing_extensions import override
 
-from ddpm_unet.data.collection import CACHE, Collection, one_at_a_time
-from ddpm_unet.data.images import EXTENSIONS, ImageInfo, image_info, read_image
-from ddpm_unet.data.volumes import VOLUME_EXTENSIONS, read_volume, volume_info
+from ddpm_unet.data.collection import CACHE, Collection, one_at_a_time, with_progress
+from ddpm_unet.data.images import EXTENSIONS, ImageInfo
+from ddpm_unet.data.volumes import VOLUME_EXTENSIONS, file_info, read_file
 from ddpm_unet.errors import UserError
 
 INDEXED = 1000
@@ -49,9 +48,6 @@ class Folder(Collection):
             max_pixels: Largest image that will be read, million pixels.
             class_labels: The first folder level below root names the class.
             dims: 2 for images, 3 for volumes.
-
-        Raises:
-            UserError: No such folder, no image in it, or an image without a class.
         """
         self.root, self.max_pixels, self.dims = Path(root), max_pixels, dims
         said = f"{self.root.resolve()} {dims} {max_pixels}"
@@ -87,11 +83,8 @@ class Folder(Collection):
         self._paths = np.array([os.fsencode(path) for path in paths])
         if len(paths) < INDEXED:
             return
-        numbers = tqdm(
-            range(len(self)), "looking at images", unit="image", delay=2, leave=False, disable=None
-        )
         headers = np.empty((len(self), self.dims + 2), np.int64)
-        for number in numbers:
+        for number in with_progress(range(len(paths)), len(paths), "looking at images"):
             info = self.info(number)
             headers[number] = (*info.size, info.channels, DTYPES.index(info.dtype.name))
         self._headers = headers
@@ -101,13 +94,9 @@ class Folder(Collection):
         part = self._index.with_suffix(f".{os.getpid()}.npz")
         with suppress(OSError):  # a cache that cannot be written is none
             self._index.parent.mkdir(parents=True, exist_ok=True)
+            times, note = np.array(list(folders.values())), np.array(self.note)
             np.savez(
-                part,
-                paths=self._paths,
-                headers=headers,
-                note=np.array(self.note),
-                folders=names,
-                times=np.array(list(folders.values())),
+                part, paths=self._paths, headers=headers, note=note, folders=names, times=times
             )
             os.replace(part, self._index)
 
@@ -140,8 +129,7 @@ class Folder(Collection):
 
     @override
     def read(self, index: int) -> np.ndarray:
-        read = read_volume if self.dims == 3 else read_image
-        return read(self.name(index), self.max_pixels)
+        return read_file(self.name(index), self.dims, self.max_pixels)
 
     @override
     def info(self, index: int) -> ImageInfo:
@@ -149,8 +137,7 @@ class Folder(Collection):
             *size, channels, kind = self._headers[index].tolist()
             depth = size[0] if self.dims == 3 else None
             return ImageInfo(size[-2], size[-1], channels, np.dtype(DTYPES[kind]), depth)
-        look = volume_info if self.dims == 3 else image_info
-        return look(self.name(index), self.max_pixels)
+        return file_info(self.name(index), self.dims, self.max_pixels)
 
 
 def list_images(
@@ -158,10 +145,7 @@ def list_images(
 ) -> tuple[list[str], Counter[str]]:
     """Relative paths of the images below root in natural order, and other files by extension.
 
-    Args:
-        root: The folder.
-        dims: 2 for images, 3 for volumes.
-        folders: Gets each folder that was listed and when it last changed, nanoseconds.
+    `folders` gets each folder that was listed and when it last changed, nanoseconds.
 
     Raises:
         UserError: No such folder, a folder that may not be read, or no image at all.
@@ -180,12 +164,9 @@ def list_images(
             others[extension or "without extension"] += 1
     if not paths:
         found = f"only {others.total()} other files" if others else "nothing"
-        known = " ".join(sorted(extensions))
-        cure = (
-            "set data.dims 3 for volumes"
-            if VOLUME_EXTENSIONS & others.keys()
-            else "give a folder of images"
-        )
+        known, cure = " ".join(sorted(extensions)), "give a folder of images"
+        if VOLUME_EXTENSIONS & others.keys():
+            cure = "set data.dims 3 for volumes"
         raise UserError(f"{root}: holds {found}, no image ({known}); {cure}")
     return sorted(paths, key=natural), others
 
@@ -222,10 +203,8 @@ _DIGITS = re.compile(r"(\d+)")
 def visible_files(root: Path, folders: dict[str, int] | None = None) -> Iterator[str]:
     """Relative paths of the files below root, hidden files and folders passed over.
 
-    Each folder is noted in `folders`, with the time of its last change before it was listed.
-
-    Links to folders are followed; a folder that several lead to, or one leads back to, is listed
-    once.
+    Links to folders are followed, each folder once. `folders` gets each folder with the time of
+    its last change before it was listed.
     """
 
     def refuse(error: OSError) -> None:

@@ -41,12 +41,8 @@ Part = Literal["train", "held_out", "all"]
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """A part of the labelled micrograph.
-
-    Attributes:
-        image: `[H, W, 3]` uint8.
-        instances: `[H, W]` int32, 0 for background, else the nucleus's number.
-        types: `[H, W]` uint8, index into `CLASS_NAMES`.
+    """A part: `image [H, W, 3]` uint8, `instances` (int32 numbers of nuclei, 0 for background) and
+    `types` (uint8 indices into `CLASS_NAMES`), `[H, W]`.
     """
 
     image: np.ndarray

@@ -7,30 +7,26 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 from typing_extensions import override
 
 from ddpm_unet.config import ValueRange
-from ddpm_unet.data.collection import CACHE, Collection, one_at_a_time
+from ddpm_unet.data.collection import CACHE, Collection, one_at_a_time, with_progress
 from ddpm_unet.data.images import ImageInfo, check_pixels
 from ddpm_unet.data.pixels import box, convert_channels, normalised, resize, to_unit
 from ddpm_unet.errors import UserError
 
 if TYPE_CHECKING:
     from ddpm_unet.data.conditioning import Sequences
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -401,8 +397,3 @@ _STORAGE = {
     "int16": torch.int16,
     "float32": torch.float32,
 }
-
-
-def with_progress(items: Iterable[T], total: int, title: str) -> Iterable[T]:
-    """The items, with a bar on a terminal where they take more than two seconds."""
-    return tqdm(items, title, total, unit="image", delay=2, leave=False, disable=None)

@@ -87,18 +87,9 @@ def read_image(
 def read_stack(
     path: str | Path, max_pixels: float = 200.0, keep_palette: bool = False
 ) -> np.ndarray:
-    """Decode a TIFF of one or more pages of equal shape.
+    """Decode a TIFF of one or more pages of equal shape, `[N, H, W, C]`; else as `read_image`.
 
-    Args:
-        path: The file.
-        max_pixels: Refuse stacks of more than so many million pixels in all.
-        keep_palette: Return the indices of palette pages instead of their colours.
-
-    Returns:
-        `[N, H, W, C]`, types as `read_image`.
-
-    Raises:
-        UserError: As `read_image`; also when the file is no TIFF.
+    `max_pixels` counts the pixels of all pages.
     """
     with faults_named(path), open(path, "rb", opener=_without_waiting) as file:
         if not _is_tiff(file, path):
@@ -123,11 +114,7 @@ def image_info(path: str | Path, max_pixels: float = 200.0) -> ImageInfo:
 
 
 def image_array(image: object, name: str) -> np.ndarray:
-    """`[H, W, C]` of what a library's data set gives: a Pillow image or such an array.
-
-    Raises:
-        UserError: Anything else.
-    """
+    """`[H, W, C]` of what a library's data set gives: a Pillow image or such an array."""
     if isinstance(image, Image.Image):
         _check_mode(image, name)
         return _pixels(image, keep_palette=False)
@@ -151,12 +138,8 @@ def orient(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def check_pixels(path: str | Path, shape: tuple[int, ...], max_pixels: float) -> None:
-    """Refuse no pixels, more than max_pixels million, or four times so many values.
-
-    Args:
-        path: For the message.
-        shape: `[..., H, W, C]`.
-        max_pixels: Million pixels.
+    """Refuse shapes `[..., H, W, C]` without pixels, or of more than max_pixels million of them, or
+    four times so many values.
     """
     pixels = math.prod(shape[:-1])
     if not pixels * shape[-1]:
@@ -384,11 +367,7 @@ def _tiff_orientation(page: tifffile.TiffPage) -> int:
 
 
 def result_type(dtype: np.dtype, path: str | Path) -> np.dtype:
-    """The type that values of another come in: uint8, uint16 or float32.
-
-    Raises:
-        UserError: Values that are no plain numbers.
-    """
+    """The type that values of another come in: uint8, uint16 or float32."""
     if dtype.kind not in "buif":
         raise UserError(f"{path}: holds {dtype} values; save it as uint8, uint16 or float32")
     if dtype in (np.bool_, np.uint8):
@@ -397,11 +376,7 @@ def result_type(dtype: np.dtype, path: str | Path) -> np.dtype:
 
 
 def plain_type(array: np.ndarray, path: str | Path) -> np.ndarray:
-    """Values as their `result_type`; bits become 0 and 255.
-
-    Args:
-        array: `[N, H, W, C]`.
-        path: For the message.
+    """Values `[N, H, W, C]` as their `result_type`; bits become 0 and 255.
 
     Raises:
         UserError: NaN, infinite values, or integers that float32 cannot keep.

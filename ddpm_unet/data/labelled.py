@@ -18,7 +18,7 @@ from typing_extensions import override
 from ddpm_unet.data.augment import augmentation, cut_window, window_margin
 from ddpm_unet.data.border import balanced_weights, border_weights
 from ddpm_unet.data.check import Report
-from ddpm_unet.data.pixels import convert_channels, nearest, resize, to_unit
+from ddpm_unet.data.pixels import convert_channels, nearest, normalised, resize, to_unit
 from ddpm_unet.data.splits import AXES, Part
 from ddpm_unet.data.stream import CORNER, Batch, Positions, PositionStream, window_counts
 from ddpm_unet.randomness import integers, seeded, uniform
@@ -117,7 +117,8 @@ class PairSet(Dataset[Batch], ABC):
     def _planes(self, index: int) -> np.ndarray:
         """The image at `data.scale`."""
         pair, config = self._pairs[index], self.config
-        image = convert_channels(pair.read_image(), config.channels, pair.image_file)
+        image = normalised(pair.read_image(), config.value_range)
+        image = convert_channels(image, config.channels, pair.image_file)
         return self._scaled(image, index)
 
     def _scaled(self, array: np.ndarray, index: int) -> np.ndarray:

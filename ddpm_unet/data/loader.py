@@ -87,7 +87,7 @@ def make_loader(
         stream,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=_already_collated,
+        collate_fn=dict,  # a stream has joined its items already
         pin_memory=pin_memory,
         timeout=timeout,
     )
@@ -126,7 +126,3 @@ def worker_fault(error: Exception) -> UserError | None:
         f"a loader process failed ({cause}); if memory ran out, lower data.workers or "
         "data.memory_limit"
     )
-
-
-def _already_collated(batch: Any) -> Any:
-    return batch

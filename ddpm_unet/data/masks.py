@@ -29,16 +29,12 @@ def mask_values(mask: np.ndarray, colors: bool, name: str) -> np.ndarray:
     """One number per pixel of a mask file: its grey value, or its `color_number`.
 
     Args:
-        mask: `[H, W, C]`, or of any axes before C, uint8, uint16 or float32; an alpha channel
-            must be constant.
+        mask: `[..., C]`, uint8, uint16 or float32; an alpha channel must be constant.
         colors: Read colours (a grey v is (v, v, v)); otherwise the channels must be equal.
         name: For the message.
 
     Returns:
-        Without the axis C: of the mask's type, or int64 (colours; floats without fractions).
-
-    Raises:
-        UserError: Colours where greys are expected, or channels that are neither.
+        `[...]`, of the mask's type, or int64 (colours; floats without fractions).
     """
     if mask.shape[-1] in (2, 4):
         if mask[..., -1].min() != mask[..., -1].max():
@@ -111,14 +107,7 @@ class MaskCode:
         return mask_values(mask, self.kind == "colors", name)
 
     def classes(self, values: np.ndarray, name: str) -> np.ndarray:
-        """Class of each pixel.
-
-        Args:
-            values: As from `read`, `[H, W]`.
-            name: For the message.
-
-        Returns:
-            `int16 [H, W]`: 0 to K - 1, or IGNORE_INDEX.
+        """Class of each pixel of `read` values, `int16 [H, W]`: 0 to K - 1, or IGNORE_INDEX.
 
         Raises:
             UserError: A value that is no class, named with the cure.
@@ -165,10 +154,8 @@ class MaskCode:
     ) -> np.ndarray:
         """Numbered cells, between which border weights lie, `int32 [H, W]`, 0 for background.
 
-        Args:
-            values: As from `read`: numbered objects are the cells.
-            classes: As from `classes`: in other masks the connected pieces of a class are.
-            cell_classes: Those classes; empty for all but 0.
+        Numbered objects are the cells; in other masks the connected pieces of `cell_classes` are
+        (empty for all but 0).
         """
         if self.kind in ("instances", "boundaries"):
             numbers = np.unique(values, return_inverse=True)[1].reshape(values.shape) + 1

@@ -32,14 +32,8 @@ def torchvision_set(
 ) -> ItemCollection | None:
     """A data set of torchvision, downloaded to root where missing.
 
-    Args:
-        name: The class in torchvision.datasets.
-        root: Where its files are or go.
-        held_out: The test (or else validation) split instead of the training split.
-        class_labels: Take the classes.
-
-    Returns:
-        None when held_out is asked of a set that has no split.
+    Of its training split, or the test (or else validation) split; None when held_out is asked of a
+    set that has no split.
 
     Raises:
         UserError: No such set, no download, or no classes.
@@ -136,12 +130,8 @@ def fashion_mnist(
 ) -> ArrayCollection:
     """The training or test split of Fashion-MNIST (Xiao 2017): 60,000 or 10,000 of 28 x 28.
 
-    Args:
-        root: Folder with the four idx files, gzipped or not, or with torchvision's
-            FashionMNIST/raw; None downloads to `cache` by torchvision, unless they are there.
-        cache: Folder of downloads.
-        held_out: The test split.
-        class_labels: Take the classes.
+    `root` has the four idx files, gzipped or not, or torchvision's FashionMNIST/raw; None downloads
+    to `cache` by torchvision, unless they are there.
 
     Raises:
         UserError: No files and no network, or a damaged file.
@@ -173,11 +163,7 @@ def fashion_mnist(
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An array of bytes in LeCun's idx format, gzipped or not.
-
-    Raises:
-        UserError: Truncated or not such a file.
-    """
+    """An array of bytes in LeCun's idx format, gzipped or not."""
     try:
         data = path.read_bytes()
         if path.suffix == ".gz":

@@ -14,10 +14,9 @@ import numpy as np
 from ddpm_unet.config import PairDataConfig
 from ddpm_unet.data import histology, points
 from ddpm_unet.data.folder import list_images, natural, split_ending
-from ddpm_unet.data.images import read_image, read_stack
+from ddpm_unet.data.images import read_stack
 from ddpm_unet.data.masks import half_of, mask_values
-from ddpm_unet.data.pixels import normalised
-from ddpm_unet.data.volumes import Space, read_volume, volume_info, volume_space
+from ddpm_unet.data.volumes import Space, read_file, volume_info, volume_space
 from ddpm_unet.errors import UserError
 
 POINTS = "points"
@@ -34,7 +33,7 @@ class Pair:
         name: What they share of their names; pages of a stack are numbered.
         image_file, mask_file: What messages call them.
         read_image, read_mask: Decode, `[H, W, C]` (volumes `[D, H, W, C]`), uint8, uint16 or
-            float32. The image is `normalised`.
+            float32.
         space: Where the voxels of a NIfTI file lie.
     """
 
@@ -64,11 +63,7 @@ class Pairing:
 
 
 def complete_settings(config: PairDataConfig) -> PairDataConfig:
-    """The settings with what the built-in masks, and labelled points, say about themselves.
-
-    Raises:
-        UserError: Built-in images with other masks or the reverse; points that are no volumes.
-    """
+    """The settings with what the built-in masks, and labelled points, say about themselves."""
     if config.mask_kind == "pictures" and config.masks in (*histology.MASKS, POINTS):
         raise UserError(
             f"data.masks {config.masks}: are masks, not images to predict; set data.images and "
@@ -163,16 +158,6 @@ def find_pairs(config: PairDataConfig) -> Pairing:
         UserError: Nothing to pair at all: no such folder, an empty one, or one for both without
             names to tell images from masks.
     """
-    pairing = _find(config)
-    pairs = [replace(p, read_image=partial(_read_normalised, p, config)) for p in pairing.pairs]
-    return replace(pairing, pairs=pairs)
-
-
-def _read_normalised(pair: Pair, config: PairDataConfig) -> np.ndarray:
-    return normalised(pair.read_image(), config.value_range)
-
-
-def _find(config: PairDataConfig) -> Pairing:
     if _is_builtin(config):
         return Pairing([_builtin_pair(config)], [], [])
     if config.masks == POINTS:
@@ -199,7 +184,10 @@ def _find(config: PairDataConfig) -> Pairing:
         images = _modalities(images, masks, pairing)
         if objects := _objects(images, masks, config):
             pairing.objects, masks = True, objects
-            pairing.notes.append("mask files in a folder named as an image are its objects")
+            pairing.notes.append(
+                "mask files in a folder named as an image are its objects; where they overlap, the "
+                "last one counts"
+            )
     if images and masks and not images.keys() & masks.keys():
         (image, *_), (mask, *_) = next(iter(images.values())), next(iter(masks.values()))
         cure = _naming_hint(images, masks) or f"give each {what} the name of its image"
@@ -358,10 +346,8 @@ def _read_objects(
 def _read_file(
     path: str, page: int | None, config: PairDataConfig, keep_palette: bool
 ) -> np.ndarray:
-    if config.dims == 3:
-        return read_volume(path, config.max_pixels, keep_palette)
     if page is None:
-        return read_image(path, config.max_pixels, keep_palette)
+        return read_file(path, config.dims, config.max_pixels, keep_palette)
     return _stack(path, config.max_pixels, keep_palette)[page]
 
 

@@ -17,15 +17,10 @@ PERCENTILES = (0.5, 99.5)
 
 
 def convert_channels(image: np.ndarray, channels: int | None, name: str) -> np.ndarray:
-    """Give an image the wanted number of channels.
+    """Give an image `[..., C]` 1, 3 or 4 channels; None or C itself leaves it as it is.
 
-    Grey from RGB is ITU-R 601 luma, RGB from grey repeats it, a missing alpha is opaque, an
-    alpha that is not wanted is dropped (not composited).
-
-    Args:
-        image: `[..., C]` uint8, uint16 or float32 (1.0 is opaque).
-        channels: 1, 3 or 4; None or C itself leaves the image as it is.
-        name: For the message.
+    Grey from RGB is ITU-R 601 luma, RGB from grey repeats it, a missing alpha is opaque (1.0 in
+    floats), an alpha that is not wanted is dropped (not composited).
 
     Raises:
         UserError: More than four channels, or others to become than those of colours.
@@ -60,15 +55,9 @@ def box(corner: Iterable[int], size: int | Sequence[int]) -> tuple[Any, ...]:
 def normalised(image: np.ndarray, value_range: ValueRange) -> np.ndarray:
     """For a value range "percentiles", each channel stretched between its own; else unchanged.
 
-    The 0.5 and 99.5 percentiles become 0 and 1, values outside are clipped (as nnU-Net clips
-    before it normalises: Isensee 2021). Scanners differ in their units, tissue less so.
-
-    Args:
-        image: A whole image or volume, `[..., C]`.
-        value_range: Of the settings.
-
-    Returns:
-        float32 in [0, 1], whose `to_unit` is that of the range None; or the image.
+    Of a whole image `[..., C]` the 0.5 and 99.5 percentiles become 0 and 1, float32, and values
+    outside are clipped (as nnU-Net clips before it normalises: Isensee 2021). Scanners differ in
+    their units, tissue less so. `to_unit` goes on from there.
     """
     if value_range != "percentiles":
         return image
@@ -93,9 +82,6 @@ def to_unit(
             values outside are an error. "percentiles" is None of a `normalised` image.
         name: For the message.
         setting: Which one holds the range, for the message.
-
-    Raises:
-        UserError: Floats outside 0 to 1 and no value_range.
     """
     if value_range is not None and value_range != "percentiles":
         low, high = value_range
@@ -113,14 +99,10 @@ def to_unit(
 
 
 def resize(planes: np.ndarray, *size: int) -> np.ndarray:
-    """Antialiased linear resampling, type kept (16 bits, and volumes, pass through float32).
+    """Antialiased linear resampling of `[C, (D,) H, W]`, type kept; int16 classes are never mixed.
 
     No value leaves the range of the old ones, as means by weights that add up to 1 to rounding
-    would.
-
-    Args:
-        planes: `[C, H, W]` or `[C, D, H, W]`; int16 are classes, which are never mixed.
-        size: Its new (depth,) height and width.
+    would. 16 bits, and volumes, pass through float32.
     """
     if planes.shape[1:] == size:
         return planes

@@ -38,22 +38,14 @@ class PointSet:
     labels: np.ndarray | None = None
 
     def cells(self, voxel: float) -> tuple[np.ndarray, tuple[int, ...]]:
-        """The cell of each point, `int64 [3, N]` along z, y and x, and the grid's size.
-
-        Args:
-            voxel: Side of a cell.
-        """
+        """The cell of each point, `int64 [3, N]` along z, y and x, and the size of the grid."""
         corner = self.coordinates.min(0)
         cell = np.floor((self.coordinates - corner) / voxel).astype(np.int64).T[::-1] + MARGIN
         return cell, tuple((cell.max(1) + 1 + MARGIN).tolist())
 
 
 def list_points(folder: str | Path) -> list[str]:
-    """Relative paths of the point sets below a folder in natural order.
-
-    Raises:
-        UserError: No such folder, or none in it.
-    """
+    """Relative paths of the point sets below a folder in natural order."""
     paths = [p for p in visible_files(Path(folder)) if split_ending(p)[1].lower() in ENDINGS]
     if not paths:
         known = " ".join(sorted(ENDINGS))
@@ -96,9 +88,6 @@ def read_labels(path: str | Path, voxel: float, max_pixels: float = 200.0) -> np
     """The classes of a file's points as a volume `uint8 [D, H, W, 1]`.
 
     Where classes meet in a cell the highest counts; empty cells are `EMPTY`.
-
-    Raises:
-        UserError: As `read_points`; or there are no labels.
     """
     points = _checked(path, voxel, max_pixels)
     if points.labels is None:

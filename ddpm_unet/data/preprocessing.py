@@ -41,16 +41,7 @@ class Targets:
 
     @classmethod
     def of(cls, image: np.ndarray, target_range: Range | None, name: str) -> Targets:
-        """Those of an image.
-
-        Args:
-            image: `[..., C]`, uint8, uint16 or float32.
-            target_range: Values that become -1 and 1; None for the full range of the type.
-            name: For the message.
-
-        Raises:
-            UserError: Floats outside 0 to 1 and no range.
-        """
+        """Those of an image `[..., C]`; no range is the full one of its type (floats: 0 to 1)."""
         if image.dtype.kind == "f":
             to_unit(image, target_range, name, "data.target_range")
             full = 1.0
@@ -80,11 +71,7 @@ class Targets:
 
 
 def target_settings(data: PairDataConfig) -> PairDataConfig:
-    """The settings of pairs for images to predict, whose inputs keep their intensities.
-
-    Raises:
-        UserError: They say that the targets are masks.
-    """
+    """The settings of pairs for images to predict, whose inputs keep their intensities."""
     if data.mask_kind not in ("auto", "pictures"):
         raise UserError(f'data.mask_kind {data.mask_kind}: is for task "segment"; leave it out')
     augment = replace(data.augment, intensity=bool(data.augment.intensity))
@@ -122,11 +109,7 @@ class Preprocessing:
 
     @classmethod
     def read(cls, folder: Path, channels: int) -> Preprocessing:
-        """That of a model's folder; without one, images of so many channels as they are.
-
-        Raises:
-            UserError: The file is there and unreadable.
-        """
+        """That of a model's folder; without one, images of so many channels as they are."""
         path = next((folder / n for n in (FILE, EARLIER_FILE) if (folder / n).is_file()), None)
         if path is None:
             return cls(channels)
@@ -185,14 +168,7 @@ class Preprocessing:
         """Refuse an image of another type than the training's, if its black is not known.
 
         Images of one full range are taken for those of another (0 to 255, 0 to 65535, 0.0 to 1.0).
-
-        Args:
-            dtype: Of its pixels.
-            highest: Its largest pixel value; None where it was not read whole.
-            name: Of the image, for the message.
-
-        Raises:
-            UserError: Names the cure.
+        `highest` is the largest pixel value; None where it was not read whole.
         """
         if self.dtype in (None, dtype.name) or self.value_range == "percentiles":
             return

@@ -40,11 +40,6 @@ def split_images(
 ) -> Split:
     """Divide images among training, validation and test.
 
-    Args:
-        names: Name of each image, in order.
-        sizes: (Depth,) height and width of each image, pixels.
-        config: Shares, order and folds.
-
     Raises:
         UserError: If there are not enough images, or the only one is too small to be cut.
     """

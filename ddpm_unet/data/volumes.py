@@ -18,7 +18,9 @@ from ddpm_unet.data.images import (
     ImageInfo,
     check_pixels,
     faults_named,
+    image_info,
     plain_type,
+    read_image,
     read_tiff,
     result_type,
     tiff_info,
@@ -126,6 +128,18 @@ def volume_space(path: str | Path) -> Space | None:
         return _nifti(path, math.inf)[1] if is_nifti(path) else None
 
 
+def read_file(
+    path: str | Path, dims: int, max_pixels: float = 200.0, keep_palette: bool = False
+) -> np.ndarray:
+    """`read_image`, or of 3 dimensions `read_volume`."""
+    return (read_volume if dims == 3 else read_image)(path, max_pixels, keep_palette)
+
+
+def file_info(path: str | Path, dims: int, max_pixels: float = 200.0) -> ImageInfo:
+    """`image_info`, or of 3 dimensions `volume_info`."""
+    return (volume_info if dims == 3 else image_info)(path, max_pixels)
+
+
 def spacing_of(spaces: Sequence[Space]) -> tuple[tuple[float, ...] | None, str]:
     """The spacing of all, None where it differs by more than 3 %; and its range for messages."""
     found = np.array([space.spacing for space in spaces])
@@ -144,14 +158,10 @@ def is_nifti(path: str | Path) -> bool:
 
 
 def write_nifti(path: Path, volume: np.ndarray, space: Space | None = None) -> None:
-    """Write a compressed volume; the same values always give the same bytes.
+    """Write a compressed volume `[(C,) D, H, W]`; the same values always give the same bytes.
 
-    Args:
-        path: The file, by any name.
-        volume: `[D, H, W]` or `[C, D, H, W]` as from `read_volume`, also of a memory map; C
-            becomes the fourth axis.
-        space: Where its voxels lie; it is turned back to this file's own orientation. None for
-            canonical axes and one millimetre.
+    C becomes the fourth axis. It is turned back to the orientation of the file of `space`; without
+    one, axes are canonical and a voxel is a millimetre.
     """
     import nibabel
     from nibabel.orientations import ornt_transform

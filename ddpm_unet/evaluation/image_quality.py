@@ -18,11 +18,7 @@ SMALLEST = 11
 
 
 def torchmetrics_of_images() -> Any:
-    """The functions of images of torchmetrics.
-
-    Raises:
-        UserError: It is not installed.
-    """
+    """The functions of images of torchmetrics, an extra."""
     try:
         from torchmetrics.functional import image
     except ImportError:
@@ -36,11 +32,8 @@ def torchmetrics_of_images() -> Any:
 def ssim(images: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity (Wang 2004) `float32 [B]`, 1 for equal images; differentiable.
 
-    The window is Gaussian, 11 pixels wide with sigma 1.5.
-
-    Args:
-        images: `[B, C, *space]`, 2-D or 3-D, at least `SMALLEST` pixels each way.
-        truth: Likewise.
+    The window is Gaussian, sigma 1.5; images `[B, C, *space]`, 2-D or 3-D, have at least its 11
+    pixels (`SMALLEST`) each way.
     """
     found = torchmetrics_of_images().structural_similarity_index_measure(
         _unit(images), _unit(truth), data_range=1.0, reduction="none"
@@ -67,14 +60,10 @@ def image_scores(image: Tensor, truth: Tensor) -> dict[str, float]:
 def spectral_scores(image: Tensor, truth: Tensor, ratio: int) -> dict[str, float]:
     """Scores of one coloured image `[C, H, W]`, by which pan-sharpening is judged.
 
-    Args:
-        image: What was made.
-        truth: What it should be.
-        ratio: How many times finer it is than the colours that it was made of.
-
     Returns:
         "sam", the mean angle between the colours in degrees (Yuhas 1992; black pixels, which have
-        no angle, do not count), and "ergas", the relative global error (Wald 2000, 0 is best).
+        no angle, do not count), and "ergas", the relative global error (Wald 2000, 0 is best) of
+        an image that is `ratio` times finer than its colours were.
     """
     metrics = torchmetrics_of_images()
     found, true = _unit(image[None]), _unit(truth[None])

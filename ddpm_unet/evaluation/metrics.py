@@ -17,19 +17,11 @@ from torch import Tensor
 def confusion(
     prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None = None
 ) -> Tensor:
-    """How many pixels of every true class got every predicted class.
+    """How many pixels of every true class (rows) got every predicted class, `int64 [K, K]`.
 
     The counts of a set of images are the sum of their counts, whatever the batches, and whole
-    numbers add up exactly in any order and over any number of processes.
-
-    Args:
-        prediction: Classes, integer of any shape, 0 to num_classes - 1.
-        target: True classes, integer of the same shape, 0 to num_classes - 1 or `ignore_index`.
-        num_classes: Number of classes K.
-        ignore_index: Pixels with this true class do not count.
-
-    Returns:
-        `int64 [K, K]`, rows by true class, columns by prediction, on the prediction's device.
+    numbers add up exactly in any order and over any number of processes. Classes are integers of
+    any one shape, 0 to num_classes - 1; pixels of true class `ignore_index` do not count.
 
     Raises:
         ValueError: Different shapes, or a class out of range.
@@ -97,16 +89,9 @@ def outline(region: np.ndarray) -> np.ndarray:
 def outline_distances(
     prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float] | float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distance of every outline pixel of one region to the other region's nearest one.
+    """Distances `float64 [P]` of the outline of a bool region to that of another, `[T]` back.
 
-    Args:
-        prediction: Bool `[H, W]` or `[D, H, W]`.
-        truth: Bool of the same shape.
-        spacing: Size of a pixel, one or per axis; distances are in its unit.
-
-    Returns:
-        `float64 [P]` from the prediction's outline to the truth's, `float64 [T]` back. Infinite
-        where the other region is empty.
+    In the unit of `spacing`, the size of a pixel (per axis); infinite where the other is empty.
 
     Raises:
         ValueError: Different shapes, or not bool.

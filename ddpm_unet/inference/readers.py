@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddpm_unet.data.images import TIFF_MAGIC, read_image, read_stack
-from ddpm_unet.data.pixels import convert_channels, to_unit
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.tiles import Rows
 
@@ -181,21 +181,31 @@ def _pages(file: tifffile.TiffFile, limit: float) -> int:
     return pages
 
 
-def read_images(paths: Sequence[Path], channels: int, size: Sequence[int] | None = None) -> Tensor:
-    """Images of one size (None: of the first), `float32 [N, channels, H, W]` in [-1, 1].
+def read_images(
+    paths: Sequence[Path], seen: int | Preprocessing, size: Sequence[int] | None = None
+) -> Tensor:
+    """Images of one size (None: of the first), `float32 [N, C, H, W]` in [-1, 1].
+
+    Args:
+        paths: The files.
+        seen: What the network knows of its images, or C alone.
+        size: Height and width, pixels.
 
     Raises:
-        UserError: One cannot be read, or is of another size.
+        UserError: One cannot be read, or is of another size or depth.
     """
+    own = Preprocessing(seen) if isinstance(seen, int) else seen
     images = []
     wanted = None if size is None else (size[0], size[-1])
     for path in paths:
-        image = convert_channels(read_image(path), channels, path.name)
+        image = read_image(path)
+        own.check_depth(image.dtype, float(image.max()), path.name)
         wanted = wanted or (image.shape[0], image.shape[1])
         if image.shape[:2] != wanted:
             have, want = (" x ".join(map(str, s)) for s in (image.shape[:2], wanted))
             raise UserError(f"{path}: has {have} pixels, not {want}; resize it, or change size")
-        images.append(torch.from_numpy(to_unit(image, name=path.name)).movedim(-1, 0))
+        image = own.whole(image) if own.whole else image
+        images.append(torch.from_numpy(own.to_unit(image, path.name)).movedim(-1, 0))
     return torch.stack(images)
 
 

@@ -209,7 +209,7 @@ def test_any_depth_and_number_of_channels(tmp_path):
         write(tmp_path / "masks/a.tif", half(0, 1, 20, 30))
         report = check(tmp_path)
         assert (report.channels, report.faults) == (channels, [])
-        assert (report.dtype, report.num_classes, report.dims) == (dtype, 2, 2)
+        assert (report.dtype, report.mask_code().num_classes, report.config.dims) == (dtype, 2, 2)
     assert check(tmp_path, channels=3).channels == 3
 
 

@@ -234,7 +234,7 @@ def test_a_mask_file_for_each_object(tmp_path):
         Image.fromarray(mask).save(tmp_path / f"masks/{name}.png")
     found = pair(tmp_path)
     assert (found.faults, found.objects, len(found.pairs)) == ([], True, 2)
-    assert found.notes == ["mask files in a folder named as an image are its objects"]
+    assert "are its objects; where they overlap, the last one counts" in found.notes[0]
     wanted = [[1] * 5, [1] * 5, [1, 1, 2, 2, 2], [1, 1, 2, 3, 3]]
     assert found.pairs[0].read_mask()[..., 0].tolist() == wanted
     report = check_pairs(

@@ -1,12 +1,16 @@
 """Every scheduler of diffusers, through our loop and its own, with an exact denoiser."""
 
+import copy
 import inspect
 import json
 
 import diffusers
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ddpm_unet.diffusion.edm import EDMDiffusion, diffusion_of_scheduler
 from ddpm_unet.diffusion.process import GaussianDiffusion
@@ -74,6 +78,11 @@ def both(kind, saved, scheduler, steps=STEPS):
     ours = sample(
         denoiser, saved_sampler(saved, diffusion), SHAPE, seed=0, indices=range(2), steps=steps
     )
+    return ours, theirs(kind, denoiser, scheduler, steps)
+
+
+def theirs(kind, denoiser, scheduler, steps):
+    """What diffusers' own loop makes of the same noise."""
     noise = Noise(0, range(2), SHAPE, "cpu")
     scheduler.set_timesteps(steps)
     x = noise.draw(float(scheduler.init_noise_sigma)).clone()
@@ -83,7 +92,7 @@ def both(kind, saved, scheduler, steps=STEPS):
     for t in scheduler.timesteps:
         seen = scheduler.scale_model_input(x, t)
         x = scheduler.step(denoiser(seen, t.expand(2)), t, x, **options).prev_sample
-    return ours, x
+    return x
 
 
 def predictions(name):
@@ -118,17 +127,49 @@ def test_a_saved_scheduler_samples_as_diffusers_does(name):
             with pytest.raises(UserError):
                 both(kind, saved, scheduler)
             continue
-        ours, theirs = both(kind, saved, scheduler)
-        tried += theirs.isfinite().all().item()
+        ours, expected = both(kind, saved, scheduler)
+        tried += expected.isfinite().all().item()
         linspace = settings.get("timestep_spacing") == "linspace"
         if name.startswith("DDIM") and linspace:  # where diffusers misses the next timestep
-            assert float(ours.std()) == pytest.approx(float(theirs.std()), rel=0.15)
+            assert float(ours.std()) == pytest.approx(float(expected.std()), rel=0.15)
             continue
         message = str((settings, dropped))
         torch.testing.assert_close(
-            ours, theirs, rtol=1e-3, atol=5e-3, equal_nan=True, msg=lambda m, s=message: s + m
+            ours, expected, rtol=1e-3, atol=5e-3, equal_nan=True, msg=lambda m, s=message: s + m
         )
     assert tried > 3
+
+
+@hypothesis.settings(max_examples=60, derandomize=True, deadline=None, database=None)
+@given(st.data())
+def test_a_scheduler_of_any_settings_samples_as_diffusers_does_or_is_refused(data):
+    """Several settings other than usual at once, some left out of the file, any steps."""
+    name = data.draw(st.sampled_from(TAKEN))
+    kind = getattr(diffusers, name)
+    known = sorted(VALUES.keys() & inspect.signature(kind).parameters.keys())
+    chosen = data.draw(st.lists(st.sampled_from(known), max_size=4, unique=True))
+    given = {key: data.draw(st.sampled_from(VALUES[key])) for key in chosen}
+    steps = data.draw(st.integers(2, 12))
+    try:
+        scheduler = kind(**given)
+        scheduler.set_timesteps(steps)
+        theirs(kind, lambda x, t: x, copy.deepcopy(scheduler), steps)
+    except (ValueError, NotImplementedError, IndexError, TypeError, RuntimeError):
+        return  # diffusers itself refuses, or fails
+    saved = json.loads(scheduler.to_json_string())
+    for key in data.draw(st.lists(st.sampled_from(known), max_size=2)):
+        if key not in given:
+            saved.pop(key, None)
+    if scheduler.config.prediction_type not in predictions(name):
+        with pytest.raises(UserError, match=r"^.+$"):
+            both(kind, saved, scheduler, steps)
+        return
+    ours, expected = both(kind, saved, scheduler, steps)
+    if name.startswith("DDIM") and given.get("timestep_spacing") == "linspace":
+        return  # where diffusers misses the next timestep
+    torch.testing.assert_close(
+        ours, expected, rtol=2e-3, atol=1e-2, equal_nan=True, msg=lambda m: f"{name} {given} {m}"
+    )
 
 
 def test_other_schedulers_are_refused_in_one_line():

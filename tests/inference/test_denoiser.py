@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -238,6 +239,11 @@ def test_images_to_begin_with_have_one_size(tmp_path):
     for name, shape in {"a.png": (12, 16, 3), "b.png": (12, 15, 3), "m.png": (12, 16)}.items():
         Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / name)
     assert read_images([tmp_path / "a.png"], 1).shape == (1, 1, 12, 16)
+    tifffile.imwrite(tmp_path / "deep.tif", np.full((12, 16), 4095, np.uint16))
+    deep = Preprocessing(1, value_range=(0, 4095), dtype="uint16")
+    assert read_images([tmp_path / "deep.tif"], deep).unique().tolist() == [1]
+    with pytest.raises(UserError, match="uint8, the model was trained on uint16"):
+        read_images([tmp_path / "a.png"], deep)
     with pytest.raises(UserError, match="12 x 15 pixels, not 12 x 16"):
         read_images([tmp_path / "a.png", tmp_path / "b.png"], 3)
     with pytest.raises(UserError, match="black everywhere"):
