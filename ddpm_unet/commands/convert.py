@@ -9,7 +9,7 @@ too, a pipeline for `sample.py --model OUT`. What is missing is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -122,25 +122,6 @@ def read_schedule(file: Path) -> dict[str, Any] | None:
     raise UserError(f"{file}: its betas are of no known schedule; convert the network alone")
 
 
-def report(file: Path, out: Path, told: CheckpointHints, process: ProcessHints) -> Iterator[str]:
-    """Convert, and say in lines what was done."""
-    unet, diffusion = convert(file, out, told, process)
-    config = unet.config
-    name = recognise(file, told).NAME
-    size = sum(p.numel() for p in unet.parameters())
-    yield (
-        f"{name}: {config.in_channels} to {config.out_channels} channels, levels of"
-        f" {', '.join(map(str, config.block_out_channels))}, {size:,} parameters"
-    )
-    what = "the network alone, as nothing was told of the noise"
-    if diffusion:
-        what = (
-            f"a pipeline: {diffusion.num_timesteps} steps of {diffusion.beta_schedule} noise,"
-            f" {diffusion.prediction_type} predicted, variance {diffusion.variance_type}"
-        )
-    yield f"written: {out}, {what}"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Convert the checkpoint that the command line names."""
     parser = ArgumentParser(prog="ddpm-unet convert", description=main.__doc__)
@@ -153,5 +134,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def of(kind: Any) -> Any:
         return kind(**{each.name: getattr(given, each.name) for each in fields(kind)})
 
-    for line in report(given.file, given.out, of(CheckpointHints), of(ProcessHints)):
-        print(line)
+    unet, diffusion = convert(given.file, given.out, of(CheckpointHints), of(ProcessHints))
+    config, size = unet.config, sum(p.numel() for p in unet.parameters())
+    levels = ", ".join(map(str, config.block_out_channels))
+    print(
+        f"{recognise(given.file, of(CheckpointHints)).NAME}: {config.in_channels} to "
+        f"{config.out_channels} channels, levels of {levels}, {size:,} parameters"
+    )
+    what = "the network alone, as nothing was told of the noise"
+    if diffusion:
+        what = (
+            f"a pipeline: {diffusion.num_timesteps} steps of {diffusion.beta_schedule} noise,"
+            f" {diffusion.prediction_type} predicted, variance {diffusion.variance_type}"
+        )
+    print(f"written: {given.out}, {what}")

@@ -135,7 +135,12 @@ def draw(
         **{name: getattr(args, name) for name in PART_OF_A_JOB},
     }
     if accelerator.is_main_process:
-        begin(parts, settings)
+        parts.mkdir(parents=True, exist_ok=True)
+        note = parts / "job.json"
+        if not note.exists() or json.loads(note.read_text()) != settings:
+            for file in parts.glob("*.safetensors"):  # of another job
+                file.unlink()
+            note.write_text(json.dumps(settings))
     accelerator.wait_for_everyone()
     kept |= {index for batch in batches if files[batch.start].exists() for index in batch}
     accelerator.wait_for_everyone()
@@ -151,16 +156,6 @@ def draw(
     tables = [load_file(file) for file in files.values()]
     shown = torch.cat([table.pop("images") for table in tables])
     return Description.join(Description(**table) for table in tables), shown
-
-
-def begin(parts: Path, job: dict[str, Any]) -> None:
-    """Make the folder of a job's parts; parts of another job are thrown away."""
-    parts.mkdir(parents=True, exist_ok=True)
-    note = parts / "job.json"
-    if not note.exists() or json.loads(note.read_text()) != job:
-        for file in parts.glob("*.safetensors"):
-            file.unlink()
-        note.write_text(json.dumps(job))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -122,13 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class Output:
-    """The files of a job in a folder.
-
-    Args:
-        args: The flags.
-        denoiser: Whose images they are.
-        model: Its folder.
-    """
+    """The files of a job in a folder; `model` is that of the denoiser."""
 
     def __init__(self, args: Namespace, denoiser: Any, model: Path) -> None:
         from ddpm_unet.inference.writers import image_ending
@@ -143,7 +137,7 @@ class Output:
             self.dims, channels, denoiser.preprocessing.made_dtype, args.nifti
         )
         self.what = "one .npz per batch" if self.npz else "one file per image"
-        free = ("out", "num_images", "film", "precision", "compile")
+        free = ("out", "num_images", "film", "compile")
         self.made_by = {k: str(v) for k, v in vars(args).items() if k not in free}
         weights = max(model.rglob("*.safetensors"))
         self.made_by["weights"] = f"{weights.resolve()} {weights.stat().st_mtime_ns}"
@@ -195,12 +189,9 @@ class Output:
         if masks is not None:
             files = [self.path(self.places[1], index) for index in indices]
             save_masks(masks, self.classes, files)
+        spacing = self.denoiser.preprocessing.made_spacing
         for index, array in zip(indices, pixels, strict=True):
-            path, spacing = (
-                self.path(self.places[0], index),
-                self.denoiser.preprocessing.made_spacing,
-            )
-            write_image(path, array, spacing)
+            write_image(self.path(self.places[0], index), array, spacing)
 
     def grid(self) -> None:
         """grid.png of the first images, read back from their files."""

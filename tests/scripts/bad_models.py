@@ -174,7 +174,7 @@ FOLDERS = [
          "run/model: is a file where the run needs a folder; move it away",
          several(run_folder(), write("run/model"))),
     Case("a checkpoint of another version", "train_ddpm", "",
-         "run/checkpoints/00000001: has no loss_sum, so another version of this program wrote "
+         "run/checkpoints/00000001: has no loss_steps, so another version of this program wrote "
          "it; go on with that one, or choose another --run folder", run_folder()),
     Case("a file where the output folder is meant", "sample", "--out denoise.yaml",
          "denoise.yaml: cannot be written to (...); choose another with --out"),
