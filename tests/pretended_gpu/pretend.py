@@ -212,7 +212,7 @@ def wait(kind: str) -> None:
     frame, found = sys._getframe(1), []
     while frame and len(found) < 2:
         name = frame.f_code.co_filename
-        if name.startswith(ROOT) and "/tests/" not in name:
+        if name.startswith(ROOT) and "/tests/" not in name and "/site-packages/" not in name:
             found.append(f"{name.removeprefix(ROOT)}:{frame.f_lineno}")
         elif not found and ("/diffusers/" in name or "/accelerate/" in name):
             found.append(f"{Path(name).name}:{frame.f_lineno}")

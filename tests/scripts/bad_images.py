@@ -46,7 +46,7 @@ TRAINING = [
          "source torchvision:CIFAR11: torchvision has no such data set; try CIFAR10"),
     Case("a Hugging Face set without the package", "train_ddpm",
          "--data.source huggingface:nobody/nothing",
-         "data.source huggingface:nobody/nothing: needs `pip install datasets`",
+         "source huggingface:nobody/nothing: needs `pip install datasets`",
          only="no datasets"),
     Case("an empty file", "train_ddpm", "",
          "images/1.png: is empty (0 bytes); replace or remove the file", write(IMAGE)),
