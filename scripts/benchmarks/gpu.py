@@ -19,11 +19,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from fcntl import LOCK_EX, LOCK_SH, LOCK_UN, flock
 from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TextIO
 from unittest.mock import patch
 
 if __name__ == "__main__":
@@ -71,6 +72,7 @@ class Clock:
     Args:
         seconds: Of measuring, after the warm-up.
         device: "cuda" or "cpu".
+        turns: File that processes share which warm up together and measure one after another.
 
     Attributes:
         samples: Seconds a step, of each block.
@@ -79,8 +81,8 @@ class Clock:
 
     WARM, BLOCK, LEAST = 6, 0.2, 3
 
-    def __init__(self, seconds: float, device: str) -> None:
-        self.seconds, self.device = seconds, device
+    def __init__(self, seconds: float, device: str, turns: TextIO | None = None) -> None:
+        self.seconds, self.device, self.turns = seconds, device, turns
         self.samples: list[float] = []
         self.first = 0.0
         self._steps = self._in_block = 0
@@ -97,6 +99,10 @@ class Clock:
         if self._steps == 1:
             self.first = self._now() - self._start
         if self._steps <= self.WARM:
+            self._now()
+            if self._steps == self.WARM and self.turns:
+                flock(self.turns, LOCK_UN)  # else two that wait for each other's warm-up
+                flock(self.turns, LOCK_EX)
             self._start, self._in_block = self._now(), 0
             self._begin = self._start
             if self._steps == self.WARM and not self.seconds:
@@ -324,13 +330,17 @@ def rows() -> dict[str, Row]:
     return {f"gpu_{name}": task.row for name, task in catalogue().items()}
 
 
-def measure(name: str, side: str, seconds: float, device: str, tiny: bool) -> dict[str, Any]:
+def measure(
+    name: str, side: str, seconds: float, device: str, tiny: bool, turns: TextIO | None = None
+) -> dict[str, Any]:
     """One side of a task, in this process."""
     torch.manual_seed(0)
-    clock = Clock(seconds, device)
+    clock = Clock(seconds, device, turns)
     steps = catalogue(tiny)[name].run(side, clock)
     per, work = next(steps)
-    clock.__init__(seconds, device)  # type: ignore[misc]  # what came before was counting
+    if turns:
+        flock(turns, LOCK_SH)
+    clock.__init__(seconds, device, turns)  # type: ignore[misc]  # what came before was counting
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with suppress(EnoughError):
@@ -410,6 +420,12 @@ def main() -> None:
     add("--seconds", type=float, default=4.0, help="of measuring; 0 only compiles")
     add("--device", choices=["cuda", "cpu"], default="cuda")
     add("--tiny", action="store_true", help="small networks, to try the rows themselves")
+    add(
+        "--turns",
+        type=argparse.FileType("w"),
+        metavar="FILE",
+        help="shared by processes that warm up together and measure one after another",
+    )
     add("--take", type=Path, metavar="FILE", help="put a file of lines into docs/benchmarks.json")
     args = parser.parse_args()
     if args.take:
@@ -422,7 +438,7 @@ def main() -> None:
         from benchmarks.timing import QUICK
 
         stdout = os.dup(1)
-        line = measure(args.task, args.side, args.seconds, args.device, args.tiny)
+        line = measure(args.task, args.side, args.seconds, args.device, args.tiny, args.turns)
         line["circumstances"] = circumstances(QUICK) | {"quick": args.seconds < 4}
         os.write(stdout, (json.dumps(line) + "\n").encode())
 
