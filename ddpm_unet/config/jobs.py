@@ -28,12 +28,14 @@ class RunConfig:
             run folder.
         seed: The order of the data, augmentation, noise and initial weights depend on it alone.
         tracker: Besides metrics.jsonl, log to tensorboard or wandb through accelerate.
+        train: The loop.
     """
 
     run: str | None = None
     resume: Literal["auto", "never"] = "auto"
     seed: int = limited(0, *SEED)
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 @dataclass
@@ -50,7 +52,6 @@ class DenoiseConfig(RunConfig):
         latent: The space that is denoised in, if not that of pixels.
         model: The network.
         diffusion: The forward process.
-        train: The loop.
         preview: Grids and validation during training.
     """
 
@@ -60,7 +61,6 @@ class DenoiseConfig(RunConfig):
     latent: LatentConfig = field(default_factory=LatentConfig)
     model: UNetConfig = field(default_factory=UNetConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
 
 
@@ -72,14 +72,12 @@ class AutoencodeConfig(RunConfig):
         kl_weight: Weight of the latents' divergence from standard normal ones, nats per number.
         data: The images.
         model: The network.
-        train: The loop.
         preview: Grids and validation during training.
     """
 
     kl_weight: float = 1e-4
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
 
 
@@ -111,7 +109,6 @@ class SegmentConfig(RunConfig):
         criterion: Validation score by which the best model is kept.
         cell_class: Class whose connected pieces are cells, parted by membranes: the test then gives
             V_rand and V_info too (2-D, two classes).
-        train: The loop.
     """
 
     task: Literal["segment", "regress"] = "segment"
@@ -129,7 +126,6 @@ class SegmentConfig(RunConfig):
     predict: PredictConfig = field(default_factory=PredictConfig)
     criterion: Literal["mean_dice", "mean_iou"] = "mean_dice"
     cell_class: int | None = None
-    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 @dataclass
