@@ -94,6 +94,7 @@ class ElasticDeformation(v2.Transform):
         return {"source": (places * (2 / (window - 1)) - 1).movedim(0, -1)[None]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Apply it."""
         linear = inpt.is_floating_point()
         sampled = F.grid_sample(
             inpt.as_subclass(Tensor).float().reshape(1, -1, *inpt.shape[-self.dims :]),
@@ -111,9 +112,11 @@ class RandomDepthFlip(v2.Transform):
     """Half of all volumes front to back."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """What is drawn."""
         return {"flip": bool(torch.randint(2, ()))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Apply it."""
         return tv_tensors.wrap(inpt.flip(-3), like=inpt) if params["flip"] else inpt
 
 
@@ -121,9 +124,11 @@ class QuarterTurns(v2.Transform):
     """A turn by 0, 90, 180 or 270 degrees, of volumes in the plane of their slices."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """What is drawn."""
         return {"quarters": int(torch.randint(4, ()))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Apply it."""
         return tv_tensors.wrap(inpt.rot90(params["quarters"], (-2, -1)), like=inpt)
 
 
@@ -149,11 +154,13 @@ class Color(v2.Transform):
         self.strength = strength
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """What is drawn."""
         drawn = self.strength * (2 * torch.rand(8) - 1)
         rest = {"saturation": 1 + float(drawn[6]), "hue": float(drawn[7]) / 4}
         return {"factors": 1 + drawn[:3], "shifts": drawn[3:6], **rest}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Apply it."""
         light = inpt.as_subclass(Tensor).add(1).div_(2).clamp_(1 / 256, 1)
         amounts = torch.linalg.solve(self.absorption.T, -light.log().flatten(1))
         amounts = amounts * params["factors"][:, None] + params["shifts"][:, None]
@@ -182,6 +189,7 @@ class Intensity(v2.Transform):
         self.brightness, self.contrast, self.gamma, self.noise = brightness, contrast, gamma, noise
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """What is drawn."""
         shift, scale, curve, noise = torch.rand(4).tolist()
         return {
             "brightness": self.brightness * (2 * shift - 1),
@@ -191,6 +199,7 @@ class Intensity(v2.Transform):
         }
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Apply it."""
         image = inpt.as_subclass(Tensor).add(1).div_(2).clamp_(0, 1).pow_(params["gamma"])
         mean = image.mean(tuple(range(1, image.ndim)), keepdim=True)
         image = (image - mean).mul_(params["contrast"]).add_(mean + params["brightness"])

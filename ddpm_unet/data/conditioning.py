@@ -65,7 +65,7 @@ class ConcatCondition:
         return to_model_range(condition)
 
     def of_file(self, path: str, dims: int = 2, max_pixels: float = 200.0) -> Tensor:
-        """The channels of an image or volume, `[channels, *space]`; of a transparent one its hole."""
+        """The channels of an image or volume, `[channels, *space]`; transparency is a hole."""
         image = read_file(path, dims, max_pixels, self.kind == "classes")
         if self.kind == "classes":
             classes = class_indices(image, self.channels, path)
