@@ -79,11 +79,8 @@ class ImageDataset(Dataset[Item]):
     Floats lie in [0, 1], or in [-1, 1] if any of 64 images spread over the set has a value below
     0. `value_range` says otherwise; what lies outside of it is refused in floats.
 
-    Attributes:
-        channels: Of the images.
-        dims: 2, or 3 for volumes.
-        dtype: torch.uint8 or torch.float32.
-        classes: Name of each label, if the data set says.
+    The set says its `channels`, `dims` (3 for volumes), `dtype` (torch.uint8 or torch.float32)
+    and, if it has labels, their names as `classes`.
 
     Args:
         items: The data set.
@@ -179,20 +176,20 @@ class ImageDataset(Dataset[Item]):
         )
 
     def _check_source(self, items: Any) -> None:
+        fault = ""
         if isinstance(items, tuple) and any(isinstance(part, Tensor) for part in items):
-            raise UserError(
-                "a tuple of tensors is no data set; give torch.utils.data.TensorDataset(*tensors)"
+            fault = "of tensors is no data set; give torch.utils.data.TensorDataset(*tensors)"
+        elif isinstance(items, Mapping):
+            fault = f"is a dict of {', '.join(map(str, items))}; give one of them"
+        elif not hasattr(items, "__getitem__") or not hasattr(items, "__len__"):
+            fault = (
+                "has no length and items by number, which resuming needs; give a map-style data "
+                "set (of Hugging Face: without streaming)"
             )
-        if isinstance(items, Mapping):
-            parts = ", ".join(map(str, items))
-            raise UserError(f"{self.title}: is a dict of {parts}; give one of them")
-        if not hasattr(items, "__getitem__") or not hasattr(items, "__len__"):
-            raise UserError(
-                f"{self.title}: has no length and items by number, which resuming needs; give a "
-                "map-style data set (of Hugging Face: without streaming)"
-            )
-        if len(items) == 0:
-            raise UserError(f"{self.title}: is empty; give at least one image")
+        elif len(items) == 0:
+            fault = "is empty; give at least one image"
+        if fault:
+            raise UserError(f"{self.title}: {fault}")
 
     def _raw(self, index: int) -> dict[str, Any]:
         """What an item holds, by the names of `KEYS`."""
@@ -206,8 +203,7 @@ class ImageDataset(Dataset[Item]):
                     'image with columns={"image": ...}'
                 )
             if "label" in raw and not _is_number(raw["label"]):  # a mask under that name
-                raw.setdefault("mask", raw["label"])
-                del raw["label"]
+                raw = {"mask": raw.pop("label"), **raw}
             return {key: value for key, value in raw.items() if value is not None}
         if not isinstance(item, tuple | list):
             return {"image": item}
@@ -252,8 +248,7 @@ class ImageDataset(Dataset[Item]):
             raise UserError(
                 f"{name}: its mask is {mask.dtype}; give whole numbers, the class of each pixel"
             )
-        if mask.shape in ((1, *space), (*space, 1)):
-            mask = mask.reshape(space)
+        mask = mask.reshape(space) if mask.shape in ((1, *space), (*space, 1)) else mask
         if mask.shape != space:
             raise UserError(
                 f"{name}: its mask is {shown_size(mask.shape)} pixels, the image "
@@ -347,12 +342,11 @@ class DatasetStream(PositionStream):
         batch: Batch = {}
         for key in self._keys:
             values = [item[key] for item in items]  # type: ignore[literal-required]
-            if key == "label":
-                batch[key] = torch.tensor(values)
-            elif key == "context":
+            if key == "context":
                 batch |= _padded(values)
             else:
-                batch[key] = self._windows(values, windows)
+                label = key == "label"
+                batch[key] = torch.tensor(values) if label else self._windows(values, windows)
         if self.for_masks:
             batch["image"] = to_model_range(batch["image"])
         if self.transform:
@@ -448,15 +442,8 @@ def stream_of(
         if size not in (None, data.fit.size):
             raise UserError(f"size {size}: the image set was opened for windows of {data.fit.size}")
         return Stream(data, flips=flips, rot90=rot90, seed=seed)
-    return DatasetStream(
-        as_dataset(data, **reading),
-        size=size,
-        flips=flips,
-        rot90=rot90,
-        seed=seed,
-        for_masks=for_masks,
-        transform=transform,
-    )
+    how: dict[str, Any] = {"flips": flips, "rot90": rot90, "seed": seed, "transform": transform}
+    return DatasetStream(as_dataset(data, **reading), size=size, for_masks=for_masks, **how)
 
 
 def grid_of(
