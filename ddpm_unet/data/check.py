@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -149,9 +150,9 @@ def _check_extra(report: Report) -> None:
         return
     place = {"images": extra.images, "masks": extra.masks, "image_name": "{}", "mask_name": "{}"}
     classes = {"num_classes": code.num_classes, "class_names": tuple(code.class_names)}
-    values = {"mask_kind": "classes", "mask_values": (), "ignore_value": None}
-    rest = {"scale": extra.scale, "extra": ExtraPairsConfig()}
-    found = check_pairs(replace(config, **place, **classes, **values, **rest))
+    values: dict[str, Any] = {"mask_kind": "classes", "mask_values": (), "ignore_value": None}
+    values |= {**place, **classes, "scale": extra.scale, "extra": ExtraPairsConfig()}
+    found = check_pairs(replace(config, **values))
     if found.pairs and found.channels != report.channels:
         found.faults.append(
             f"{extra.images}: images have {found.channels} channels, those of {config.images} "

@@ -142,7 +142,7 @@ class ImageDataset(Dataset[Item]):
             item["label"] = int(raw["label"])
         for key in ("target", "weight", "condition"):
             if key in raw:
-                item[key] = _beside(raw[key], self.dims, space, f"{name}: its {key}", key)  # type: ignore[literal-required]
+                item[key] = _beside(raw[key], self.dims, space, f"{name}: its {key}", key)
         if "context" in raw:
             item["context"] = torch.as_tensor(np.asarray(raw["context"]), dtype=torch.float32)
             if item["context"].ndim != 2 or not item["context"].isfinite().all():

@@ -20,8 +20,14 @@ from ddpm_unet.data.border import balanced_weights, border_weights
 from ddpm_unet.data.check import Report
 from ddpm_unet.data.pixels import convert_channels, nearest, normalised, resize, to_unit
 from ddpm_unet.data.splits import AXES, Part
-from ddpm_unet.data.stream import CORNER, Batch, Positions, PositionStream, window_counts
-from ddpm_unet.randomness import integers, seeded, uniform
+from ddpm_unet.data.stream import (
+    Batch,
+    Positions,
+    PositionStream,
+    random_windows,
+    window_counts,
+)
+from ddpm_unet.randomness import seeded, uniform
 
 
 @dataclass(frozen=True)
@@ -213,11 +219,9 @@ class PairStream(PositionStream):
         positions = np.asarray(positions, dtype=np.int64)
         images = self.numbers(positions)
         spare = self.images.sizes[images] - self.size
-        corners = spare // 2  # centred where the image is smaller than a window
-        for side, name in enumerate(CORNER[-self.dims :]):
-            high = np.maximum(spare[:, side], 0) + 1
-            drawn = integers(self.seed, f"data/{name}", positions, high)
-            corners[:, side] = np.where(spare[:, side] < 0, corners[:, side], drawn)
+        room, flips = np.maximum(spare, 0) + 1, [False] * self.dims
+        drawn = random_windows(room, images, flips, False, self.seed, positions)
+        corners = np.where(spare < 0, spare // 2, drawn.corner)  # centred where it is too small
         places = zip(positions.tolist(), images.tolist(), corners.tolist(), strict=True)
         windows = [self._window(*place) for place in places]
         batch = {key: torch.stack([window[key] for window in windows]) for key in windows[0]}

@@ -336,8 +336,9 @@ def _point_sets(config: PairDataConfig) -> Pairing:
     pairs, settings = [], (config.voxel, config.max_pixels)
     for path in points.list_points(config.images):
         file = os.path.join(config.images, path)
-        reads = (partial(read, file, *settings) for read in (points.read_grid, points.read_labels))
-        pairs.append(Pair(split_ending(path)[0], file, f"{file} (labels)", *reads))
+        image = partial(points.read_grid, file, *settings)
+        mask = partial(points.read_labels, file, *settings)
+        pairs.append(Pair(split_ending(path)[0], file, f"{file} (labels)", image, mask))
     return Pairing(pairs, [], [])
 
 
@@ -350,8 +351,8 @@ def _builtin_pair(config: PairDataConfig) -> Pair:
     if config.images == histology.HELD_OUT:
         part = "held_out"
     field = "types" if config.masks == histology.TYPE_MASKS else "instances"
-    reads = (partial(_builtin_array, part, name) for name in ("image", field))
-    return Pair(histology.NEST, histology.NEST, f"{histology.NEST} ({config.masks})", *reads)
+    image, mask = partial(_builtin_array, part, "image"), partial(_builtin_array, part, field)
+    return Pair(histology.NEST, histology.NEST, f"{histology.NEST} ({config.masks})", image, mask)
 
 
 def _builtin_array(part: histology.Part, field: str) -> np.ndarray:

@@ -133,7 +133,8 @@ def _open(collection: Collection, config: ImageDataConfig) -> ImageSet:
     fit = Fit(config.size, config.fit, config.scale, channels, value_range, most)
     limits = config.memory_limit, config.disk_limit
     images = open_collection(collection, fit, *limits)
-    condition, beside = config.condition or "", None
+    condition = config.condition or ""
+    beside: Collection | None = None
     if condition in histology.MASKS:
         types = condition == histology.TYPE_MASKS
         masks = [histology.mask_of(collection.name(i), types) for i in range(len(collection))]
