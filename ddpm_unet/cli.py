@@ -1,10 +1,24 @@
-"""`ddpm-unet COMMAND ...`, and the same commands as scripts."""
+"""`ddpm-unet COMMAND ...`, the same commands as scripts, their flags, and from errors to exits."""
 
 from __future__ import annotations
 
+import argparse
+import errno
+import os
+import re
+import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from importlib import import_module
+from io import TextIOWrapper
+from typing import Any, NoReturn, TypeVar
+
+from ddpm_unet.config.reading import converted, described, from_text, refuse_unknown
+from ddpm_unet.config.reading import read_settings as read_settings
+from ddpm_unet.errors import UserError
 
 COMMANDS = {
     "train-ddpm": ("train:train_ddpm", "train a U-Net to denoise images"),
@@ -20,6 +34,22 @@ COMMANDS = {
     "convert": ("convert:main", "bring in a checkpoint of another toolkit"),
 }
 """Where each command is, and what it does."""
+Number = TypeVar("Number", int, float)
+MISMATCH = "operator torchvision::nms does not exist"
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+SECONDS_FOR_THE_MAIN_PROCESS = 2.0
+LAUNCHERS = re.compile(
+    r"(.*[/\\])?(accelerate(-launch)?|torchrun)(\.exe)?"
+    r"|accelerate\.commands\.(launch|accelerate_cli)|torch\.distributed\.(run|launch)"
+)
+AFTER = """
+import contextlib, sys, psutil
+with contextlib.suppress(psutil.Error):
+    launcher = psutil.Process(int(sys.argv[1]))
+    print(flush=True)
+    launcher.wait(60)
+sys.stderr.write(sys.argv[2])
+"""
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> None:
@@ -29,8 +59,6 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
         command: One of `COMMANDS`.
         arguments: Of the command; None for those of the process.
     """
-    from ddpm_unet.command_line import user_errors
-
     with user_errors():
         module, _, function = COMMANDS[command][0].partition(":")
         getattr(import_module(f"ddpm_unet.commands.{module}"), function)(arguments)
@@ -51,10 +79,144 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(__version__)
         return
     if command not in COMMANDS:
-        from difflib import get_close_matches
-
         near = get_close_matches(command, COMMANDS, 1, 0.0)[0]
         print(f"error: {command}: no such command; did you mean {near}?", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"ddpm-unet {command}", *arguments[1:]]
     run(command, arguments[1:])
+
+
+class _Output:
+    """Standard output, into nothing once its reader is gone (`| head`): the work goes on."""
+
+    def __init__(self, stream: TextIOWrapper) -> None:
+        self.stream, self.gone = stream, False
+
+    def write(self, text: str) -> int:
+        """As of the stream."""
+        self._guarded(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """As of the stream."""
+        self._guarded(self.stream.flush)
+
+    def _guarded(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except BrokenPipeError:
+            self.gone = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Print a UserError, and what else a person can mend, in one line; exit with status 2.
+
+    A command whose output nobody reads any more ends its work, then with status 141, as by SIGPIPE.
+    Of several processes the main one speaks first, as launchers then end the others. Launchers
+    print a traceback of their own below it, so the line is printed again when they have ended.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names of files may be in no encoding
+            stream.reconfigure(errors="backslashreplace")
+    stdout = sys.stdout
+    output = _Output(stdout) if isinstance(stdout, TextIOWrapper) else None
+    sys.stdout = output or stdout
+    try:
+        yield
+        if output is not None:
+            output.flush()
+            if output.gone:
+                sys.exit(128 + 13)
+        return
+    except UserError as error:
+        message = str(error)
+        if type(error).__name__ == "PeerError":  # the main process says what it met
+            sys.exit(2)
+    except (RuntimeError, MemoryError, OSError) as error:
+        known = _cause_outside(error)
+        if known is None:
+            raise
+        message = known
+    finally:
+        sys.stdout = stdout
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    _repeat_after_launcher(f"error: {message}\n")
+    sys.exit(2)
+
+
+def _repeat_after_launcher(line: str) -> None:
+    """Print a line again once `accelerate launch` or torchrun has ended, if one started this."""
+    import psutil
+
+    with suppress(psutil.Error, OSError):
+        launcher = psutil.Process(os.getppid())
+        if any(map(LAUNCHERS.fullmatch, launcher.cmdline()[:3])):
+            command = [sys.executable, "-c", AFTER, str(launcher.pid), line]
+            waiting = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+            waiting.stdout.readline()  # type: ignore[union-attr]
+
+
+def _cause_outside(error: Exception) -> str | None:
+    """What to do about an error whose cause lies outside the program, None for others."""
+    text = " ".join(str(error).split())
+    if MISMATCH in text:
+        return (
+            f"{MISMATCH}: torch and torchvision are of different builds; "
+            "pip install --force-reinstall torch torchvision"
+        )
+    if isinstance(error, MemoryError) or re.search("can't allocate memory|out of memory", text):
+        return (
+            f"memory is exhausted ({text[:200]}); use smaller images, batches "
+            "(train.micro_batch, --batch_size) or a smaller network"
+        )
+    if isinstance(error, OSError) and error.errno in DISK:
+        return f"{error.filename or 'a file'}: could not be written ({error.strerror}); make room"
+    return None
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Python's, for scripts with flags of their own: bad ones are refused in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse by a UserError, with the nearest flag in place of an unknown one."""
+        unknown = re.fullmatch(r"unrecognized arguments: (-\S*?)(=.*| .*)?", message)
+        if unknown:
+            known = (flag for action in self._actions for flag in action.option_strings)
+            refuse_unknown(unknown[1], known, "")
+        raise UserError(f"{message}; --help lists what there is")
+
+    def add_settings(self, kind: type) -> None:
+        """Add a flag for each field of a flat dataclass, with its line of help."""
+        for name, hint, value, text in described(kind()):
+
+            def read(text: str, flag: str = f"--{name}", hint: Any = hint) -> Any:
+                return converted(from_text(text, hint), hint, flag, text)
+
+            self.add_argument(f"--{name}", type=read, default=value, help=text)
+
+
+def whole(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """An argparse type: a whole number within limits."""
+    return within(int, least, most)
+
+
+def within(kind: type[Number], least: Number, most: Number) -> Callable[[str], Number]:
+    """An argparse type: an int or float within limits."""
+
+    def convert(text: str) -> Number:
+        with suppress(ValueError):
+            if least <= kind(text) <= most:
+                return kind(text)
+        word = "whole number" if kind is int else "number"
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no {word} between {least:.12g} and {most:.12g}"
+        )
+
+    return convert

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddpm_unet.command_line import ArgumentParser, read_settings, user_errors, whole
+from ddpm_unet.cli import ArgumentParser, read_settings, user_errors, whole
 from ddpm_unet.commands.evaluate import read_folder
 from ddpm_unet.commands.shared import recipe
 from ddpm_unet.config import DenoiseConfig

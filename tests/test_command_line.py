@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_unet.command_line import read_settings, user_errors
+from ddpm_unet.cli import read_settings, user_errors
 from ddpm_unet.config import AutoencodeConfig, DenoiseConfig, SegmentConfig
 from ddpm_unet.errors import UserError
 

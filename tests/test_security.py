@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddpm_unet.command_line import read_settings
+from ddpm_unet.cli import read_settings
 from ddpm_unet.config import DenoiseConfig, UNetConfig
 from ddpm_unet.data.images import read_image
 from ddpm_unet.errors import UserError

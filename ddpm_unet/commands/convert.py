@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from ddpm_unet.command_line import ArgumentParser
-from ddpm_unet.config.hints import CheckpointHints, ProcessHints
+from ddpm_unet.cli import ArgumentParser
+from ddpm_unet.config import CheckpointHints, ProcessHints
 from ddpm_unet.diffusion.process import GaussianDiffusion, alphas_cumprod
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import write_pipeline

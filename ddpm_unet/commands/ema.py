@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddpm_unet.command_line import ArgumentParser, whole, within
+from ddpm_unet.cli import ArgumentParser, whole, within
 from ddpm_unet.errors import UserError
 
 

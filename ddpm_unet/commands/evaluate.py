@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ddpm_unet.command_line import ArgumentParser, read_settings, whole
+from ddpm_unet.cli import ArgumentParser, read_settings, whole
 from ddpm_unet.commands.shared import add_speed, at_speed, model_or_newest
 from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.errors import UserError

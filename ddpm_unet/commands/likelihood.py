@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ddpm_unet.command_line import ArgumentParser, read_settings, whole
+from ddpm_unet.cli import ArgumentParser, read_settings, whole
 from ddpm_unet.commands.shared import add_speed, at_speed, model_or_newest
 from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.errors import UserError

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ddpm_unet.command_line import ArgumentParser, whole
+from ddpm_unet.cli import ArgumentParser, whole
 from ddpm_unet.diffusion.samplers import described
 
 SETTINGS = "settings.json"

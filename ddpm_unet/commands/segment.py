@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ddpm_unet.command_line import ArgumentParser, whole, within
+from ddpm_unet.cli import ArgumentParser, whole, within
 from ddpm_unet.commands.shared import add_speed, at_speed, model_or_newest
 from ddpm_unet.errors import UserError
 

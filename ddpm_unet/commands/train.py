@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddpm_unet.command_line import read_settings
+from ddpm_unet.cli import read_settings
 from ddpm_unet.commands.shared import prepare_gpu, recipe, shipped
 from ddpm_unet.config import AutoencodeConfig, CheckConfig, DenoiseConfig, SegmentConfig
 

@@ -14,17 +14,18 @@ from ddpm_unet.config.data import (
     SplitConfig,
     ValueRange,
 )
-from ddpm_unet.config.hints import CheckpointHints, ProcessHints
 from ddpm_unet.config.jobs import AutoencodeConfig, CheckConfig, DenoiseConfig, SegmentConfig
 from ddpm_unet.config.network import AutoencoderConfig, ClassicConfig, HeadConfig, UNetConfig
 from ddpm_unet.config.training import (
     BetaSchedule,
+    CheckpointHints,
     DiffusionConfig,
     ImageLoss,
     LossName,
     PredictConfig,
     PredictionType,
     PreviewConfig,
+    ProcessHints,
     RegressionConfig,
     SegmentLossConfig,
     TrainConfig,

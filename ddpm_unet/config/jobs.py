@@ -134,7 +134,7 @@ class SegmentConfig(RunConfig):
 
 @dataclass
 class CheckConfig:
-    """Settings of `python -m ddpm_unet.data.check`.
+    """Settings of `ddpm-unet check`.
 
     Args:
         data: The labelled images.

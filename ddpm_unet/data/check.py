@@ -1,7 +1,4 @@
-"""The check of a labelled set, before training or alone.
-
-    python -m ddpm_unet.data.check --data.images DIR --data.masks DIR
-    python scripts/train_seg.py --check --config FILE
+"""The check of a labelled set, before training or alone by `ddpm-unet check`.
 
 It reads every image and mask, prints what it found, and stops with one line per fault.
 """
@@ -16,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ddpm_unet.config import CheckConfig, ExtraPairsConfig, PairDataConfig
+from ddpm_unet.config import ExtraPairsConfig, PairDataConfig
 from ddpm_unet.config.data import check_data_settings
 from ddpm_unet.data.masks import (
     MaskCode,
@@ -388,15 +385,3 @@ def print_check(config: PairDataConfig) -> None:
     print(report)
     report.stop_at_faults()
     print("no fault found")
-
-
-def main() -> None:
-    """Check the set that the command line names."""
-    from ddpm_unet.command_line import read_settings, user_errors
-
-    with user_errors():
-        print_check(read_settings(CheckConfig, None)[0].data)
-
-
-if __name__ == "__main__":
-    main()

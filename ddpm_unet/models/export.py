@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from ddpm_unet.command_line import ArgumentParser, user_errors
+from ddpm_unet.cli import ArgumentParser, user_errors
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.pretrained import CONFIG, class_name

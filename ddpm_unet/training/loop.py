@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import random
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -64,7 +63,7 @@ def train(job: Job, run: RunFolder, settings: Any, signals: bool = True) -> nn.M
         job: What is trained.
         run: Where everything is written.
         settings: A `RunConfig` with `train` and whatever else is to be kept in the run folder.
-        signals: Take SIGTERM and Ctrl-C as the wish to stop after a step, with a checkpoint.
+        signals: Take SIGTERM, SIGUSR1 and Ctrl-C as the wish to stop, with a checkpoint.
 
     Returns:
         The network, with its averaged weights (in a process of several, its own shards of them).
@@ -99,7 +98,7 @@ def train(job: Job, run: RunFolder, settings: Any, signals: bool = True) -> nn.M
         finally:
             run.release()
     if not training.finished:
-        raise SystemExit(128 + (request.received or signal.SIGTERM))
+        raise SystemExit(128 + training.stopped_by)
     training.state.ema._swap()
     return training.network.eval()
 
@@ -186,6 +185,7 @@ class Training:
             self.state.fused = FusedAdamWEMA(self.state.optimizer, self.state.ema)
         self.saved: int | None = None
         self.finished = False
+        self.stopped_by = 0
 
     def introduce(self) -> None:
         """Say what is about to run, and on what."""
@@ -352,11 +352,11 @@ class Training:
     def _agreed(self, request: StopRequest) -> bool:
         """Whether any process was asked to stop; the processes ask each other when they look."""
         if self.accelerator.num_processes == 1:
-            return bool(request.received)
-        if not self._looks():
-            return False
-        asked = torch.tensor(request.received, device=self.accelerator.device)
-        return bool(torch.as_tensor(self.accelerator.reduce(asked, "sum")))
+            self.stopped_by = request.received
+        elif self._looks():
+            asked = torch.tensor([request.received], device=self.accelerator.device)
+            self.stopped_by = int(self.accelerator.gather(asked).max())
+        return bool(self.stopped_by)
 
     def _log(self, norm: Tensor) -> float:
         state = self.state

@@ -38,6 +38,7 @@ FREE_TO_CHANGE = {
     "train.steps", "train.micro_batch", "train.mixed_precision", "train.compile",
     "train.gradient_checkpointing", "train.channels_last", "train.checkpoint_every",
     "train.keep_checkpoints", "train.sample_every", "train.evaluate_every", "train.native",
+    "train.timeout",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddpm_unet.command_line import user_errors
+from ddpm_unet.cli import user_errors
 from ddpm_unet.errors import UserError
 
 if TYPE_CHECKING:

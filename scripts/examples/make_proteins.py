@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_unet.command_line import ArgumentParser, user_errors, whole
+from ddpm_unet.cli import ArgumentParser, user_errors, whole
 from ddpm_unet.data.points import ELEMENTS
 from ddpm_unet.inference.writers import output_folder
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_unet.command_line import ArgumentParser, user_errors, whole
+from ddpm_unet.cli import ArgumentParser, user_errors, whole
 from ddpm_unet.errors import UserError
 
 

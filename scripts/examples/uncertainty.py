@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_unet.command_line import ArgumentParser, user_errors, whole
+from ddpm_unet.cli import ArgumentParser, user_errors, whole
 from ddpm_unet.config import PairDataConfig
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import pyplot, save_side_by_side

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_unet.command_line import ArgumentParser, read_settings, user_errors, whole
+from ddpm_unet.cli import ArgumentParser, read_settings, user_errors, whole
 from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.data import sources
 from ddpm_unet.data.stream import to_model_range

@@ -22,7 +22,7 @@ from network_cost import forward_cost
 from network_diagram import draw, trace
 from torch import Tensor
 
-from ddpm_unet.command_line import read_settings, user_errors
+from ddpm_unet.cli import read_settings, user_errors
 from ddpm_unet.config import SegmentConfig
 from ddpm_unet.config.reading import read_yaml
 from ddpm_unet.data.masks import IGNORE_INDEX

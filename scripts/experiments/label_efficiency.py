@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_model, save_file
 from torch import Tensor, nn
 
-from ddpm_unet.command_line import read_settings, user_errors
+from ddpm_unet.cli import read_settings, user_errors
 from ddpm_unet.config import ClassicConfig, DenoiseConfig, SegmentConfig
 from ddpm_unet.data.folder import list_images
 from ddpm_unet.evaluation.metrics import overlap

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ddpm_unet.command_line import user_errors
+from ddpm_unet.cli import user_errors
 from ddpm_unet.config import PredictionType
 from ddpm_unet.diffusion.process import GaussianDiffusion, coefficients
 from ddpm_unet.diffusion.samplers import LCM, SAMPLERS, make_sampler, saved_sampler

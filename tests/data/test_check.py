@@ -1,11 +1,9 @@
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
+from ddpm_unet import cli
 from ddpm_unet.config import AugmentConfig, PairDataConfig
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.errors import UserError
@@ -220,18 +218,17 @@ def test_no_pair_at_all(folders):
         check(folders).stop_at_faults()
 
 
-def test_alone(folders):
-    command = [sys.executable, "-m", "ddpm_unet.data.check", "--data.images", f"{folders}/images"]
-    command += ["--data.masks", f"{folders}/masks"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "read as values" in done.stdout
-    assert done.stdout.endswith("no fault found\n")
+def test_alone(folders, capsys):
+    flags = ["--data.images", f"{folders}/images", "--data.masks", f"{folders}/masks"]
+    cli.run("check", flags)
+    said = capsys.readouterr().out
+    assert "read as values" in said
+    assert said.endswith("no fault found\n")
     write(folders / "masks/2.png", half(height=41))
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {folders}/masks/2.png: is 50 x 41")
-    assert len(done.stderr.splitlines()) == 1
+    with pytest.raises(SystemExit, match="2"):
+        cli.run("check", flags)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {folders}/masks/2.png: is 50 x 41")
 
 
 def test_colour_changes_are_for_rgb(folders):

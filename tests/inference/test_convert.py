@@ -13,8 +13,7 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 from ddpm_unet.commands import convert
-from ddpm_unet.config import UNetConfig
-from ddpm_unet.config.hints import CheckpointHints, ProcessHints
+from ddpm_unet.config import CheckpointHints, ProcessHints, UNetConfig
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.models import UNet

@@ -11,8 +11,7 @@ from diffusers_twins import randomise
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddpm_unet.config import UNetConfig
-from ddpm_unet.config.hints import CheckpointHints
+from ddpm_unet.config import CheckpointHints, UNetConfig
 from ddpm_unet.errors import UserError
 from ddpm_unet.models import UNet
 

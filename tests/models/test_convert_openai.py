@@ -18,8 +18,7 @@ from diffusers_twins import STABLE_DIFFUSION, randomise
 from openai_layout import OpenAIUNet, Settings
 from safetensors.torch import load_file, save_file
 
-from ddpm_unet.config import UNetConfig
-from ddpm_unet.config.hints import CheckpointHints
+from ddpm_unet.config import CheckpointHints, UNetConfig
 from ddpm_unet.errors import UserError
 from ddpm_unet.models import UNet
 from ddpm_unet.models.attention import Transformer

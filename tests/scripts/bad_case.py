@@ -21,7 +21,7 @@ COMMANDS = {
     "train_ddpm": "train_ddpm.py --config denoise.yaml",
     "train_ddpm, another configuration": "train_ddpm.py --run run",
     "train_seg": "train_seg.py --config segment.yaml",
-    "check": "ddpm_unet.data.check --data.images images --data.masks masks --data.size 16",
+    "check": "ddpm-unet check --data.images images --data.masks masks --data.size 16",
     "sample": "sample.py --model denoiser --steps 2 --num_images 1 --out out",
     "segment": "segment.py --model segmenter --tile 96 --out out",
     "compare": "compare.py --config denoise.yaml --num_images 2 --out out.png",

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ddpm_unet.command_line import read_settings
+from ddpm_unet.cli import read_settings
 from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.files import replace_text
 from ddpm_unet.training.checkpoint import write_checkpoint

@@ -1,6 +1,5 @@
 """A script as its command line starts it, in this process: importing torch again takes seconds."""
 
-import importlib
 import io
 import logging
 import runpy
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState
 
+from ddpm_unet import cli
 from ddpm_unet.data.pairs import _stack
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -29,7 +29,7 @@ class Outcome:
 
 
 def run(script: str, arguments: Sequence[str]) -> Outcome:
-    """Run `scripts/NAME.py`, or a module by its dotted name, in the current folder.
+    """Run `scripts/NAME.py`, or `ddpm-unet`, in the current folder.
 
     Warnings and log messages go where they would without pytest: to stderr.
     """
@@ -47,7 +47,7 @@ def run(script: str, arguments: Sequence[str]) -> Outcome:
             if script.endswith(".py"):
                 runpy.run_path(str(SCRIPTS / script), run_name="__main__")
             else:
-                importlib.import_module(script).main()
+                cli.main(arguments)
         except SystemExit as stop:
             status = stop.code
         except BaseException:

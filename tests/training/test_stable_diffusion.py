@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from ddpm_unet.command_line import read_settings
+from ddpm_unet.cli import read_settings
 from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.models import UNet

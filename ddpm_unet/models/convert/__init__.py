@@ -10,8 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ddpm_unet.config import UNetConfig
-from ddpm_unet.config.hints import CheckpointHints
+from ddpm_unet.config import CheckpointHints, UNetConfig
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.convert.checkpoint import Checkpoint
 from ddpm_unet.models.convert.monai import Monai

@@ -12,8 +12,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 import torch
 from torch import Tensor
 
-from ddpm_unet.config import UNetConfig
-from ddpm_unet.config.hints import CheckpointHints
+from ddpm_unet.config import CheckpointHints, UNetConfig
 from ddpm_unet.errors import UserError
 
 Value = TypeVar("Value")
