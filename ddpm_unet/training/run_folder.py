@@ -3,6 +3,8 @@
 config.yaml      every setting
 metrics.jsonl    one line of numbers per log step and validation
 loss.png         the curves of metrics.jsonl
+about.json       what was said of data, network and versions when the training began
+report.html      all of it on a page, written at the end and by `ddpm-unet report`
 samples/         images drawn during training
 checkpoints/     what a resumed run starts from
 averages/        snapshots from which `scripts/ema.py` makes averages of any length, if any are kept
