@@ -55,6 +55,7 @@ class ImageDataConfig(DataConfig):
         root: Folder of a data set's files (torchvision: downloaded there when missing).
         fit: "crop" cuts size x size windows at random places (at the images' own scale);
             "resize" scales the shorter side to size and cuts the centre.
+        level: Of TIFFs of several resolutions (OME-TIFF, SVS) which one, 0 the finest.
         flips: Mirror at random: left-right and, for "crop", along the other axes. Null does so for
             folders and builtin:histology; the other sets are of things that have a left and an up.
         rot90: Turn by a random multiple of 90 degrees, volumes in the plane of their slices; null
@@ -73,11 +74,14 @@ class ImageDataConfig(DataConfig):
         text_encoder: Folder of a transformers text encoder that reads the captions.
         disk_limit: Larger folders that fit in so many MB are decoded once into a file in
             ~/.cache/ddpm_unet/images, which all processes of a host share and later runs find.
+        max_pixels: Refuse images of more than so many million pixels (decompression bombs), but
+            for tiled TIFFs, of which windows are read alone where scale is 1 and they are cropped.
     """
 
     source: str = "builtin:histology"
     root: str | None = None
     fit: Literal["crop", "resize"] = "crop"
+    level: int = limited(0, 0, 99)
     flips: bool | None = None
     rot90: bool | None = None
     class_labels: bool = False
