@@ -120,8 +120,8 @@ class Selection(Collection):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def _ask(self, what: str, index: int) -> Any:
-        return getattr(self.parts[self.owners[index]], what)(int(self.indices[index]))
+    def _ask(self, what: str, index: int, *more: Any) -> Any:
+        return getattr(self.parts[self.owners[index]], what)(int(self.indices[index]), *more)
 
     @override
     def name(self, index: int) -> str:
@@ -141,8 +141,7 @@ class Selection(Collection):
 
     @override
     def read_window(self, index: int, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
-        owner, number = self._find(index)
-        return owner.read_window(number, corner, size)
+        return self._ask("read_window", index, corner, size)
 
     @override
     def changed(self, index: int) -> None:
