@@ -15,6 +15,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help=f"file written (default: {place})")
     args = parser.parse_args(arguments)
 
+    from ddpm_unet.evaluation.card import write_card
     from ddpm_unet.evaluation.report import write_report
 
+    for run in args.runs:
+        write_card(run)
     print(f"written: {write_report(args.runs, args.out)}")

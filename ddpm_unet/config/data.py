@@ -14,7 +14,7 @@ MaskKind = Literal[
 ValueRange = tuple[float, float] | Literal["percentiles"] | None
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DataConfig:
     """What settings of images have in common, with masks or without.
 
@@ -27,6 +27,9 @@ class DataConfig:
         value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
             is the full range: 255 for 8 bits, 65535 for 16, and floats must be within 0 to 1;
             "percentiles" are the 0.5 and 99.5 percentiles of each image's channels (for MRI).
+        spacing: Millimetres from pixel to pixel along (depth,) height and width, or one number for
+            all, where the files (NIfTI) do not say it; 0.0005 is half a micrometre. The model keeps
+            it, and segments images of another spacing as if they had this one.
         include_held_out: Train on what the source keeps for scoring too.
         workers: Loader processes; 0 loads in the main one (best for sets kept in memory).
         memory_limit: Sets whose decoded images fit in so many MB are decoded once and kept.
@@ -38,6 +41,7 @@ class DataConfig:
     scale: float = limited(1.0, 1e-3, 1e3)
     channels: int | None = limited(None, 1, 1024)
     value_range: ValueRange = limited(None, *FINITE)
+    spacing: float | tuple[float, ...] | None = limited(None, 1e-9, 1e6)
     include_held_out: bool = False
     workers: int = limited(0, 0, 1024)
     memory_limit: int = 2048
@@ -265,6 +269,8 @@ def check_data_settings(config: DataConfig) -> None:
             raise UserError(
                 f"data.{name} [{found[0]:g}, {found[1]:g}]: must be two numbers, black below white"
             )
+    if isinstance(config.spacing, tuple) and len(config.spacing) != config.dims:
+        raise UserError(f"data.spacing: has {len(config.spacing)} numbers; give 1 or {config.dims}")
     pixels = config.size**config.dims / 1e6
     if pixels > config.max_pixels:
         raise UserError(
