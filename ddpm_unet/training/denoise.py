@@ -20,7 +20,7 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.extractors import load_extractor
 from ddpm_unet.evaluation.fidelity import Description, compare, describe
 from ddpm_unet.evaluation.plots import save_grid
-from ddpm_unet.inference.conditioning import Cond, Conditioning, class_cond
+from ddpm_unet.inference.conditioning import Cond, Conditioning, cond_in_turn
 from ddpm_unet.inference.denoiser import generate_together
 from ddpm_unet.inference.pipeline import image_shape, write_pipeline
 from ddpm_unet.training.job import Batch, Build, Job, even_batches
@@ -241,7 +241,7 @@ class DenoiseJob(Job):
         source = self.windows if kept is None else kept
         first = source.__getitems__([0])
         if self.conditioning.concat_cond is None and "context" not in first:
-            return class_cond(None, len(self.conditioning.class_names) or None, device)
+            return cond_in_turn(len(self.conditioning.class_names) or None, None, device=device)
 
         def cond(indices: Sequence[int]) -> dict[str, Tensor]:
             positions = list(indices) if kept is None else [i % len(kept) for i in indices]
