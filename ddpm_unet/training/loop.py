@@ -28,6 +28,8 @@ from ddpm_unet.cpu import FusedAdamWEMA, accelerate_cpu, is_accelerated
 from ddpm_unet.data.loader import StepBatches, make_loader, shares
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import plot_metrics
+from ddpm_unet.evaluation.report import ABOUT, versions, write_report
+from ddpm_unet.files import replace_json
 from ddpm_unet.randomness import torch_seeds
 from ddpm_unet.training.checkpoint import prune_checkpoints, resume, write_checkpoint
 from ddpm_unet.training.distributed import (
@@ -83,6 +85,8 @@ def train(job: Job, run: RunFolder, settings: Any, signals: bool = True) -> nn.M
                 training.resume()
                 training.introduce()
                 training.run_steps(request)
+            if training.finished:
+                on_main(accelerator, lambda: write_report([run.path]))
             leave(accelerator)
         except RuntimeError as error:
             if not peer_lost(error):
@@ -186,9 +190,14 @@ class Training:
     def introduce(self) -> None:
         """Say what is about to run, and on what."""
         a = self.accelerator
-        count = sum(p.numel() for p in self.network.parameters())
+        count, data = sum(p.numel() for p in self.network.parameters()), self.job.describe()
+        about = {
+            "data": data.splitlines(), "parameters": count, "device": a.device.type,
+            "processes": a.num_processes, "precision": a.mixed_precision, "versions": versions(),
+        }  # fmt: skip
+        on_main(a, lambda: replace_json(self.run.path / ABOUT, about))
         self._say(
-            f"{self.job.describe()}\n"
+            f"{data}\n"
             f"network: {count:,} parameters; {a.num_processes} process"
             f"{'es' if a.num_processes > 1 else ''} on {a.device.type}, precision "
             f"{a.mixed_precision if a.mixed_precision != 'no' else 'float32'}"
@@ -409,9 +418,7 @@ class Training:
             write_checkpoint(self.run.checkpoints, state.step, tensors, numbers)
             prune_checkpoints(self.run.checkpoints, self.config.keep_checkpoints)
             with disk_faults(self.run.path / "loss.png"):
-                records = self.run.read_metrics()
-                known = [{k: v for k, v in r.items() if v is not None} for r in records]
-                plot_metrics(known, self.run.path / "loss.png")
+                plot_metrics(self.run.read_metrics(), self.run.path / "loss.png")
 
         on_main(self.accelerator, write)
         self.saved = state.step

@@ -25,6 +25,7 @@ from ddpm_unet.evaluation.image_quality import image_scores
 from ddpm_unet.evaluation.metrics import confusion, mean_over_images, overlap, scores_of_image
 from ddpm_unet.evaluation.plots import save_picture
 from ddpm_unet.evaluation.rand import thinned_scores
+from ddpm_unet.evaluation.report import best_median_worst, write_report
 from ddpm_unet.files import replace_json, replace_text
 from ddpm_unet.inference.overlay import class_colors, displayable, side_by_side
 from ddpm_unet.inference.predictor import (
@@ -344,7 +345,8 @@ class PixelwiseJob(Job):
     ) -> dict[str, float]:
         """Score the run's model on the images kept to test, if any, and print it.
 
-        Writes `scores.json`, and `test.png` with the first image and what is predicted of it.
+        Writes `scores.json`, `test.png` with the first image and what is predicted of it, and
+        `predictions/` with those of best, median and worst score.
         """
         if self.test is None:
             return {}
@@ -368,6 +370,13 @@ class PixelwiseJob(Job):
         scores |= self.target.further_scores(predicted())
         rows = [{"name": self.test.name(i), **found} for i, found in enumerate(images)]
         replace_json(run.path / "scores.json", {**scores, "images": rows})
+        (run.path / "predictions").mkdir(exist_ok=True)
+        for word, number in best_median_worst(images).items():
+            item = item_of(self.test, number)
+            with torch.inference_mode():
+                seen = self.target.visualize(self.planes(model, item, device), item)
+            save_picture(seen, run.path / "predictions" / f"{word}.png")
+        write_report([run.path])
         print(
             f"on {len(self.test)} test image(s): "
             + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
