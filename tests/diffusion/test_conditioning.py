@@ -225,21 +225,3 @@ def test_one_evaluation_at_scale_one_and_outside_the_interval_else_of_twice_the_
         inside = interval[0] <= t <= interval[1]
         assert torch.equal(guided(x, times, class_labels=labels), plain) != inside
         assert denoiser.seen == [(t, [2, 1]), (t, [NULL, NULL, 2, 1] if inside else [2, 1])]
-
-
-def test_outside_the_interval_there_is_one_evaluation():
-    denoiser = Classes(GaussianDiffusion())
-    with_guidance = classifier_free_guidance(denoiser, 2.0, NULL, (200, 599))
-    sample(
-        lambda x, t: with_guidance(x, t, class_labels=torch.tensor([1])),
-        "ddim",
-        (2, 3, 3),
-        diffusion=GaussianDiffusion(),
-        seed=0,
-        indices=[0],
-        steps=10,
-    )
-    twice = [t for t, labels in denoiser.seen if len(labels) == 2]
-    assert len(denoiser.seen) == 10
-    assert twice == [t for t, _ in denoiser.seen if 200 <= t <= 599]
-    assert len(twice) == 4

@@ -88,21 +88,6 @@ def test_the_loss_of_the_best_denoiser_is_the_posterior_variance():
         EDM.losses(best, images, weighting="min_snr")
 
 
-def test_a_network_learns_the_mean():
-    """The same call as of GaussianDiffusion, in a loop of one's own."""
-    network = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.05)
-    images = torch.full((256, 1), 0.4)
-    for step in range(150):
-        generator = torch.Generator().manual_seed(step)
-        loss = EDM.loss(lambda x, t: network(x), images, generator=generator)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    constant = EDM.loss(lambda x, t: torch.zeros_like(x), images)
-    assert loss < 0.5 * constant
-
-
 @pytest.mark.parametrize("name", SOLVERS)
 def test_samplers_draw_the_data(name):
     images = sample(best, name, (1, 64, 64), diffusion=EDM, seed=0, indices=range(2), steps=40)
