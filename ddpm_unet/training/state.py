@@ -16,7 +16,6 @@ from ddpm_unet.config import TrainConfig
 from ddpm_unet.training.distributed import copy_into, let_go, replicated, whole
 from ddpm_unet.training.post_hoc_ema import BUFFERS, exponent
 
-NamedParameters = list[tuple[str, Parameter]]
 NOWHERE = torch.iinfo(torch.int64).max
 """The stream position of no image."""
 COUNTS = ("step", "loss_steps", "best_step", "worse")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.diffusion.conditioning import SelfConditioning
+from ddpm_unet.diffusion.conditioning import own_estimate
 from ddpm_unet.diffusion.edm import EDMDiffusion, diffusion_of_scheduler, make_diffusion
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import SolverSampler, make_sampler, saved_sampler
@@ -159,7 +159,7 @@ def test_settings_make_either_process():
 def test_self_conditioning_is_given_the_image():
     x0, t = torch.rand(40, 1, 4, 4), torch.full((40,), 0.1)
     x = EDM.add_noise(x0, t, torch.randn(x0.shape))
-    found = SelfConditioning(EDM).estimate(lambda x, t, estimate: best(x, t), x, t, 0, range(40))
+    found = own_estimate(EDM, lambda x, t, estimate: best(x, t), x, t, 0, range(40))
     chosen = (found != 0).flatten(1).any(1)
     known = (STD**2 * x + 0.01 * MEAN) / (STD**2 + 0.01)
     assert 8 < chosen.sum() < 32
