@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddpm_unet.command_line import ArgumentParser
+from ddpm_unet.cli import ArgumentParser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -18,6 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(arguments)
 
+    from ddpm_unet.evaluation.card import write_card
     from ddpm_unet.evaluation.report import write_report
 
+    for run in args.runs:
+        write_card(run)
     print(f"written: {write_report(args.runs, args.out)}")

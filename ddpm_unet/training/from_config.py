@@ -25,7 +25,7 @@ from ddpm_unet.data.pixels import convert_channels
 from ddpm_unet.data.preprocessing import PixelType, Preprocessing, target_settings
 from ddpm_unet.data.sources import concat_condition, held_out, open_images, open_stream
 from ddpm_unet.data.splits import split_images
-from ddpm_unet.data.volumes import is_nifti, spacing_of, volume_space
+from ddpm_unet.data.volumes import alike, in_mm, is_nifti, spacing_of, volume_space
 from ddpm_unet.diffusion.edm import make_diffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
@@ -92,7 +92,7 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
         else []
     )
     spaces = [volume_space(name) for name in names if is_nifti(name)]
-    spacing, sizes = spacing_of([s for s in spaces if s]) if spaces else (None, "")
+    spacing, sizes = spacing_of([s for s in spaces if s], data.spacing, data.dims)
     if spaces and spacing is None:
         said += f", voxels of {sizes} taken as equal"
     return kind(
@@ -189,6 +189,14 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
             tuple(getattr(p, name) for p in (seen, preprocessing))
             for name in ("value_range", "scale")
         )
+        sizes = [p.made_spacing for p in (seen, preprocessing)]
+        if sizes[0] and sizes[1] and len(sizes[0]) == len(sizes[1]):
+            scales = (1.0, 1.0)  # what counts is what a pixel is for the network
+            if not alike(sizes[0], sizes[1]):
+                said.append(
+                    f"warning: {config.init} was trained with {in_mm(sizes[0])} a pixel, with "
+                    f"data.scale {data.scale:g} these images have {in_mm(sizes[1])}"
+                )
         if seen.dtype and (ranges[0] != ranges[1] or scales[0] != scales[1]):
             said.append(
                 f"warning: {config.init} was trained with value_range {ranges[0]} at scale "
@@ -286,6 +294,8 @@ def _large_enough(pairs: TargetSet) -> TargetSet:
 
 def build_joint(config: SegmentConfig, channels: int) -> JointDenoising:
     """The denoiser's part in transfer "joint", on windows as large as the labelled ones."""
+    if config.unlabelled.spacing is not None:
+        raise UserError("unlabelled.spacing: set unlabelled.scale, which counts beside data.scale")
     data = replace(
         config.unlabelled,
         dims=config.data.dims,

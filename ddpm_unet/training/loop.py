@@ -27,8 +27,9 @@ from ddpm_unet.config.reading import check_limits
 from ddpm_unet.cpu import FusedAdamWEMA, accelerate_cpu, is_accelerated
 from ddpm_unet.data.loader import StepBatches, make_loader, shares
 from ddpm_unet.errors import UserError
+from ddpm_unet.evaluation.card import write_pages
 from ddpm_unet.evaluation.plots import plot_metrics
-from ddpm_unet.evaluation.report import ABOUT, versions, write_report
+from ddpm_unet.evaluation.report import ABOUT, versions
 from ddpm_unet.files import replace_json
 from ddpm_unet.randomness import torch_seeds
 from ddpm_unet.training.checkpoint import prune_checkpoints, resume, write_checkpoint
@@ -86,7 +87,7 @@ def train(job: Job, run: RunFolder, settings: Any, signals: bool = True) -> nn.M
                 training.introduce()
                 training.run_steps(request)
             if training.finished:
-                on_main(accelerator, lambda: write_report([run.path]))
+                on_main(accelerator, lambda: write_pages(run.path))
             leave(accelerator)
         except RuntimeError as error:
             if not peer_lost(error):
