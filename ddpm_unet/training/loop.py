@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -445,6 +446,24 @@ class Training:
         """Go on from the newest good checkpoint, if there is one."""
         if resume(self.state, self.run, self.accelerator, self.job.digest):
             self.saved = self.state.step
+            changed = self.run.changed
+            for name in sorted(changed.keys() - {"run", "resume", "preview"}):
+                self._say("{} is {}, was {}".format(name, *reversed(changed[name])))
+            self._say_jump(changed.get("train.steps", (self.config.steps,))[0])
+
+    def _say_jump(self, planned: int) -> None:
+        """Say how the learning rate jumps where a run of so many steps gets another number."""
+        step, peak = self.state.step, self.optimizer.param_groups[0]["peak_lr"]
+        config = replace(self.config, steps=planned)
+        before, after = (
+            peak * learning_rate_factor(max(step - 1, 0), config),
+            peak * learning_rate_factor(step, self.config),
+        )
+        if planned != self.config.steps and abs(after - before) > 0.05 * peak:
+            self._say(
+                f"the learning rate jumps from {before:.3g} to {after:.3g}, as its "
+                f"{self.config.lr_schedule} schedule is now one of {self.config.steps} steps"
+            )
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:
