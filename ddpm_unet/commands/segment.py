@@ -32,6 +32,15 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     add("--tta", action="store_true", help="average over flips and quarter turns, 8 x the work")
     black_white = "pixel values of black and white here (default: as in training)"
     add("--value_range", type=float, nargs=2, metavar=("BLACK", "WHITE"), help=black_white)
+    millimetres = (
+        "millimetres from pixel to pixel here, where files do not say it: one number or all"
+    )
+    add(
+        "--spacing",
+        type=within(float, 1e-9, 1e6),
+        nargs="+",
+        help=f"{millimetres} (default: as in training)",
+    )
     add("--probabilities", choices=["tiff", "npz"], help="write probabilities too, float32")
     add("--format", choices=["tiff", "png"], default="tiff", help="task regress: format written")
     add("--max_pixels", type=PIXELS, default=200.0, help="largest image, million pixels")
@@ -48,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.data.folder import list_images
     from ddpm_unet.data.points import list_points
     from ddpm_unet.data.preprocessing import FILES
+    from ddpm_unet.data.volumes import in_mm, is_nifti
     from ddpm_unet.inference.predictor import Predictor
     from ddpm_unet.inference.results import check_image_format
     from ddpm_unet.inference.writers import output_folder, output_names
@@ -68,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         batch_size=args.batch_size,
         tta=args.tta,
         value_range=args.value_range and tuple(args.value_range),
+        spacing=args.spacing and (args.spacing[0] if len(args.spacing) == 1 else args.spacing),
         max_pixels=args.max_pixels,
     )
     own, config = predictor.preprocessing, predictor.model.config
@@ -90,6 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if process == 0:
             shared = f", shared by {processes} processes" if processes > 1 else ""
             print(f"{len(paths)} image(s) with {folder}{shared}")
+            if own.spacing and not predictor.spacing and not all(map(is_nifti, paths)):
+                print(
+                    f"pixels are taken to be of {in_mm(own.spacing)}, as in training; see --spacing"
+                )
         for path, name in tqdm(mine, "Segmenting", disable=process > 0 or None):
             base = args.out / name
             with torch.inference_mode():
@@ -100,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 classes = config.class_names or [f"class {i}" for i in range(len(found))]
                 shares = found / max(1, found.sum())
                 said = ", ".join(f"{c} {s:.1%}" for c, s in zip(classes, shares, strict=True))
-            tqdm.write(f"{path.name}: {said}")
+            tqdm.write(f"{path.name}: {said}{predictor.resampling(path)}")
     if process == 0:
         print(f"written: {'predictions' if own.targets else 'masks and overlays'} in {args.out}")
 

@@ -33,6 +33,9 @@ class ImageDataConfig:
         value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
             is the full range: 255 for 8 bits, 65535 for 16, and floats must be within 0 to 1;
             "percentiles" are the 0.5 and 99.5 percentiles of each image's channels (for MRI).
+        spacing: Millimetres from pixel to pixel along (depth,) height and width, or one number for
+            all, where the files (NIfTI) do not say it; 0.0005 is half a micrometre. The model keeps
+            it, and segments images of another spacing as if they had this one.
         flips: Mirror at random: left-right and, for "crop", along the other axes. Null does so for
             folders and builtin:histology; the other sets are of things that have a left and an up.
         rot90: Turn by a random multiple of 90 degrees, volumes in the plane of their slices; null
@@ -67,6 +70,7 @@ class ImageDataConfig:
     level: int = limited(0, 0, 99)
     channels: int | None = limited(None, 1, 1024)
     value_range: ValueRange = limited(None, *FINITE)
+    spacing: float | tuple[float, ...] | None = limited(None, 1e-9, 1e6)
     flips: bool | None = None
     rot90: bool | None = None
     class_labels: bool = False
@@ -212,6 +216,9 @@ class PairDataConfig:
         value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
             is the full range of the type: 0 to 255, 0 to 65535, or 0.0 to 1.0; "percentiles" are
             the 0.5 and 99.5 percentiles of each image's channels (for MRI).
+        spacing: Millimetres from pixel to pixel along (depth,) height and width, or one number for
+            all, where the files (NIfTI) do not say it; 0.0005 is half a micrometre. The model keeps
+            it, and segments images of another spacing as if they had this one.
         target_range: Task "regress": likewise of the images to predict; null or two numbers.
         scale: Factor applied to images and masks before anything is cut (0.5 halves them).
         size: Height and width (and depth) of the training windows, pixels.
@@ -245,6 +252,7 @@ class PairDataConfig:
     class_colors: tuple[tuple[int, int, int], ...] = limited((), 0, 255)
     channels: int | None = limited(None, 1, 1024)
     value_range: ValueRange = limited(None, *FINITE)
+    spacing: float | tuple[float, ...] | None = limited(None, 1e-9, 1e6)
     target_range: tuple[float, float] | None = limited(None, *FINITE)
     scale: float = limited(1.0, 1e-3, 1e3)
     size: int = limited(128, 1, 65_536)
@@ -273,6 +281,8 @@ def check_data_settings(config: ImageDataConfig | PairDataConfig) -> None:
             raise UserError(
                 f"data.{name} [{found[0]:g}, {found[1]:g}]: must be two numbers, black below white"
             )
+    if isinstance(config.spacing, tuple) and len(config.spacing) != config.dims:
+        raise UserError(f"data.spacing: has {len(config.spacing)} numbers; give 1 or {config.dims}")
     pixels = config.size**config.dims / 1e6
     if pixels > config.max_pixels:
         raise UserError(

@@ -23,7 +23,7 @@ from ddpm_unet.data.masks import (
     listed,
     mask_values,
 )
-from ddpm_unet.data.pairs import Pair, complete_settings, find_pairs
+from ddpm_unet.data.pairs import POINTS, Pair, complete_settings, find_pairs
 from ddpm_unet.data.pixels import convert_channels, normalised, to_unit
 from ddpm_unet.data.preprocessing import Targets
 from ddpm_unet.data.volumes import spacing_of
@@ -266,11 +266,13 @@ def _judge_images(looks: Sequence[_Look], report: Report) -> None:
 
 def _judge_spacing(looks: Sequence[_Look], report: Report) -> None:
     """Voxel sizes, which a network takes for one."""
-    spaces = [look.pair.space for look in looks if look.pair.space]
-    if not spaces:
+    spaces, config = [look.pair.space for look in looks if look.pair.space], report.config
+    if not spaces and config.spacing is None:
         return
-    report.spacing, shown = spacing_of(spaces)
-    report.lines.append(f"voxels of {shown}")
+    if config.masks == POINTS:
+        raise UserError("data.spacing: is of images, the points have data.voxel; leave it out")
+    report.spacing, shown = spacing_of(spaces, config.spacing, config.dims)
+    report.lines.append(f"{'voxels' if config.dims == 3 else 'pixels'} of {shown}")
     if report.spacing is None:
         report.warnings.append(
             f"voxels differ in size, from {shown}, and the network takes them as equal; resample "

@@ -14,6 +14,7 @@ from ddpm_unet.config import ImageDataConfig, PairDataConfig, ValueRange
 from ddpm_unet.config.data import check_data_settings
 from ddpm_unet.config.reading import from_plain, read_json
 from ddpm_unet.data.pixels import convert_channels, normalised, to_unit
+from ddpm_unet.data.volumes import alike, in_mm
 from ddpm_unet.errors import UserError
 from ddpm_unet.files import replace_json
 
@@ -148,6 +149,24 @@ class Preprocessing:
     def made_spacing(self) -> tuple[float, ...] | None:
         """Millimetres from voxel to voxel of what is generated, which was resampled by `scale`."""
         return self.spacing and tuple(length / self.scale for length in self.spacing)
+
+    def scales(self, spacing: tuple[float, ...] | None, name: str) -> float | tuple[float, ...]:
+        """Factors that make an image of this spacing like those that the network was trained on.
+
+        One for all axes where either spacing is not known, or both are the same.
+
+        Raises:
+            UserError: They differ by more than a factor of 16, as units do.
+        """
+        if spacing is None or self.spacing is None or alike(spacing, self.spacing):
+            return self.scale
+        factors = np.divide(spacing, self.spacing)
+        if np.abs(np.log2(factors)).max() > 4:
+            raise UserError(
+                f"{name}: has pixels of {in_mm(spacing)}, the model was trained on "
+                f"{in_mm(self.spacing)}; give spacing in millimetres"
+            )
+        return tuple((factors * self.scale).tolist())
 
     def to_pixels(self, unit: np.ndarray) -> np.ndarray:
         """What a network makes, in [-1, 1], as pixels of the training's type and range."""

@@ -103,6 +103,9 @@ def check_settings(config: ImageDataConfig) -> None:
         f"scale {config.scale:g}: has no effect with fit resize; remove it": (
             config.fit == "resize" and config.scale != 1
         ),
+        "spacing: has no meaning with fit resize; remove it": (
+            config.fit == "resize" and config.spacing is not None
+        ),
         f"dims 3: {config.source} holds images; volumes come from folders, or set dims 2": (
             config.dims == 3 and named
         ),

@@ -140,16 +140,34 @@ def file_info(path: str | Path, dims: int, max_pixels: float = 200.0) -> ImageIn
     return (volume_info if dims == 3 else image_info)(path, max_pixels)
 
 
-def spacing_of(spaces: Sequence[Space]) -> tuple[tuple[float, ...] | None, str]:
-    """The spacing of all, None where it differs by more than 3 %; and its range for messages."""
+def spacing_of(
+    spaces: Sequence[Space], said: float | tuple[float, ...] | None = None, dims: int = 3
+) -> tuple[tuple[float, ...] | None, str]:
+    """The spacing of all, None where it differs by more than 3 %; and its range for messages.
+
+    Without spaces it is what is `said` of `dims` axes, which must not contradict the spaces.
+    """
+    own = said if isinstance(said, tuple | None) else (float(said),) * dims
+    if not spaces:
+        return own, in_mm(own) if own else "unknown size"
     found = np.array([space.spacing for space in spaces])
     low, high = found.min(0), found.max(0)
-    shown = (" x ".join(f"{mm:.3g}" for mm in size[::-1]) for size in (low, high))
-    alike = (high <= 1.03 * low).all()
-    return (
-        tuple(np.median(found, axis=0).tolist()) if alike else None,
-        f"{' to '.join(dict.fromkeys(shown))} mm",
-    )
+    shown = in_mm(high)
+    if in_mm(low) != shown:
+        shown = f"{in_mm(low).removesuffix(' mm')} to {shown}"
+    if own and not (alike(own, low) and alike(own, high)):
+        raise UserError(f"data.spacing {in_mm(own)}: the files say {shown}; leave it out")
+    return tuple(np.median(found, axis=0).tolist()) if alike(low, high) else None, shown
+
+
+def alike(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two spacings differ by 3 % at most."""
+    return bool((np.abs(np.log(np.divide(one, other))) <= math.log(1.03) + 1e-9).all())
+
+
+def in_mm(spacing: Sequence[float]) -> str:
+    """A spacing for messages, width first."""
+    return f"{' x '.join(f'{mm:.3g}' for mm in spacing[::-1])} mm"
 
 
 def is_nifti(path: str | Path) -> bool:

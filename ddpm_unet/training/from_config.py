@@ -32,7 +32,7 @@ from ddpm_unet.data.pixels import convert_channels
 from ddpm_unet.data.preprocessing import PixelType, Preprocessing, target_settings
 from ddpm_unet.data.sources import concat_condition, held_out, open_images, open_stream
 from ddpm_unet.data.splits import split_images
-from ddpm_unet.data.volumes import is_nifti, spacing_of, volume_space
+from ddpm_unet.data.volumes import alike, in_mm, is_nifti, spacing_of, volume_space
 from ddpm_unet.diffusion.edm import EDMDiffusion, make_diffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
@@ -104,12 +104,6 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
         return unet
 
     said = stream.describe()
-    preprocessing = Preprocessing(
-        images.layout.channels,
-        data.scale if data.fit == "crop" else 1.0,
-        data.value_range,
-        dtype=cast(PixelType, images.layout.dtype.name),
-    )
     if data.fit == "crop" and data.scale != 1:
         said += f", at data.scale {data.scale:g}"
     names = (
@@ -118,9 +112,18 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
         else []
     )
     spaces = [volume_space(name) for name in names if is_nifti(name)]
-    spacing, sizes = spacing_of([s for s in spaces if s]) if spaces else (None, "")
+    spacing, sizes = spacing_of([s for s in spaces if s], data.spacing, data.dims)
     if spaces and spacing is None:
         said += f", voxels of {sizes} taken as equal"
+    preprocessing = Preprocessing(
+        images.layout.channels,
+        data.scale if data.fit == "crop" else 1.0,
+        data.value_range,
+        dtype=cast(PixelType, images.layout.dtype.name),
+        spacing=spacing,
+    )
+    lines = [said, *([latent.describe()] if latent else [])]
+    lines += unlike(config.init, preprocessing) if config.init else []
     return kind(
         build,
         diffusion,
@@ -134,19 +137,9 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
         batch_size=config.train.micro_batch or config.train.batch_size,
         seed=config.seed,
         workers=data.workers,
-        description="\n".join(
-            [
-                said,
-                *([latent.describe()] if latent else []),
-                *(
-                    unlike(config.init, preprocessing.channels, preprocessing)
-                    if config.init
-                    else []
-                ),
-            ]
-        ),
+        description="\n".join(lines),
         digest=stream.digest,
-        preprocessing=replace(preprocessing, spacing=spacing),
+        preprocessing=preprocessing,
     )
 
 
@@ -178,15 +171,23 @@ def begin_from(folder: Path, config: DenoiseConfig, conditioning: Conditioning) 
     return diffusion
 
 
-def unlike(folder: str, channels: int, now: Preprocessing) -> list[str]:
-    """A warning where the images of the denoiser in `folder` had other units or another scale."""
-    seen = Preprocessing.read(Path(folder), channels)
-    if not seen.dtype or (seen.value_range, seen.scale) == (now.value_range, now.scale):
-        return []
-    return [
-        f"warning: {folder} was trained with value_range {seen.value_range} at scale "
-        f"{seen.scale:g}, these images come with {now.value_range} at {now.scale:g}"
-    ]
+def unlike(folder: str, now: Preprocessing) -> list[str]:
+    """Warnings where the images of the denoiser in `folder` had other units or another scale."""
+    seen, said = Preprocessing.read(Path(folder), now.channels), []
+    scales, sizes = (seen.scale, now.scale), (seen.made_spacing, now.made_spacing)
+    if sizes[0] and sizes[1] and len(sizes[0]) == len(sizes[1]):
+        scales = (1.0, 1.0)  # what counts is what a pixel is for the network
+        if not alike(sizes[0], sizes[1]):
+            said.append(
+                f"warning: {folder} was trained with {in_mm(sizes[0])} a pixel, with "
+                f"data.scale {now.scale:g} these images have {in_mm(sizes[1])}"
+            )
+    if seen.dtype and (seen.value_range != now.value_range or scales[0] != scales[1]):
+        said.append(
+            f"warning: {folder} was trained with value_range {seen.value_range} at scale "
+            f"{scales[0]:g}, these images come with {now.value_range} at {scales[1]:g}"
+        )
+    return said
 
 
 def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  # type: ignore[assignment]
@@ -253,7 +254,7 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
         report.spacing,
     )
     if config.init not in (None, SCRATCH):
-        said += unlike(str(config.init), report.channels, preprocessing)
+        said += unlike(str(config.init), preprocessing)
     return kind(
         lambda: build_network(config, report.channels, outputs),
         target,
@@ -346,6 +347,8 @@ def _large_enough(pairs: TargetSet) -> TargetSet:
 
 def build_joint(config: SegmentConfig, channels: int) -> JointDenoising:
     """The denoiser's part in transfer "joint", on windows as large as the labelled ones."""
+    if config.unlabelled.spacing is not None:
+        raise UserError("unlabelled.spacing: set unlabelled.scale, which counts beside data.scale")
     data = replace(
         config.unlabelled,
         dims=config.data.dims,
