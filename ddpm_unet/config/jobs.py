@@ -28,12 +28,14 @@ class RunConfig:
             run folder. `--resume runs/x` goes on with all settings of that run but those given.
         seed: The order of the data, augmentation, noise and initial weights depend on it alone.
         tracker: Besides metrics.jsonl, log to tensorboard or wandb through accelerate.
+        train: The loop.
     """
 
     run: str | None = None
     resume: Literal["auto", "never"] = "auto"
     seed: int = limited(0, *SEED)
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 @dataclass
@@ -53,7 +55,6 @@ class DenoiseConfig(RunConfig):
         latent: The space that is denoised in, if not that of pixels.
         model: The network.
         diffusion: The forward process.
-        train: The loop.
         preview: Grids and validation during training.
     """
 
@@ -64,7 +65,6 @@ class DenoiseConfig(RunConfig):
     latent: LatentConfig = field(default_factory=LatentConfig)
     model: UNetSettings = field(default_factory=UNetSettings)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
 
 
@@ -76,14 +76,12 @@ class AutoencodeConfig(RunConfig):
         kl_weight: Weight of the latents' divergence from standard normal ones, nats per number.
         data: The images.
         model: The network.
-        train: The loop.
         preview: Grids and validation during training.
     """
 
     kl_weight: float = 1e-4
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
 
 
@@ -115,7 +113,6 @@ class SegmentConfig(RunConfig):
         criterion: Validation score by which the best model is kept.
         cell_class: Class whose connected pieces are cells, parted by membranes: the test then gives
             V_rand and V_info too (2-D, two classes).
-        train: The loop.
     """
 
     task: Literal["segment", "regress"] = "segment"
@@ -133,7 +130,6 @@ class SegmentConfig(RunConfig):
     predict: PredictConfig = field(default_factory=PredictConfig)
     criterion: Literal["mean_dice", "mean_iou"] = "mean_dice"
     cell_class: int | None = None
-    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 @dataclass
