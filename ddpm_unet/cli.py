@@ -31,6 +31,7 @@ COMMANDS = {
     "likelihood": ("likelihood:main", "bits per dimension of images under a denoiser"),
     "ema": ("ema:main", "a model of averaged weights of another length"),
     "report": ("report:main", "a page on a run, or on several beside each other"),
+    "push": ("push:main", "put a model on the Hugging Face hub"),
     "convert": ("convert:main", "bring in a checkpoint of another toolkit"),
 }
 """Where each command is, and what it does."""

@@ -100,7 +100,7 @@ class TrainConfig:
         micro_batch: Images per process and forward pass; 0 takes the process's whole share.
         optimizer: "adamw" (Loshchilov 2019) or "rmsprop" (Hinton 2012).
         lr: Peak learning rate.
-        lr_schedule: After the warm-up: "constant", or "cosine" down to zero.
+        lr_schedule: After the warm-up: "constant", "linear" or "cosine" down to zero.
         warmup_steps: Steps of linear learning-rate warm-up.
         betas: AdamW's averaging coefficients.
         momentum: RMSprop's, of its steps.
@@ -139,7 +139,7 @@ class TrainConfig:
     micro_batch: int = 0
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
     lr: float = limited(2e-4, 1e-12, 10)
-    lr_schedule: Literal["constant", "cosine"] = "cosine"
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup_steps: int = 500
     betas: tuple[float, float] = limited((0.9, 0.999), *BELOW_1)
     momentum: float = limited(0.9, *BELOW_1)

@@ -114,15 +114,14 @@ class Run:
         return next((script for script, key in own.items() if key in self.config), None)
 
     @property
-    def what(self) -> str:
-        """What was trained, in a few words."""
+    def kind(self) -> str:
+        """What was trained: "denoiser", "segmenter", "image predictor", "autoencoder", ..."""
         if self.script == "train_seg":
-            start = self.config.get("init")
-            begun = f" from {start}" if start and start != "scratch" else " from scratch"
-            kind = "Image predictor" if self.config["task"] == "regress" else "Segmenter"
-            return kind + begun
-        return {"train_autoencoder": "Autoencoder", "train_ddpm": "Denoiser"}.get(
-            str(self.script), str(self.config.get("model", {}).get("class", "Network"))
+            return "image predictor" if self.config["task"] == "regress" else "segmenter"
+        own = str(self.config.get("model", {}).get("class", "network"))
+        known = {"UNet": "denoiser", "Segmenter": "segmenter", "ClassicUNet": "segmenter"}
+        return {"train_autoencoder": "autoencoder", "train_ddpm": "denoiser"}.get(
+            str(self.script), known.get(own, own)
         )
 
     @property
@@ -149,7 +148,8 @@ class Run:
         found: dict[str, Any] = {}
         steps, images = self.last("step"), self.last("images")
         if steps is not None and images is not None:
-            found["steps"] = f"{steps:,} of {train.get('steps', steps):,}"
+            planned = train.get("steps", steps)
+            found["steps"] = f"{steps:,}" + (f" of {planned:,}" if steps < planned else "")
             found["images seen"] = f"{images:,}"
         if self.about.get("parameters"):
             found["parameters"] = f"{self.about['parameters']:,}"
@@ -234,13 +234,14 @@ def page_of(run: Run) -> str:
     if rows:
         each = [{words(key): value for key, value in row.items()} for row in rows]
         tested.append(folded("Each image", matrix(each)))
+    begun = f", begun from {run.config['init']}" if run.config.get("init") else ""
     over_time = "Samples over time" if run.script != "train_seg" else "Predictions over time"
     ran = run.about.get("versions", {}) | {
         k: str(run.about[k]) for k in ("device", "processes", "precision") if k in run.about
     }
     return page(
         run.name,
-        f"{run.what}. {escape(str(run.path.resolve()))}",
+        escape(f"{run.kind.capitalize()}{begun}, in {run.path.resolve()}"),
         [
             ("", cards(run.headline())),
             ("Data", "".join(data)),

@@ -19,7 +19,7 @@ from ddpm_unet.config import PredictConfig, ValueRange
 from ddpm_unet.data.images import image_array, image_info, read_image
 from ddpm_unet.data.points import PointSet, from_grid, read_points, to_grid
 from ddpm_unet.data.preprocessing import Preprocessing
-from ddpm_unet.data.volumes import Space, is_nifti, read_volume, volume_info, volume_space
+from ddpm_unet.data.volumes import Space, in_mm, is_nifti, read_volume, volume_info, volume_space
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.objects import ObjectRow, find_objects
 from ddpm_unet.inference.overlay import displayable
@@ -199,6 +199,9 @@ class Predictor:
         batch_size: Tiles per call of the network.
         tta: Average over flips and quarter turns.
         value_range: Pixel values of black and white here, where they are not the training's.
+        spacing: Millimetres from pixel to pixel along (depth,) height and width here, or one
+            number, where the files (NIfTI) do not say it. Images of another spacing than the
+            training's are resampled to it, and the results back; without one it is the training's.
         max_pixels: Refuse to decode more than so many million pixels at once.
         stream_above: Million pixels from which on a TIFF is read row by row.
     """
@@ -213,6 +216,7 @@ class Predictor:
         batch_size: int = 4,
         tta: bool = False,
         value_range: ValueRange = None,
+        spacing: float | Sequence[float] | None = None,
         max_pixels: float = 200.0,
         stream_above: float = 16.0,
     ) -> None:
@@ -220,6 +224,17 @@ class Predictor:
         self.preprocessing = preprocessing or Preprocessing(model.in_channels)
         if value_range is not None:
             self.preprocessing = replace(self.preprocessing, value_range=value_range, dtype=None)
+        self.spacing: tuple[float, ...] | None = None
+        if spacing is not None:
+            if self.preprocessing.spacing is None:
+                raise UserError(
+                    "spacing: the model does not know that of its training; leave it out, or train "
+                    "with data.spacing"
+                )
+            given = [spacing] * self.dims if isinstance(spacing, int | float) else spacing
+            self.spacing = tuple(map(float, given))
+            if len(self.spacing) != self.dims or not min(self.spacing) > 0:
+                raise UserError(f"spacing {spacing}: give 1 or {self.dims} numbers above 0")
         self.batch_size, self.max_pixels, self.stream_above = batch_size, max_pixels, stream_above
         self.tiling = tiling(model, PredictConfig(tile, overlap))
         self.tta = tta
@@ -285,13 +300,21 @@ class Predictor:
         whole = self.preprocessing.whole
         with torch.inference_mode():
             source = whole(pixels) if whole else pixels
-            found = [band.cpu() for band in self.bands(source, name)]
+            found = [band.cpu() for band in self.bands(source, name, self._spacing(image))]
         values = torch.cat(found, dim=1).numpy()
         targets = self.preprocessing.targets
         if targets:
             values = targets.to_values(values)
         names = getattr(self.model.config, "class_names", ())
         return Prediction(values, names, pixels, regression=targets is not None)
+
+    def _spacing(self, image: Any) -> tuple[float, ...] | None:
+        """Of a NIfTI file its own, else what was said of all."""
+        if self.dims == 3 and isinstance(image, str | PathLike):
+            space = volume_space(Path(image))
+            if space is not None:
+                return space.spacing
+        return self.spacing
 
     def _pixels(self, image: Any) -> tuple[np.ndarray, str]:
         """`[*space, C]` and a name for messages."""
@@ -325,7 +348,9 @@ class Predictor:
             )
         return np.moveaxis(array, either.pop(), -1), "the array"
 
-    def bands(self, source: Rows, name: str) -> Iterator[Tensor]:
+    def bands(
+        self, source: Rows, name: str, spacing: tuple[float, ...] | None = None
+    ) -> Iterator[Tensor]:
         """Predictions `float32 [K, rows, W]` of an image from top to bottom; see `predict_scaled`.
 
         `source` is `[H, W, C]` or `[D, H, W, C]` after `preprocessing.whole`.
@@ -333,7 +358,7 @@ class Predictor:
         own = self.preprocessing
         rows = Prepared(source, lambda pixels: own.to_unit(pixels, name), own.channels)
         return predict_scaled(
-            self.predict, rows, own.scale, self.tiling, self.batch_size, self.device
+            self.predict, rows, own.scales(spacing, name), self.tiling, self.batch_size, self.device
         )
 
     # Files
@@ -356,6 +381,14 @@ class Predictor:
         else:
             info = image_info(path, self.max_pixels)
         own.check_depth(info.dtype, math.inf, path.name)
+        own.scales(self._spacing(path), path.name)
+
+    def resampling(self, path: Path) -> str:
+        """What is done to a file whose spacing is not the training's, in a few words."""
+        own, here = self.preprocessing, self._spacing(path)
+        if own.scales(here, path.name) == own.scale:
+            return ""
+        return f" (pixels of {in_mm(here or ())}, resampled to {in_mm(own.spacing or ())})"
 
     @contextmanager
     def open(self, path: Path) -> Iterator[OpenFile]:
@@ -369,7 +402,7 @@ class Predictor:
             _check_volume(path)
             volume, space = read_volume(path, self.max_pixels), volume_space(path)
             self._check_depth([volume], path)
-            parts = self._volume(volume, whole(volume) if whole else volume, path.name)
+            parts = self._volume(volume, whole(volume) if whole else volume, path)
             yield OpenFile(volume.shape, parts, space, is_tiff(path), [volume])
             return
         streamed = math.inf if whole else self.stream_above
@@ -389,15 +422,16 @@ class Predictor:
         whole = self.preprocessing.whole
         for number, plane in enumerate(planes):
             row = 0
-            for band in self.bands(whole(np.asarray(plane)) if whole else plane, name):
+            source = whole(np.asarray(plane)) if whole else plane
+            for band in self.bands(source, name, self.spacing):
                 rows = band.shape[1]
                 pixels = np.asarray(plane[row : row + rows])[None]
                 yield number, row, pixels, band.cpu().numpy()[None]
                 row += rows
 
-    def _volume(self, volume: np.ndarray, source: np.ndarray, name: str) -> Iterator[Part]:
+    def _volume(self, volume: np.ndarray, source: np.ndarray, path: Path) -> Iterator[Part]:
         plane, shown = 0, displayable(volume)
-        for band in self.bands(source, name):
+        for band in self.bands(source, path.name, self._spacing(path)):
             planes = band.shape[1]
             values = band.cpu().numpy().swapaxes(0, 1)
             yield plane, 0, shown[plane : plane + planes], values

@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,9 @@ from ddpm_unet.config.reading import check_limits
 from ddpm_unet.cpu import FusedAdamWEMA, accelerate_cpu, is_accelerated
 from ddpm_unet.data.loader import StepBatches, make_loader, shares
 from ddpm_unet.errors import UserError
+from ddpm_unet.evaluation.card import write_pages
 from ddpm_unet.evaluation.plots import plot_metrics
-from ddpm_unet.evaluation.report import ABOUT, versions, write_report
+from ddpm_unet.evaluation.report import ABOUT, versions
 from ddpm_unet.files import replace_json
 from ddpm_unet.randomness import torch_seeds
 from ddpm_unet.training.checkpoint import (
@@ -91,7 +93,7 @@ def train(job: Job, run: RunFolder, settings: Any, signals: bool = True) -> nn.M
                 training.introduce()
                 training.run_steps(request)
             if training.finished:
-                on_main(accelerator, lambda: write_report([run.path]))
+                on_main(accelerator, lambda: write_pages(run.path))
             leave(accelerator)
         except RuntimeError as error:
             if not peer_lost(error):
@@ -462,6 +464,24 @@ class Training:
         """Go on from the newest good checkpoint, if there is one."""
         if resume(self.state, self.run, self.accelerator, self.job.digest):
             self.saved = self.state.step
+            changed = self.run.changed
+            for name in sorted(changed.keys() - {"run", "resume", "preview"}):
+                self._say("{} is {}, was {}".format(name, *reversed(changed[name])))
+            self._say_jump(changed.get("train.steps", (self.config.steps,))[0])
+
+    def _say_jump(self, planned: int) -> None:
+        """Say how the learning rate jumps where a run of so many steps gets another number."""
+        step, peak = self.state.step, self.optimizer.param_groups[0]["peak_lr"]
+        config = replace(self.config, steps=planned)
+        before, after = (
+            peak * learning_rate_factor(max(step - 1, 0), config),
+            peak * learning_rate_factor(step, self.config),
+        )
+        if planned != self.config.steps and abs(after - before) > 0.05 * peak:
+            self._say(
+                f"the learning rate jumps from {before:.3g} to {after:.3g}, as its "
+                f"{self.config.lr_schedule} schedule is now one of {self.config.steps} steps"
+            )
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:

@@ -21,11 +21,12 @@ from ddpm_unet.data.preprocessing import Preprocessing, Targets
 from ddpm_unet.data.splits import Split
 from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.errors import UserError
+from ddpm_unet.evaluation.card import write_pages
 from ddpm_unet.evaluation.image_quality import image_scores
 from ddpm_unet.evaluation.metrics import confusion, mean_over_images, overlap, scores_of_image
 from ddpm_unet.evaluation.plots import save_picture
 from ddpm_unet.evaluation.rand import thinned_scores
-from ddpm_unet.evaluation.report import best_median_worst, write_report
+from ddpm_unet.evaluation.report import best_median_worst
 from ddpm_unet.files import replace_json, replace_text
 from ddpm_unet.inference.overlay import class_colors, displayable, side_by_side
 from ddpm_unet.inference.predictor import (
@@ -376,7 +377,7 @@ class PixelwiseJob(Job):
             with torch.inference_mode():
                 seen = self.target.visualize(self.planes(model, item, device), item)
             save_picture(seen, run.path / "predictions" / f"{word}.png")
-        write_report([run.path])
+        write_pages(run.path)
         print(
             f"on {len(self.test)} test image(s): "
             + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())

@@ -96,13 +96,15 @@ def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> Optimi
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
     """Share of the peak learning rate at optimizer step `step` (from 0), in [0, 1].
 
-    Linear warm-up over `warmup_steps`, then constant or half a cosine down to zero at `steps`.
+    Linear warm-up over `warmup_steps`, then constant, or a line or half a cosine to 0 at `steps`.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.lr_schedule == "constant":
         return 1.0
     progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    if config.lr_schedule == "linear":
+        return 1 - min(progress, 1.0)
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 

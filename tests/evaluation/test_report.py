@@ -72,7 +72,7 @@ def test_a_page_holds_the_run_and_needs_nothing_else(tmp_path):
     assert write_report([run]) == run / "report.html"
     page = Page(run / "report.html")
     assert page.outside == []
-    assert "20 of 20" in page.text[""]
+    assert "20 steps 80 images seen" in " ".join(page.text[""].split())
     assert "1,234,567" in page.text[""]
     assert "0.25" in page.text[""]
     assert f"{NASTY} is dark" in page.text["Data"]
