@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_unet.cli import ArgumentParser, whole, within
-from ddpm_unet.commands.shared import add_speed, at_speed, model_or_newest
+from ddpm_unet.commands.shared import add_common, at_speed, model_or_newest
 from ddpm_unet.errors import UserError
 
 PIXELS = within(float, 1e-6, 1e9)
@@ -23,8 +23,6 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("images", type=Path, nargs="+", help="images, stacks, NIfTI, point sets, or folders")
-    add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
-    add("--out", type=Path, default=Path("segmented"), help="folder written to (default segmented)")
     add("--tile", type=int, help="side of the tiles (default: those of least work)")
     add("--overlap", type=int, help="pixels that tiles share (default 32, of volumes 16)")
     add("--batch_size", type=whole(1), default=4, help="tiles at a time (default 4)")
@@ -44,7 +42,7 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     add("--probabilities", choices=["tiff", "npz"], help="write probabilities too, float32")
     add("--format", choices=["tiff", "png"], default="tiff", help="task regress: format written")
     add("--max_pixels", type=PIXELS, default=200.0, help="largest image, million pixels")
-    add_speed(parser)
+    add_common(parser, "segmented")
     return parser.parse_args(arguments)
 
 
@@ -70,17 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if processes > 1 and device.type != "cpu":
         device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
     predictor = Predictor.from_pretrained(
-        folder,
-        levels=args.levels,
-        device=device,
-        tile=args.tile,
-        overlap=args.overlap,
-        batch_size=args.batch_size,
-        tta=args.tta,
+        folder, levels=args.levels, device=device, tile=args.tile, overlap=args.overlap,
+        batch_size=args.batch_size, tta=args.tta, max_pixels=args.max_pixels,
         value_range=args.value_range and tuple(args.value_range),
         spacing=args.spacing and (args.spacing[0] if len(args.spacing) == 1 else args.spacing),
-        max_pixels=args.max_pixels,
-    )
+    )  # fmt: skip
     own, config = predictor.preprocessing, predictor.model.config
     if own.targets:
         check_image_format(args.format, own.targets, predictor.dims)
