@@ -25,7 +25,7 @@ class RunConfig:
     Args:
         run: Run folder; null takes runs/ and the configuration file's name.
         resume: "auto" goes on from the run's newest good checkpoint; "never" refuses a used
-            run folder.
+            run folder. `--resume runs/x` goes on with all settings of that run but those given.
         seed: The order of the data, augmentation, noise and initial weights depend on it alone.
         tracker: Besides metrics.jsonl, log to tensorboard or wandb through accelerate.
         train: The loop.
@@ -43,6 +43,9 @@ class DenoiseConfig(RunConfig):
     """Settings of `scripts/train_ddpm.py`.
 
     Args:
+        init: Folder of a denoiser, of this toolkit or of diffusers, that is trained further: the
+            network and the process are its own, and model and diffusion say nothing but the loss's
+            weighting. Null begins from random weights.
         condition_dropout: Share of the images that are told nothing of their class, context and
             condition, so that sampling can be guided (Ho 2022: 0.1 to 0.2). A table of classes
             then has a row more, the last, for none.
@@ -55,6 +58,7 @@ class DenoiseConfig(RunConfig):
         preview: Grids and validation during training.
     """
 
+    init: str | None = None
     condition_dropout: float = limited(0.0, *SHARE)
     self_conditioning: bool = False
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
@@ -151,7 +155,7 @@ _RUN = (
 )  # fmt: skip
 COMMON: dict[type, tuple[str, ...]] = {
     DenoiseConfig: (
-        *_RUN, "data.source", "data.size", "data.fit", "data.scale", "data.channels",
+        *_RUN, "init", "data.source", "data.size", "data.fit", "data.scale", "data.channels",
         "data.value_range", "data.flips", "data.rot90", "data.class_labels", "data.workers",
         "model.block_out_channels", "model.layers_per_block", "diffusion.prediction_type",
         "train.validate_every", "train.sample_every",

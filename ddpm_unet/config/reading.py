@@ -136,8 +136,8 @@ def read_settings(
 ) -> tuple[Settings, str]:
     """Settings from `--config FILE`, overridden by dotted flags; `--help` prints them and exits.
 
-    Without `--config` it is `default_config`, or the settings' own defaults. A run folder's
-    `config.yaml` may be one of an earlier version.
+    Without `--config` it is `default_config`, or the settings' own defaults. `--resume RUN` is a
+    run folder's `config.yaml`, which may be one of an earlier version, and its folder.
 
     Returns:
         The settings, and the name (without suffix) of the configuration file, "" without one.
@@ -152,6 +152,13 @@ def read_settings(
         raise UserError(f"--config: is given {given} times; give one")
     names = dict(setting_names(kind))
     flags = _flags(arguments, names, kind)
+    if "resume" in names and flags.get("resume", "auto") not in ("auto", "never"):
+        run = Path(flags.pop("resume"))
+        if not (run / "config.yaml").is_file():
+            raise UserError(f"--resume {run}: is no run folder; give one, or auto or never")
+        for name in {"config", "run"} & flags.keys():
+            raise UserError(f"--{name}: --resume {run} has one already; leave one of the two out")
+        flags |= {"config": str(run / "config.yaml"), "run": str(run), "resume": "auto"}
     file = Path(flags.pop("config")) if "config" in flags else default_config
     values: dict[str, Any] = {}
     if file is not None:
