@@ -121,6 +121,9 @@ class TrainConfig:
             instead of 2e-7), normalisation, small attention, AdamW with the average.
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: Newest checkpoints kept.
+        sharded_above: Million parameters above which every process writes its own part of a
+            checkpoint, while training goes on, and model/ is written when training stops; smaller
+            networks have whole files.
         validate_every: Steps between validations; 0 for none.
         sample_every: Steps between image grids; 0 for none.
         evaluate_every: Steps between scores of generated images (see docs/evaluation.md), of a
@@ -152,6 +155,7 @@ class TrainConfig:
     native: bool = True
     checkpoint_every: int = limited(1000, 1)
     keep_checkpoints: int = limited(2, 1)
+    sharded_above: float = limited(500.0, 0, 10**9)
     validate_every: int = 1000
     sample_every: int = 1000
     evaluate_every: int = 0

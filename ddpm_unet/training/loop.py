@@ -33,7 +33,12 @@ from ddpm_unet.evaluation.plots import plot_metrics
 from ddpm_unet.evaluation.report import ABOUT, versions
 from ddpm_unet.files import replace_json
 from ddpm_unet.randomness import torch_seeds
-from ddpm_unet.training.checkpoint import prune_checkpoints, resume, write_checkpoint
+from ddpm_unet.training.checkpoint import (
+    ShardedWriter,
+    prune_checkpoints,
+    resume,
+    write_checkpoint,
+)
 from ddpm_unet.training.distributed import (
     Sharding,
     StopRequest,
@@ -188,6 +193,8 @@ class Training:
         self.saved: int | None = None
         self.finished = False
         self.stopped_by = 0
+        large = sum(p.numel() for p in self.network.parameters()) > 1e6 * config.sharded_above
+        self.shards = ShardedWriter(accelerator) if large else None
 
     def introduce(self) -> None:
         """Say what is about to run, and on what."""
@@ -249,9 +256,13 @@ class Training:
                 if self._stale() or self._due(config.checkpoint_every):
                     self._checkpoint()
         self.finished = state.step >= config.steps or self._stale()
+        if not self.finished and self.saved != state.step:
+            self._checkpoint()
+        if self.shards:
+            self.shards.wait()
+            if not self.finished and state.best_step is None:
+                self._export()
         if not self.finished:
-            if self.saved != state.step:
-                self._checkpoint()
             self._say(
                 f"stopped after step {state.step}: a checkpoint is written, "
                 "the same command goes on from it"
@@ -408,23 +419,30 @@ class Training:
 
     def _checkpoint(self) -> None:
         state, scaler = self.state, self.accelerator.scaler
-        tensors = state.tensors(self.accelerator.is_main_process)
+        main = self.accelerator.is_main_process
+        tensors = {} if self.shards else state.tensors(main)
         numbers = state.numbers() | {
             "images": state.step * self.config.batch_size,
             "scaler": scaler.state_dict() if scaler else None,
             "data": self.job.digest,
         }
 
+        def prune() -> None:
+            prune_checkpoints(self.run.checkpoints, self.config.keep_checkpoints)
+
         def write() -> None:
             numbers["metrics_size"] = self.run.metrics_size()
-            write_checkpoint(self.run.checkpoints, state.step, tensors, numbers)
-            prune_checkpoints(self.run.checkpoints, self.config.keep_checkpoints)
+            if not self.shards:
+                write_checkpoint(self.run.checkpoints, state.step, tensors, numbers)
+                prune()
             with disk_faults(self.run.path / "loss.png"):
                 plot_metrics(self.run.read_metrics(), self.run.path / "loss.png")
 
         on_main(self.accelerator, write)
+        if self.shards:
+            self.shards.start(self.run.checkpoints, state, numbers, prune)
         self.saved = state.step
-        if state.best_step is None:
+        if state.best_step is None and not self.shards:
             self._export()
 
     def _snapshot(self) -> None:

@@ -38,7 +38,7 @@ FREE_TO_CHANGE = {
     "train.steps", "train.micro_batch", "train.mixed_precision", "train.compile",
     "train.gradient_checkpointing", "train.channels_last", "train.checkpoint_every",
     "train.keep_checkpoints", "train.sample_every", "train.evaluate_every", "train.native",
-    "train.timeout",
+    "train.timeout", "train.sharded_above",
 }  # fmt: skip
 FROM_THE_DATA = {f"model.{n}" for n in ("in_channels", "out_channels", "dims", "num_class_embeds")}
 """Null takes what the data ask for, which are compared themselves."""
