@@ -151,8 +151,8 @@ class FilenamePattern:
         return others.is_relative_to(mine) and Path(full).resolve().is_relative_to(others)
 
 
-def find_pairs(config: PairDataConfig) -> Pairing:
-    """Pair images and masks.
+def find_pairs(config: PairDataConfig, keep_palette: bool = False) -> Pairing:
+    """Pair images and masks; `keep_palette` reads the indices of palette images, not colours.
 
     Raises:
         UserError: Nothing to pair at all: no such folder, an empty one, or one for both without
@@ -165,7 +165,7 @@ def find_pairs(config: PairDataConfig) -> Pairing:
     if Path(config.images).is_file() and Path(config.masks).is_file():
         name = Path(split_ending(config.images)[0]).name
         pairing = Pairing([], [], [])
-        _add_pairs(pairing, {name: (config.images,)}, {name: (config.masks,)}, config)
+        _add_pairs(pairing, {name: (config.images,)}, {name: (config.masks,)}, config, keep_palette)
         return pairing
     if Path(config.images).resolve() == Path(config.masks).resolve() and (
         config.image_name == config.mask_name
@@ -202,7 +202,7 @@ def find_pairs(config: PairDataConfig) -> Pairing:
     lonely = [masks[name][0] for name in masks if name not in images]
     cure = "add its image or move it away"
     pairing.faults += [f"{path}: has no image in {config.images}; {cure}" for path in lonely]
-    _add_pairs(pairing, images, masks, config)
+    _add_pairs(pairing, images, masks, config, keep_palette)
     return pairing
 
 
@@ -253,7 +253,9 @@ def _naming_hint(images: Files, masks: Files) -> str:
     return ""
 
 
-def _add_pairs(pairing: Pairing, images: Files, masks: Files, config: PairDataConfig) -> None:
+def _add_pairs(
+    pairing: Pairing, images: Files, masks: Files, config: PairDataConfig, keep_palette: bool
+) -> None:
     """A pair of each image and mask of one name, or of each page of theirs."""
     colors = config.mask_kind in ("colors", "pictures")
     for name in sorted(images.keys() & masks.keys(), key=natural):
@@ -284,7 +286,7 @@ def _add_pairs(pairing: Pairing, images: Files, masks: Files, config: PairDataCo
                     f"{name}/{number}" if number else name,
                     image + at,
                     mask + at,
-                    partial(_read, images[name], page, config, False),
+                    partial(_read, images[name], page, config, keep_palette),
                     partial(read_mask, masks[name], page, config, not colors),
                     space,
                 )

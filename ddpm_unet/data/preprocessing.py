@@ -92,6 +92,8 @@ class Preprocessing:
         residual: Such a network gives what is to be added to the first channels of its input.
         dtype: Type of the training's pixels; None where it is not known.
         spacing: Millimetres from voxel to voxel along (depth,) height and width; None if unknown.
+        objects: Where the network's last output is of the objects' interiors, by which those that
+            touch are told apart: pixels of the training's small objects.
     """
 
     channels: int
@@ -102,6 +104,7 @@ class Preprocessing:
     residual: bool = False
     dtype: PixelType | None = None
     spacing: tuple[float, ...] | None = None
+    objects: int | None = None
 
     def write(self, folder: Path) -> None:
         """Keep it in a model's folder."""
