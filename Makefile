@@ -20,15 +20,17 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps histolytics==0.3.0
 	touch $(READY)
 
-demo: $(READY)  ## a short training, sampling and segmentation; images in runs/demo
+demo: $(READY)  ## what the shipped models do, then a short training; images in runs/demo
+	$(BIN)/python scripts/sample.py --model samples/histology64/model --sampler ddim --steps 50 \
+		--out runs/demo/shipped
+	$(BIN)/python scripts/compare.py "the shipped model"=runs/demo/shipped --out runs/demo/shipped.png
 	$(BIN)/accelerate launch scripts/train_ddpm.py --config configs/demo.yaml
-	$(BIN)/python scripts/sample.py --model runs/demo/model --steps 100 --out runs/demo/generated
-	$(BIN)/python scripts/sample.py --model samples/histology64/model --steps 200 --out runs/demo/shipped
+	$(BIN)/python scripts/sample.py --model runs/demo/model --steps 250 --out runs/demo/generated
 	$(BIN)/python scripts/compare.py "after a few minutes"=runs/demo/generated \
-		"the shipped model"=runs/demo/shipped --out runs/demo/demo.png
+		--config configs/demo.yaml --out runs/demo/demo.png
 	$(BIN)/python scripts/train_seg.py --init samples/histology64/model --run runs/demo_nuclei \
 		--train.steps 100
-	@echo "Pictures: runs/demo/demo.png (generated beside real), runs/demo_nuclei/test.png (nuclei: mask, prediction)"
+	@echo "Images: runs/demo/shipped.png and demo.png (generated beside real), runs/demo_nuclei/test.png (nuclei: mask, prediction)"
 
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest

@@ -6,6 +6,7 @@ import argparse
 import errno
 import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,8 @@ COMMANDS = {
     "evaluate": ("evaluate:main", "measure how like real images generated ones are"),
     "likelihood": ("likelihood:main", "bits per dimension of images under a denoiser"),
     "ema": ("ema:main", "a model of averaged weights of another length"),
+    "report": ("report:main", "a page on a run, or on several beside each other"),
+    "push": ("push:main", "put a model on the Hugging Face hub"),
     "convert": ("convert:main", "bring in a checkpoint of another toolkit"),
 }
 """Where each command is, and what it does."""
@@ -36,6 +39,18 @@ Number = TypeVar("Number", int, float)
 MISMATCH = "operator torchvision::nms does not exist"
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 SECONDS_FOR_THE_MAIN_PROCESS = 2.0
+LAUNCHERS = re.compile(
+    r"(.*[/\\])?(accelerate(-launch)?|torchrun)(\.exe)?"
+    r"|accelerate\.commands\.(launch|accelerate_cli)|torch\.distributed\.(run|launch)"
+)
+AFTER = """
+import contextlib, sys, psutil
+with contextlib.suppress(psutil.Error):
+    launcher = psutil.Process(int(sys.argv[1]))
+    print(flush=True)
+    launcher.wait(60)
+sys.stderr.write(sys.argv[2])
+"""
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> None:
@@ -103,7 +118,8 @@ def user_errors() -> Iterator[None]:
     """Print a UserError, and what else a person can mend, in one line; exit with status 2.
 
     A command whose output nobody reads any more ends its work, then with status 141, as by SIGPIPE.
-    Of several processes the main one speaks first, as launchers then end the others.
+    Of several processes the main one speaks first, as launchers then end the others. Launchers
+    print a traceback of their own below it, so the line is printed again when they have ended.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names of files may be in no encoding
@@ -131,8 +147,21 @@ def user_errors() -> Iterator[None]:
         sys.stdout = stdout
     if os.environ.get("RANK", "0") != "0":
         time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    _repeat_after_launcher(f"error: {message}\n")
     sys.exit(2)
+
+
+def _repeat_after_launcher(line: str) -> None:
+    """Print a line again once `accelerate launch` or torchrun has ended, if one started this."""
+    import psutil
+
+    with suppress(psutil.Error, OSError):
+        launcher = psutil.Process(os.getppid())
+        if any(map(LAUNCHERS.fullmatch, launcher.cmdline()[:3])):
+            command = [sys.executable, "-c", AFTER, str(launcher.pid), line]
+            waiting = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+            waiting.stdout.readline()  # type: ignore[union-attr]
 
 
 def _cause_outside(error: Exception) -> str | None:

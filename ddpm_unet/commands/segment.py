@@ -193,10 +193,11 @@ def score(folder: Path, truth: str, others: list[str], model: Path | None) -> No
                 labels = label_objects(found)
             labels = np.where(true == IGNORE_INDEX, 0, labels)
             row |= object_scores(labels, code.cells(values, true, ()))
-        rows.append({"name": pair.image_file, **row})
+        rows.append(row)
     target = ClassTarget(tuple(code.class_names))
     scores = target.compute(torch.stack(counts).sum(0)) | mean_over_images(rows)
-    write_scores(folder, scores, rows)
+    names = [pair.image_file for pair in report.pairs]
+    write_scores(folder, scores, [{"name": n, **r} for n, r in zip(names, rows, strict=True)])
     said = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
     print(f"{len(rows)} masks by those in {truth}: {said}")
 

@@ -15,7 +15,13 @@ from ddpm_unet.config.data import (
     ValueRange,
 )
 from ddpm_unet.config.jobs import AutoencodeConfig, CheckConfig, DenoiseConfig, SegmentConfig
-from ddpm_unet.config.network import AutoencoderConfig, ClassicConfig, HeadConfig, UNetConfig
+from ddpm_unet.config.network import (
+    AutoencoderConfig,
+    ClassicConfig,
+    HeadConfig,
+    UNetConfig,
+    UNetSettings,
+)
 from ddpm_unet.config.training import (
     BetaSchedule,
     CheckpointHints,
@@ -38,5 +44,5 @@ __all__ = [
     "HeadConfig", "ImageDataConfig", "ImageLoss", "LatentConfig", "LossName", "MaskKind",
     "PairDataConfig", "PredictConfig", "PredictionType", "PreviewConfig", "ProcessHints",
     "RegressionConfig", "SegmentConfig", "SegmentLossConfig", "SplitConfig", "TrainConfig",
-    "UNetConfig", "ValueRange", "VarianceType",
+    "UNetConfig", "UNetSettings", "ValueRange", "VarianceType",
 ]  # fmt: skip

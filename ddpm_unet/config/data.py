@@ -28,6 +28,7 @@ class ImageDataConfig:
         fit: "crop" cuts size x size windows at random places (at the images' own scale);
             "resize" scales the shorter side to size and cuts the centre.
         scale: Factor applied to the images before cropping (0.5 halves them).
+        level: Of TIFFs of several resolutions (OME-TIFF, SVS) which one, 0 the finest.
         channels: 1 (grey), 3 (RGB) or 4; null keeps what the images have.
         value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
             is the full range: 255 for 8 bits, 65535 for 16, and floats must be within 0 to 1;
@@ -53,7 +54,8 @@ class ImageDataConfig:
         memory_limit: Sets whose decoded images fit in so many MB are decoded once and kept.
         disk_limit: Larger folders that fit in so many MB are decoded once into a file in
             ~/.cache/ddpm_unet/images, which all processes of a host share and later runs find.
-        max_pixels: Refuse images of more than so many million pixels (decompression bombs).
+        max_pixels: Refuse images of more than so many million pixels (decompression bombs), but
+            for tiled TIFFs, of which windows are read alone where scale is 1 and they are cropped.
     """
 
     source: str = "builtin:histology"
@@ -62,6 +64,7 @@ class ImageDataConfig:
     size: int = limited(64, 1, 65_536)
     fit: Literal["crop", "resize"] = "crop"
     scale: float = limited(1.0, 1e-3, 1e3)
+    level: int = limited(0, 0, 99)
     channels: int | None = limited(None, 1, 1024)
     value_range: ValueRange = limited(None, *FINITE)
     flips: bool | None = None

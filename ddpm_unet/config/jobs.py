@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ddpm_unet.config.data import ImageDataConfig, LatentConfig, PairDataConfig
-from ddpm_unet.config.network import AutoencoderConfig, ClassicConfig, HeadConfig, UNetConfig
+from ddpm_unet.config.network import AutoencoderConfig, ClassicConfig, HeadConfig, UNetSettings
 from ddpm_unet.config.reading import SEED, SHARE, limited
 from ddpm_unet.config.training import (
     DiffusionConfig,
@@ -58,7 +58,7 @@ class DenoiseConfig(RunConfig):
     self_conditioning: bool = False
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
-    model: UNetConfig = field(default_factory=UNetConfig)
+    model: UNetSettings = field(default_factory=UNetSettings)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
@@ -121,7 +121,7 @@ class SegmentConfig(RunConfig):
     architecture: Literal["unet", "classic"] = "unet"
     data: PairDataConfig = field(default_factory=PairDataConfig)
     unlabelled: ImageDataConfig = field(default_factory=ImageDataConfig)
-    model: UNetConfig = field(default_factory=UNetConfig)
+    model: UNetSettings = field(default_factory=UNetSettings)
     head: HeadConfig = field(default_factory=HeadConfig)
     classic: ClassicConfig = field(default_factory=ClassicConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from ddpm_unet.config.reading import BELOW_1, limited
@@ -97,6 +97,29 @@ class UNetConfig:
     def conditional(self) -> bool:
         """Whether it is diffusers' UNet2DConditionModel rather than its UNet2DModel."""
         return self.cross_attention_dim is not None
+
+    def filled(self, **found: int | None) -> UNetConfig:
+        """The architecture, with `found` in place of what is null; what is set stays."""
+        own = {each.name: getattr(self, each.name) for each in fields(UNetConfig)}
+        return UNetConfig(**own | {k: v for k, v in found.items() if own[k] is None})
+
+
+@dataclass
+class UNetSettings(UNetConfig):
+    """Architecture of a `UNet` for given data, which fill in what is null.
+
+    Args:
+        in_channels: Channels of the input image; null takes those of the data, with what the
+            network is conditioned on.
+        out_channels: Channels of the prediction; null takes those of the data.
+        dims: Spatial dimensions, 2 for images or 3 for volumes; null takes those of the data.
+        num_class_embeds: Number of classes of the class embedding table; null takes that of
+            data.class_labels, and one for none with condition_dropout.
+    """
+
+    in_channels: int | None = limited(None, 1, 65_536)  # type: ignore[assignment]
+    out_channels: int | None = limited(None, 1, 65_536)  # type: ignore[assignment]
+    dims: Literal[2, 3] | None = None  # type: ignore[assignment]
 
 
 @dataclass

@@ -128,6 +128,7 @@ class TrainConfig:
         log_every: Steps between lines of metrics.jsonl (the loss is their mean).
         early_stopping_patience: Stop after so many validations without a better score; 0 never.
             For jobs that keep their best model (segmentation).
+        timeout: Minutes that processes wait for the slowest, at the start (data) and in a step.
     """
 
     steps: int = limited(20_000, 1, 10**9)
@@ -156,6 +157,7 @@ class TrainConfig:
     evaluate_every: int = 0
     log_every: int = limited(10, 1)
     early_stopping_patience: int = 0
+    timeout: float = limited(60.0, 0.1, 10**5)
 
 
 @dataclass

@@ -57,6 +57,10 @@ class Collection(ABC):
         *depth, height, width, channels = image.shape
         return ImageInfo(height, width, channels, image.dtype, *depth)
 
+    def read_window(self, index: int, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
+        """A part of an image, `[H, W, C]`; decodes no more than that if the image is in pieces."""
+        return self.read(index)[tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))]
+
     def changed(self, index: int) -> None:  # noqa: B027  (most keep nothing)
         """Forget what is kept for later runs: an image is not what it was."""
 
@@ -148,6 +152,11 @@ class Selection(Collection):
     def info(self, index: int) -> ImageInfo:
         owner, number = self._find(index)
         return owner.info(number)
+
+    @override
+    def read_window(self, index: int, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
+        owner, number = self._find(index)
+        return owner.read_window(number, corner, size)
 
     @override
     def changed(self, index: int) -> None:

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,8 @@ from typing_extensions import override
 
 from ddpm_unet.data.collection import CACHE, Collection, one_at_a_time, with_progress
 from ddpm_unet.data.images import EXTENSIONS, ImageInfo
-from ddpm_unet.data.volumes import VOLUME_EXTENSIONS, file_info, read_file
+from ddpm_unet.data.slides import read_slide, read_window, slide_info
+from ddpm_unet.data.volumes import VOLUME_EXTENSIONS
 from ddpm_unet.errors import UserError
 
 INDEXED = 1000
@@ -39,7 +40,12 @@ class Folder(Collection):
     """
 
     def __init__(
-        self, root: str | Path, max_pixels: float, class_labels: bool = False, dims: int = 2
+        self,
+        root: str | Path,
+        max_pixels: float,
+        class_labels: bool = False,
+        dims: int = 2,
+        level: int = 0,
     ) -> None:
         """List the files.
 
@@ -48,13 +54,15 @@ class Folder(Collection):
             max_pixels: Largest image that will be read, million pixels.
             class_labels: The first folder level below root names the class.
             dims: 2 for images, 3 for volumes.
+            level: Of TIFFs of several resolutions, 0 the finest.
         """
+        self.level = level
         self.root, self.max_pixels, self.dims = Path(root), max_pixels, dims
-        said = f"{self.root.resolve()} {dims} {max_pixels}"
+        said = f"{self.root.resolve()} {dims} {max_pixels} {level} in pieces"
         key = hashlib.blake2b(said.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
         self._index = CACHE / "folders" / f"{key}.npz"
         # Paths are encoded in one array: a list of many str grows in every worker, as they count
-        # references. Headers are (depth,) height, width, channels and type of each image.
+        # references. Headers are (depth,) height, width, channels, type and in pieces or not.
         self._paths, self._headers = np.empty(0, "S1"), np.empty((0, 0), np.int64)
         with one_at_a_time(self._index):
             if not self._read_index():
@@ -83,10 +91,11 @@ class Folder(Collection):
         self._paths = np.array([os.fsencode(path) for path in paths])
         if len(paths) < INDEXED:
             return
-        headers = np.empty((len(self), self.dims + 2), np.int64)
+        headers = np.empty((len(self), self.dims + 3), np.int64)
         for number in with_progress(range(len(paths)), len(paths), "looking at images"):
             info = self.info(number)
-            headers[number] = (*info.size, info.channels, DTYPES.index(info.dtype.name))
+            kind = DTYPES.index(info.dtype.name)
+            headers[number] = (*info.size, info.channels, kind, info.in_pieces)
         self._headers = headers
         if max(folders.values()) > start - RACE:
             return
@@ -129,15 +138,20 @@ class Folder(Collection):
 
     @override
     def read(self, index: int) -> np.ndarray:
-        return read_file(self.name(index), self.dims, self.max_pixels)
+        return read_slide(self.name(index), self.dims, self.level, self.max_pixels)
 
     @override
     def info(self, index: int) -> ImageInfo:
         if len(self._headers):
-            *size, channels, kind = self._headers[index].tolist()
+            *size, channels, kind, pieces = self._headers[index].tolist()
             depth = size[0] if self.dims == 3 else None
-            return ImageInfo(size[-2], size[-1], channels, np.dtype(DTYPES[kind]), depth)
-        return file_info(self.name(index), self.dims, self.max_pixels)
+            dtype = np.dtype(DTYPES[kind])
+            return ImageInfo(size[-2], size[-1], channels, dtype, depth, bool(pieces))
+        return slide_info(self.name(index), self.dims, self.level, self.max_pixels)
+
+    @override
+    def read_window(self, index: int, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
+        return read_window(self.name(index), self.level, corner, size)
 
 
 def list_images(

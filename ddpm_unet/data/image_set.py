@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -50,12 +51,20 @@ class Fit:
     value_range: ValueRange = None
     max_pixels: float = 200.0
 
+    @property
+    def window_by_window(self) -> bool:
+        """Whether `apply` to a window gives the window of the fitted image."""
+        return self.mode == "crop" and self.scale == 1 and self.value_range != "percentiles"
+
     def info(self, info: ImageInfo, name: str) -> ImageInfo:
         """What `apply` will make of an image.
 
         Raises:
-            UserError: The image is smaller than the windows to be cut from it.
+            UserError: The image is smaller than the windows to be cut from it, or too large.
         """
+        in_pieces = info.in_pieces and self.window_by_window
+        if info.in_pieces and not in_pieces:
+            check_pixels(name, (*info.size, info.channels), self.max_pixels)
         size = [self.size] * len(info.size)
         if self.mode == "crop":
             size = [max(1, round(n * self.scale)) for n in info.size]
@@ -68,10 +77,12 @@ class Fit:
                     f"{name}: {found} pixels{scaled} hold no window of {wanted}; "
                     "lower size or set fit to resize"
                 )
-            check_pixels(name, (*size, info.channels), self.max_pixels)
-        *depth, height, width = size
+            if not in_pieces:
+                check_pixels(name, (*size, info.channels), self.max_pixels)
         dtype = np.dtype(np.float32) if self.value_range == "percentiles" else info.dtype
-        return ImageInfo(height, width, self.channels or info.channels, dtype, *depth)
+        channels = self.channels or info.channels
+        depth = size[0] if len(size) == 3 else None
+        return ImageInfo(size[-2], size[-1], channels, dtype, depth, in_pieces)
 
     def apply(self, image: np.ndarray, name: str) -> np.ndarray:
         """Convert channels, map floats to [-1, 1], and scale or resize and cut the centre.
@@ -107,11 +118,13 @@ class Layout:
         sizes: (Depth,) height and width of each, `int64 [N, 2]` or `[N, 3]`.
         channels: Channels of every image.
         dtype: uint8, uint16, float32 for values in [-1, 1], or int16 for classes.
+        in_pieces: Whether windows of each can be read alone, `bool [N]`.
     """
 
     sizes: np.ndarray
     channels: int
     dtype: np.dtype
+    in_pieces: np.ndarray
 
     @property
     def nbytes(self) -> int:
@@ -159,9 +172,18 @@ class ImageSet(Dataset[Tensor]):
         return torch.from_numpy(self._fitted(index))
 
     def _fitted(self, index: int) -> np.ndarray:
+        return self._checked(index, self.collection.read(index), self.layout.sizes[index])
+
+    def _window(self, index: int, corner: Sequence[int], size: int) -> np.ndarray:
+        if not self.layout.in_pieces[index]:
+            return self._fitted(index)[box(corner, size)]
+        sides = [size] * len(corner)
+        return self._checked(index, self.collection.read_window(index, corner, sides), sides)
+
+    def _checked(self, index: int, image: np.ndarray, size: Sequence[int]) -> np.ndarray:
         name = self.collection.name(index)
-        planes = self.fit.apply(self.collection.read(index), name)
-        expected = (self.layout.channels, *self.layout.sizes[index])
+        planes = self.fit.apply(image, name)
+        expected = (self.layout.channels, *size)
         if planes.shape != expected or planes.dtype != self.layout.dtype:
             self.collection.changed(index)
             raise UserError(f"{name}: has changed while it was in use; start again")
@@ -178,7 +200,7 @@ class ImageSet(Dataset[Tensor]):
         shape = (len(index), self.layout.channels, *[size] * corner.shape[1])
         windows = np.empty(shape, dtype=self.layout.dtype)
         for window, i, starts in zip(windows, index.tolist(), corner.tolist(), strict=True):
-            window[:] = self._fitted(i)[box(starts, size)]
+            window[:] = self._window(i, starts, size)
         return windows
 
     def fingerprint(self) -> str:
@@ -353,11 +375,13 @@ def open_collection(
             depth differ from the first one's.
     """
     layout = survey(collection, fit)
-    if layout.nbytes <= memory_limit * 1e6:
+    decodable = layout.sizes.prod(1).max() <= fit.max_pixels * 1e6
+    if decodable and layout.nbytes <= memory_limit * 1e6:
         return PackedImages(collection, fit, layout)
     streamed = ImageSet(collection, fit, layout)
     files = all(map(os.path.isfile, (collection.name(0), collection.name(len(collection) - 1))))
-    if layout.nbytes > disk_limit * 1e6 or not files:  # what has no time of change is not kept
+    fits = decodable and layout.nbytes <= disk_limit * 1e6
+    if not fits or not files:  # what has no time of change is not kept
         return streamed
     said = f"{streamed.fingerprint()} {streamed.digest} {fit} {layout.channels} {layout.dtype}"
     key = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
@@ -368,7 +392,8 @@ def survey(collection: Collection, fit: Fit) -> Layout:
     """Shapes of the fitted images from their headers; errors as `open_collection`."""
     sizes: list[tuple[int, ...]] = []
     first: ImageInfo | None = None
-    seen: dict[ImageInfo, tuple[int, ...]] = {}  # most images are like others
+    seen: dict[ImageInfo, ImageInfo] = {}  # most images are like others
+    pieces: list[bool] = []
     for index in with_progress(range(len(collection)), len(collection), "looking at images"):
         info = collection.info(index)
         if info not in seen:
@@ -385,10 +410,12 @@ def survey(collection: Collection, fit: Fit) -> Layout:
                     f"{name}: depth is {fitted.dtype}, that of {other} {first.dtype}; "
                     "convert the files to one depth or keep them in separate folders"
                 )
-            seen[info] = fitted.size
-        sizes.append(seen[info])
+            seen[info] = fitted
+        sizes.append(seen[info].size)
+        pieces.append(seen[info].in_pieces)
     assert first is not None, "no collection is empty"
-    return Layout(np.array(sizes, dtype=np.int64), first.channels, first.dtype)
+    places = np.array(sizes, dtype=np.int64)
+    return Layout(places, first.channels, first.dtype, np.array(pieces))
 
 
 _STORAGE = {

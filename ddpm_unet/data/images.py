@@ -25,7 +25,7 @@ from PIL import ExifTags, Image
 from ddpm_unet.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp"))
+EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".svs"))
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _JPEGS, _APERIO_YCBCR = (6, 7), 33003
@@ -35,13 +35,17 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())  # we name the f
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """The shape and type that reading a file gives, from its header; volumes have a depth."""
+    """The shape and type that reading a file gives, from its header; volumes have a depth.
+
+    Of `in_pieces` images windows are read alone, so they may be of any size.
+    """
 
     height: int
     width: int
     channels: int
     dtype: np.dtype
     depth: int | None = None
+    in_pieces: bool = False
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -277,36 +281,42 @@ def read_tiff(
     integers.
     """
     with tifffile.TiffFile(path) as file:
-        series, page = _series(file, path)
+        series, page = tiff_series(file, path)
         shape = _tiff_shape(series, path, stack)
         check_pixels(path, shape, max_pixels)
         result_type(series.dtype, path)
         array = series.asarray()
-        orientation, bits = _tiff_orientation(page), page.bitspersample
-        photometric, colormap = page.photometric, page.colormap
-    axes = "".join(axis for axis in series.axes if axis not in "YXSC") + "YX"
-    axes += "".join(axis for axis in series.axes if axis in "SC")
-    array = array.transpose([series.axes.index(axis) for axis in axes]).reshape(shape)
-    if photometric == _PALETTE:
+        axes = "".join(axis for axis in series.axes if axis not in "YXSC") + "YX"
+        axes += "".join(axis for axis in series.axes if axis in "SC")
+        array = array.transpose([series.axes.index(axis) for axis in axes]).reshape(shape)
+        return orient(page_values(array, page, path, keep_palette), tiff_orientation(page))
+
+
+def page_values(
+    array: np.ndarray, page: tifffile.TiffPage, path: str | Path, keep_palette: bool = False
+) -> np.ndarray:
+    """What the stored values `[N, H, W, C]` of a page, or of a part of it, mean; not turned."""
+    bits = page.bitspersample
+    if page.photometric == _PALETTE:
         array = array.astype(np.uint8 if bits <= 8 else np.uint16)
         if not keep_palette:
-            colors = np.asarray(colormap)  # of 16 bits, but some writers fill only 8 of them
+            colors = np.asarray(page.colormap)  # of 16 bits, but some writers fill only 8 of them
             array = (colors >> 8 * (colors.max() > 255)).astype(np.uint8).T[array[..., 0]]
     else:
-        if photometric == _WHITE_IS_ZERO:
+        if page.photometric == _WHITE_IS_ZERO:
             array = ~array if bits == 1 else array.dtype.type(2**bits - 1) - array
         if bits in (2, 4):
             array = array * np.uint8(255 // (2**bits - 1))
-    return orient(plain_type(array, path), orientation)
+    return plain_type(array, path)
 
 
 def tiff_info(path: str | Path, max_pixels: float, stack: bool = False) -> ImageInfo:
     """What `read_tiff` gives, from the header."""
     with tifffile.TiffFile(path) as file:
-        series, page = _series(file, path)
+        series, page = tiff_series(file, path)
         pages, height, width, channels = _tiff_shape(series, path, stack)
         check_pixels(path, (*[pages] * stack, height, width, channels), max_pixels)
-        if _tiff_orientation(page) >= 5:
+        if tiff_orientation(page) >= 5:
             height, width = width, height
         dtype = result_type(series.dtype, path)
         if page.photometric == _PALETTE:
@@ -314,12 +324,13 @@ def tiff_info(path: str | Path, max_pixels: float, stack: bool = False) -> Image
         return ImageInfo(height, width, channels, dtype, depth=pages if stack else None)
 
 
-def _series(
+def tiff_series(
     file: tifffile.TiffFile, path: str | Path
 ) -> tuple[tifffile.TiffPageSeries, tifffile.TiffPage]:
+    """The image or stack that a TIFF holds, and its first page."""
     if not file.series:
         raise UserError(f"{path}: holds no image; replace or remove the file")
-    if len(file.series) != 1:
+    if len(file.series) != 1 and not file.is_svs:  # whose others are a thumbnail and labels
         raise UserError(
             f"{path}: holds {len(file.series)} images of different shapes; "
             "save each as a file of its own"
@@ -361,7 +372,8 @@ def _tiff_shape(
     return pages, sizes["Y"], sizes["X"], channels
 
 
-def _tiff_orientation(page: tifffile.TiffPage) -> int:
+def tiff_orientation(page: tifffile.TiffPage) -> int:
+    """How it lies, see `orient`."""
     tag = page.tags.get(274)
     return int(tag.value) if tag else 1
 

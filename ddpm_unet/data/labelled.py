@@ -195,7 +195,7 @@ class LabelledSet(PairSet):
         return Item(self._planes(index), beside, cells)
 
     def _with_weight(self, item: Item) -> Item:
-        if not self.border:
+        if not self.border or item.cells is None:
             return item
         weight = border_weights(
             item.beside["mask"],

@@ -106,6 +106,9 @@ def check_settings(config: ImageDataConfig) -> None:
         f"dims 3: {config.source} holds images; volumes come from folders, or set dims 2": (
             config.dims == 3 and named
         ),
+        f"level {config.level}: is of TIFFs of a folder; set it to 0": (
+            config.level > 0 and (named or config.dims == 3)
+        ),
         f"channels {config.channels}: must be 1, 3, 4 or null": (
             config.channels not in (None, 1, 3, 4)
         ),
@@ -165,7 +168,9 @@ def _collection(config: ImageDataConfig, part: Share) -> Collection | None:
     """A part of the source, None where it holds nothing out; its note says what is held out."""
     kind, _, name = config.source.partition(":")
     if f"{kind}:" not in NAMED:
-        folder = Folder(config.source, config.max_pixels, config.class_labels, config.dims)
+        folder = Folder(
+            config.source, config.max_pixels, config.class_labels, config.dims, config.level
+        )
         return _hashed_part(folder, part)
     if part == "all":
         parts = [_collection(config, "train"), _collection(config, "held out")]

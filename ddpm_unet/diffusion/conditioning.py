@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from ddpm_unet import randomness
-from ddpm_unet.diffusion.edm import Diffusion
-from ddpm_unet.diffusion.process import Network, mean_channels, repeat_time, time_of
+from ddpm_unet.diffusion.process import Diffusion, Network, mean_channels, repeat_time, time_of
 
 ALWAYS = (-math.inf, math.inf)
 

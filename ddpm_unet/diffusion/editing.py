@@ -19,7 +19,7 @@ from ddpm_unet.diffusion.process import (
     coefficients,
     mean_channels,
 )
-from ddpm_unet.diffusion.samplers import LinearPlan, LinearSampler, Sampler
+from ddpm_unet.diffusion.samplers import LinearSampler, Sampler
 from ddpm_unet.diffusion.sampling import CounterNoise, Noise, StepInfo
 from ddpm_unet.errors import UserError
 
@@ -69,7 +69,7 @@ def inpaint(
     with torch.inference_mode():
         on_cpu = known.device.type == "cpu"
         noise = (Noise if on_cpu else CounterNoise)(seed, indices, known.shape, device)
-        plan = LinearPlan(sampler, steps, eta=1.0)
+        plan = sampler.plan(steps, eta=1.0)
         times, abar = plan.times, [*plan.abar, 1.0]
         x = noise.draw(1.0)
         blocks = [range(i, min(i + jump, len(times))) for i in range(0, len(times), jump)]

@@ -7,19 +7,20 @@ time c_noise = ln(sigma) / 4, and x_0 is predicted as c_skip x + c_out F (eq. 7,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, overload
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddpm_unet import randomness
 from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.diffusion.process import GaussianDiffusion, Network
+from ddpm_unet.diffusion.process import Diffusion, GaussianDiffusion, Network
 from ddpm_unet.errors import UserError
 
 
-class EDMDiffusion(nn.Module):
+class EDMDiffusion(Diffusion):
     """Preconditioning, noise levels and loss of EDM. No parameters, no buffers.
 
     A "time" t of its methods is a noise level sigma, `float32 [B]`.
@@ -41,8 +42,6 @@ class EDMDiffusion(nn.Module):
         torch.Size([])
     """
 
-    prediction_type, variance_type, clip_sample = "epsilon", "fixed_small", False
-
     def __init__(
         self,
         sigma_data: float = 0.5,
@@ -61,16 +60,6 @@ class EDMDiffusion(nn.Module):
         self.sigma_data, self.p_mean, self.p_std = sigma_data, p_mean, p_std
         self.sigma_min, self.sigma_max, self.rho = sigma_min, sigma_max, rho
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """The arguments that make it again."""
-        return {name: getattr(self, name) for name in _ARGUMENTS}
-
-    @classmethod
-    def from_config(cls, config: DiffusionConfig) -> EDMDiffusion:
-        """Of the settings of a training with process "edm"."""
-        return cls(**{name: getattr(config, name) for name in _ARGUMENTS})
-
     @classmethod
     def from_scheduler_config(cls, saved: Mapping[str, Any]) -> EDMDiffusion:
         """Of the configuration of diffusers' EDM schedulers; refuses another prediction than F."""
@@ -78,7 +67,7 @@ class EDMDiffusion(nn.Module):
             raise UserError("prediction_type: an EDM scheduler is read with epsilon only")
         if saved.get("sigma_schedule", "karras") != "karras":
             raise UserError("sigma_schedule: an EDM scheduler is read with karras only")
-        return cls(**{name: saved[name] for name in _ARGUMENTS if name in saved})
+        return cls(**{name: saved[name] for name in cls.arguments() if name in saved})
 
     def scheduler_config(self) -> dict[str, Any]:
         """The configuration of diffusers' EDMEulerScheduler for it."""
@@ -87,14 +76,9 @@ class EDMDiffusion(nn.Module):
         kind = {"_class_name": "EDMEulerScheduler", "prediction_type": "epsilon"}
         return {**kind, "sigma_schedule": "karras", "num_train_timesteps": 1000, **config}
 
-    def output_channels(self, image_channels: int) -> int:
-        """Channels of a prediction for images of so many."""
-        return image_channels
-
-    def check_loss(self, weighting: str | None = None, **_: Any) -> None:
+    def loss_weights(self, weighting: str, gamma: float | None = None) -> Tensor:
         """Refuse a weighting: EDM has its own."""
-        if weighting is not None:
-            raise UserError(f"weighting {weighting}: process edm has its own; leave it out")
+        raise UserError(f"weighting {weighting}: process edm has its own; leave it out")
 
     @overload
     def preconditioning(self, sigma: float) -> tuple[float, float, float, float]: ...
@@ -114,19 +98,14 @@ class EDMDiffusion(nn.Module):
         ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
         return torch.cat([(high + ramp * (low - high)) ** self.rho, ramp.new_zeros(1)])
 
-    def draw(
-        self,
-        seed: int,
-        positions: randomness.Positions,
-        shape: Sequence[int],
-        device: torch.device | str = "cpu",
-    ) -> tuple[Tensor, Tensor]:
-        """Noise levels, log-normal, `float32 [B]`, and noise: functions of (seed, position)."""
+    def _times_at(self, seed: int, positions: randomness.Positions) -> np.ndarray:
         uniform = randomness.uniform(seed, "timestep", positions) + 2.0**-54
         normal = torch.special.ndtri(torch.from_numpy(uniform))
-        sigma = (self.p_mean + self.p_std * normal).exp().float()
-        noise = randomness.normal(seed, "noise", positions, shape, device)
-        return randomness.on_device(sigma.numpy(), device), noise
+        return (self.p_mean + self.p_std * normal).exp().float().numpy()
+
+    def _random_times(self, count: int, device: Any, generator: Any) -> Tensor:
+        normal = torch.empty(count, device=device).normal_(generator=generator)
+        return (self.p_mean + self.p_std * normal).exp()
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_0 + sigma eps, `float32 [B, ...]`."""
@@ -155,46 +134,10 @@ class EDMDiffusion(nn.Module):
         c_in, c_noise, _, _ = self.preconditioning(t)
         return network(_like(c_in, x_t) * x_t, c_noise, **cond).float()
 
-    def losses(
-        self,
-        network: Network,
-        x0: Tensor,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        *,
-        generator: torch.Generator | None = None,
-        weighting: str | None = None,
-        vlb_weight: float = 0.0,
-        **cond: Any,
-    ) -> Tensor:
-        """Mean squared error of F for each image: eq. 8 with lambda = 1 / c_out^2, `float32 [B]`.
-
-        Arguments as of `GaussianDiffusion.losses`, but t is noise levels `float32 [B]`, weighting
-        must be None, and vlb_weight is of no use.
-        """
-        self.check_loss(weighting)
-        if t is None:
-            normal = torch.empty(len(x0), device=x0.device).normal_(generator=generator)
-            t = (self.p_mean + self.p_std * normal).exp()
-        if noise is None:
-            noise = torch.empty_like(x0).normal_(generator=generator)
-        prediction = self.predict(network, self.add_noise(x0, t, noise), t, **cond)
-        return (prediction - self.target(x0, t, noise)).square().flatten(1).mean(1)
-
-    def loss(self, network: Network, x0: Tensor, *args: Any, **options: Any) -> Tensor:
-        """The mean of `losses`, with the same arguments: one number."""
-        return self.losses(network, x0, *args, **options).mean()
-
 
 def _like(values: Tensor, images: Tensor) -> Tensor:
     """`[B]` as `[B, 1, ...]`."""
     return values.reshape(-1, *[1] * (images.ndim - 1))
-
-
-_ARGUMENTS = ("sigma_data", "p_mean", "p_std", "sigma_min", "sigma_max", "rho")
-
-
-Diffusion = GaussianDiffusion | EDMDiffusion
 
 
 def make_diffusion(config: DiffusionConfig, latents: bool = False) -> Diffusion:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ EPSILON_AT_ZERO_SNR = (
     "rescale_betas_zero_snr: with prediction_type epsilon the last timestep says nothing of the "
     "image; take v_prediction or sample"
 )
+D = TypeVar("D", bound="Diffusion")
 MAX_BETA = 0.999
 DIFFUSERS_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
@@ -143,7 +144,123 @@ def mean_channels(prediction: Tensor, channels: int) -> Tensor:
     return prediction if prediction.shape[1] == channels else prediction[:, :channels]
 
 
-class GaussianDiffusion(nn.Module):
+class Diffusion(nn.Module):
+    """What `GaussianDiffusion` and `EDMDiffusion` have in common.
+
+    The time t `[B]` of a method is a timestep of the one, and a noise level sigma of the other.
+    """
+
+    prediction_type, variance_type, clip_sample = "epsilon", "fixed_small", False
+    add_noise: Callable[[Tensor, Tensor, Tensor], Tensor]
+    target: Callable[[Tensor, Tensor, Tensor], Tensor]
+    predict: Callable[..., Tensor]
+    predict_x0: Callable[[Tensor, Tensor, Tensor], Tensor]
+    loss_weights: Callable[..., Tensor]
+    preconditioning: Callable[..., Any]
+    sigmas: Callable[[int], Tensor]
+    scheduler_config: Callable[[], dict[str, Any]]
+    _times_at: Callable[[int, randomness.Positions], np.ndarray]
+    _random_times: Callable[..., Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._weights: dict[tuple[str, float, torch.device], Tensor] = {}
+
+    @classmethod
+    def arguments(cls) -> list[str]:
+        """Names of the constructor's arguments."""
+        return list(inspect.signature(cls).parameters)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments that make it again."""
+        return {name: getattr(self, name) for name in self.arguments()}
+
+    @classmethod
+    def from_config(cls: type[D], config: DiffusionConfig, **changes: Any) -> D:
+        """Of the settings of a training, but for `changes`; those of the loss are not read."""
+        given = {"num_timesteps": config.num_train_timesteps, **vars(config), **changes}
+        return cls(**{name: given[name] for name in cls.arguments()})
+
+    def output_channels(self, image_channels: int) -> int:
+        """Channels of a prediction for images of so many."""
+        return image_channels * (2 if self.variance_type == "learned_range" else 1)
+
+    def check_loss(
+        self, weighting: str | None = None, gamma: float | None = None, **_: Any
+    ) -> None:
+        """Refuse the arguments of `losses` that make no sense with this forward process."""
+        if weighting is not None:
+            self.loss_weights(weighting, gamma)
+
+    def draw(
+        self,
+        seed: int,
+        positions: randomness.Positions,
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> tuple[Tensor, Tensor]:
+        """Times `[B]` and normal noise `float32 [B, *shape]` of a training.
+
+        Both are functions of (seed, position in the stream). No accelerator is waited for.
+        """
+        noise = randomness.normal(seed, "noise", positions, shape, device)
+        return randomness.on_device(self._times_at(seed, positions), device), noise
+
+    def losses(
+        self,
+        network: Network,
+        x0: Tensor,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        *,
+        weighting: str | None = None,
+        gamma: float | None = None,
+        vlb_weight: float = 1e-3,
+        generator: torch.Generator | None = None,
+        **cond: Any,
+    ) -> Tensor:
+        """Mean squared error of each image's prediction, `float32 [B]`.
+
+        Of `GaussianDiffusion` Ho 2020, eq. 14; with learned variances the hybrid loss of Nichol
+        2021 (eq. 16), where the bound is the sum over all timesteps, of which the image's own is
+        drawn, and moves the variances alone. Of EDM Karras 2022, eq. 8, with lambda = 1 / c_out^2.
+
+        Args:
+            network: `(x_t, t, **cond) -> prediction`; with learned variances of 2 C channels.
+            x0: Clean images, `float32 [B, C, ...]` in [-1, 1].
+            t: Timesteps `int64 [B]` in 0 .. T-1, or noise levels `float32 [B]`; drawn if None.
+            noise: Standard normal, of the shape of x0; drawn if None.
+            weighting, gamma: See `GaussianDiffusion.loss_weights`; None for none.
+            vlb_weight: Weight of the bound, in bits per dimension.
+            generator: Of what is drawn, on the device of x0.
+            cond: What else the network is given.
+        """
+        if t is None:
+            t = self._random_times(len(x0), x0.device, generator)
+        if noise is None:
+            noise = torch.empty_like(x0).normal_(generator=generator)
+        x_t = self.add_noise(x0, t, noise)
+        prediction = self.predict(network, x_t, t, **cond)
+        means = mean_channels(prediction, x0.shape[1])
+        losses = (means - self.target(x0, t, noise)).square().flatten(1).mean(1)
+        if weighting is not None:
+            key = (weighting, -1.0 if gamma is None else gamma, t.device)
+            if key not in self._weights:
+                self._weights[key] = self.loss_weights(weighting, gamma).float().to(t.device)
+            losses = self._weights[key][t] * losses
+        if isinstance(self, GaussianDiffusion) and self.variance_type == "learned_range":
+            stopped = torch.cat([means.detach(), prediction[:, x0.shape[1] :]], dim=1)
+            bits = bound_terms(self, x0, x_t, t, stopped).bits
+            losses = losses + vlb_weight * self.num_timesteps * bits
+        return losses
+
+    def loss(self, network: Network, x0: Tensor, *args: Any, **options: Any) -> Tensor:
+        """The mean of `losses`, with the same arguments: one number."""
+        return self.losses(network, x0, *args, **options).mean()
+
+
+class GaussianDiffusion(Diffusion):
     """The forward process, and the training loss of a network that predicts its noise.
 
     Everything that depends on the timestep is a buffer `float32 [T]`, made in float64; buffers move
@@ -207,19 +324,6 @@ class GaussianDiffusion(nn.Module):
             self.register_buffer(name, table.float(), persistent=False)
         lit = abar.clamp(min=2**-24)  # as diffusers, where nothing is left of the image
         self._log_sigmas = ((1 - lit) / lit).sqrt().log().numpy()
-        self._weights: dict[tuple[str, float, torch.device], Tensor] = {}
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The arguments that make it again."""
-        return {name: getattr(self, name) for name in _ARGUMENTS}
-
-    @classmethod
-    def from_config(cls, config: DiffusionConfig, **changes: Any) -> GaussianDiffusion:
-        """Of the settings of a training, but for `changes`; those of the loss are not read."""
-        settings = {"num_timesteps": config.num_train_timesteps}
-        settings |= {n: getattr(config, n) for n in _ARGUMENTS[1:]}
-        return cls(**{**settings, **changes})
 
     @classmethod
     def from_scheduler_config(cls, saved: Mapping[str, Any]) -> GaussianDiffusion:
@@ -231,7 +335,7 @@ class GaussianDiffusion(nn.Module):
         kind = saved.get("_class_name", "DDPMScheduler")
         settings = {"clip_sample": False, **_class_defaults(kind), **saved}
         settings["num_timesteps"] = settings.get("num_train_timesteps", 1000)
-        settings = {name: settings[name] for name in _ARGUMENTS if name in settings}
+        settings = {name: settings[name] for name in cls.arguments() if name in settings}
         if settings.get("variance_type") in (None, "fixed_small_log"):  # the same by itself
             settings.pop("variance_type", None)
         diffusion = cls(**settings)
@@ -261,10 +365,6 @@ class GaussianDiffusion(nn.Module):
         """Variance of the noise added at each timestep; with zero terminal SNR the last is 1."""
         abar = self.alphas_cumprod_float64
         return (1 - torch.cat([abar[:1], abar[1:] / abar[:-1]])).tolist()
-
-    def output_channels(self, image_channels: int) -> int:
-        """Channels of a prediction for images of so many."""
-        return image_channels * (2 if self.variance_type == "learned_range" else 1)
 
     def _posterior(self, abar: Tensor) -> dict[str, Tensor]:
         """Of q(x_{t-1} | x_t, x_0) (Ho 2020, eq. 7).
@@ -313,27 +413,11 @@ class GaussianDiffusion(nn.Module):
         of_x0 = snr.clamp(max=gamma) if weighting == "min_snr" else snr * (1 + snr) ** -gamma
         return of_x0 * tables["x0_from_prediction"] ** 2
 
-    def check_loss(
-        self, weighting: str | None = None, gamma: float | None = None, **_: Any
-    ) -> None:
-        """Refuse the arguments of `losses` that make no sense with this forward process."""
-        if weighting is not None:
-            self.loss_weights(weighting, gamma)
+    def _times_at(self, seed: int, positions: randomness.Positions) -> np.ndarray:
+        return randomness.integers(seed, "timestep", positions, self.num_timesteps)
 
-    def draw(
-        self,
-        seed: int,
-        positions: randomness.Positions,
-        shape: Sequence[int],
-        device: torch.device | str = "cpu",
-    ) -> tuple[Tensor, Tensor]:
-        """Timesteps `int64 [B]`, uniform in 0 .. T-1, and normal noise `float32 [B, *shape]`.
-
-        Both are functions of (seed, position in the stream). No accelerator is waited for.
-        """
-        t = randomness.integers(seed, "timestep", positions, self.num_timesteps)
-        noise = randomness.normal(seed, "noise", positions, shape, device)
-        return randomness.on_device(t, device), noise
+    def _random_times(self, count: int, device: Any, generator: Any) -> Tensor:
+        return torch.randint(self.num_timesteps, (count,), generator=generator, device=device)
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """A draw of q(x_t | x_0) (Ho 2020, eq. 4), `float32 [B, ...]`."""
@@ -395,59 +479,6 @@ class GaussianDiffusion(nn.Module):
         determinant = a * q - s * p
         return a, time, a * q / determinant, -s / determinant
 
-    def losses(
-        self,
-        network: Network,
-        x0: Tensor,
-        t: Tensor | None = None,
-        noise: Tensor | None = None,
-        *,
-        weighting: str | None = None,
-        gamma: float | None = None,
-        vlb_weight: float = 1e-3,
-        generator: torch.Generator | None = None,
-        **cond: Any,
-    ) -> Tensor:
-        """Weighted mean squared error of each image, `float32 [B]` (Ho 2020, eq. 14).
-
-        With learned variances, the hybrid loss of Nichol 2021 (eq. 16): the bound is the sum over
-        all timesteps, of which the image's own is drawn, and moves the variances alone.
-
-        Args:
-            network: `(x_t, t, **cond) -> prediction`; with learned variances of 2 C channels.
-            x0: Clean images, `float32 [B, C, ...]` in [-1, 1].
-            t: Timesteps `int64 [B]` in 0 .. T-1; drawn evenly if None.
-            noise: Standard normal, of the shape of x0; drawn if None.
-            weighting, gamma: See `loss_weights`; None for none.
-            vlb_weight: Weight of the bound, in bits per dimension.
-            generator: Of what is drawn, on the device of x0.
-            cond: What else the network is given.
-        """
-        if t is None:
-            count, device = len(x0), x0.device
-            t = torch.randint(self.num_timesteps, (count,), generator=generator, device=device)
-        if noise is None:
-            noise = torch.empty_like(x0).normal_(generator=generator)
-        x_t = self.add_noise(x0, t, noise)
-        prediction = self.predict(network, x_t, t, **cond)
-        means = mean_channels(prediction, x0.shape[1])
-        losses = (means - self.target(x0, t, noise)).square().flatten(1).mean(1)
-        if weighting is not None:
-            key = (weighting, -1.0 if gamma is None else gamma, t.device)
-            if key not in self._weights:
-                table = self.loss_weights(weighting, gamma)
-                self._weights[key] = table.float().to(t.device)
-            losses = self._weights[key][t] * losses
-        if self.variance_type == "learned_range":
-            stopped = torch.cat([means.detach(), prediction[:, x0.shape[1] :]], dim=1)
-            bits = bound_terms(self, x0, x_t, t, stopped).bits
-            losses = losses + vlb_weight * self.num_timesteps * bits
-        return losses
-
-    def loss(self, network: Network, x0: Tensor, *args: Any, **options: Any) -> Tensor:
-        """The mean of `losses`, with the same arguments: one number."""
-        return self.losses(network, x0, *args, **options).mean()
-
     def at(self, t: Tensor, ndim: int, *names: str) -> list[Tensor]:
         """Rows of buffers at timesteps, `[B, 1, ...]` of so many dimensions."""
         if self.alphas_cumprod.device != t.device:
@@ -469,9 +500,3 @@ def _class_defaults(name: str) -> dict[str, Any]:
     kind = getattr(diffusers, name, None)
     parameters = inspect.signature(kind).parameters if isinstance(kind, type) else {}
     return {n: p.default for n, p in parameters.items() if p.default is not p.empty}
-
-
-_ARGUMENTS = (
-    "num_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type",
-    "rescale_betas_zero_snr", "variance_type", "clip_sample", "snr_shift",
-)  # fmt: skip

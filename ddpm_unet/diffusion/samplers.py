@@ -12,17 +12,24 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from ddpm_unet.diffusion import solvers
-from ddpm_unet.diffusion.edm import Diffusion
-from ddpm_unet.diffusion.process import GaussianDiffusion, check_steps, coefficients, mean_channels
+from ddpm_unet.diffusion.process import (
+    Diffusion,
+    GaussianDiffusion,
+    check_steps,
+    coefficients,
+    mean_channels,
+)
 from ddpm_unet.errors import UserError
 
 SAMPLERS = {
@@ -42,6 +49,10 @@ _OTHER_WAYS = ("Inverse", "UnCLIP", "SCM", "CogVideoX")
 
 Draw = Callable[[float], Tensor]
 """From a standard deviation to noise of it, `[B, *shape]`, in a tensor to be overwritten."""
+Ask = Callable[[Tensor, float], Tensor]
+"""From the network's input and time to its prediction."""
+Done = Callable[[int, int, float, Tensor, Tensor], None]
+"""Told after each evaluation: its number, their number, time, state, x_0."""
 
 
 def described() -> str:
@@ -160,7 +171,57 @@ def _scheduler(
     return SchedulerSampler(scheduler, diffusion, name)
 
 
-class LinearSampler:
+class Sampler:
+    """A way from noise to images, and once it is planned its times and coefficients.
+
+    Attributes:
+        name: For messages.
+        clip: Predicted images are kept in [-1, 1], for self-conditioning.
+        times: Of a plan: what the network is told, evaluation by evaluation.
+        initial_std: Of a plan: standard deviation of the noise at the beginning.
+        order: Of a plan: a job may begin at every order-th evaluation.
+    """
+
+    name: str
+    diffusion: Any
+    clip: bool
+    times: list[float]
+    initial_std = 1.0
+    order = 1
+
+    def plan(
+        self, steps: int, eta: float | None = None, generators: Sequence[torch.Generator] = ()
+    ) -> Self:
+        """A copy that is made ready for so many steps."""
+        made = copy(self)
+        made._prepare(steps, eta, generators)
+        return made
+
+    def _prepare(self, steps: int, eta: float | None, generators: Any) -> None:
+        raise NotImplementedError
+
+    def begin(self, index: int, images: Tensor, noise: Tensor) -> Tensor:
+        """The state before an evaluation, of images and noise."""
+        raise NotImplementedError
+
+    def model_input(self, index: int, x: Tensor) -> Tensor:
+        """What the network sees of a state."""
+        return x
+
+    def step(self, index: int, x: Tensor, prediction: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        """The next state and the x_0 predicted on the way; x and prediction stay as they are."""
+        raise NotImplementedError
+
+    def solve(self, x: Tensor, first: int, ask: Ask, done: Done, draw: Draw) -> Tensor:
+        """The images that the noise x, the state before step `first`, leads to."""
+        for i, time in enumerate(self.times[first:], first):
+            x, x0 = self.step(i, x, ask(self.model_input(i, x), time), draw)
+            done(i, len(self.times), time, x, x0)
+        return x
+
+
+@dataclass
+class LinearSampler(Sampler):
     """DDPM and DDIM: every coefficient is known before the loop begins.
 
     A step is x_0 = clip(a x + b prediction), then x' = c x + d x_0 + e prediction + s noise, where
@@ -180,29 +241,21 @@ class LinearSampler:
         set_alpha_to_one: DDIM's last step goes to a clean image, or to timestep 0's noise.
     """
 
-    def __init__(
-        self,
-        diffusion: GaussianDiffusion,
-        name: str,
-        *,
-        timestep_spacing: str = "linspace",
-        steps_offset: int = 0,
-        clip_sample: bool | None = None,
-        clip_sample_range: float = 1.0,
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        sample_max_value: float = 1.0,
-        set_alpha_to_one: bool = True,
-        variance_type: str | None = None,
-    ) -> None:
-        self.diffusion, self.name = diffusion, name
-        self.timestep_spacing, self.steps_offset = timestep_spacing, steps_offset
-        self.clip = diffusion.clip_sample if clip_sample is None else clip_sample
-        self.range = clip_sample_range if self.clip else None
-        self.quantile = dynamic_thresholding_ratio if thresholding else None
-        self.largest = sample_max_value
-        self.clean = 1.0 if set_alpha_to_one else float(diffusion.alphas_cumprod_float64[0])
-        self.variance_type = variance_type or diffusion.variance_type
+    diffusion: GaussianDiffusion
+    name: str
+    timestep_spacing: str = "linspace"
+    steps_offset: int = 0
+    clip_sample: bool | None = None
+    clip_sample_range: float = 1.0
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = 0.995
+    sample_max_value: float = 1.0
+    set_alpha_to_one: bool = True
+    variance_type: str | None = None
+
+    def __post_init__(self) -> None:
+        self.clip = self.diffusion.clip_sample if self.clip_sample is None else self.clip_sample
+        self.variance_type = self.variance_type or self.diffusion.variance_type
 
     def timesteps(self, steps: int) -> list[int]:
         """Falling timesteps of a job of so many steps; a single one is the last of the chain."""
@@ -221,49 +274,28 @@ class LinearSampler:
             raise UserError(f"unknown timestep_spacing {self.timestep_spacing!r}")
         return [int(t) for t in times if 0 <= t < total]
 
-    def plan(self, steps: int, eta: float | None, generators: list[torch.Generator]) -> LinearPlan:
-        """Work the coefficients out."""
-        return LinearPlan(self, steps, eta or 0.0)
-
-
-class Coefficients(NamedTuple):
-    """One step; b is a tensor on the CPU, which multiplies in half the time of a number."""
-
-    x0_from_x: float
-    x0_from_prediction: Tensor
-    next_from_x: float
-    next_from_x0: float
-    next_from_prediction: float
-    noise: float
-    widest: float  # log of the largest over the smallest learned variance; 0: it is fixed
-
-
-class LinearPlan:
-    """The steps of a `LinearSampler`."""
-
-    initial_std, order = 1.0, 1
-
-    def __init__(self, sampler: LinearSampler, steps: int, eta: float) -> None:
-        self.sampler = sampler
-        self.times: list[float] = list(sampler.timesteps(steps))
-        table = sampler.diffusion.alphas_cumprod_float64
-        abar = table[[int(t) for t in self.times]]
+    def _prepare(self, steps: int, eta: float | None, generators: Any) -> None:
+        times = self.timesteps(steps)
+        self.times = list(times)
+        table = self.diffusion.alphas_cumprod_float64
+        abar = table[times]
         self.abar: list[float] = abar.tolist()
-        following = torch.cat([abar[1:], torch.tensor([sampler.clean], dtype=torch.float64)])
-        mix = coefficients(sampler.diffusion.prediction_type, abar)
+        end = torch.ones(1, dtype=table.dtype) if self.set_alpha_to_one else table[:1]
+        following = torch.cat([abar[1:], end])
+        mix = coefficients(self.diffusion.prediction_type, abar)
         beta = 1 - abar / following
         variance = (1 - following) / (1 - abar) * beta  # Ho 2020, eq. 7
         widest, from_prediction = torch.zeros_like(abar), torch.zeros_like(abar)
-        if sampler.name == "ddpm":
+        if self.name == "ddpm":
             from_x = (abar / following).sqrt() * (1 - following) / (1 - abar)
             from_x0 = following.sqrt() * beta / (1 - abar)
-            if sampler.variance_type == "fixed_large":
+            if self.variance_type == "fixed_large":
                 variance = torch.where(following < 1, beta, 0.0)
-            if sampler.variance_type == "learned_range":
+            if self.variance_type == "learned_range":
                 widest = torch.where(following < 1, (beta / variance).log(), 0.0)
             noise = variance.sqrt()
         else:  # Song 2021 (arXiv:2010.02502), eq. 12 and 16; eps is that of the unclipped x_0
-            noise = eta * variance.sqrt()
+            noise = (eta or 0.0) * variance.sqrt()
             direction = (1 - following - noise**2).sqrt()
             from_x = direction * mix["noise_from_x"]
             from_x0 = following.sqrt()
@@ -279,23 +311,19 @@ class LinearPlan:
         """Images and noise, mixed (Ho 2020, eq. 4)."""
         return self.abar[index] ** 0.5 * images + (1 - self.abar[index]) ** 0.5 * noise
 
-    def model_input(self, index: int, x: Tensor) -> Tensor:
-        """The state itself."""
-        return x
-
     def step(self, index: int, x: Tensor, prediction: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        """The next x and the x_0 predicted on the way; x and the prediction stay as they are."""
+        """See the class."""
         c = self._steps[index]
         output, prediction = prediction, mean_channels(prediction, x.shape[1])
         x0 = prediction * c.x0_from_prediction
         if c.x0_from_x:
             x0.add_(x, alpha=c.x0_from_x)
-        if self.sampler.quantile is not None:
-            sizes = x0.flatten(1).abs().quantile(self.sampler.quantile, dim=1)
-            limit = sizes.clamp(1, self.sampler.largest).reshape(-1, *[1] * (x0.ndim - 1))
+        if self.thresholding:
+            sizes = x0.flatten(1).abs().quantile(self.dynamic_thresholding_ratio, dim=1)
+            limit = sizes.clamp(1, self.sample_max_value).reshape(-1, *[1] * (x0.ndim - 1))
             x0 = x0.clamp(-limit, limit) / limit
-        elif self.sampler.range is not None:
-            x0.clamp_(-self.sampler.range, self.sampler.range)
+        elif self.clip:
+            x0.clamp_(-self.clip_sample_range, self.clip_sample_range)
         following = draw(c.noise) if c.noise else torch.zeros_like(x)
         if c.widest:
             following.mul_(torch.exp((output[:, x.shape[1] :] + 1) * (c.widest / 4)))
@@ -305,8 +333,20 @@ class LinearPlan:
         return following, x0
 
 
+class Coefficients(NamedTuple):
+    """One step; b is a tensor on the CPU, which multiplies in half the time of a number."""
+
+    x0_from_x: float
+    x0_from_prediction: Tensor
+    next_from_x: float
+    next_from_x0: float
+    next_from_prediction: float
+    noise: float
+    widest: float  # log of the largest over the smallest learned variance; 0: it is fixed
+
+
 @dataclass
-class SolverSampler:
+class SolverSampler(Sampler):
     """A function `(denoise, x, sigmas, noise) -> images` (see `solvers`) as a sampler.
 
     `noise` is given to it if it has such an argument. `sigmas` goes from a number of steps to noise
@@ -319,73 +359,51 @@ class SolverSampler:
     sigmas: Callable[[int], Tensor] | None = None
 
     @property
-    def clip(self) -> bool:
+    def clip(self) -> bool:  # type: ignore[override]
         """As the forward process says; what the network predicts is clipped on the way."""
         return self.diffusion.clip_sample
 
-    def plan(self, steps: int, eta: float | None, generators: list[torch.Generator]) -> SolverPlan:
-        """Choose the noise levels."""
-        return SolverPlan(self, (self.sigmas or self.diffusion.sigmas)(steps))
-
-
-class SolverPlan:
-    """A `SolverSampler` at its noise levels, which takes all steps in one call."""
-
-    order = 1
-
-    def __init__(self, sampler: SolverSampler, sigmas: Tensor) -> None:
-        self.sampler, self.levels = sampler, sigmas
-        levels = sigmas[:-1].tolist()
-        self.times = [sampler.diffusion.preconditioning(sigma)[1] for sigma in levels]
-        self.evaluations = solvers.EVALUATIONS.get(sampler.solver, lambda steps: steps)
+    def _prepare(self, steps: int, eta: float | None, generators: Any) -> None:
+        self.levels = (self.sigmas or self.diffusion.sigmas)(steps)
+        levels = self.levels[:-1].tolist()
+        self.times = [self.diffusion.preconditioning(sigma)[1] for sigma in levels]
         self.initial_std = levels[0]
 
     def begin(self, index: int, images: Tensor, noise: Tensor) -> Tensor:
         """Images with noise of a level."""
         return images + float(self.levels[index]) * noise
 
-    def solve(
-        self,
-        x: Tensor,
-        first: int,
-        ask: Callable[[Tensor, float], Tensor],
-        done: Callable[[int, int, float, Tensor, Tensor], None],
-        draw: Draw,
-    ) -> Tensor:
-        """The images that the noise x, the state before step `first`, leads to.
-
-        `ask` goes from the network's input and time to its prediction; `done` is told, after each
-        evaluation, its number, their number, time, state, x_0.
-        """
-        sampler = self.sampler
+    def solve(self, x: Tensor, first: int, ask: Ask, done: Done, draw: Draw) -> Tensor:
+        """All steps in one call."""
         sigmas = self.levels[first:]
-        total = self.evaluations(len(self.levels) - 1)
-        number = total - self.evaluations(len(sigmas) - 1)
+        evaluations = solvers.EVALUATIONS.get(self.solver, lambda steps: steps)
+        total = evaluations(len(self.levels) - 1)
+        number = total - evaluations(len(sigmas) - 1)
         pending: tuple[int, float, Tensor] | None = None
 
         def denoise(x: Tensor, sigma: float | Tensor) -> Tensor:
             nonlocal number, pending
             level = float(sigma.reshape(-1)[0]) if isinstance(sigma, Tensor) else sigma
-            c_in, time, c_skip, c_out = sampler.diffusion.preconditioning(level)
+            c_in, time, c_skip, c_out = self.diffusion.preconditioning(level)
             seen = c_in * x
             if pending is not None:
                 done(pending[0], total, pending[1], seen, pending[2])
             x0 = mean_channels(ask(seen, time), x.shape[1]) * c_out
             if c_skip:
                 x0.add_(x, alpha=c_skip)
-            if sampler.clip:
+            if self.clip:
                 x0.clamp_(-1, 1)
             pending, number = (number, time, x0), number + 1
             return x0
 
-        wants = inspect.signature(sampler.solver).parameters
-        images = sampler.solver(denoise, x, sigmas, **{"noise": draw} if "noise" in wants else {})
+        wants = inspect.signature(self.solver).parameters
+        images = self.solver(denoise, x, sigmas, **{"noise": draw} if "noise" in wants else {})
         if pending is not None:
             done(pending[0], total, pending[1], images, pending[2])
         return images
 
 
-class SchedulerSampler:
+class SchedulerSampler(Sampler):
     """Any object with `set_timesteps(steps)`, `timesteps` and `step(prediction, t, x)`.
 
     It is asked as diffusers' pipelines ask it, with one generator for each image; clipping and
@@ -401,35 +419,19 @@ class SchedulerSampler:
         self.clip = diffusion is not None and diffusion.clip_sample
         self.clips = False
 
-    def plan(
-        self, steps: int, eta: float | None, generators: list[torch.Generator]
-    ) -> SchedulerPlan:
-        """Set its timesteps."""
-        return SchedulerPlan(self, steps, eta, generators)
-
-
-class SchedulerPlan:
-    """The steps of a `SchedulerSampler`."""
-
-    def __init__(
-        self,
-        sampler: SchedulerSampler,
-        steps: int,
-        eta: float | None,
-        generators: list[torch.Generator],
-    ) -> None:
-        self._scheduler = scheduler = sampler.scheduler
+    def _prepare(self, steps: int, eta: float | None, generators: Any) -> None:
+        scheduler = self.scheduler
         self._config: Mapping[str, Any] = getattr(scheduler, "config", {})
         check_steps(steps, self._config.get("num_train_timesteps", steps))
         try:
             scheduler.set_timesteps(steps)  # on the CPU, where reading them stops no accelerator
         except ValueError as error:
             cause = " ".join(str(error).split())
-            raise UserError(f"{steps} steps of {sampler.name}: {cause}") from error
+            raise UserError(f"{steps} steps of {self.name}: {cause}") from error
         self._times = list(torch.as_tensor(scheduler.timesteps))
-        self.times: list[float] = [t.item() for t in self._times]
+        self.times = [t.item() for t in self._times]
         if steps == 1 and self.times[0] == 0:
-            raise UserError(f"1 step of {sampler.name} would start at timestep 0: give at least 2")
+            raise UserError(f"1 step of {self.name} would start at timestep 0: give at least 2")
         self._from(0)
         known = inspect.signature(scheduler.step).parameters
         options = {"eta": eta, "generator": generators}
@@ -439,11 +441,11 @@ class SchedulerPlan:
         )
         self.initial_std = float(getattr(scheduler, "init_noise_sigma", 1.0))
         self.order = getattr(scheduler, "order", 1)
-        self._mix, self._clips = self._image_mixture(), sampler.clips
+        self._mix = self._image_mixture()
 
     def _image_mixture(self) -> list[list[float]] | None:
         """Of the network's input and prediction, x_0 at each step; None if it cannot be known."""
-        scheduler, kind = self._scheduler, self._config.get("prediction_type")
+        scheduler, kind = self.scheduler, self._config.get("prediction_type")
         if kind not in ("epsilon", "sample", "v_prediction") or "sigma_data" in self._config:
             return None
         if hasattr(scheduler, "sigmas"):
@@ -456,46 +458,37 @@ class SchedulerPlan:
         return torch.stack([mix["x0_from_x"], mix["x0_from_prediction"]], dim=1).tolist()
 
     def _from(self, index: int) -> None:
-        if hasattr(self._scheduler, "set_begin_index"):
-            self._scheduler.set_begin_index(index)
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(index)
 
     def begin(self, index: int, images: Tensor, noise: Tensor) -> Tensor:
         """Images and noise as the scheduler mixes them."""
         self._from(index)
         images = images.expand_as(noise)
-        return self._scheduler.add_noise(images, noise, self._times[index].expand(len(noise)))
+        return self.scheduler.add_noise(images, noise, self._times[index].expand(len(noise)))
 
     def model_input(self, index: int, x: Tensor) -> Tensor:
         """The state, scaled as the scheduler says."""
-        scale = getattr(self._scheduler, "scale_model_input", None)
+        scale = getattr(self.scheduler, "scale_model_input", None)
         return scale(x, self._times[index]) if scale else x
 
     def step(self, index: int, x: Tensor, prediction: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         """The scheduler draws the noise itself; x_0 is its own, if it says one."""
         means = mean_channels(prediction, x.shape[1])
         seen = self.model_input(index, x)
-        if self._clips and self._mix is not None:
+        if self.clips and self._mix is not None:
             from_x, from_prediction = self._mix[index]
             clipped = (from_x * seen + from_prediction * means).clamp(-1, 1)
             means = (clipped - from_x * seen) / from_prediction
         given = prediction if self._learned else means
         try:
-            output = self._scheduler.step(given, self._times[index], x, **self._options)
+            output = self.scheduler.step(given, self._times[index], x, **self._options)
         except (NotImplementedError, ValueError) as error:
             cause = " ".join(str(error).split())[:200]
-            raise UserError(f"{type(self._scheduler).__name__}: {cause}") from error
+            raise UserError(f"{type(self.scheduler).__name__}: {cause}") from error
         following = output[0] if isinstance(output, tuple) else output.prev_sample
         x0 = None if isinstance(output, tuple) else output.get("pred_original_sample")
         if x0 is None and self._mix is not None:
             from_x, from_prediction = self._mix[index]
             x0 = from_x * seen + from_prediction * means
         return following, following if x0 is None else x0
-
-
-Sampler = LinearSampler | SolverSampler | SchedulerSampler
-"""What `sample` takes; `clip`: predicted images are kept in [-1, 1], for self-conditioning.
-
-Its `plan` of so many steps has `times` that the network is told, `initial_std` of the noise,
-`order` (a job may begin at every order-th evaluation), `begin(index, images, noise)`, and either
-`model_input(index, x)` and `step(index, x, prediction, draw)`, or `solve`.
-"""

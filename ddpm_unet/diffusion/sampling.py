@@ -12,9 +12,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_unet import randomness
-from ddpm_unet.diffusion.edm import Diffusion
-from ddpm_unet.diffusion.process import Network, batch_time
-from ddpm_unet.diffusion.samplers import SolverPlan, make_sampler
+from ddpm_unet.diffusion.process import Diffusion, Network, batch_time
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.errors import UserError
 
 
@@ -113,7 +112,7 @@ class Noise:
 
 def timesteps(sampler: Any, steps: int) -> Tensor:
     """The times that a `Sampler` tells the network in so many steps, one after the other."""
-    return torch.tensor(sampler.plan(steps, None, []).times)
+    return torch.tensor(sampler.plan(steps).times)
 
 
 def sample(
@@ -202,11 +201,5 @@ def sample(
             bar.update()
 
         with bar:
-            if isinstance(plan, SolverPlan):
-                x = plan.solve(x, first, ask, done, noise.draw)
-            else:
-                for i, time in enumerate(plan.times[first:], first):
-                    prediction = ask(plan.model_input(i, x), time)
-                    x, x0 = plan.step(i, x, prediction, noise.draw)
-                    done(i, total, time, x, x0)
+            x = plan.solve(x, first, ask, done, noise.draw)
     return x.clone()  # outside inference mode: a tensor that autograd accepts

@@ -78,34 +78,56 @@ def save_side_by_side(columns: Sequence[tuple[str, Tensor]], path: Path) -> None
     plt.close(figure)
 
 
-def plot_metrics(records: Sequence[dict[str, float]], path: Path) -> None:
-    """Plot every curve of a run's metrics.jsonl against images seen.
+Panel = dict[str, list[tuple[float, float]]]
+"""Curves of one plot by name, each a list of (images seen, value)."""
 
-    Losses and the gradient's norm stand together on a logarithmic axis, scores below.
+
+def panels(records: Sequence[dict[str, Any]]) -> dict[str, Panel]:
+    """The curves of a run's metrics.jsonl by plot: "loss", "grad_norm", and scores of a kind each.
+
+    Steps, skipped ones and the learning rate are left out, and so are values that are not finite.
     """
-    found = {name for record in records for name in record}
-    losses = sorted(name for name in found if name.endswith(("loss", "grad_norm")))
-    others = sorted(found - set(losses) - {"step", "images", "skipped", "lr"})
-    if not losses:
-        return
+    found: dict[str, Panel] = {}
+    for record in records:
+        for name, value in record.items():
+            if name in ("step", "images", "skipped", "lr") or value is None:
+                continue
+            words = name.split("_")
+            kind = next((k for k in ("loss", "dice", "iou") if k in (words[0], words[-1])), name)
+            found.setdefault(kind, {}).setdefault(name, [])
+            if math.isfinite(value):
+                found[kind][name].append((record["images"], value))
+    first = [name for name in ("loss", "grad_norm") if name in found]
+    return {name: found[name] for name in [*first, *sorted(found.keys() - set(first))]}
+
+
+def plot_panels(plots: dict[str, Panel], file: Any, kind: str = "png") -> None:
+    """Plot curves against images seen, a plot below another; losses and norms logarithmically."""
     plt = pyplot()
     figure, axes = plt.subplots(
-        1 + bool(others), 1, figsize=(7, 4 + 2.5 * bool(others)), squeeze=False,
-        sharex=True, layout="constrained",
-    )  # fmt: skip
-    for axis, names in zip(axes[:, 0], (losses, others), strict=False):
-        for name in names:
-            points = [(r["images"], r[name]) for r in records if name in r]
-            x, y = zip(*points, strict=True)
+        len(plots), 1, figsize=(6, 2.8 * len(plots) + 0.4), squeeze=False, layout="constrained"
+    )
+    for axis, (title, curves) in zip(axes[:, 0], plots.items(), strict=True):
+        for name, points in curves.items():
+            x, y = zip(*points, strict=True) if points else ((), ())
             axis.plot(x, y, label=name, lw=1, marker="." if len(x) < 30 else None)
-        axis.set_yscale("log" if names is losses else "linear")
+        if title in ("loss", "grad_norm", "val_loss"):
+            axis.set_yscale("log")
+        axis.set_title(title.replace("_", " "), fontsize=10)
         axis.grid(alpha=0.3)
-        axis.legend()
+        if len(curves) > 1:
+            axis.legend(fontsize=8)
     axes[-1, 0].set_xlabel("images seen")
-    figure.savefig(path, dpi=110)
+    figure.savefig(file, dpi=110, format=kind)
     plt.close(figure)
     del figure, axes, axis
     gc.collect()  # figures are full of cycles, and a run draws thousands
+
+
+def plot_metrics(records: Sequence[dict[str, Any]], path: Path) -> None:
+    """Plot every curve of a run's metrics.jsonl against images seen."""
+    if found := panels(records):
+        plot_panels(found, path)
 
 
 def pyplot() -> Any:

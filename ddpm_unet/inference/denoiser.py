@@ -25,7 +25,8 @@ from ddpm_unet.diffusion.conditioning import (
     concat_cond,
 )
 from ddpm_unet.diffusion.editing import Inversion, inpaint, slerp
-from ddpm_unet.diffusion.edm import Diffusion, EDMDiffusion
+from ddpm_unet.diffusion.edm import EDMDiffusion
+from ddpm_unet.diffusion.process import Diffusion
 from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import StepInfo, timesteps
 from ddpm_unet.diffusion.sampling import sample as sample_batch

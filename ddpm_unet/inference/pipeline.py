@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ddpm_unet.config import DiffusionConfig, UNetConfig
 from ddpm_unet.config.reading import check_limits, from_plain, read_json
-from ddpm_unet.diffusion.edm import Diffusion, EDMDiffusion, diffusion_of_scheduler
+from ddpm_unet.diffusion.edm import EDMDiffusion, diffusion_of_scheduler
+from ddpm_unet.diffusion.process import Diffusion
 from ddpm_unet.diffusion.samplers import Sampler, saved_sampler
 from ddpm_unet.errors import UserError
 from ddpm_unet.files import replace_json

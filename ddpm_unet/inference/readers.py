@@ -47,8 +47,9 @@ def tiff_spacing(path: str | Path) -> tuple[float, ...] | None:
     None where a TIFF does not; a resolution in inches is one of printing.
     """
     with tifffile.TiffFile(path) as file:
-        ome = dict(re.findall(r'PhysicalSize([XYZ])="([^"]+)"', file.ome_metadata or ""))
-        if ome and set(re.findall(r'PhysicalSize.Unit="([^"]+)"', file.ome_metadata)) <= {"µm"}:
+        about_ome = file.ome_metadata or ""
+        ome = dict(re.findall(r'PhysicalSize([XYZ])="([^"]+)"', about_ome))
+        if ome and set(re.findall(r'PhysicalSize.Unit="([^"]+)"', about_ome)) <= {"µm"}:
             return tuple(float(ome[axis]) / 1000 for axis in "ZYX" if axis in ome)
         page = file.pages.first
         about = file.imagej_metadata or (file.shaped_metadata or ({},))[0]

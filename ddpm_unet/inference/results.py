@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tifffile
@@ -157,7 +157,7 @@ class _Found:
     labels: np.ndarray
     tables: list[list[ObjectRow]]
     rows: list[list[ObjectRow]]
-    shown: Sequence[np.ndarray]
+    shown: Any
 
 
 def _find(

@@ -14,7 +14,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -22,7 +24,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, broadcast
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, broadcast
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -35,7 +37,11 @@ T = TypeVar("T")
 Tensors = dict[str, Tensor]
 SECONDS_FOR_LAST_WORDS = 2.0
 SECONDS_FOR_LAST_TENSORS = 0.2
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT") if hasattr(signal, name)]
+PATIENCE = timedelta(days=7)
+"""How long processes wait for the main process's disk; if it dies they learn so at once."""
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
+]
 ECHO_SECONDS = 2.0
 """A launcher forwards to its processes what the terminal sent them already."""
 BLOCKS = ("DownBlock", "MidBlock", "UpBlock", "ConvBlock", "Backbone")
@@ -66,6 +72,7 @@ FSDP = {
                                "fsdp_sharding_strategy {}: set FULL_SHARD"),
 }  # fmt: skip
 """Likewise of sharded weights."""
+_MEETINGS = count()
 SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU")
 
 
@@ -193,6 +200,7 @@ def open_accelerator(
                 cpu=not torch.accelerator.is_available(),
                 mixed_precision=precision,
                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.timeout))],
                 log_with=None if tracker == "none" else tracker,
                 project_dir=folder,
             )
@@ -235,6 +243,7 @@ def own_accelerator() -> Iterator[None]:
 def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
     """`action()` on the main process, while the others wait; they get None.
 
+    They wait by the store of the group, so that no collective runs out of time at a slow disk.
     A UserError of the action ends all: none is left waiting, the others get a `PeerError`.
     """
     result, fault = None, None
@@ -243,9 +252,21 @@ def on_main(accelerator: Accelerator, action: Callable[[], T]) -> T | None:
             result = action()
         except UserError as error:
             fault = error
+    if accelerator.num_processes > 1:
+        _after_main(accelerator.is_main_process)
     if share_json(fault is not None, accelerator):
         end_together(accelerator, fault)
     return result
+
+
+def _after_main(is_main: bool) -> None:
+    """Let the other processes go on from here once the main one is here too."""
+    store, number = torch.distributed.distributed_c10d._get_default_store(), next(_MEETINGS)
+    if is_main:
+        store.set(f"ddpm_unet/{number}", "")
+        store.delete_key(f"ddpm_unet/{number - 100}")  # steps ago, which all have passed
+    else:
+        store.wait([f"ddpm_unet/{number}"], PATIENCE)
 
 
 def end_together(accelerator: Accelerator, fault: UserError | None) -> None:
@@ -329,7 +350,7 @@ def share_tensors(
 
 
 class StopRequest:
-    """Within, the first SIGTERM or Ctrl-C sets `received`; a later one acts as usual.
+    """Within, the first SIGTERM, SIGUSR1 or Ctrl-C sets `received`; a later one acts as usual.
 
     Nothing changes without `listen`, and in threads but the main one, which get no signals.
     """

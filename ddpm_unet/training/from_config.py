@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from accelerate import PartialState
 
-from ddpm_unet.config import DenoiseConfig, PairDataConfig, SegmentConfig
+from ddpm_unet.config import DenoiseConfig, PairDataConfig, SegmentConfig, UNetConfig
 from ddpm_unet.config.data import check_data_settings
 from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data import histology
@@ -80,9 +80,8 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
     )
 
     def build() -> UNet:
-        check_network(config, conditioning, images)
         size = latent.size if latent else data.size
-        return UNet(replace(config.model, sample_size=size))
+        return UNet(replace(fit_network(config, conditioning, images), sample_size=size))
 
     said = stream.describe()
     if data.fit == "crop" and data.scale != 1:
@@ -147,7 +146,7 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
         if regress
         else LabelledSet(report, split["train"], border, config.objects)
     )
-    if isinstance(pairs, LabelledSet) and config.objects:
+    if isinstance(pairs, LabelledSet) and isinstance(target, ClassTarget) and config.objects:
         target = replace(target, objects=pairs.small_object)
     extra = None
     if report.extra and not regress:
@@ -352,8 +351,15 @@ def _network(config: SegmentConfig, channels: int, outputs: dict[str, Any]) -> S
     if config.init == SCRATCH:
         data = config.data
         predicted = config.diffusion.output_channels(channels)
-        unet = replace(config.model, in_channels=channels, out_channels=predicted)
-        return Segmenter(UNet(replace(unet, sample_size=data.size, dims=data.dims)), head)
+        said = {"in_channels": channels, "out_channels": predicted, "dims": data.dims}
+        unet = config.model.filled(**said)
+        for name, value in said.items():
+            if getattr(unet, name) != value:
+                raise UserError(
+                    f"model.{name} = {getattr(unet, name)}: the data ask for {value}; set it to "
+                    "that, or to null"
+                )
+        return Segmenter(UNet(replace(unet, sample_size=data.size)), head)
     return Segmenter.from_denoiser(str(config.init), head, in_channels=channels)
 
 
@@ -417,9 +423,13 @@ def _first(passed: list[str], most: int = 4) -> str:
     return ", ".join(passed[:most]) + more
 
 
-def check_network(config: DenoiseConfig, conditioning: Conditioning, images: ImageSet) -> None:
-    """Refuse a network that cannot take the images, or what it is conditioned on."""
-    model, channels = config.model, conditioning.drawn_channels
+def fit_network(config: DenoiseConfig, conditioning: Conditioning, images: ImageSet) -> UNetConfig:
+    """The network, with what the data say of settings that are null.
+
+    Raises:
+        UserError: A setting is not what the images, or what they are conditioned on, ask for.
+    """
+    channels = conditioning.drawn_channels
     names, dropped = conditioning.class_names, conditioning.cond_dropout
     what = "latents" if config.latent.autoencoder else "images"
     what += " with their masks" * (conditioning.mask_classes > 0)
@@ -437,6 +447,9 @@ def check_network(config: DenoiseConfig, conditioning: Conditioning, images: Ima
     }
     needed, outputs = sum(given.values()), config.diffusion.output_channels(channels)
     classes = len(names) + dropped if names else None
+    model = config.model.filled(
+        in_channels=needed, out_channels=outputs, dims=config.data.dims, num_class_embeds=classes
+    )
     widths = model.cross_attention_dim
     faults: dict[str, bool] = {}
     if needed == channels == outputs:
@@ -472,3 +485,4 @@ def check_network(config: DenoiseConfig, conditioning: Conditioning, images: Ima
     for fault, present in faults.items():
         if present:
             raise UserError(fault)
+    return model

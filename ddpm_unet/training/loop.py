@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import random
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -28,7 +27,10 @@ from ddpm_unet.config.reading import check_limits
 from ddpm_unet.cpu import FusedAdamWEMA, accelerate_cpu, is_accelerated
 from ddpm_unet.data.loader import StepBatches, make_loader, shares
 from ddpm_unet.errors import UserError
+from ddpm_unet.evaluation.card import write_pages
 from ddpm_unet.evaluation.plots import plot_metrics
+from ddpm_unet.evaluation.report import ABOUT, versions
+from ddpm_unet.files import replace_json
 from ddpm_unet.randomness import torch_seeds
 from ddpm_unet.training.checkpoint import prune_checkpoints, resume, write_checkpoint
 from ddpm_unet.training.distributed import (
@@ -62,7 +64,7 @@ def train(job: Job, run: RunFolder, settings: Any, signals: bool = True) -> nn.M
         job: What is trained.
         run: Where everything is written.
         settings: A `RunConfig` with `train` and whatever else is to be kept in the run folder.
-        signals: Take SIGTERM and Ctrl-C as the wish to stop after a step, with a checkpoint.
+        signals: Take SIGTERM, SIGUSR1 and Ctrl-C as the wish to stop, with a checkpoint.
 
     Returns:
         The network, with its averaged weights (in a process of several, its own shards of them).
@@ -84,6 +86,8 @@ def train(job: Job, run: RunFolder, settings: Any, signals: bool = True) -> nn.M
                 training.resume()
                 training.introduce()
                 training.run_steps(request)
+            if training.finished:
+                on_main(accelerator, lambda: write_pages(run.path))
             leave(accelerator)
         except RuntimeError as error:
             if not peer_lost(error):
@@ -95,7 +99,7 @@ def train(job: Job, run: RunFolder, settings: Any, signals: bool = True) -> nn.M
         finally:
             run.release()
     if not training.finished:
-        raise SystemExit(128 + (request.received or signal.SIGTERM))
+        raise SystemExit(128 + training.stopped_by)
     training.state.ema._swap()
     return training.network.eval()
 
@@ -182,13 +186,19 @@ class Training:
             self.state.fused = FusedAdamWEMA(self.state.optimizer, self.state.ema)
         self.saved: int | None = None
         self.finished = False
+        self.stopped_by = 0
 
     def introduce(self) -> None:
         """Say what is about to run, and on what."""
         a = self.accelerator
-        count = sum(p.numel() for p in self.network.parameters())
+        count, data = sum(p.numel() for p in self.network.parameters()), self.job.describe()
+        about = {
+            "data": data.splitlines(), "parameters": count, "device": a.device.type,
+            "processes": a.num_processes, "precision": a.mixed_precision, "versions": versions(),
+        }  # fmt: skip
+        on_main(a, lambda: replace_json(self.run.path / ABOUT, about))
         self._say(
-            f"{self.job.describe()}\n"
+            f"{data}\n"
             f"network: {count:,} parameters; {a.num_processes} process"
             f"{'es' if a.num_processes > 1 else ''} on {a.device.type}, precision "
             f"{a.mixed_precision if a.mixed_precision != 'no' else 'float32'}"
@@ -343,11 +353,11 @@ class Training:
     def _agreed(self, request: StopRequest) -> bool:
         """Whether any process was asked to stop; the processes ask each other when they look."""
         if self.accelerator.num_processes == 1:
-            return bool(request.received)
-        if not self._looks():
-            return False
-        asked = torch.tensor(request.received, device=self.accelerator.device)
-        return bool(torch.as_tensor(self.accelerator.reduce(asked, "sum")))
+            self.stopped_by = request.received
+        elif self._looks():
+            asked = torch.tensor([request.received], device=self.accelerator.device)
+            self.stopped_by = int(self.accelerator.gather(asked).max())
+        return bool(self.stopped_by)
 
     def _log(self, norm: Tensor) -> float:
         state = self.state
@@ -409,9 +419,7 @@ class Training:
             write_checkpoint(self.run.checkpoints, state.step, tensors, numbers)
             prune_checkpoints(self.run.checkpoints, self.config.keep_checkpoints)
             with disk_faults(self.run.path / "loss.png"):
-                records = self.run.read_metrics()
-                known = [{k: v for k, v in r.items() if v is not None} for r in records]
-                plot_metrics(known, self.run.path / "loss.png")
+                plot_metrics(self.run.read_metrics(), self.run.path / "loss.png")
 
         on_main(self.accelerator, write)
         self.saved = state.step

@@ -21,6 +21,7 @@ from ddpm_unet.data.preprocessing import Preprocessing, Targets
 from ddpm_unet.data.splits import Split
 from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.errors import UserError
+from ddpm_unet.evaluation.card import write_pages
 from ddpm_unet.evaluation.image_quality import image_scores
 from ddpm_unet.evaluation.metrics import (
     confusion,
@@ -32,6 +33,7 @@ from ddpm_unet.evaluation.metrics import (
 from ddpm_unet.evaluation.objects import object_scores
 from ddpm_unet.evaluation.plots import save_picture
 from ddpm_unet.evaluation.rand import thinned_scores
+from ddpm_unet.evaluation.report import best_median_worst
 from ddpm_unet.files import replace_text
 from ddpm_unet.inference.objects import label_objects
 from ddpm_unet.inference.overlay import class_colors, displayable, side_by_side
@@ -369,8 +371,8 @@ class PixelwiseJob(Job):
     ) -> dict[str, float]:
         """Score the run's model on the images kept to test, if any, and print it.
 
-        Writes `scores.json`, `scores.csv`, and `test.png` with the first image and what is
-        predicted of it.
+        Writes `scores.json`, `scores.csv`, `test.png` with the first image and what is predicted
+        of it, and `predictions/` with those of best, median and worst score.
         """
         if self.test is None:
             return {}
@@ -394,6 +396,13 @@ class PixelwiseJob(Job):
         scores |= self.target.further_scores(predicted())
         rows = [{"name": self.test.name(i), **found} for i, found in enumerate(images)]
         write_scores(run.path, scores, rows)
+        (run.path / "predictions").mkdir(exist_ok=True)
+        for word, number in best_median_worst(images).items():
+            item = item_of(self.test, number)
+            with torch.inference_mode():
+                seen = self.target.visualize(self.planes(model, item, device), item)
+            save_picture(seen, run.path / "predictions" / f"{word}.png")
+        write_pages(run.path)
         print(
             f"on {len(self.test)} test image(s): "
             + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())

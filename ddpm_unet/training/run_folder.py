@@ -3,6 +3,8 @@
 config.yaml      every setting
 metrics.jsonl    one line of numbers per log step and validation
 loss.png         the curves of metrics.jsonl
+about.json       what was said of data, network and versions when the training began
+report.html      all of it on a page, written at the end and by `ddpm-unet report`
 samples/         images drawn during training
 checkpoints/     what a resumed run starts from
 averages/        snapshots from which `scripts/ema.py` makes averages of any length, if any are kept
@@ -36,7 +38,10 @@ FREE_TO_CHANGE = {
     "train.steps", "train.micro_batch", "train.mixed_precision", "train.compile",
     "train.gradient_checkpointing", "train.channels_last", "train.checkpoint_every",
     "train.keep_checkpoints", "train.sample_every", "train.evaluate_every", "train.native",
+    "train.timeout",
 }  # fmt: skip
+FROM_THE_DATA = {f"model.{n}" for n in ("in_channels", "out_channels", "dims", "num_class_embeds")}
+"""Null takes what the data ask for, which are compared themselves."""
 
 
 class RunFolder:
@@ -187,7 +192,7 @@ def _compare(path: Path, saved: dict[str, Any], now: dict[str, Any], prefix: str
             continue
         if isinstance(value, dict) and isinstance(saved.get(key), dict):
             _compare(path, saved[key], value, f"{name}.")
-        elif saved.get(key) != value:
+        elif saved[key] != value and not (name in FROM_THE_DATA and None in (saved[key], value)):
             raise UserError(
                 f"{path}: holds a run with {name} = {saved.get(key)}, not {value}; "
                 "choose another --run folder or the old value"

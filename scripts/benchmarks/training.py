@@ -29,7 +29,7 @@ from benchmarks.networks import (
 from benchmarks.rows import DIFFUSERS, LUCIDRAINS, OURS, Measured, installed
 from benchmarks.sampling import of_similar_work
 from benchmarks.timing import Effort, Timer
-from ddpm_unet.config import DenoiseConfig, ImageDataConfig, TrainConfig, UNetConfig
+from ddpm_unet.config import DenoiseConfig, ImageDataConfig, TrainConfig, UNetConfig, UNetSettings
 from ddpm_unet.cpu import FusedAdamWEMA
 from ddpm_unet.models import UNet
 from ddpm_unet.training.denoise import DenoiseJob
@@ -107,7 +107,12 @@ def job_settings(model: UNetConfig, settings: TrainConfig) -> Iterator[DenoiseCo
         place.mkdir()
         write_pictures(place, 64, model.sample_size)
         data = ImageDataConfig(source=str(place), size=model.sample_size)
-        yield DenoiseConfig(run=str(Path(folder) / "run"), data=data, model=model, train=settings)
+        yield DenoiseConfig(
+            run=str(Path(folder) / "run"),
+            data=data,
+            model=UNetSettings(**vars(model)),
+            train=settings,
+        )
 
 
 def write_pictures(folder: Path, count: int, size: int) -> None:

@@ -125,7 +125,7 @@ def published(member: Member) -> SegmentationModel:
     own: dict[str, Any] = {"in_channels": channels, "dims": len(sides)}
     if settings.architecture == "classic":
         return ClassicUNet(replace(settings.classic, **own))
-    return Segmenter(UNet(replace(settings.model, out_channels=channels, **own)), settings.head)
+    return Segmenter(UNet(settings.model.filled(out_channels=channels, **own)), settings.head)
 
 
 def example(model: SegmentationModel, member: Member) -> Tensor:

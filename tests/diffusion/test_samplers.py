@@ -15,7 +15,6 @@ from ddpm_unet.diffusion.edm import diffusion_of_scheduler
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import (
     SAMPLERS,
-    LinearPlan,
     LinearSampler,
     described,
     make_sampler,
@@ -44,7 +43,7 @@ def pair(kind, **settings):
 def check_steps(scheduler, sampler, steps, eta=0.0, but_last=False, learned=False):
     """Over all steps, from random states and predictions that clipping bites on."""
     scheduler.set_timesteps(steps)
-    ours = LinearPlan(sampler, steps, eta)
+    ours = sampler.plan(steps, eta)
     assert ours.times == scheduler.timesteps.tolist()
     options = {"eta": eta} if isinstance(scheduler, diffusers.DDIMScheduler) else {}
     for i, t in enumerate(scheduler.timesteps[: -1 if but_last else None]):
@@ -108,7 +107,7 @@ def test_steps_from_nothing_are_those_of_diffusers():
 
 def test_ddim_with_full_noise_is_ddpm():
     diffusion = GaussianDiffusion(clip_sample=False)
-    plans = [LinearPlan(LinearSampler(diffusion, name), 40, 1.0) for name in ("ddpm", "ddim")]
+    plans = [LinearSampler(diffusion, name).plan(40, 1.0) for name in ("ddpm", "ddim")]
     x, prediction, noise = torch.randn(3, *SHAPE, dtype=torch.float64)
     for i in range(40):
         ddpm, ddim = (p.step(i, x, prediction, lambda std: std * noise)[0] for p in plans)
@@ -117,7 +116,7 @@ def test_ddim_with_full_noise_is_ddpm():
 
 def test_no_noise_is_added_to_the_finished_image():
     diffusion = GaussianDiffusion(variance_type="fixed_large")
-    plan = LinearPlan(LinearSampler(diffusion, "ddpm", timestep_spacing="trailing"), 50, 0.0)
+    plan = LinearSampler(diffusion, "ddpm", timestep_spacing="trailing").plan(50, 0.0)
     x = torch.zeros(SHAPE)
     following, x0 = plan.step(49, x, x, lambda std: pytest.fail("noise was drawn"))
     assert torch.equal(following, x0)

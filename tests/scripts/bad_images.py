@@ -32,10 +32,10 @@ TRAINING = [
     Case("no source at all", "train_ddpm", "--data.source=",
          "data.source: is empty; give a built-in set, a folder or a data set's name"),
     Case("an empty folder", "train_ddpm", "--data.source empty",
-         "empty: holds nothing, no image (.bmp .gif .jpeg .jpg .png .tif .tiff .webp); give a "
+         "empty: holds nothing, no image (.bmp .gif .jpeg .jpg .png .svs .tif .tiff .webp); give a "
          "folder of images", folder("empty")),
     Case("a folder without images", "train_ddpm", "--data.source texts",
-         "texts: holds only 1 other files, no image (.bmp .gif .jpeg .jpg .png .tif .tiff "
+         "texts: holds only 1 other files, no image (.bmp .gif .jpeg .jpg .png .svs .tif .tiff "
          ".webp); give a folder of images", write("texts/a.txt", "text")),
     Case("a folder that may not be listed", "train_ddpm", "",
          "images: may not be listed; check its permissions", forbid("images"), only="not root"),
@@ -178,7 +178,7 @@ SEGMENTING = [
          "denoise.yaml: is not an image in a known format (PNG, JPEG, WebP, TIFF, GIF, BMP), "
          "or its header is damaged; replace or remove the file"),
     Case("a folder without images", "segment", "empty",
-         "empty: holds nothing, no image (.bmp .gif .jpeg .jpg .png .tif .tiff .webp); give a "
+         "empty: holds nothing, no image (.bmp .gif .jpeg .jpg .png .svs .tif .tiff .webp); give a "
          "folder of images", folder("empty")),
     Case("an empty file", "segment", "bad.png",
          "bad.png: is empty (0 bytes); replace or remove the file", write("bad.png")),

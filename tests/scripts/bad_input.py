@@ -33,6 +33,10 @@ Two things are otherwise. The check of a labelled set names every file at fault,
 an image that is cut in the middle is found when its turn to be decoded comes: `segment.py` looks
 at all headers first, and keeps the masks that were finished before.
 
+Below `accelerate launch` and torchrun, which print a traceback of their own about every command
+that fails, the line is printed a second time when they have ended, so that it is the last; their
+exit status is 1 (`-k launcher` of the same test).
+
 This page is written by `python tests/scripts/bad_input.py` from the table that
 `tests/scripts/test_bad_input.py` tries, in a folder with `images`, `masks`, `generated` images,
 a `denoiser`, a `segmenter` and two configurations, by these commands and what the tables add:

@@ -24,6 +24,7 @@ def small_pictures(tmp_path, monkeypatch):
     """RGB pictures and masks in the folder where the test works; trainings draw no curves."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loop, "plot_metrics", lambda records, path: None)
+    monkeypatch.setattr("ddpm_unet.evaluation.report.plots", lambda curves: "")
     rng = np.random.default_rng(0)
     for kind, high, shape in (("pictures", 256, (16, 16, 3)), ("masks", 2, (16, 16))):
         (tmp_path / kind).mkdir()

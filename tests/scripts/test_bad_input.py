@@ -4,6 +4,8 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from bad_input import CASES, PAGE, page
 from in_process import run
 from odd_input import ODD
 
+ROOT = Path(__file__).parents[2]
 PLACES = {
     "everywhere": True,
     "not root": os.geteuid() != 0,
@@ -71,6 +74,30 @@ def test_odd_input_works(case, here):
     outcome = run(script, arguments)
     assert outcome.status == 0, outcome.err
     assert Path(case.gives).exists()
+
+
+LAUNCHERS = {
+    "accelerate, one process": "accelerate.commands.launch --num_processes 1",
+    "accelerate, two processes": f"accelerate.commands.launch --num_processes 2 --config_file"
+    f" {ROOT}/configs/accelerate/one_host.yaml",
+    "torchrun, two processes": "torch.distributed.run --nproc_per_node 2 --",
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS.values(), ids=LAUNCHERS)
+def test_below_a_launcher_the_line_is_the_last(launcher, tmp_path):
+    """A real launch, whose output is read to its end: the launcher's traceback stands above."""
+    script = [ROOT / "scripts" / "train_ddpm.py", "--train.stepz", "1"]
+    result = subprocess.run(
+        [sys.executable, "-m", *launcher.split(), *script],
+        cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
+    )  # fmt: skip
+    *before, last = result.stdout.splitlines()
+    assert last == "error: --train.stepz: no such setting; did you mean train.steps?"
+    assert last in before
+    assert any(line.startswith("Traceback") for line in before)
+    assert result.returncode == 1
 
 
 def test_the_page_is_that_of_the_table():

@@ -219,7 +219,7 @@ def test_several_processes_share_the_files(trained):
     """Two processes segment and sample what one does."""
     home, _ = trained
     script("segment.py", "images", "--out", "one", "--tile", "96", cwd=home)
-    launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--"]
     for command in (
         ["segment.py", "images", "--out", "two", "--tile", "96"],
         ["sample.py", "--num_images", "3", "--batch_size", "2", "--steps", "2", "--out", "pair"],

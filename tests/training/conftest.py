@@ -10,6 +10,7 @@ def no_curves(request, monkeypatch):
     """Matplotlib takes half of a small training; what is marked looks at its picture."""
     if "curves" not in request.keywords:
         monkeypatch.setattr("ddpm_unet.training.loop.plot_metrics", lambda records, path: None)
+        monkeypatch.setattr("ddpm_unet.evaluation.report.plots", lambda curves: "")
 
 
 @pytest.fixture(scope="session")

@@ -222,10 +222,6 @@ def without_planes(settings):
     by_mask(settings).model.in_channels = 3
 
 
-def without_table(settings):
-    by_class(settings).model.num_class_embeds = None
-
-
 def without_null_class(settings):
     by_class(settings)
     settings.condition_dropout = 0.1
@@ -245,7 +241,6 @@ def without_conditions(settings):
         (without_planes, "is given the images' 3, the condition's 2; set model.in_channels to 5"),
         (without_estimate, "an estimate's 3; set model.in_channels to 6"),
         (without_conditions, "condition_dropout 0.1: the images come without a class"),
-        (without_table, "num_class_embeds = None, but the images come with 2 classes; set it to 2"),
         (without_null_class, "the images come with 2 classes and one for none; set it to 3"),
         (without_context, "model.cross_attention_dim: the network attends to a context; set data"),
         (other_context, "cross_attention_dim = 8, but the vectors of data.context have 6 numbers"),

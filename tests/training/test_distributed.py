@@ -1,7 +1,10 @@
 """What a launcher says is honoured or refused before the first step; other systems import."""
 
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -121,3 +124,23 @@ def test_the_environment_is_as_before(monkeypatch):
         assert distributed.os.environ["ACCELERATE_USE_FSDP"] == "false"
         assert "OTHER" not in distributed.os.environ
     assert distributed.os.environ["ACCELERATE_USE_FSDP"] == "true"
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(138, True), (0, False), (1, False)])
+def test_the_page_s_slurm_job_queues_itself_again_when_it_was_stopped(tmp_path, status, requeued):
+    """With stand-ins for SLURM's commands and python."""
+    page = (Path(__file__).parents[2] / "docs" / "many_gpus.md").read_text()
+    job = re.search(r"```bash\n(#!/bin/bash.*?)```", page, re.DOTALL)[1]
+    stand_ins = {
+        "srun": 'for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" || s=$?; done; exit $s',
+        "scontrol": 'if [ "$1" = show ]; then echo host1; else echo "$@" >> said; fi',
+        "python": f"echo $RANK/$WORLD_SIZE $LOCAL_RANK $MASTER_ADDR >> said; exit {status}",
+    }
+    for name, lines in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    place = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "7"}
+    found = subprocess.run(["bash", "-c", job], cwd=tmp_path, env=place, check=False)
+    assert found.returncode == status
+    said = ["0/2 0 host1", "1/2 1 host1", *["requeue 7"] * requeued]
+    assert (tmp_path / "said").read_text().splitlines() == said

@@ -4,11 +4,15 @@ import signal
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from runs import files, kill, run
 from safetensors.torch import load_file
+from tifffile import imwrite
 
+from ddpm_unet.config import DenoiseConfig
+from ddpm_unet.config.reading import read_settings
 from ddpm_unet.errors import UserError
 from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint, write_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
@@ -271,6 +275,24 @@ def test_three_bad_losses_in_a_row_stop_the_run(settings):
     tensors, state = end_state(RunFolder(Path(settings.run)))
     assert state["step"] == 5
     assert all(value.isfinite().all() for value in tensors["model"].values())
+
+
+@pytest.mark.parametrize("volumes", [False, True])
+def test_the_network_takes_from_the_data_what_is_not_set(settings, tmp_path, volumes):
+    """Grey images or volumes in two classes, with condition dropout: no setting of the network."""
+    shape = (8,) * (2 + volumes)
+    for i in range(4):
+        (tmp_path / f"grey/{i % 2}").mkdir(parents=True, exist_ok=True)
+        imwrite(tmp_path / f"grey/{i % 2}/{i}.tif", np.full(shape, 40 * i, np.uint8))
+    flags = ["--data.source", str(tmp_path / "grey"), "--data.class_labels", "true"]
+    flags += ["--data.size", "8", "--condition_dropout", "0.1", "--data.dims", str(len(shape))]
+    read, _ = read_settings(DenoiseConfig, None, flags)
+    config = build_denoise_job(read).build_model().config
+    found = config.in_channels, config.out_channels, config.dims, config.num_class_embeds
+    assert found == (1, 1, len(shape), 3)
+    read.model.in_channels = 3
+    with pytest.raises(UserError, match=r"model\.in_channels = 3, but the images have 1; set"):
+        build_denoise_job(read).build_model()
 
 
 def test_wrong_channels_are_refused_before_training(settings):

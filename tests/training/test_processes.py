@@ -22,7 +22,7 @@ from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.denoiser import generate
 from ddpm_unet.models import UNet
-from ddpm_unet.training.checkpoint import checkpoint_paths
+from ddpm_unet.training.checkpoint import checkpoint_paths, write_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.distributed import merge_rows
 from ddpm_unet.training.from_config import build_denoise_job, build_pixel_job
@@ -161,19 +161,32 @@ def test_a_fault_of_another_process_ends_all(denoise, tmp_path):
     assert "another process of this run has ended" in processes[0].said
 
 
-def test_a_signal_to_one_process_stops_all_after_the_same_step(denoise, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(denoise, tmp_path, number):
     processes = in_processes(2, start(denoise, tmp_path))
     metrics = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not metrics.exists() or not metrics.stat().st_size:
         assert time.monotonic() < deadline, "no step was logged"
         time.sleep(0.01)
-    os.kill(processes[1].pid, signal.SIGTERM)
-    assert [process.wait() for process in processes] == [128 + signal.SIGTERM] * 2
+    os.kill(processes[1].pid, number)
+    assert [process.wait() for process in processes] == [128 + number] * 2
     stopped = int(checkpoint_paths(tmp_path / "checkpoints")[-1].name)
     assert 0 < stopped < 500
     assert f"stopped after step {stopped}" in processes[0].said
     assert "stopped" not in processes[1].said
+
+
+def test_a_slow_disk_of_the_main_process_ends_no_collective(denoise, tmp_path, monkeypatch):
+    kind, settings = denoise
+    settings.train = replace(settings.train, steps=1, timeout=0.1)
+
+    def slow(*arguments):
+        time.sleep(7)
+        return write_checkpoint(*arguments)
+
+    monkeypatch.setattr("ddpm_unet.training.loop.write_checkpoint", slow)
+    finish(in_processes(2, start((kind, settings), tmp_path)))
 
 
 def test_images_are_the_same_on_any_number_of_processes(denoise):

@@ -44,7 +44,7 @@ SMALL = {
 def test_the_network_is_that_of_stable_diffusion():
     settings, _ = read_settings(DenoiseConfig, CONFIG, [])
     with torch.device("meta"):
-        unet = UNet(settings.model)
+        unet = UNet(settings.model.filled(in_channels=4, out_channels=4, dims=2))
     assert sum(parameter.numel() for parameter in unet.parameters()) == 859_520_964
     assert settings.diffusion.beta_schedule == "scaled_linear"
     assert (settings.diffusion.beta_start, settings.diffusion.beta_end) == (0.00085, 0.012)

@@ -87,6 +87,10 @@ def test_pictures_kept_to_test_are_scored_in_the_end(settings, capsys):
     assert scores["boundary_f"] == image["boundary_f"]
     assert f"mean_dice {scores['mean_dice']:.4f}" in capsys.readouterr().out
     assert Image.open(folder.path / "test.png").size == (96, 40)
+    assert Image.open(folder.path / "predictions" / "best.png").size == (96, 40)
+    page = (folder.path / "report.html").read_text()
+    assert f"best: {image['name']}, Dice" in page
+    assert "4 pairs of" in page
     model = load_segmentation_model(folder.model)
     with torch.inference_mode():
         item = job.test[0]

@@ -1,0 +1,155 @@
+"""Windows of TIFFs that are stored in pieces, as whole slides are; no more of them is read.
+
+Of several resolutions (OME-TIFF, SVS, generic pyramids) one level is read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from ddpm_unet.data.images import (
+    ImageInfo,
+    check_pixels,
+    faults_named,
+    page_values,
+    tiff_orientation,
+    tiff_series,
+)
+from ddpm_unet.data.volumes import file_info, read_file
+from ddpm_unet.errors import UserError
+
+PIECES = 4
+"""What is stored in fewer is decoded whole."""
+
+
+class Slide:
+    """An open level of a TIFF.
+
+    Raises:
+        UserError: It has no such level, or cannot be read.
+    """
+
+    def __init__(self, path: str | Path, level: int) -> None:
+        self.path, self._lock = path, threading.Lock()
+        self.file = tifffile.TiffFile(path)
+        series, _ = tiff_series(self.file, path)
+        if level >= len(series.levels):
+            raise UserError(
+                f"{path}: has {len(series.levels)} resolutions, no level {level}; lower data.level"
+            )
+        found = series.levels[level]
+        self.page = page = found.keyframe
+        self.planes = page.samplesperpixel if page.planarconfig == 2 else 1
+        rows = page.tilelength if page.is_tiled else page.rowsperstrip
+        columns = page.tilewidth if page.is_tiled else page.imagewidth
+        self.shape = (page.imagelength, page.imagewidth)
+        check_pixels(path, (*self.shape, page.samplesperpixel), math.inf)
+        self.piece = (min(rows, self.shape[0]), min(columns, self.shape[1]))
+        self.counts = [-(-n // piece) for n, piece in zip(self.shape, self.piece, strict=True)]
+        alone = found.size == page.size and page.axes in ("YX", "YXS", "SYX")
+        alone = alone and tiff_orientation(page) == 1
+        self.in_pieces = alone and math.prod(self.counts) >= PIECES
+        if level and not alone:
+            raise UserError(f"{path}: level {level} is no upright page; set data.level to 0")
+
+    def info(self) -> ImageInfo:
+        """Shape and type of what `window` gives."""
+        pixel = np.zeros((1, 1, 1, self.page.samplesperpixel), self.page.dtype)
+        values = page_values(pixel, self.page, self.path)
+        return ImageInfo(*self.shape, values.shape[-1], values.dtype, in_pieces=self.in_pieces)
+
+    def __del__(self) -> None:
+        if hasattr(self, "file"):
+            self.file.close()
+
+    def window(self, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
+        """`[H, W, C]` from the pixel `corner` (top, left) on."""
+        page, ends = self.page, [start + n for start, n in zip(corner, size, strict=True)]
+        if any(end > n for end, n in zip(ends, self.shape, strict=True)):
+            raise UserError(f"{self.path}: has changed while it was in use; start again")
+        spans = [
+            range(start // piece, -(-end // piece))
+            for start, end, piece in zip(corner, ends, self.piece, strict=True)
+        ]
+        places = list(product(range(self.planes), *spans))
+        down, across = self.counts
+        numbers = [(plane * down + row) * across + column for plane, row, column in places]
+        with self._lock:
+            stored = list(
+                self.file.filehandle.read_segments(
+                    [page.dataoffsets[number] for number in numbers],
+                    [page.databytecounts[number] for number in numbers],
+                    indices=numbers, sort=False,
+                )
+            )  # fmt: skip
+        values = np.full((*size, page.samplesperpixel), page.nodata, page.dtype)
+        tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
+        for (data, number), (plane, row, column) in zip(stored, places, strict=True):
+            piece = page.decode(data, number, **tables)[0]
+            if piece is None:  # left out where all is nodata
+                continue
+            top, left = row * self.piece[0] - corner[0], column * self.piece[1] - corner[1]
+            target = values[max(top, 0) :, max(left, 0) :]
+            source = piece[0, max(-top, 0) :, max(-left, 0) :][: len(target), : target.shape[1]]
+            channels = slice(plane, plane + 1) if self.planes > 1 else slice(None)
+            target[: source.shape[0], : source.shape[1], channels] = source
+        return page_values(values[None], page, self.path)[0]
+
+
+def open_slide(path: str | Path, level: int = 0) -> Slide | None:
+    """A TIFF whose windows can be read alone, or of which another level than 0 is wanted.
+
+    It stays open for a while in each process that asks for it.
+
+    Raises:
+        UserError: Something else than a TIFF has no levels.
+    """
+    if not str(path).lower().endswith((".tif", ".tiff", ".svs")):
+        if level:
+            raise UserError(f"{path}: has no resolutions to choose from; set data.level to 0")
+        return None
+    found = os.stat(path)
+    slide = _opened(path, level, os.getpid(), found.st_mtime_ns, found.st_size)
+    return slide if level or slide.in_pieces else None
+
+
+@lru_cache(maxsize=16)
+def _opened(path: str | Path, level: int, *version: int) -> Slide:
+    return Slide(path, level)
+
+
+def slide_info(path: str | Path, dims: int, level: int, max_pixels: float) -> ImageInfo:
+    """As `file_info`; images in pieces may be of any size."""
+    with faults_named(path):
+        slide = open_slide(path, level) if dims == 2 else None
+    return slide.info() if slide else file_info(path, dims, max_pixels)
+
+
+def read_slide(path: str | Path, dims: int, level: int, max_pixels: float) -> np.ndarray:
+    """As `read_file`, of a level."""
+    with faults_named(path):
+        slide = open_slide(path, level) if level else None
+        if slide is None:
+            return read_file(path, dims, max_pixels)
+        check_pixels(path, (*slide.shape, slide.page.samplesperpixel), max_pixels)
+        return slide.window((0, 0), slide.shape)
+
+
+def read_window(
+    path: str | Path, level: int, corner: Sequence[int], size: Sequence[int]
+) -> np.ndarray:
+    """`[H, W, C]`, a window of an image that is `in_pieces`."""
+    with faults_named(path):
+        slide = open_slide(path, level)
+        if slide is None:
+            raise UserError(f"{path}: has changed while it was in use; start again")
+        return slide.window(corner, size)
