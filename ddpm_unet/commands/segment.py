@@ -51,7 +51,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Namespace, list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args, others = parse(arguments)
-    if args.truth and any(args.images[0].glob("*_mask.*")):
+    if args.truth and all(any(args.images[0].glob(f"*_{x}.*")) for x in ("mask", "overlay")):
         score(args.images[0], args.truth, others, args.model)
         return
 
@@ -147,7 +147,6 @@ def score(folder: Path, truth: str, others: list[str], model: Path | None) -> No
     from ddpm_unet.config.data import ExtraPairsConfig
     from ddpm_unet.data.check import check_pairs
     from ddpm_unet.data.masks import IGNORE_INDEX, mask_values
-    from ddpm_unet.data.pairs import find_pairs
     from ddpm_unet.data.volumes import read_file
     from ddpm_unet.evaluation.metrics import (
         confusion,
@@ -165,9 +164,9 @@ def score(folder: Path, truth: str, others: list[str], model: Path | None) -> No
         data, images=str(folder), masks=truth, image_name="{}_mask", channels=None,
         value_range=None, extra=ExtraPairsConfig(),
     )  # fmt: skip
-    report = check_pairs(data)
+    report = check_pairs(data, finished=True)
     code, rows, counts = report.mask_code(), [], []
-    for pair in find_pairs(report.config, keep_palette=True).pairs:
+    for pair in report.pairs:
         found = mask_values(pair.read_image(), False, pair.image_file)
         values = code.read(pair.read_mask(), pair.mask_file)
         true = code.classes(values, pair.mask_file)

@@ -151,8 +151,11 @@ class FilenamePattern:
         return others.is_relative_to(mine) and Path(full).resolve().is_relative_to(others)
 
 
-def find_pairs(config: PairDataConfig, keep_palette: bool = False) -> Pairing:
-    """Pair images and masks; `keep_palette` reads the indices of palette images, not colours.
+def find_pairs(config: PairDataConfig, finished: bool = False) -> Pairing:
+    """Pair images and masks.
+
+    With `finished` the images are masks too, predicted ones: of palettes the indices are read, and
+    of masks without an image there is a note, no fault.
 
     Raises:
         UserError: Nothing to pair at all: no such folder, an empty one, or one for both without
@@ -165,7 +168,7 @@ def find_pairs(config: PairDataConfig, keep_palette: bool = False) -> Pairing:
     if Path(config.images).is_file() and Path(config.masks).is_file():
         name = Path(split_ending(config.images)[0]).name
         pairing = Pairing([], [], [])
-        _add_pairs(pairing, {name: (config.images,)}, {name: (config.masks,)}, config, keep_palette)
+        _add_pairs(pairing, {name: (config.images,)}, {name: (config.masks,)}, config, finished)
         return pairing
     if Path(config.images).resolve() == Path(config.masks).resolve() and (
         config.image_name == config.mask_name
@@ -200,9 +203,12 @@ def find_pairs(config: PairDataConfig, keep_palette: bool = False) -> Pairing:
         cure = f"add its {what}, move it away, or set data.skip_unlabelled true"
         pairing.faults += [f"{path}: has no {what} in {config.masks}; {cure}" for path in lonely]
     lonely = [masks[name][0] for name in masks if name not in images]
-    cure = "add its image or move it away"
-    pairing.faults += [f"{path}: has no image in {config.images}; {cure}" for path in lonely]
-    _add_pairs(pairing, images, masks, config, keep_palette)
+    if finished:
+        pairing.notes += [f"{len(lonely)} masks without a prediction are left out"] * bool(lonely)
+    else:
+        cure = "add its image or move it away"
+        pairing.faults += [f"{path}: has no image in {config.images}; {cure}" for path in lonely]
+    _add_pairs(pairing, images, masks, config, finished)
     return pairing
 
 
