@@ -10,10 +10,10 @@ import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ddpm_unet.cli import ArgumentParser, whole, within
-from ddpm_unet.commands.shared import add_speed, at_speed, model_or_newest
+from ddpm_unet.commands.shared import add_common, at_speed, model_or_newest
 from ddpm_unet.errors import UserError
 
 PIXELS = within(float, 1e-6, 1e9)
@@ -23,8 +23,6 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("images", type=Path, nargs="+", help="images, stacks, NIfTI, point sets, or folders")
-    add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
-    add("--out", type=Path, default=Path("segmented"), help="folder written to (default segmented)")
     add("--tile", type=int, help="side of the tiles (default: those of least work)")
     add("--overlap", type=int, help="pixels that tiles share (default 32, of volumes 16)")
     add("--batch_size", type=whole(1), default=4, help="tiles at a time (default 4)")
@@ -44,7 +42,7 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     add("--probabilities", choices=["tiff", "npz"], help="write probabilities too, float32")
     add("--format", choices=["tiff", "png"], default="tiff", help="task regress: format written")
     add("--max_pixels", type=PIXELS, default=200.0, help="largest image, million pixels")
-    add_speed(parser)
+    add_common(parser, "segmented")
     return parser.parse_args(arguments)
 
 
@@ -70,17 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if processes > 1 and device.type != "cpu":
         device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
     predictor = Predictor.from_pretrained(
-        folder,
-        levels=args.levels,
-        device=device,
-        tile=args.tile,
-        overlap=args.overlap,
-        batch_size=args.batch_size,
-        tta=args.tta,
+        folder, levels=args.levels, device=device, tile=args.tile, overlap=args.overlap,
+        batch_size=args.batch_size, tta=args.tta, max_pixels=args.max_pixels,
         value_range=args.value_range and tuple(args.value_range),
         spacing=args.spacing and (args.spacing[0] if len(args.spacing) == 1 else args.spacing),
-        max_pixels=args.max_pixels,
-    )
+    )  # fmt: skip
     own, config = predictor.preprocessing, predictor.model.config
     if own.targets:
         check_image_format(args.format, own.targets, predictor.dims)
@@ -108,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for path, name in tqdm(mine, "Segmenting", disable=process > 0 or None):
             base = args.out / name
             with torch.inference_mode():
-                found = _write(predictor, path, base, args)
+                found = write_results(predictor, path, base, args.probabilities, args.format)
             if own.targets:
                 said = "mean " + ", ".join(f"{mean:.4g}" for mean in found)
             else:
@@ -120,7 +112,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"written: {'predictions' if own.targets else 'masks and overlays'} in {args.out}")
 
 
-def _write(predictor: Any, path: Path, base: Path, args: Namespace) -> Any:
+def write_results(
+    predictor: Any,
+    path: Path,
+    base: Path,
+    probabilities: Literal["tiff", "npz"] | None = None,
+    format: Literal["tiff", "png"] = "tiff",
+) -> Any:
     """Write the results of one file; gives a number for each class or channel."""
     from ddpm_unet.inference.overlay import class_colors
     from ddpm_unet.inference.results import write_masks, write_points, write_regression
@@ -128,10 +126,10 @@ def _write(predictor: Any, path: Path, base: Path, args: Namespace) -> Any:
     own, config = predictor.preprocessing, predictor.model.config
     if own.voxel:
         points, probabilities = predictor.points(path)
-        return write_points(points, probabilities, base, npz=args.probabilities == "npz")
+        return write_points(points, probabilities, base, npz=probabilities == "npz")
     with predictor.open(path) as source:
         if own.targets:
-            return write_regression(source, base, own.targets, args.format)
+            return write_regression(source, base, own.targets, format)
         colors = class_colors(predictor.num_classes, config.class_colors)
         names = tuple(config.class_names)
-        return write_masks(source, base, colors, names, probabilities=args.probabilities)
+        return write_masks(source, base, colors, names, probabilities=probabilities)

@@ -26,13 +26,8 @@ PixelType = Literal["uint8", "uint16", "float32"]
 
 @dataclass(frozen=True)
 class Targets:
-    """What all images to predict have in common.
-
-    Args:
-        channels: Of each.
-        dtype: Type of their files' pixels.
-        low: The pixel value that the network gives as -1.
-        high: That which it gives as 1.
+    """What all images to predict have in common: channels, type of their files' pixels, and the
+    pixel values that the network gives as -1 and 1.
     """
 
     channels: int
@@ -81,28 +76,24 @@ def target_settings(data: PairDataConfig) -> PairDataConfig:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From the pixels of files to what a network sees, and back.
-
-    Args:
-        channels: Channels of the network's images.
-        scale: Factor by which images were resampled.
-        value_range: Pixel values of -1 and 1, "percentiles" for those of each image; None for the
-            full range of the type.
-        voxel: Side of the cells in which points were put, where the network was trained on points.
-        targets: Of a network that regresses images, what these are; None for classes.
-        residual: Such a network gives what is to be added to the first channels of its input.
-        dtype: Type of the training's pixels; None where it is not known.
-        spacing: Millimetres from voxel to voxel along (depth,) height and width; None if unknown.
-    """
+    """From the pixels of files to what a network sees, and back."""
 
     channels: int
+    """Channels of the network's images."""
     scale: float = 1.0
+    """Factor by which images were resampled."""
     value_range: ValueRange = None
+    """Pixel values of -1 and 1, "percentiles" of each image; None: the full range of the type."""
     voxel: float | None = None
+    """Side of the cells in which points were put, where the network was trained on points."""
     targets: Targets | None = None
+    """Of a network that regresses images, what these are; None for classes."""
     residual: bool = False
+    """Such a network gives what is to be added to the first channels of its input."""
     dtype: PixelType | None = None
+    """Type of the training's pixels; None where it is not known."""
     spacing: tuple[float, ...] | None = None
+    """Millimetres from voxel to voxel along (depth,) height and width; None if unknown."""
 
     def write(self, folder: Path) -> None:
         """Keep it in a model's folder."""
@@ -177,11 +168,8 @@ class Preprocessing:
             low, high = 0.0, 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
         else:
             low, high = self.value_range
-        values = (np.clip(unit, -1, 1).astype(np.float32) + 1) * np.float32((high - low) / 2)
-        values += np.float32(low)
-        if dtype.kind == "f":
-            return values
-        return values.round().clip(0, np.iinfo(dtype).max).astype(dtype)
+        of_type = Targets(self.channels, cast(PixelType, dtype.name), low, high)
+        return of_type.to_pixels(np.clip(unit, -1, 1).astype(np.float32))
 
     def check_depth(self, dtype: np.dtype, highest: float | None, name: str) -> None:
         """Refuse an image of another type than the training's, if its black is not known.

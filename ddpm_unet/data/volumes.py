@@ -35,10 +35,8 @@ VOLUME_EXTENSIONS = frozenset((*NIFTI_EXTENSIONS, ".tif", ".tiff"))
 class Space:
     """Where the voxels of a volume lie in the world.
 
-    Args:
-        affine: From the file's own voxel [x, y, z, 1] to millimetres, `float64 [4, 4]`.
-        shape: Voxels of the file along its own axes.
-        header: nibabel's, with what else the file says about its axes.
+    `affine` goes from the file's own voxel [x, y, z, 1] to millimetres, `float64 [4, 4]`; `shape`
+    are its voxels along its own axes; the header is nibabel's.
     """
 
     affine: np.ndarray
@@ -91,26 +89,20 @@ def read_volume(
 
     NIfTI is brought to one orientation (nibabel's closest canonical, RAS+): slices go from
     inferior to superior, rows from posterior to anterior, columns from left to right. Values are
-    scaled by the file's slope and intercept; a fourth axis is C.
-
-    Args:
-        path: The file; its name decides the format.
-        max_pixels: Refuse volumes of more than so many million voxels before decoding them.
-        keep_palette: Return a palette TIFF's indices instead of its colours.
+    scaled by the file's slope and intercept; a fourth axis is C. The file's name decides the
+    format; the other arguments, and the errors, are those of `read_image`.
 
     Returns:
         `[D, H, W, C]` uint8, uint16 or float32 (finite).
-
-    Raises:
-        UserError: Missing, damaged, too large, not a volume, NaN or infinite values. One line
-            that names file and cure.
     """
     with faults_named(path):
         if not is_nifti(path):
             return read_tiff(path, max_pixels, keep_palette, stack=True)
         image, space, info = _nifti(path, max_pixels)
+        from nibabel.orientations import apply_orientation
+
         array = np.asanyarray(image.dataobj).reshape(*space.shape, info.channels)
-        array = _reoriented(array, space.orientation).transpose(2, 1, 0, 3)
+        array = apply_orientation(array, space.orientation).transpose(2, 1, 0, 3)
         return np.ascontiguousarray(plain_type(array, path))
 
 
@@ -182,22 +174,16 @@ def write_nifti(path: Path, volume: np.ndarray, space: Space | None = None) -> N
     one, axes are canonical and a voxel is a millimetre.
     """
     import nibabel
-    from nibabel.orientations import ornt_transform
+    from nibabel.orientations import apply_orientation, ornt_transform
 
     array = volume.transpose((2, 1, 0) if volume.ndim == 3 else (3, 2, 1, 0))
     space = space or Space(np.eye(4), (1, 1, 1))
     canonical = np.array([[0, 1], [1, 1], [2, 1]])
-    array = _reoriented(array, ornt_transform(canonical, space.orientation))
+    array = apply_orientation(array, ornt_transform(canonical, space.orientation))
     image = nibabel.Nifti1Image(array, space.affine, space.header, dtype=volume.dtype)
     image.header["cal_min"] = image.header["cal_max"] = 0  # the window of the source's values
     with open(path, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
         image.to_stream(file)
-
-
-def _reoriented(array: np.ndarray, orientation: np.ndarray) -> np.ndarray:
-    from nibabel.orientations import apply_orientation
-
-    return apply_orientation(array, orientation)
 
 
 def _nifti(path: str | Path, max_pixels: float) -> tuple[Any, Space, ImageInfo]:

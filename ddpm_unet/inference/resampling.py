@@ -25,19 +25,8 @@ def predict_scaled(
 ) -> Iterator[Tensor]:
     """As `predict_bands`, with a network that wants the image resampled by a factor.
 
-    Args:
-        predict: The network; gets tiles at its own scale.
-        image: `[H, W, C]` or `[D, H, W, C]`, float32.
-        scale: Factor to resample by, or one for each axis; 0.5 halves the image.
-        tiling: The tiles, in pixels of the network.
-        batch_size: Tiles per call of `predict`.
-        device: Where to predict.
-
-    Yields:
-        `float32 [K, rows, W]` (or `[K, planes, H, W]`), as large as the image.
-
-    Raises:
-        ValueError: As `predict_bands`.
+    A `scale`, or one for each axis, of 0.5 halves the image, float32; the tiles are in pixels of
+    the network, and what is predicted is as large as the image again.
     """
     lengths = tuple(image.shape[:-1])
     factors = [scale] * len(lengths) if isinstance(scale, int | float) else scale
