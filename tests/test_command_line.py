@@ -94,3 +94,16 @@ def test_other_errors_keep_their_traceback():
 def test_shipped_configurations_are_valid(path):
     kind = SegmentConfig if re.search(r"^  masks:", path.read_text(), re.M) else DenoiseConfig
     read_settings(AutoencodeConfig if "autoencoder" in path.stem else kind, path, [])
+
+
+def test_a_run_goes_on_with_its_own_settings(tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match="is no run folder; give one, or auto or never"):
+        read_settings(DenoiseConfig, None, ["--resume", str(run)])
+    run.mkdir()
+    (run / "config.yaml").write_text("run: elsewhere\nseed: 7\ntrain:\n  steps: 10\n")
+    settings, _ = read_settings(DenoiseConfig, None, [f"--resume={run}", "--train.steps=20"])
+    assert (settings.run, settings.resume) == (str(run), "auto")
+    assert (settings.seed, settings.train.steps) == (7, 20)
+    with pytest.raises(UserError, match=r"--run: --resume .* has one already"):
+        read_settings(DenoiseConfig, None, ["--resume", str(run), "--run", "x"])

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from ddpm_unet.cli import ArgumentParser
-from ddpm_unet.config import CheckpointHints, ProcessHints
+from ddpm_unet.config import BetaSchedule, CheckpointHints, ProcessHints
 from ddpm_unet.diffusion.process import GaussianDiffusion, alphas_cumprod
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import write_pipeline
@@ -31,11 +31,7 @@ def convert(
 ) -> tuple[UNet, GaussianDiffusion | None]:
     """Write a network's folder or, if anything of the noise is told, a pipeline's.
 
-    Returns:
-        The network, and the forward process of the pipeline.
-
-    Raises:
-        UserError: The file cannot be read, something must be told, or `out` has files in it.
+    Gives the network, and the forward process of the pipeline.
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: has files in it; name a new folder")
@@ -50,10 +46,8 @@ def convert(
         unet.save_pretrained(out)
         return unet, None
     learned = variances and not process.drop_variance
-    settings = forward_process(file, process)
-    diffusion = GaussianDiffusion(
-        **settings, variance_type="learned_range" if learned else "fixed_small"
-    )
+    kind = "learned_range" if learned else "fixed_small"
+    diffusion = GaussianDiffusion(**forward_process(file, process), variance_type=kind)
     write_pipeline(out, unet, diffusion)
     return unet, diffusion
 
@@ -70,11 +64,7 @@ def without_variance(unet: UNet) -> UNet:
 
 
 def forward_process(file: Path, process: ProcessHints) -> dict[str, Any]:
-    """Arguments of the forward process, from the file's `betas` if there are any, else as told.
-
-    Raises:
-        UserError: Something is not told, or is other than the file's betas say.
-    """
+    """Arguments of the forward process, from the file's `betas` if there are any, else as told."""
     known = {key: value for key, value in asdict(process).items() if value is not None}
     read = read_schedule(file)
     needed = ["size", "prediction_type"]
@@ -98,26 +88,17 @@ def forward_process(file: Path, process: ProcessHints) -> dict[str, Any]:
 
 
 def read_schedule(file: Path) -> dict[str, Any] | None:
-    """The settings of the schedule whose betas lie in a file, None if there are none.
-
-    Raises:
-        UserError: They are of no schedule known here.
-    """
+    """The settings of the schedule whose betas lie in a file, None if there are none."""
     tensors = read_file(file)
     held = next((tensors[n].double() for n in tensors if f".{n}".endswith(".betas")), None)
     if held is None:
         return None
     steps, start, end = len(held), *(float(f"{end:.6g}") for end in (held[0], held[-1]))
-    schedules: tuple[dict[str, Any], ...] = (
-        {"beta_schedule": "linear", "beta_start": start, "beta_end": end},
-        {"beta_schedule": "scaled_linear", "beta_start": start, "beta_end": end},
-        {"beta_schedule": "squaredcos_cap_v2"},
-        {"beta_schedule": "logistic"},
-    )
-    for schedule in schedules:
-        if torch.allclose(
-            alphas_cumprod(steps, **schedule), (1 - held).cumprod(0), rtol=0, atol=1e-4
-        ):
+    ends = {"beta_start": start, "beta_end": end}
+    for name in get_args(BetaSchedule):
+        schedule = {"beta_schedule": name, **(ends if name.endswith("linear") else {})}
+        found = alphas_cumprod(steps, **schedule)
+        if torch.allclose(found, (1 - held).cumprod(0), rtol=0, atol=1e-4):
             return {"num_train_timesteps": steps, **schedule}
     raise UserError(f"{file}: its betas are of no known schedule; convert the network alone")
 
@@ -134,11 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def of(kind: Any) -> Any:
         return kind(**{each.name: getattr(given, each.name) for each in fields(kind)})
 
-    unet, diffusion = convert(given.file, given.out, of(CheckpointHints), of(ProcessHints))
+    hints = of(CheckpointHints)
+    unet, diffusion = convert(given.file, given.out, hints, of(ProcessHints))
     config, size = unet.config, sum(p.numel() for p in unet.parameters())
     levels = ", ".join(map(str, config.block_out_channels))
     print(
-        f"{recognise(given.file, of(CheckpointHints)).NAME}: {config.in_channels} to "
+        f"{recognise(given.file, hints).NAME}: {config.in_channels} to "
         f"{config.out_channels} channels, levels of {levels}, {size:,} parameters"
     )
     what = "the network alone, as nothing was told of the noise"

@@ -18,12 +18,8 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--run", type=Path, help="run folder (default: that with the newest averages)")
-    add(
-        "--length",
-        type=within(float, 0.01, 0.28),
-        required=True,
-        help="standard deviation of the average as a share of the training, e.g. 0.08",
-    )
+    said = "standard deviation of the average as a share of the training, e.g. 0.08"
+    add("--length", type=within(float, 0.01, 0.28), required=True, help=said)
     add("--step", type=whole(1), help="where the average ends (default: the last one kept)")
     add("--out", type=Path, help="model folder written (default: RUN/model-LENGTH)")
     return parser.parse_args(arguments)

@@ -19,9 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ddpm_unet.cli import ArgumentParser, read_settings, whole
-from ddpm_unet.commands.shared import add_speed, at_speed, model_or_newest
-from ddpm_unet.config import DenoiseConfig
+from ddpm_unet.cli import ArgumentParser, whole
+from ddpm_unet.commands.shared import add_common, at_speed, model_or_newest, training_settings
 from ddpm_unet.errors import UserError
 
 SHOWN = 36
@@ -32,7 +31,6 @@ def parse(arguments: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     parser = ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("folders", nargs="*", help="name=folder of generated images, instead of a model's")
-    add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
     add("--reference", type=Path, help="folder of real images (default: the model's training data)")
     add("--held_out", action="store_true", help="real images that training did not see")
     add("--num_images", type=whole(8), default=256, help="images of each set (default 256)")
@@ -42,8 +40,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     add("--extractor", default="efficientnet-lite0", help="or inception, of the published FID")
     add("--batch_size", type=whole(1), default=32, help="images per process and batch (default 32)")
     add("--seed", type=int, default=0, help="image i is a function of (seed, i)")
-    add("--out", type=Path, default=Path("evaluation"), help="folder written to")
-    add_speed(parser)
+    add_common(parser, "evaluation")
     return parser.parse_known_args(arguments)
 
 
@@ -74,20 +71,13 @@ def read_real(args: Namespace, others: list[str], model: Path | None) -> Any:
 
     if args.reference:
         return read_folder(args.reference, 2, args.num_images)
-    config = model.resolve().parent / "config.yaml" if model else None
-    settings, _ = read_settings(
-        DenoiseConfig, config if config and config.is_file() else None, others
-    )
-    count = 2 * args.num_images
-    if args.held_out:
-        found: Any = sources.held_out(settings.data)
-        if found is None or len(found) < count:
-            raise UserError(
-                f"data.source {settings.data.source}: holds {len(found or [])} images out, and "
-                f"{count} are wanted; give a lower --num_images"
-            )
-    else:
-        found = sources.open_stream(settings.data, seed=0)
+    data, count = training_settings(model, others).data, 2 * args.num_images
+    found: Any = sources.held_out(data) if args.held_out else sources.open_stream(data, seed=0)
+    if args.held_out and (found is None or len(found) < count):
+        raise UserError(
+            f"data.source {data.source}: holds {len(found or [])} images out, and {count} are "
+            "wanted; give a lower --num_images"
+        )
     return levels(to_model_range(found.__getitems__(range(count))["image"]))
 
 
@@ -130,10 +120,8 @@ def draw(
     )  # fmt: skip
     check(folder, (denoiser.image_channels, *job.image_shape[1:]), real)
     weights = max(folder.rglob("*.safetensors"))
-    settings = {
-        "model": f"{weights.resolve()} {weights.stat().st_mtime_ns}",
-        **{name: getattr(args, name) for name in PART_OF_A_JOB},
-    }
+    settings = {name: getattr(args, name) for name in PART_OF_A_JOB}
+    settings["model"] = f"{weights.resolve()} {weights.stat().st_mtime_ns}"
     if accelerator.is_main_process:
         parts.mkdir(parents=True, exist_ok=True)
         note = parts / "job.json"
@@ -196,12 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         reference, other = (describe(part, extractor) for part in (real[::2], real[1::2]))
         scores = evaluate(sets, reference, other)
         shown = {"reference": real[::2][:SHOWN], **shown}
-        plot_fidelity(
-            scores,
-            {"reference": reference, "real": other, **sets},
-            {name: to_model_range(images) for name, images in shown.items()},
-            args.out / "page.png",
-        )
+        columns = {name: to_model_range(images) for name, images in shown.items()}
+        described = {"reference": reference, "real": other, **sets}
+        plot_fidelity(scores, described, columns, args.out / "page.png")
         result = {"num_images": args.num_images, "extractor": args.extractor, "scores": scores}
         (args.out / "scores.json").write_text(json.dumps(result, indent=1))
     print(f"{table(scores)}\nwritten: {args.out}")

@@ -13,25 +13,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
-from ddpm_unet.cli import ArgumentParser, read_settings, whole
-from ddpm_unet.commands.shared import add_speed, at_speed, model_or_newest
-from ddpm_unet.config import DenoiseConfig
+from ddpm_unet.cli import ArgumentParser, whole
+from ddpm_unet.commands.shared import add_common, at_speed, model_or_newest, training_settings
 from ddpm_unet.errors import UserError
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
     add("--images", type=whole(2), default=64, help="images, at most (default 64)")
     add("--parts", type=whole(2), default=40, help="timesteps asked of each image (default 40)")
     add("--all", action="store_true", help="windows of all images, not of those held out")
     add("--batch_size", type=whole(1), default=16, help="images at a time (default 16)")
-    add("--out", type=Path, default=Path("likelihood"), help="folder written to")
-    add_speed(parser)
+    add_common(parser, "likelihood")
     return parser.parse_known_args(arguments)
 
 
@@ -55,8 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     folder = model_or_newest(args.model)
     unet, diffusion = read_pipeline(folder)
-    config = folder.resolve().parent / "config.yaml"
-    settings, _ = read_settings(DenoiseConfig, config if config.is_file() else None, others)
+    settings = training_settings(folder, others)
     job: DenoiseJob = build_denoise_job(settings)
     if not isinstance(diffusion, GaussianDiffusion):
         raise UserError(f"{folder}: its process has no variational bound; take one of process ddpm")

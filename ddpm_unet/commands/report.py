@@ -11,11 +11,8 @@ from ddpm_unet.cli import ArgumentParser
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="file written (default: report.html in the run, of several comparison.html here)",
-    )
+    place = "report.html in the run, of several comparison.html here"
+    parser.add_argument("--out", type=Path, help=f"file written (default: {place})")
     args = parser.parse_args(arguments)
 
     from ddpm_unet.evaluation.card import write_card

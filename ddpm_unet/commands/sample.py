@@ -8,26 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_unet.cli import ArgumentParser, whole
+from ddpm_unet.commands.shared import add_common, at_speed, model_or_newest
 from ddpm_unet.diffusion.samplers import described
 
 SETTINGS = "settings.json"
 
 
 def parse(arguments: Sequence[str] | None) -> Namespace:
-    """The flags."""
-    from ddpm_unet.commands.shared import add_speed
-
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
     add("--steps", type=int, default=1000, help="denoising steps (default 1000)")
-    add(
-        "--sampler",
-        nargs="?",
-        const="list",
-        help="ddpm, ddim, dpm++, ... (default: the one that the model's folder names, ddpm if it "
-        "was trained here); without a name, list them",
-    )
+    named = "ddpm, ddim, dpm++, ... (default: that of the model's folder); no name: list them"
+    add("--sampler", nargs="?", const="list", help=named)
     add("--num_images", type=int, default=16, help="images to draw (default 16)")
     add("--batch_size", type=int, default=16, help="images per process and batch (default 16)")
     add("--size", type=int, nargs="+", help="height and width, pixels (default: as trained)")
@@ -49,8 +41,7 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     add("--film", type=whole(0, 1000), default=0, help="also a film strip of so many moments")
     add("--nifti", action="store_true", help="write volumes as .nii.gz, not as TIFF stacks")
     add("--npz", action="store_true", help="write a .npz of arr_0 [N, H, W, C] per batch instead")
-    add("--out", type=Path, default=Path("generated"), help="folder written to (default generated)")
-    add_speed(parser)
+    add_common(parser, "generated")
     return parser.parse_args(arguments)
 
 
@@ -64,7 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
     from accelerate import Accelerator
 
-    from ddpm_unet.commands.shared import at_speed, model_or_newest
     from ddpm_unet.diffusion.sampling import Trajectory
     from ddpm_unet.evaluation.plots import save_film
     from ddpm_unet.inference.conditioning import read_concat_cond, read_context

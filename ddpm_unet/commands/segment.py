@@ -13,10 +13,10 @@ import re
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ddpm_unet.cli import ArgumentParser, whole, within
-from ddpm_unet.commands.shared import add_speed, at_speed, model_or_newest
+from ddpm_unet.commands.shared import add_common, at_speed, model_or_newest
 from ddpm_unet.errors import UserError
 
 PIXELS = within(float, 1e-6, 1e9)
@@ -26,8 +26,6 @@ def parse(arguments: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("images", type=Path, nargs="+", help="images, stacks, NIfTI, point sets, or folders")
-    add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
-    add("--out", type=Path, default=Path("segmented"), help="folder written to (default segmented)")
     add("--tile", type=int, help="side of the tiles (default: those of least work)")
     add("--overlap", type=int, help="pixels that tiles share (default 32, of volumes 16)")
     add("--batch_size", type=whole(1), default=4, help="tiles at a time (default 4)")
@@ -39,10 +37,19 @@ def parse(arguments: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     add(
         "--outlines", choices=["geojson", "imagej"], action="append", help="write objects' outlines"
     )
+    millimetres = (
+        "millimetres from pixel to pixel here, where files do not say it: one number or all"
+    )
+    add(
+        "--spacing",
+        type=within(float, 1e-9, 1e6),
+        nargs="+",
+        help=f"{millimetres} (default: as in training)",
+    )
     add("--probabilities", choices=["tiff", "npz"], help="write probabilities too, float32")
     add("--format", choices=["tiff", "png"], default="tiff", help="task regress: format written")
     add("--max_pixels", type=PIXELS, default=200.0, help="largest image, million pixels")
-    add_speed(parser)
+    add_common(parser, "segmented")
     args, others = parser.parse_known_args(arguments)
     if others and not args.truth:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
@@ -61,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.data.folder import list_images
     from ddpm_unet.data.points import list_points
     from ddpm_unet.data.preprocessing import FILES
+    from ddpm_unet.data.volumes import in_mm, is_nifti
     from ddpm_unet.inference.predictor import Predictor
     from ddpm_unet.inference.results import check_image_format
     from ddpm_unet.inference.writers import output_folder, output_names
@@ -73,16 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if processes > 1 and device.type != "cpu":
         device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
     predictor = Predictor.from_pretrained(
-        folder,
-        levels=args.levels,
-        device=device,
-        tile=args.tile,
-        overlap=args.overlap,
-        batch_size=args.batch_size,
-        tta=args.tta,
+        folder, levels=args.levels, device=device, tile=args.tile, overlap=args.overlap,
+        batch_size=args.batch_size, tta=args.tta, max_pixels=args.max_pixels,
         value_range=args.value_range and tuple(args.value_range),
-        max_pixels=args.max_pixels,
-    )
+        spacing=args.spacing and (args.spacing[0] if len(args.spacing) == 1 else args.spacing),
+    )  # fmt: skip
     own = predictor.preprocessing
     if own.targets:
         check_image_format(args.format, own.targets, predictor.dims)
@@ -103,17 +106,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if process == 0:
             shared = f", shared by {processes} processes" if processes > 1 else ""
             print(f"{len(paths)} image(s) with {folder}{shared}")
+            if own.spacing and not predictor.spacing and not all(map(is_nifti, paths)):
+                print(
+                    f"pixels are taken to be of {in_mm(own.spacing)}, as in training; see --spacing"
+                )
         for path, name in tqdm(mine, "Segmenting", disable=process > 0 or None):
             base = args.out / name
             with torch.inference_mode():
-                found = _write(predictor, path, base, args)
+                found = write_results(
+                    predictor, path, base, args.probabilities, args.format, args.outlines or ()
+                )
             if own.targets:
                 said = "mean " + ", ".join(f"{mean:.4g}" for mean in found)
             else:
                 classes = predictor.class_names or [f"class {i}" for i in range(len(found))]
                 shares = found / max(1, found.sum())
                 said = ", ".join(f"{c} {s:.1%}" for c, s in zip(classes, shares, strict=True))
-            tqdm.write(f"{path.name}: {said}")
+            tqdm.write(f"{path.name}: {said}{predictor.resampling(path)}")
     if process == 0:
         print(f"written: {'predictions' if own.targets else 'masks and overlays'} in {args.out}")
     if processes == 1 and not own.targets:
@@ -201,20 +210,27 @@ def score(folder: Path, truth: str, others: list[str], model: Path | None) -> No
     print(f"{len(rows)} masks by those in {truth}: {said}")
 
 
-def _write(predictor: Any, path: Path, base: Path, args: Namespace) -> Any:
+def write_results(
+    predictor: Any,
+    path: Path,
+    base: Path,
+    probabilities: Literal["tiff", "npz"] | None = None,
+    format: Literal["tiff", "png"] = "tiff",
+    outlines: Sequence[str] = (),
+) -> Any:
     """Write the results of one file; gives a number for each class or channel."""
     from ddpm_unet.inference.overlay import class_colors
     from ddpm_unet.inference.results import write_masks, write_points, write_regression
 
     own, count = predictor.preprocessing, predictor.num_classes
     if own.voxel:
-        points, probabilities = predictor.points(path)
-        return write_points(points, probabilities, base, npz=args.probabilities == "npz")
+        points, chances = predictor.points(path)
+        return write_points(points, chances, base, npz=probabilities == "npz")
     with predictor.open(path) as source:
         if own.targets:
-            return write_regression(source, base, own.targets, args.format)
+            return write_regression(source, base, own.targets, format)
         colors = class_colors(count, predictor.model.config.class_colors[:count])
         return write_masks(
-            source, base, colors, predictor.class_names, probabilities=args.probabilities,
-            outlines=args.outlines or (),
+            source, base, colors, predictor.class_names, probabilities=probabilities,
+            outlines=outlines,
         )  # fmt: skip

@@ -9,6 +9,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from ddpm_unet.cli import read_settings
+from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.errors import UserError
 
 PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
@@ -17,11 +19,7 @@ SAMPLES = CHECKOUT / "samples"
 
 
 def recipe(name: str) -> Path:
-    """The file of a recipe that ships: in a checkout in configs/, else in the package.
-
-    Raises:
-        UserError: There is none of this name.
-    """
+    """The file of a recipe that ships: in a checkout in configs/, else in the package."""
     for folder in (CHECKOUT / "ddpm_unet" / "recipes", CHECKOUT / "configs"):
         if (folder / name).is_file():
             return folder / name
@@ -36,28 +34,26 @@ def shipped(name: str) -> Path:
 def model_or_newest(
     given: Path | None, name: str = "histology64", file: str = "model_index.json", of: str = "ddpm"
 ) -> Path:
-    """The folder of a model: the given one, the newest run's, or that of this name that ships.
-
-    Raises:
-        UserError: There is none.
-    """
+    """The folder of a model: the given one, the newest run's, or that of this name that ships."""
     from ddpm_unet.training.run_folder import models_at_hand
 
     cure = f"train one with scripts/train_{of}.py, or give --model"
     return given or models_at_hand(shipped(name), file, cure)[0]
 
 
-def add_speed(parser: argparse.ArgumentParser) -> None:
-    """Add --precision and --compile."""
-    parser.add_argument(
-        "--precision",
-        choices=list(PRECISIONS),
-        default="fp32",
-        help="of the network's arithmetic (default fp32)",
-    )
-    parser.add_argument(
-        "--compile", action="store_true", help="compile the network first: minutes, then faster"
-    )
+def training_settings(model: Path | None, flags: list[str]) -> DenoiseConfig:
+    """The settings of a model's training, from the config.yaml beside its folder, and flags."""
+    config = model.resolve().parent / "config.yaml" if model else None
+    return read_settings(DenoiseConfig, config if config and config.is_file() else None, flags)[0]
+
+
+def add_common(parser: argparse.ArgumentParser, out: str) -> None:
+    """Add --model, --out, --precision and --compile."""
+    add, precisions = parser.add_argument, list(PRECISIONS)
+    add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
+    add("--out", type=Path, default=Path(out), help=f"folder written to (default {out})")
+    add("--precision", choices=precisions, default="fp32", help="of the network (default fp32)")
+    add("--compile", action="store_true", help="compile the network first: minutes, then faster")
 
 
 def prepare_gpu() -> None:

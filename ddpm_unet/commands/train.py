@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ddpm_unet.cli import read_settings
 from ddpm_unet.commands.shared import prepare_gpu, recipe, shipped
@@ -15,28 +16,29 @@ from ddpm_unet.config import AutoencodeConfig, CheckConfig, DenoiseConfig, Segme
 def train_ddpm(arguments: Sequence[str] | None = None) -> None:
     """Train a U-Net to denoise images."""
     settings, name = read_settings(DenoiseConfig, recipe("histology64.yaml"), arguments)
-    settings.run = settings.run or f"runs/{name}"
 
     from ddpm_unet.training.from_config import build_denoise_job
-    from ddpm_unet.training.loop import train
-    from ddpm_unet.training.run_folder import RunFolder
 
-    prepare_gpu()
-    train(build_denoise_job(settings), RunFolder(Path(settings.run)), settings)
+    _train(build_denoise_job, settings, name)
 
 
 def train_autoencoder(arguments: Sequence[str] | None = None) -> None:
     """Train an autoencoder for latent denoising."""
     default = recipe("histology_autoencoder.yaml")
     settings, name = read_settings(AutoencodeConfig, default, arguments)
-    settings.run = settings.run or f"runs/{name}"
 
     from ddpm_unet.training.autoencode import AutoencodeJob
+
+    _train(AutoencodeJob, settings, name)
+
+
+def _train(build: Callable[[Any], Any], settings: Any, name: str) -> None:
     from ddpm_unet.training.loop import train
     from ddpm_unet.training.run_folder import RunFolder
 
+    settings.run = settings.run or f"runs/{name}"
     prepare_gpu()
-    train(AutoencodeJob(settings), RunFolder(Path(settings.run)), settings)
+    train(build(settings), RunFolder(Path(settings.run)), settings)
 
 
 def train_seg(arguments: Sequence[str] | None = None) -> None:

@@ -14,8 +14,42 @@ MaskKind = Literal[
 ValueRange = tuple[float, float] | Literal["percentiles"] | None
 
 
+@dataclass(kw_only=True)
+class DataConfig:
+    """What settings of images have in common, with masks or without.
+
+    Args:
+        dims: 2 for images, also the pages of stacks; 3 for volumes, NIfTI files or TIFF stacks.
+        size: Height and width (and depth) of the training windows, pixels.
+        scale: Factor applied to images and masks before anything is cut (0.5 halves them).
+        channels: 1 (grey), 3 (RGB), 4 or, of labelled images, any number; null keeps what the
+            images have.
+        value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
+            is the full range: 255 for 8 bits, 65535 for 16, and floats must be within 0 to 1;
+            "percentiles" are the 0.5 and 99.5 percentiles of each image's channels (for MRI).
+        spacing: Millimetres from pixel to pixel along (depth,) height and width, or one number for
+            all, where the files (NIfTI) do not say it; 0.0005 is half a micrometre. The model keeps
+            it, and segments images of another spacing as if they had this one.
+        include_held_out: Train on what the source keeps for scoring too.
+        workers: Loader processes; 0 loads in the main one (best for sets kept in memory).
+        memory_limit: Sets whose decoded images fit in so many MB are decoded once and kept.
+        max_pixels: Refuse images of more than so many million pixels (decompression bombs).
+    """
+
+    dims: Literal[2, 3] = 2
+    size: int = limited(64, 1, 65_536)
+    scale: float = limited(1.0, 1e-3, 1e3)
+    channels: int | None = limited(None, 1, 1024)
+    value_range: ValueRange = limited(None, *FINITE)
+    spacing: float | tuple[float, ...] | None = limited(None, 1e-9, 1e6)
+    include_held_out: bool = False
+    workers: int = limited(0, 0, 1024)
+    memory_limit: int = 2048
+    max_pixels: float = limited(200.0, 1e-6, 10**9)
+
+
 @dataclass
-class ImageDataConfig:
+class ImageDataConfig(DataConfig):
     """Images without labels, for the denoiser.
 
     Args:
@@ -23,16 +57,9 @@ class ImageDataConfig:
             "torchvision:CIFAR10" (any torchvision image data set) or "huggingface:NAME", which may
             name its config, split, held_out split and columns: "NAME?split=train&image=img".
         root: Folder of a data set's files (torchvision: downloaded there when missing).
-        dims: 2 for images; 3 for a folder of volumes, NIfTI files or TIFF stacks.
-        size: Height and width (and depth) of the training images, pixels.
         fit: "crop" cuts size x size windows at random places (at the images' own scale);
             "resize" scales the shorter side to size and cuts the centre.
-        scale: Factor applied to the images before cropping (0.5 halves them).
         level: Of TIFFs of several resolutions (OME-TIFF, SVS) which one, 0 the finest.
-        channels: 1 (grey), 3 (RGB) or 4; null keeps what the images have.
-        value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
-            is the full range: 255 for 8 bits, 65535 for 16, and floats must be within 0 to 1;
-            "percentiles" are the 0.5 and 99.5 percentiles of each image's channels (for MRI).
         flips: Mirror at random: left-right and, for "crop", along the other axes. Null does so for
             folders and builtin:histology; the other sets are of things that have a left and an up.
         rot90: Turn by a random multiple of 90 degrees, volumes in the plane of their slices; null
@@ -49,9 +76,6 @@ class ImageDataConfig:
         context: Folder with a sequence of vectors `[L, C]` for each image, found by its name, as
             .npy or .safetensors; or, with text_encoder, a caption as .txt. They stay in memory.
         text_encoder: Folder of a transformers text encoder that reads the captions.
-        include_held_out: Train on what the source keeps for scoring too.
-        workers: Loader processes; 0 loads in the main one (best for sets kept in memory).
-        memory_limit: Sets whose decoded images fit in so many MB are decoded once and kept.
         disk_limit: Larger folders that fit in so many MB are decoded once into a file in
             ~/.cache/ddpm_unet/images, which all processes of a host share and later runs find.
         max_pixels: Refuse images of more than so many million pixels (decompression bombs), but
@@ -60,13 +84,8 @@ class ImageDataConfig:
 
     source: str = "builtin:histology"
     root: str | None = None
-    dims: Literal[2, 3] = 2
-    size: int = limited(64, 1, 65_536)
     fit: Literal["crop", "resize"] = "crop"
-    scale: float = limited(1.0, 1e-3, 1e3)
     level: int = limited(0, 0, 99)
-    channels: int | None = limited(None, 1, 1024)
-    value_range: ValueRange = limited(None, *FINITE)
     flips: bool | None = None
     rot90: bool | None = None
     class_labels: bool = False
@@ -75,11 +94,7 @@ class ImageDataConfig:
     joint_masks: bool = False
     context: str | None = None
     text_encoder: str | None = None
-    include_held_out: bool = False
-    workers: int = limited(0, 0, 1024)
-    memory_limit: int = 2048
     disk_limit: int = 0
-    max_pixels: float = limited(200.0, 1e-6, 10**9)
 
 
 @dataclass
@@ -180,7 +195,7 @@ class ExtraPairsConfig:
 
 
 @dataclass
-class PairDataConfig:
+class PairDataConfig(DataConfig):
     """Images with masks for the segmenter, or with images to predict for regression.
 
     Args:
@@ -189,7 +204,6 @@ class PairDataConfig:
         masks: "builtin:nucleus" or "builtin:nucleus-type" (built-in images), the folder or stack
             of masks, or "points": images are point sets (.npz) that have their labels in them. Of
             task "regress", the folder or stack of the images to predict.
-        dims: 2 for images, also the pages of stacks; 3 for volumes, NIfTI files or TIFF stacks.
         voxel: Masks "points": side of the grid's cells, in units of the coordinates.
         image_name: Image files' names, without ending; {} is what an image and its mask share.
         mask_name: Mask files' names likewise, for instance "{}_mask".
@@ -208,13 +222,7 @@ class PairDataConfig:
         num_classes: Number of classes; null counts the names, or what the masks hold.
         class_names: One name per class, or empty.
         class_colors: One RGB colour (0 to 255) per class, or empty.
-        channels: 1 (grey), 3 (RGB) or any number; null keeps what the images have.
-        value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
-            is the full range of the type: 0 to 255, 0 to 65535, or 0.0 to 1.0; "percentiles" are
-            the 0.5 and 99.5 percentiles of each image's channels (for MRI).
         target_range: Task "regress": likewise of the images to predict; null or two numbers.
-        scale: Factor applied to images and masks before anything is cut (0.5 halves them).
-        size: Height and width (and depth) of the training windows, pixels.
         augment: Random changes in training.
         extra: Further pairs, for training only.
         split: Training, validation and test.
@@ -222,15 +230,10 @@ class PairDataConfig:
         border_sigma: Loss "border": width of the weighted borders, pixels.
         border_classes: Loss "border": classes whose connected pieces are cells, where the masks
             do not number them; empty for all but class 0.
-        include_held_out: Train on what the built-in images keep for scoring too.
-        workers: Loader processes; 0 loads in the main one (best for sets kept in memory).
-        memory_limit: Sets whose decoded images fit in so many MB are decoded once and kept.
-        max_pixels: Refuse images of more than so many million pixels (decompression bombs).
     """
 
     images: str = "builtin:histology"
     masks: str = "builtin:nucleus"
-    dims: Literal[2, 3] = 2
     voxel: float = limited(1.0, 1e-6, 10**6)
     image_name: str = "{}"
     mask_name: str = "{}"
@@ -243,24 +246,17 @@ class PairDataConfig:
     num_classes: int | None = limited(None, 2, 256)
     class_names: tuple[str, ...] = ()
     class_colors: tuple[tuple[int, int, int], ...] = limited((), 0, 255)
-    channels: int | None = limited(None, 1, 1024)
-    value_range: ValueRange = limited(None, *FINITE)
     target_range: tuple[float, float] | None = limited(None, *FINITE)
-    scale: float = limited(1.0, 1e-3, 1e3)
-    size: int = limited(128, 1, 65_536)
+    size: int = limited(128, 1, 65_536, kw_only=True)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     extra: ExtraPairsConfig = field(default_factory=ExtraPairsConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     border_w0: float = 10.0
     border_sigma: float = limited(5.0, 0.001, 10**6)
     border_classes: tuple[int, ...] = ()
-    include_held_out: bool = False
-    workers: int = limited(0, 0, 1024)
-    memory_limit: int = 2048
-    max_pixels: float = limited(200.0, 1e-6, 10**9)
 
 
-def check_data_settings(config: ImageDataConfig | PairDataConfig) -> None:
+def check_data_settings(config: DataConfig) -> None:
     """Refuse numbers, windows and value ranges that no images could satisfy.
 
     Raises:
@@ -273,6 +269,8 @@ def check_data_settings(config: ImageDataConfig | PairDataConfig) -> None:
             raise UserError(
                 f"data.{name} [{found[0]:g}, {found[1]:g}]: must be two numbers, black below white"
             )
+    if isinstance(config.spacing, tuple) and len(config.spacing) != config.dims:
+        raise UserError(f"data.spacing: has {len(config.spacing)} numbers; give 1 or {config.dims}")
     pixels = config.size**config.dims / 1e6
     if pixels > config.max_pixels:
         raise UserError(

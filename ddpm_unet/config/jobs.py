@@ -25,15 +25,17 @@ class RunConfig:
     Args:
         run: Run folder; null takes runs/ and the configuration file's name.
         resume: "auto" goes on from the run's newest good checkpoint; "never" refuses a used
-            run folder.
+            run folder. `--resume runs/x` goes on with all settings of that run but those given.
         seed: The order of the data, augmentation, noise and initial weights depend on it alone.
         tracker: Besides metrics.jsonl, log to tensorboard or wandb through accelerate.
+        train: The loop.
     """
 
     run: str | None = None
     resume: Literal["auto", "never"] = "auto"
     seed: int = limited(0, *SEED)
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 @dataclass
@@ -41,6 +43,9 @@ class DenoiseConfig(RunConfig):
     """Settings of `scripts/train_ddpm.py`.
 
     Args:
+        init: Folder of a denoiser, of this toolkit or of diffusers, that is trained further: the
+            network and the process are its own, and model and diffusion say nothing but the loss's
+            weighting. Null begins from random weights.
         condition_dropout: Share of the images that are told nothing of their class, context and
             condition, so that sampling can be guided (Ho 2022: 0.1 to 0.2). A table of classes
             then has a row more, the last, for none.
@@ -50,17 +55,16 @@ class DenoiseConfig(RunConfig):
         latent: The space that is denoised in, if not that of pixels.
         model: The network.
         diffusion: The forward process.
-        train: The loop.
         preview: Grids and validation during training.
     """
 
+    init: str | None = None
     condition_dropout: float = limited(0.0, *SHARE)
     self_conditioning: bool = False
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
     model: UNetSettings = field(default_factory=UNetSettings)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
 
 
@@ -72,14 +76,12 @@ class AutoencodeConfig(RunConfig):
         kl_weight: Weight of the latents' divergence from standard normal ones, nats per number.
         data: The images.
         model: The network.
-        train: The loop.
         preview: Grids and validation during training.
     """
 
     kl_weight: float = 1e-4
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
 
 
@@ -113,7 +115,6 @@ class SegmentConfig(RunConfig):
             V_rand and V_info too (2-D, two classes).
         objects: Learn the interior of every object too, so that objects that touch come out apart:
             those that masks of kind instances number, else the connected pieces of each class.
-        train: The loop.
     """
 
     task: Literal["segment", "regress"] = "segment"
@@ -132,7 +133,6 @@ class SegmentConfig(RunConfig):
     criterion: Literal["mean_dice", "mean_iou"] = "mean_dice"
     cell_class: int | None = None
     objects: bool = False
-    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 @dataclass
@@ -158,7 +158,7 @@ _RUN = (
 )  # fmt: skip
 COMMON: dict[type, tuple[str, ...]] = {
     DenoiseConfig: (
-        *_RUN, "data.source", "data.size", "data.fit", "data.scale", "data.channels",
+        *_RUN, "init", "data.source", "data.size", "data.fit", "data.scale", "data.channels",
         "data.value_range", "data.flips", "data.rot90", "data.class_labels", "data.workers",
         "model.block_out_channels", "model.layers_per_block", "diffusion.prediction_type",
         "train.validate_every", "train.sample_every",

@@ -37,17 +37,13 @@ RENAMED = {
 _BOOL = "tag:yaml.org,2002:bool"
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 _WORDS: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    type(None): "null",
-}
+    int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"
+}  # fmt: skip
 
 
-def limited(default: Any, least: float, most: float = WHOLE) -> Any:
+def limited(default: Any, least: float, most: float = WHOLE, **options: Any) -> Any:
     """A field of a dataclass whose numbers must lie between `least` and `most`."""
-    return field(default=default, metadata={"limits": (least, most)})
+    return field(default=default, metadata={"limits": (least, most)}, **options)
 
 
 def check_limits(settings: Any, prefix: str = "") -> None:
@@ -89,13 +85,10 @@ def from_plain(kind: type[Settings], values: Mapping[str, Any], source: object) 
     of another type is a UserError that begins with `source`, such as the file.
     """
     hints = get_type_hints(kind)
-    settings = {}
-    for name, value in values.items():
-        if name not in hints:
-            raise UserError(f"{source}: unknown key {name!r}; remove it if it means nothing")
-        settings[name] = converted(value, hints[name], f"{source}: {name}")
+    if unknown := [name for name in values if name not in hints]:
+        raise UserError(f"{source}: unknown key {unknown[0]!r}; remove it if it means nothing")
     try:
-        return kind(**settings)
+        return kind(**{n: converted(v, hints[n], f"{source}: {n}") for n, v in values.items()})
     except TypeError as error:  # a field without default is missing
         raise UserError(f"{source}: {error}; copy the model again") from error
 
@@ -143,15 +136,11 @@ def read_settings(
 ) -> tuple[Settings, str]:
     """Settings from `--config FILE`, overridden by dotted flags; `--help` prints them and exits.
 
-    Without `--config` it is `default_config`, or the settings' own defaults. A run folder's
-    `config.yaml` may be one of an earlier version.
+    Without `--config` it is `default_config`, or the settings' own defaults. `--resume RUN` is a
+    run folder's `config.yaml`, which may be one of an earlier version, and its folder.
 
     Returns:
         The settings, and the name (without suffix) of the configuration file, "" without one.
-
-    Raises:
-        UserError: An unknown key (with the nearest valid one), a value of the wrong type or out
-            of its choices or limits, or a file that is missing or not YAML.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"--help", "-h", "--help-all"} & set(arguments):
@@ -163,6 +152,13 @@ def read_settings(
         raise UserError(f"--config: is given {given} times; give one")
     names = dict(setting_names(kind))
     flags = _flags(arguments, names, kind)
+    if "resume" in names and flags.get("resume", "auto") not in ("auto", "never"):
+        run = Path(flags.pop("resume"))
+        if not (run / "config.yaml").is_file():
+            raise UserError(f"--resume {run}: is no run folder; give one, or auto or never")
+        for name in {"config", "run"} & flags.keys():
+            raise UserError(f"--{name}: --resume {run} has one already; leave one of the two out")
+        flags |= {"config": str(run / "config.yaml"), "run": str(run), "resume": "auto"}
     file = Path(flags.pop("config")) if "config" in flags else default_config
     values: dict[str, Any] = {}
     if file is not None:
@@ -187,11 +183,10 @@ def _flags(arguments: list[str], names: dict[str, Any], kind: type) -> dict[str,
         name = flag.removeprefix("--")
         if flag == name:
             raise UserError(f"unrecognized arguments: {flag}; --help lists all settings")
-        if name != "config":
-            if name not in names:
-                refuse_unknown(name, names, "--", kind)
-            if is_dataclass(names[name]):
-                raise UserError(f"--{name}: is a group of settings; give one as --{name}.NAME")
+        if name != "config" and name not in names:
+            refuse_unknown(name, names, "--", kind)
+        if is_dataclass(names.get(name)):
+            raise UserError(f"--{name}: is a group of settings; give one as --{name}.NAME")
         if not equals and rest and not rest[0].startswith("--"):
             text, equals = rest.pop(0), "="
         if name == "config" and not text:
@@ -224,11 +219,8 @@ def refuse_unknown(
     """Refuse a name that is not known, with the nearest one, the new one or the right script."""
     known = set(known)
     leaves = {n.rsplit(".", 1)[-1]: n for n in sorted(known)}
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    near = near or [
-        leaves[leaf]
-        for leaf in difflib.get_close_matches(name.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.6)
-    ]
+    close = difflib.get_close_matches(name.rsplit(".", 1)[-1], leaves, 1)
+    near = difflib.get_close_matches(name, known, 1) or [leaves[leaf] for leaf in close]
     cure = f"did you mean {near[0]}?" if near else "--help lists all settings"
     if kind is not None:
         from ddpm_unet.config.jobs import SCRIPTS
@@ -243,14 +235,10 @@ def refuse_unknown(
 
 def _build(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     """A dataclass and those within it, from values by dotted name."""
-    found = {}
-    for name, hint in get_type_hints(kind).items():
-        full = f"{prefix}{name}"
-        if is_dataclass(hint):
-            found[name] = _build(hint, values, f"{full}.")
-        elif full in values:
-            found[name] = values[full]
-    return kind(**found)
+    named = [(name, f"{prefix}{name}", hint) for name, hint in get_type_hints(kind).items()]
+    found = {name: values[full] for name, full, _ in named if full in values}
+    groups = {n: _build(hint, values, f"{full}.") for n, full, hint in named if is_dataclass(hint)}
+    return kind(**found, **groups)
 
 
 def _help(kind: Any, default: str, everything: bool) -> str:
@@ -266,7 +254,9 @@ def _help(kind: Any, default: str, everything: bool) -> str:
     ]  # fmt: skip
     for name, hint, value, text in described(kind()):
         if everything or name in common:
-            shown = _in_one_line(list(value) if isinstance(value, tuple) else value)
+            value = list(value) if isinstance(value, tuple) else value
+            shown = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize)
+            shown = shown.removesuffix("\n").removesuffix("\n...")
             said = re.sub(r"\n *", "\n      ", text)
             lines.append(f"  --{name} ({in_words(hint)}; default {shown})\n      {said}")
     return "\n".join(lines + ([] if everything else ["", "--help-all lists all settings."]))
@@ -346,12 +336,6 @@ def _converted(value: Any, hint: Any) -> Any:
     elif type(value) is hint:
         return value
     raise ValueError
-
-
-def _in_one_line(value: Any) -> str:
-    """A value as YAML."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize)
-    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -100,7 +100,7 @@ class TrainConfig:
         micro_batch: Images per process and forward pass; 0 takes the process's whole share.
         optimizer: "adamw" (Loshchilov 2019) or "rmsprop" (Hinton 2012).
         lr: Peak learning rate.
-        lr_schedule: After the warm-up: "constant", or "cosine" down to zero.
+        lr_schedule: After the warm-up: "constant", "linear" or "cosine" down to zero.
         warmup_steps: Steps of linear learning-rate warm-up.
         betas: AdamW's averaging coefficients.
         momentum: RMSprop's, of its steps.
@@ -121,6 +121,9 @@ class TrainConfig:
             instead of 2e-7), normalisation, small attention, AdamW with the average.
         checkpoint_every: Steps between checkpoints.
         keep_checkpoints: Newest checkpoints kept.
+        sharded_above: Million parameters above which every process writes its own part of a
+            checkpoint, while training goes on, and model/ is written when training stops; smaller
+            networks have whole files.
         validate_every: Steps between validations; 0 for none.
         sample_every: Steps between image grids; 0 for none.
         evaluate_every: Steps between scores of generated images (see docs/evaluation.md), of a
@@ -136,7 +139,7 @@ class TrainConfig:
     micro_batch: int = 0
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
     lr: float = limited(2e-4, 1e-12, 10)
-    lr_schedule: Literal["constant", "cosine"] = "cosine"
+    lr_schedule: Literal["constant", "linear", "cosine"] = "cosine"
     warmup_steps: int = 500
     betas: tuple[float, float] = limited((0.9, 0.999), *BELOW_1)
     momentum: float = limited(0.9, *BELOW_1)
@@ -152,6 +155,7 @@ class TrainConfig:
     native: bool = True
     checkpoint_every: int = limited(1000, 1)
     keep_checkpoints: int = limited(2, 1)
+    sharded_above: float = limited(500.0, 0, 10**9)
     validate_every: int = 1000
     sample_every: int = 1000
     evaluate_every: int = 0

@@ -69,11 +69,8 @@ def _mirrored(start: int, count: int, length: int) -> np.ndarray:
 class ElasticDeformation(v2.Transform):
     """Random displacements on a coarse grid, joined by bicubic interpolation (Ronneberger 2015).
 
-    Args:
-        size: Height and width of the result. What the input has more is margin on all sides.
-        sigma: Standard deviation of the grid's displacements in every direction, pixels.
-        grid: Nodes along each side; the outermost lie on the corners.
-        dims: 2 for images, 3 for volumes.
+    They have `sigma` pixels of standard deviation in every direction, on a grid of so many nodes
+    along each side, the outermost on the corners. What the input has more than `size` is margin.
     """
 
     def __init__(self, size: int, sigma: float, grid: int = 3, dims: int = 2) -> None:
@@ -97,7 +94,7 @@ class ElasticDeformation(v2.Transform):
         return {"source": (places * (2 / (window - 1)) - 1).movedim(0, -1)[None]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Linear interpolation of images and weights, the nearest pixel of masks."""
+        """Apply it."""
         linear = inpt.is_floating_point()
         sampled = F.grid_sample(
             inpt.as_subclass(Tensor).float().reshape(1, -1, *inpt.shape[-self.dims :]),
@@ -115,11 +112,11 @@ class RandomDepthFlip(v2.Transform):
     """Half of all volumes front to back."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Whether to flip."""
+        """What is drawn."""
         return {"flip": bool(torch.randint(2, ()))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Flip."""
+        """Apply it."""
         return tv_tensors.wrap(inpt.flip(-3), like=inpt) if params["flip"] else inpt
 
 
@@ -127,11 +124,11 @@ class QuarterTurns(v2.Transform):
     """A turn by 0, 90, 180 or 270 degrees, of volumes in the plane of their slices."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """The number of quarters."""
+        """What is drawn."""
         return {"quarters": int(torch.randint(4, ()))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Turn."""
+        """Apply it."""
         return tv_tensors.wrap(inpt.rot90(params["quarters"], (-2, -1)), like=inpt)
 
 
@@ -157,17 +154,13 @@ class Color(v2.Transform):
         self.strength = strength
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Factors and shifts of the stains, factor of the saturation, shift of the hue."""
+        """What is drawn."""
         drawn = self.strength * (2 * torch.rand(8) - 1)
-        return {
-            "factors": 1 + drawn[:3],
-            "shifts": drawn[3:6],
-            "saturation": 1 + float(drawn[6]),
-            "hue": float(drawn[7]) / 4,
-        }
+        rest = {"saturation": 1 + float(drawn[6]), "hue": float(drawn[7]) / 4}
+        return {"factors": 1 + drawn[:3], "shifts": drawn[3:6], **rest}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Change an image's colours."""
+        """Apply it."""
         light = inpt.as_subclass(Tensor).add(1).div_(2).clamp_(1 / 256, 1)
         amounts = torch.linalg.solve(self.absorption.T, -light.log().flatten(1))
         amounts = amounts * params["factors"][:, None] + params["shifts"][:, None]
@@ -196,7 +189,7 @@ class Intensity(v2.Transform):
         self.brightness, self.contrast, self.gamma, self.noise = brightness, contrast, gamma, noise
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """The strengths of the four changes."""
+        """What is drawn."""
         shift, scale, curve, noise = torch.rand(4).tolist()
         return {
             "brightness": self.brightness * (2 * shift - 1),
@@ -206,7 +199,7 @@ class Intensity(v2.Transform):
         }
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Change an image's intensities."""
+        """Apply it."""
         image = inpt.as_subclass(Tensor).add(1).div_(2).clamp_(0, 1).pow_(params["gamma"])
         mean = image.mean(tuple(range(1, image.ndim)), keepdim=True)
         image = (image - mean).mul_(params["contrast"]).add_(mean + params["brightness"])

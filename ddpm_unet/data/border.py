@@ -50,10 +50,7 @@ def two_nearest(cells: np.ndarray, reach: float = math.inf) -> tuple[np.ndarray,
 
     One distance transform of the whole image finds the nearest cell; then, for each cell, one
     of the neighbourhood of those background pixels that it is nearest to finds the second.
-
-    Args:
-        cells: Cell numbers, `int [H, W]`, 0 for background.
-        reach: Largest sum of both distances that is of interest, pixels.
+    Of cell numbers `int [H, W]`, 0 for background.
 
     Returns:
         d1 and d2, `float64 [H, W]`, exact (Euclidean, between pixel centres) in the background

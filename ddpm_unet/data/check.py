@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +24,8 @@ from ddpm_unet.data.masks import (
     listed,
     mask_values,
 )
-from ddpm_unet.data.pairs import Pair, complete_settings, find_pairs
-from ddpm_unet.data.pixels import convert_channels, normalised, to_unit
+from ddpm_unet.data.pairs import POINTS, Pair, complete_settings, find_pairs
+from ddpm_unet.data.pixels import convert_channels, normalised, shown_size, to_unit
 from ddpm_unet.data.preprocessing import Targets
 from ddpm_unet.data.volumes import spacing_of
 from ddpm_unet.errors import UserError
@@ -35,35 +36,27 @@ MOST_FAULTS = 20
 
 @dataclass
 class Report:
-    """What a check found.
-
-    Attributes:
-        config: The settings, completed for built-in data.
-        pairs: Images and masks, those that could be read and fit each other.
-        sizes: (Depth,) height and width of each, pixels.
-        channels: Channels of the images, after `data.channels`.
-        dtype: Type of the images' pixels.
-        spacing: Millimetres from voxel to voxel along slices, rows and columns; None where the
-            files do not say or differ.
-        code: How mask values become classes; None after a fault in them, and for images.
-        targets: What the images to predict are; None for masks.
-        extra: Of the further pairs for training, if there are any.
-        class_pixels: Pixels of each class in each mask, `int64 [N, K]`.
-        lines: The table.
-        warnings: What is suspicious, one line each.
-        faults: What must be mended before training, one line each.
-    """
+    """What a check found: a table, what is suspicious, and faults to be mended before training."""
 
     config: PairDataConfig
+    """The settings, completed for built-in data."""
     pairs: list[Pair] = field(default_factory=list)
+    """Images and masks, those that could be read and fit each other."""
     sizes: list[tuple[int, ...]] = field(default_factory=list)
+    """(Depth,) height and width of each, pixels."""
     channels: int = 0
+    """Channels of the images, after `data.channels`."""
     dtype: np.dtype = field(default_factory=lambda: np.dtype(np.uint8))
     spacing: tuple[float, ...] | None = None
+    """Millimetres along slices, rows and columns; None where files do not say or differ."""
     code: MaskCode | None = None
+    """How mask values become classes; None after a fault in them, and for images."""
     targets: Targets | None = None
+    """What the images to predict are; None for masks."""
     extra: Report | None = None
+    """Of the further pairs for training, if there are any."""
     class_pixels: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    """Pixels of each class in each mask, `int64 [N, K]`."""
     lines: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -79,10 +72,10 @@ class Report:
     def stop_at_faults(self) -> None:
         """Raise the faults of a set, a line each."""
         if self.faults:
-            rest = len(self.faults) - MOST_FAULTS
-            count = [f"{len(self.faults)} faults in the labelled set"] * (len(self.faults) > 1)
-            more = [f"... and {rest} more"] * (rest > 0)
-            raise UserError("\n".join(count + self.faults[:MOST_FAULTS] + more))
+            count = len(self.faults)
+            first = [f"{count} faults in the labelled set"] * (count > 1)
+            more = [f"... and {count - MOST_FAULTS} more"] * (count > MOST_FAULTS)
+            raise UserError("\n".join(first + self.faults[:MOST_FAULTS] + more))
 
     def mask_code(self) -> MaskCode:
         """The code of masks without faults; errors as `stop_at_faults`."""
@@ -138,7 +131,6 @@ def check_pairs(config: PairDataConfig, finished: bool = False) -> Report:
         report.pairs = [look.pair for look in looks]
         report.sizes = [look.size for look in looks]
         _judge_images(looks, report)
-        _judge_spacing(looks, report)
         if report.config.mask_kind == "pictures":
             _judge_targets(looks, report)
         else:
@@ -159,22 +151,11 @@ def _check_extra(report: Report) -> None:
         raise UserError("data.extra: is for masks, not for images; set data.extra.images null")
     if code is None:
         return
-    found = check_pairs(
-        replace(
-            config,
-            images=extra.images,
-            masks=extra.masks,
-            image_name="{}",
-            mask_name="{}",
-            mask_kind="classes",
-            mask_values=(),
-            ignore_value=None,
-            num_classes=code.num_classes,
-            class_names=tuple(code.class_names),
-            scale=extra.scale,
-            extra=ExtraPairsConfig(),
-        )
-    )
+    place = {"images": extra.images, "masks": extra.masks, "image_name": "{}", "mask_name": "{}"}
+    classes = {"num_classes": code.num_classes, "class_names": tuple(code.class_names)}
+    values: dict[str, Any] = {"mask_kind": "classes", "mask_values": (), "ignore_value": None}
+    values |= {**place, **classes, "scale": extra.scale, "extra": ExtraPairsConfig()}
+    found = check_pairs(replace(config, **values))
     if found.pairs and found.channels != report.channels:
         found.faults.append(
             f"{extra.images}: images have {found.channels} channels, those of {config.images} "
@@ -204,35 +185,31 @@ def _look_at(pair: Pair, report: Report) -> _Look | None:
         report.faults.append(str(error))
         return None
     size, mask_size = image.shape[:-1], mask.shape[:-1]
-    fault = ""
     if size != mask_size:
-        sizes = " but its image is ".join(_shown(n) for n in (mask_size, size))
         cure = f"save the {what} at the size of the image"
         cure += ", without smoothing" * (what == "mask")
         if sorted(size) == sorted(mask_size):
             cure = "turn one of the two by 90 degrees"
-        fault = f"is {sizes} ({pair.image_file}); {cure}"
-    elif original.shape == mask.shape and (original == mask).all():
-        fault = f"is the same image as {pair.image_file}; see data.masks"
-    if fault:
-        report.faults.append(f"{pair.mask_file}: {fault}")
+        report.faults.append(
+            f"{pair.mask_file}: is {shown_size(mask_size)} but its image is {shown_size(size)} "
+            f"({pair.image_file}); {cure}"
+        )
         return None
+    if original.shape == mask.shape and (original == mask).all():
+        report.faults.append(
+            f"{pair.mask_file}: is the same image as {pair.image_file}; see data.masks"
+        )
+        return None
+    digest = hashlib.blake2b(f"{image.shape}".encode() + image.tobytes()).digest()
+    top = 1 if mask.dtype.kind == "f" else np.iinfo(mask.dtype).max
+    low, high = float(image.min()), float(image.max())
     return _Look(
-        pair,
-        size,
-        image.shape[-1],
-        image.dtype,
-        float(image.min()),
-        float(image.max()),
-        hashlib.blake2b(f"{image.shape}".encode() + image.tobytes()).digest(),
-        np.unique(values),
-        1 if mask.dtype.kind == "f" else np.iinfo(mask.dtype).max,
-        target,
+        pair, size, image.shape[-1], image.dtype, low, high, digest, np.unique(values), top, target
     )
 
 
 def _judge_images(looks: Sequence[_Look], report: Report) -> None:
-    """Sizes, depth and channels, and images that look wrong."""
+    """Sizes, depth, channels and voxels, and images that look wrong."""
     first, config = looks[0], report.config
     report.channels, report.dtype = first.channels, first.dtype
     for look in looks:
@@ -248,7 +225,7 @@ def _judge_images(looks: Sequence[_Look], report: Report) -> None:
         )
     low, high = min(look.low for look in looks), max(look.high for look in looks)
     sizes = sorted({look.size for look in looks}, key=math.prod)
-    shown = " to ".join(dict.fromkeys(_shown(size) for size in (sizes[0], sizes[-1])))
+    shown = " to ".join(dict.fromkeys(shown_size(size) for size in (sizes[0], sizes[-1])))
     report.lines.append(f"images: {shown} pixels, {_kind(first)}, values {low:g} to {high:g}")
     if first.dtype == np.uint16 and config.value_range is None and high < 65535 / 8:
         report.warnings.append(
@@ -265,15 +242,18 @@ def _judge_images(looks: Sequence[_Look], report: Report) -> None:
         alike[look.digest].append(look.pair.image_file)
     for files in alike.values():
         _warn(report, files[1:], f"the same as {files[0]}")
+    _judge_spacing(looks, report)
 
 
 def _judge_spacing(looks: Sequence[_Look], report: Report) -> None:
     """Voxel sizes, which a network takes for one."""
-    spaces = [look.pair.space for look in looks if look.pair.space]
-    if not spaces:
+    spaces, config = [look.pair.space for look in looks if look.pair.space], report.config
+    if not spaces and config.spacing is None:
         return
-    report.spacing, shown = spacing_of(spaces)
-    report.lines.append(f"voxels of {shown}")
+    if config.masks == POINTS:
+        raise UserError("data.spacing: is of images, the points have data.voxel; leave it out")
+    report.spacing, shown = spacing_of(spaces, config.spacing, config.dims)
+    report.lines.append(f"{'voxels' if config.dims == 3 else 'pixels'} of {shown}")
     if report.spacing is None:
         report.warnings.append(
             f"voxels differ in size, from {shown}, and the network takes them as equal; resample "
@@ -365,11 +345,6 @@ def _tabulate(code: MaskCode, found: np.ndarray, report: Report) -> None:
     unlabelled = sum(map(math.prod, report.sizes)) - int(totals.sum())
     if unlabelled:
         report.lines.append(f"  -   {'unlabelled':<16} {unlabelled:>13,}")
-
-
-def _shown(size: tuple[int, ...]) -> str:
-    """Width first."""
-    return " x ".join(map(str, reversed(size)))
 
 
 def _kind(look: _Look) -> str:

@@ -25,10 +25,8 @@ CACHE = Path.home() / ".cache" / "ddpm_unet"
 class Collection(ABC):
     """Images that can be read one by one, in any order and by many processes.
 
-    Attributes:
-        labels: Class of each image, `int64 [N]`, or None.
-        classes: Name of each class.
-        note: What the user should know besides, or nothing.
+    Perhaps with the class of each, `labels` `int64 [N]`, the classes' names, and a `note` to the
+    user.
     """
 
     labels: np.ndarray | None = None
@@ -70,13 +68,12 @@ class ArrayCollection(Collection):
 
     def __init__(
         self,
-        images: Sequence[np.ndarray] | np.ndarray,
+        images: Any,
         names: Sequence[str] | str,
         labels: np.ndarray | None = None,
         classes: tuple[str, ...] = (),
     ) -> None:
-        self.images, self.names = images, names
-        self.labels, self.classes = labels, classes
+        self.images, self.names, self.labels, self.classes = images, names, labels, classes
 
     def __len__(self) -> int:
         return len(self.images)
@@ -90,27 +87,19 @@ class ArrayCollection(Collection):
         return self.images[index]
 
 
-class ItemCollection(Collection):
+class ItemCollection(ArrayCollection):
     """The images in the items of a map-style data set; `column` is theirs where items are dicts."""
 
     def __init__(self, items: Any, title: str, column: str | None = None) -> None:
-        self.items, self.title, self.column = items, title, column
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    @override
-    def name(self, index: int) -> str:
-        return f"{self.title}[{index}]"
+        super().__init__(items, title)
+        self.title, self.column = title, column
 
     @override
     def read(self, index: int) -> np.ndarray:
-        item = self.items[index]
+        item = self.images[index]
         if self.column is not None:
             item = item[self.column]
-        elif isinstance(item, tuple):
-            item = item[0]
-        return image_array(item, self.name(index))
+        return image_array(item[0] if isinstance(item, tuple) else item, self.name(index))
 
 
 class Selection(Collection):
@@ -122,46 +111,41 @@ class Selection(Collection):
         self.parts = [collection for collection, _ in parts]
         self.owners = np.repeat(np.arange(len(parts)), list(map(len, chosen)))
         self.indices = np.concatenate(chosen)
-        if self.parts[0].labels is not None:
+        first = self.parts[0]
+        if first.labels is not None:
             of_each = zip((c.labels for c in self.parts), chosen, strict=True)
             self.labels = np.concatenate([np.asarray(labels)[i] for labels, i in of_each])
-        self.classes, self.note = self.parts[0].classes, self.parts[0].note
+        self.classes, self.note = first.classes, first.note
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def _find(self, index: int) -> tuple[Collection, int]:
-        return self.parts[self.owners[index]], int(self.indices[index])
+    def _ask(self, what: str, index: int, *more: Any) -> Any:
+        return getattr(self.parts[self.owners[index]], what)(int(self.indices[index]), *more)
 
     @override
     def name(self, index: int) -> str:
-        owner, number = self._find(index)
-        return owner.name(number)
+        return self._ask("name", index)
 
     @override
     def key(self, index: int) -> str:
-        owner, number = self._find(index)
-        return owner.key(number)
+        return self._ask("key", index)
 
     @override
     def read(self, index: int) -> np.ndarray:
-        owner, number = self._find(index)
-        return owner.read(number)
+        return self._ask("read", index)
 
     @override
     def info(self, index: int) -> ImageInfo:
-        owner, number = self._find(index)
-        return owner.info(number)
+        return self._ask("info", index)
 
     @override
     def read_window(self, index: int, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
-        owner, number = self._find(index)
-        return owner.read_window(number, corner, size)
+        return self._ask("read_window", index, corner, size)
 
     @override
     def changed(self, index: int) -> None:
-        owner, number = self._find(index)
-        owner.changed(number)
+        self._ask("changed", index)
 
 
 def with_progress(items: Iterable[T], total: int, title: str) -> Iterable[T]:

@@ -23,7 +23,7 @@ from ddpm_unet import randomness
 from ddpm_unet.data.collection import Collection
 from ddpm_unet.data.folder import split_ending, visible_files
 from ddpm_unet.data.images import EXTENSIONS, ImageInfo
-from ddpm_unet.data.pixels import to_unit
+from ddpm_unet.data.pixels import shown_size, to_unit
 from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.data.volumes import VOLUME_EXTENSIONS, file_info, read_file
 from ddpm_unet.errors import UserError
@@ -37,12 +37,9 @@ TEXTS_AT_ONCE = 64
 class ConcatCondition:
     """An image that the denoiser goes by, as further channels of its input, all float32.
 
-    Args:
-        kind: "image", grey or colour in [-1, 1]; "classes", a mask, one channel of 0 and 1 for
-            each class; "lower", the image itself at a lower resolution, every pixel repeated; or
-            "hole", the image itself with a hole of 0, and a channel of -1 in the hole and 1 around.
-        channels: Number of channels.
-        factor: "lower": how many times smaller.
+    Kind "image" is grey or colour in [-1, 1]; "classes", a mask, one channel of 0 and 1 for each
+    class; "lower", the image itself at a lower resolution, every pixel repeated (`factor` times);
+    "hole", the image itself with a hole of 0, and a channel of -1 in the hole and 1 around.
     """
 
     kind: Literal["image", "classes", "lower", "hole"]
@@ -50,19 +47,12 @@ class ConcatCondition:
     factor: int = 1
 
     def of_batch(
-        self,
-        images: Tensor,
-        condition: Tensor | None,
-        seed: int,
-        positions: randomness.Positions,
+        self, images: Tensor, condition: Tensor | None, seed: int, positions: randomness.Positions
     ) -> Tensor:
         """The channels of a training batch, `[B, channels, *space]`.
 
-        Args:
-            images: `float32 [B, C, *space]` in [-1, 1].
-            condition: What the batch carries beside them; kinds "image" and "classes".
-            seed: Seed of the run.
-            positions: In the stream; holes are functions of (seed, position).
+        Of images `float32 [B, C, *space]` in [-1, 1], or of what the batch carries beside them
+        (kinds "image" and "classes"). Holes are functions of (seed, position).
         """
         if self.kind == "lower":
             return lowered(images, self.factor)
@@ -75,11 +65,7 @@ class ConcatCondition:
         return to_model_range(condition)
 
     def of_file(self, path: str, dims: int = 2, max_pixels: float = 200.0) -> Tensor:
-        """The channels of an image or volume, `[channels, *space]`; of a transparent one its hole.
-
-        Raises:
-            UserError: It cannot be read, or has other channels or classes.
-        """
+        """The channels of an image or volume, `[channels, *space]`; transparency is a hole."""
         image = read_file(path, dims, max_pixels, self.kind == "classes")
         if self.kind == "classes":
             classes = class_indices(image, self.channels, path)
@@ -162,11 +148,7 @@ def sidecar_files(
 ) -> list[str]:
     """The sidecar file of each image of a folder: that of its path below root, but for the ending.
 
-    Args:
-        images: Of a folder; `key` gives their paths.
-        root: The files' folder.
-        endings: Theirs, such as ".npy"; others are passed over.
-        setting: What the folder was given as, for messages.
+    Files of other endings are passed over; messages call the folder by its setting.
     """
     if not Path(root).is_dir():
         raise UserError(f"{setting} {root}: no such folder")
@@ -198,12 +180,7 @@ class ConditionImages(Collection):
     """
 
     def __init__(
-        self,
-        images: Collection,
-        root: str,
-        dims: int,
-        classes: int | None,
-        max_pixels: float,
+        self, images: Collection, root: str, dims: int, classes: int | None, max_pixels: float
     ) -> None:
         self.images, self.dims, self.num_classes = images, dims, classes
         self.max_pixels = max_pixels
@@ -240,24 +217,17 @@ class ConditionImages(Collection):
         wanted = self.images.info(index).size
         factor = wanted[0] // size[0]
         if tuple(factor * length for length in size) != wanted:
-            found, image = (" x ".join(map(str, s[::-1])) for s in (size, wanted))
             raise UserError(
-                f"{self.paths[index]}: is {found} pixels, its image {image}; make it as large, "
-                "or a whole number of times smaller"
+                f"{self.paths[index]}: is {shown_size(size)} pixels, its image "
+                f"{shown_size(wanted)}; make it as large, or a whole number of times smaller"
             )
         return factor
 
 
 class Sequences:
-    """Numbered sequences of unequal lengths, in one tensor that loader processes share.
-
-    Attributes:
-        channels: Of a vector.
-        longest: Vectors of the longest sequence.
-    """
+    """Numbered sequences `[L, C]` of one C, in one tensor that loader processes share."""
 
     def __init__(self, sequences: Sequence[np.ndarray], names: Sequence[str]) -> None:
-        """Pack sequences `[L, C]` of one C; names are for messages."""
         self.channels = sequences[0].shape[1]
         for sequence, name in zip(sequences, names, strict=True):
             if (found := sequence.shape[1]) != self.channels:
@@ -299,9 +269,6 @@ def read_sequence(path: str) -> np.ndarray:
 
     Of a .npy file of `[L, C]`, or of one vector `[C]`; or of a .safetensors file of one such
     tensor, or of several with one named "context".
-
-    Raises:
-        UserError: Missing, damaged, of another shape, or with numbers that are not finite.
     """
     try:
         if path.endswith(".safetensors"):
@@ -333,16 +300,8 @@ def encode_texts(folder: str, texts: Sequence[str], names: Sequence[str]) -> lis
     """The last hidden states of each text by an encoder of transformers (the extra `text`).
 
     A vector a token, `float32 [L, C]`. Texts of one length are encoded together, so no padding is
-    ever seen; equal texts once.
-
-    Args:
-        folder: Of the encoder (CLIP's, T5's, BERT, ...), with its tokenizer there too or, as in
-            the folder of a pipeline, in `tokenizer/` beside it. Nothing is fetched.
-        texts: To encode.
-        names: Theirs, for messages.
-
-    Raises:
-        UserError: transformers is missing, no such encoder, or a text longer than it can read.
+    ever seen; equal texts once. The tokenizer lies in the encoder's folder (CLIP's, T5's, BERT...)
+    or, as in the folder of a pipeline, in `tokenizer/` beside it. Nothing is fetched.
     """
     tokenizer, encoder = _text_encoder(Path(folder))
     tokens = {text: tuple(tokenizer(text)["input_ids"]) for text in dict.fromkeys(texts)}
@@ -371,11 +330,9 @@ def _text_encoder(folder: Path) -> tuple[Any, Any]:
     if not (folder / "config.json").is_file():
         raise UserError(f"text_encoder {folder}: no such folder of a text encoder")
     own = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    local: dict[str, Any] = {"local_files_only": True}
+    place, local = folder if own else folder.parent / "tokenizer", {"local_files_only": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder if own else folder.parent / "tokenizer", **local
-        )
+        tokenizer = AutoTokenizer.from_pretrained(place, **local)
         encoder = AutoModelForTextEncoding.from_pretrained(folder, use_safetensors=True, **local)
     except (OSError, ValueError) as error:
         cause = " ".join(str(error).split())[:200]

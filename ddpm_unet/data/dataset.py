@@ -8,7 +8,7 @@ training stream over it, in which everything is a function of (seed, position).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import numpy as np
@@ -23,7 +23,7 @@ from typing_extensions import override
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.images import image_array
 from ddpm_unet.data.masks import IGNORE_INDEX
-from ddpm_unet.data.pixels import box, to_unit
+from ddpm_unet.data.pixels import box, shown_size, to_unit
 from ddpm_unet.data.stream import (
     Batch,
     Grid,
@@ -79,11 +79,8 @@ class ImageDataset(Dataset[Item]):
     Floats lie in [0, 1], or in [-1, 1] if any of 64 images spread over the set has a value below
     0. `value_range` says otherwise; what lies outside of it is refused in floats.
 
-    Attributes:
-        channels: Of the images.
-        dims: 2, or 3 for volumes.
-        dtype: torch.uint8 or torch.float32.
-        classes: Name of each label, if the data set says.
+    The set says its `channels`, `dims` (3 for volumes), `dtype` (torch.uint8 or torch.float32)
+    and, if it has labels, their names as `classes`.
 
     Args:
         items: The data set.
@@ -143,14 +140,9 @@ class ImageDataset(Dataset[Item]):
             item["mask"] = self._mask(raw["mask"], space, name)
         if "label" in raw:
             item["label"] = int(raw["label"])
-        if "target" in raw:
-            item["target"] = _beside(raw["target"], self.dims, space, f"{name}: its target")
-        if "weight" in raw:
-            weight = _beside(raw["weight"], self.dims, space, f"{name}: its weight", within=None)
-            item["weight"] = weight[0]
-        if "condition" in raw:
-            what = f"{name}: its condition"
-            item["condition"] = _beside(raw["condition"], self.dims, space, what, keep_bytes=True)
+        for key in ("target", "weight", "condition"):
+            if key in raw:
+                item[key] = _beside(raw[key], self.dims, space, f"{name}: its {key}", key)
         if "context" in raw:
             item["context"] = torch.as_tensor(np.asarray(raw["context"]), dtype=torch.float32)
             if item["context"].ndim != 2 or not item["context"].isfinite().all():
@@ -173,9 +165,8 @@ class ImageDataset(Dataset[Item]):
 
     def describe(self) -> str:
         """One line for the log."""
-        values = (
-            "" if self.dtype == torch.uint8 else f", values {self.value_range or 'of the type'}"
-        )
+        own = f", values {self.value_range or 'of the type'}"
+        values = "" if self.dtype == torch.uint8 else own
         kind = "image" if self.dims == 2 else "volume"
         keys = [key for key in self[0] if key != "image"]
         beside = f", each with {' and '.join(keys)}" if keys else ""
@@ -185,38 +176,34 @@ class ImageDataset(Dataset[Item]):
         )
 
     def _check_source(self, items: Any) -> None:
+        fault = ""
         if isinstance(items, tuple) and any(isinstance(part, Tensor) for part in items):
-            raise UserError(
-                "a tuple of tensors is no data set; give torch.utils.data.TensorDataset(*tensors)"
+            fault = "of tensors is no data set; give torch.utils.data.TensorDataset(*tensors)"
+        elif isinstance(items, Mapping):
+            fault = f"is a dict of {', '.join(map(str, items))}; give one of them"
+        elif not hasattr(items, "__getitem__") or not hasattr(items, "__len__"):
+            fault = (
+                "has no length and items by number, which resuming needs; give a map-style data "
+                "set (of Hugging Face: without streaming)"
             )
-        if isinstance(items, Mapping):
-            parts = ", ".join(map(str, items))
-            raise UserError(f"{self.title}: is a dict of {parts}; give one of them")
-        if not hasattr(items, "__getitem__") or not hasattr(items, "__len__"):
-            raise UserError(
-                f"{self.title}: has no length and items by number, which resuming needs; give a "
-                "map-style data set (of Hugging Face: without streaming)"
-            )
-        if len(items) == 0:
-            raise UserError(f"{self.title}: is empty; give at least one image")
+        elif len(items) == 0:
+            fault = "is empty; give at least one image"
+        if fault:
+            raise UserError(f"{self.title}: {fault}")
 
     def _raw(self, index: int) -> dict[str, Any]:
         """What an item holds, by the names of `KEYS`."""
         item, name = self.items[index], self.name(index)
         if isinstance(item, Mapping):
-            raw = {
-                key: item[self.columns.get(key, key)]
-                for key in KEYS
-                if self.columns.get(key, key) in item
-            }
+            named = {key: self.columns.get(key, key) for key in KEYS}
+            raw = {key: item[column] for key, column in named.items() if column in item}
             if "image" not in raw:
                 raise UserError(
                     f"{name}: has no image, but {', '.join(map(str, item))}; say which is the "
                     'image with columns={"image": ...}'
                 )
             if "label" in raw and not _is_number(raw["label"]):  # a mask under that name
-                raw.setdefault("mask", raw["label"])
-                del raw["label"]
+                raw = {"mask": raw.pop("label"), **raw}
             return {key: value for key, value in raw.items() if value is not None}
         if not isinstance(item, tuple | list):
             return {"image": item}
@@ -261,11 +248,11 @@ class ImageDataset(Dataset[Item]):
             raise UserError(
                 f"{name}: its mask is {mask.dtype}; give whole numbers, the class of each pixel"
             )
-        if mask.shape in ((1, *space), (*space, 1)):
-            mask = mask.reshape(space)
+        mask = mask.reshape(space) if mask.shape in ((1, *space), (*space, 1)) else mask
         if mask.shape != space:
             raise UserError(
-                f"{name}: its mask is {_size(mask.shape)} pixels, the image {_size(space)}"
+                f"{name}: its mask is {shown_size(mask.shape)} pixels, the image "
+                f"{shown_size(space)}"
             )
         classes = mask.astype(np.int64)
         if self.ignore_value is not None:
@@ -301,15 +288,7 @@ def as_dataset(data: Any, **reading: Any) -> ImageDataset:
 class DatasetStream(PositionStream):
     """Windows of a data set's images, endlessly; an epoch visits each item once.
 
-    Args:
-        dataset: The items.
-        size: Of the windows; None takes whole images, all of one size.
-        flips: Mirror along every axis at random.
-        rot90: Turn by a random multiple of 90 degrees.
-        seed: Of the run.
-        for_masks: Items must have masks or targets, and images come as float32.
-        middle: Cut windows in the middle of each image and turn none.
-        transform: See `stream_of`.
+    The arguments are those of `stream_of`; `middle` cuts windows in the middle of each image.
     """
 
     images: ImageDataset
@@ -363,12 +342,11 @@ class DatasetStream(PositionStream):
         batch: Batch = {}
         for key in self._keys:
             values = [item[key] for item in items]  # type: ignore[literal-required]
-            if key == "label":
-                batch[key] = torch.tensor(values)
-            elif key == "context":
+            if key == "context":
                 batch |= _padded(values)
             else:
-                batch[key] = self._windows(values, windows)
+                label = key == "label"
+                batch[key] = torch.tensor(values) if label else self._windows(values, windows)
         if self.for_masks:
             batch["image"] = to_model_range(batch["image"])
         if self.transform:
@@ -377,7 +355,7 @@ class DatasetStream(PositionStream):
 
     def describe(self) -> str:
         """One line for the log."""
-        size = _size(self.space)
+        size = shown_size(self.space)
         changes = " and ".join(["mirrored"] * self.flips + ["turned"] * self.rot90)
         cut = "in the middle" if self.middle else "at random"
         how = f"windows of {size} {cut}" if self.size else size
@@ -391,13 +369,13 @@ class DatasetStream(PositionStream):
         lengths = list(item["image"].shape[1:])
         if self.size is None and lengths != self.space:
             raise UserError(
-                f"{name}: is {_size(lengths)} pixels, the first image {_size(self.space)}; give "
-                "size, to train on windows, or resize the images"
+                f"{name}: is {shown_size(lengths)} pixels, the first image "
+                f"{shown_size(self.space)}; give size, to train on windows, or resize the images"
             )
         if min(lengths) < min(self.space):
             raise UserError(
-                f"{name}: {_size(lengths)} pixels hold no window of size {self.size}; lower size, "
-                "or resize the images"
+                f"{name}: {shown_size(lengths)} pixels hold no window of size {self.size}; "
+                "lower size, or resize the images"
             )
         return item
 
@@ -464,15 +442,8 @@ def stream_of(
         if size not in (None, data.fit.size):
             raise UserError(f"size {size}: the image set was opened for windows of {data.fit.size}")
         return Stream(data, flips=flips, rot90=rot90, seed=seed)
-    return DatasetStream(
-        as_dataset(data, **reading),
-        size=size,
-        flips=flips,
-        rot90=rot90,
-        seed=seed,
-        for_masks=for_masks,
-        transform=transform,
-    )
+    how: dict[str, Any] = {"flips": flips, "rot90": rot90, "seed": seed, "transform": transform}
+    return DatasetStream(as_dataset(data, **reading), size=size, for_masks=for_masks, **how)
 
 
 def grid_of(
@@ -550,33 +521,26 @@ def _planes(value: Any, name: str, dims: int | None = None) -> np.ndarray:
     return array
 
 
-def _beside(
-    value: Any,
-    dims: int,
-    space: tuple[int, ...],
-    what: str,
-    *,
-    keep_bytes: bool = False,
-    within: Range | None = (-1.0, 1.0),
-) -> Tensor:
-    """Planes `[K, *space]` that belong to an image: float32, or bytes and classes (int16)."""
+def _beside(value: Any, dims: int, space: tuple[int, ...], what: str, key: str) -> Tensor:
+    """Planes that belong to an image: float32 targets `[K, *space]` in [-1, 1], conditions
+    likewise or bytes or classes (int16), a weight `[*space]` of any values.
+    """
     if isinstance(value, np.ndarray | Tensor) and value.ndim == dims:
         value = value[None] if isinstance(value, Tensor) else value[..., None]
     planes = _planes(value, what, dims)
     if planes.shape[1:] != space:
         raise UserError(
-            f"{what}: is {_size(planes.shape[1:])} pixels, the image {_size(space)}; "
+            f"{what}: is {shown_size(planes.shape[1:])} pixels, the image {shown_size(space)}; "
             "make it as large"
         )
-    if keep_bytes and planes.dtype.kind == "i":
+    if key == "weight":
+        planes = planes[0].astype(np.float32)
+    elif planes.dtype.kind == "f":
+        _check_within(planes, (-1.0, 1.0), what)
+    elif key == "target" or (planes.dtype.kind != "i" and planes.dtype != np.uint8):
+        planes = to_unit(planes, None, what)
+    elif planes.dtype.kind == "i":
         planes = planes.astype(np.int16)
-    elif not (keep_bytes and planes.dtype == np.uint8):
-        if not within:
-            planes = planes.astype(np.float32)
-        elif planes.dtype.kind != "f":
-            planes = to_unit(planes, None, what)
-        else:
-            _check_within(planes, within, what)
     return torch.from_numpy(np.ascontiguousarray(planes))
 
 
@@ -599,11 +563,6 @@ def _padded(sequences: list[Tensor]) -> Batch:
 def _is_number(value: Any) -> bool:
     """Whether a second part of an item is the class of the image."""
     return not isinstance(value, Image.Image) and np.ndim(value) == 0
-
-
-def _size(lengths: Sequence[int]) -> str:
-    """How messages give a size: width first."""
-    return " x ".join(map(str, lengths[::-1]))
 
 
 def _spread(count: int, most: int) -> list[int]:

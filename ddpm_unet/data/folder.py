@@ -47,15 +47,7 @@ class Folder(Collection):
         dims: int = 2,
         level: int = 0,
     ) -> None:
-        """List the files.
-
-        Args:
-            root: The folder.
-            max_pixels: Largest image that will be read, million pixels.
-            class_labels: The first folder level below root names the class.
-            dims: 2 for images, 3 for volumes.
-            level: Of TIFFs of several resolutions, 0 the finest.
-        """
+        """List the files; with `class_labels` the first folder level names the class."""
         self.level = level
         self.root, self.max_pixels, self.dims = Path(root), max_pixels, dims
         said = f"{self.root.resolve()} {dims} {max_pixels} {level} in pieces"
@@ -159,23 +151,16 @@ def list_images(
 ) -> tuple[list[str], Counter[str]]:
     """Relative paths of the images below root in natural order, and other files by extension.
 
-    `folders` gets each folder that was listed and when it last changed, nanoseconds.
-
-    Raises:
-        UserError: No such folder, a folder that may not be read, or no image at all.
+    `folders` gets each folder that was listed and when it last changed, nanoseconds. No such
+    folder, one that may not be read, or no image at all are a UserError.
     """
     if not root.is_dir():
         what = "is a file, not a folder of images" if root.exists() else "no such folder"
         raise UserError(f"{root}: {what}; give a folder of images")
     extensions = VOLUME_EXTENSIONS if dims == 3 else EXTENSIONS
-    paths: list[str] = []
-    others: Counter[str] = Counter()
-    for path in visible_files(root, folders):
-        extension = split_ending(path)[1].lower()
-        if extension in extensions:
-            paths.append(path)
-        else:
-            others[extension or "without extension"] += 1
+    files = [(path, split_ending(path)[1].lower()) for path in visible_files(root, folders)]
+    paths = [path for path, ending in files if ending in extensions]
+    others = Counter(e or "without extension" for _, e in files if e not in extensions)
     if not paths:
         found = f"only {others.total()} other files" if others else "nothing"
         known, cure = " ".join(sorted(extensions)), "give a folder of images"
@@ -225,8 +210,8 @@ def visible_files(root: Path, folders: dict[str, int] | None = None) -> Iterator
         raise UserError(f"{error.filename}: may not be listed; check its permissions") from error
 
     seen: set[str] = set()
-    if folders is not None:
-        folders[str(root)] = os.stat(root).st_mtime_ns
+    folders = {} if folders is None else folders
+    folders[str(root)] = os.stat(root).st_mtime_ns
     for folder, subfolders, files in os.walk(root, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
@@ -235,10 +220,8 @@ def visible_files(root: Path, folders: dict[str, int] | None = None) -> Iterator
         seen.add(real)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         below = os.path.relpath(folder, root)
-        if folders is not None:
-            for name in subfolders:
-                path = os.path.join(folder, name)
-                folders[path] = os.stat(path).st_mtime_ns
+        for path in (os.path.join(folder, name) for name in subfolders):
+            folders[path] = os.stat(path).st_mtime_ns
         for name in files:
             if not name.startswith("."):
                 yield name if below == "." else os.path.join(below, name)

@@ -51,11 +51,7 @@ class LabelledImage:
 
 
 def find_file(name: str) -> Path:
-    """Path of one of the wheel's files, its digest checked.
-
-    Raises:
-        UserError: Missing or altered; names the command that installs it.
-    """
+    """Path of one of the wheel's files, its digest checked."""
     spec = importlib.util.find_spec("histolytics")  # of a top-level name: imports nothing
     folders = list(spec.submodule_search_locations or []) if spec else []
     path = next((p for f in folders if (p := Path(f) / "data" / name).is_file()), None)

@@ -23,7 +23,7 @@ from typing_extensions import override
 from ddpm_unet.config import ValueRange
 from ddpm_unet.data.collection import CACHE, Collection, one_at_a_time, with_progress
 from ddpm_unet.data.images import ImageInfo, check_pixels
-from ddpm_unet.data.pixels import box, convert_channels, normalised, resize, to_unit
+from ddpm_unet.data.pixels import box, convert_channels, normalised, resize, shown_size, to_unit
 from ddpm_unet.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,14 +34,7 @@ if TYPE_CHECKING:
 class Fit:
     """How images are brought to the form that windows are cut from.
 
-    Args:
-        size: Height and width (and depth) of the windows.
-        mode: "crop" cuts windows at the images' own scale; "resize" scales the shorter side to
-            size and keeps the centre.
-        scale: Factor applied to the images before cropping.
-        channels: 1 (grey), 3 (RGB) or 4; None keeps what the images have.
-        value_range: Values that become -1 and 1; see `to_unit`.
-        max_pixels: Refuse images of more than so many million pixels.
+    The arguments are those of `ImageDataConfig`; `mode` is its "fit".
     """
 
     size: int
@@ -57,11 +50,7 @@ class Fit:
         return self.mode == "crop" and self.scale == 1 and self.value_range != "percentiles"
 
     def info(self, info: ImageInfo, name: str) -> ImageInfo:
-        """What `apply` will make of an image.
-
-        Raises:
-            UserError: The image is smaller than the windows to be cut from it, or too large.
-        """
+        """What `apply` will make of an image; UserError if too small or large."""
         in_pieces = info.in_pieces and self.window_by_window
         if info.in_pieces and not in_pieces:
             check_pixels(name, (*info.size, info.channels), self.max_pixels)
@@ -70,12 +59,9 @@ class Fit:
             size = [max(1, round(n * self.scale)) for n in info.size]
             if min(size) < self.size:
                 scaled = f" at scale {self.scale:g}" if self.scale != 1 else ""
-                found, wanted = (
-                    " x ".join(map(str, n)) for n in (size[::-1], [self.size] * len(size))
-                )
                 raise UserError(
-                    f"{name}: {found} pixels{scaled} hold no window of {wanted}; "
-                    "lower size or set fit to resize"
+                    f"{name}: {shown_size(size)} pixels{scaled} hold no window of "
+                    f"{shown_size([self.size] * len(size))}; lower size or set fit to resize"
                 )
             if not in_pieces:
                 check_pixels(name, (*size, info.channels), self.max_pixels)
@@ -87,12 +73,8 @@ class Fit:
     def apply(self, image: np.ndarray, name: str) -> np.ndarray:
         """Convert channels, map floats to [-1, 1], and scale or resize and cut the centre.
 
-        Args:
-            image: `[H, W, C]`, or `[D, H, W, C]` of a volume; uint8, uint16 or float32.
-            name: For messages.
-
-        Returns:
-            `[C, H', W']` (`[C, D', H', W']`), integers of the same depth as they came.
+        Of `[(D,) H, W, C]`, uint8, uint16 or float32, it is `[C, (D',) H', W']`, integers of the
+        same depth as they came.
         """
         image = convert_channels(normalised(image, self.value_range), self.channels, name)
         if image.dtype == np.float32:
@@ -112,19 +94,15 @@ class Fit:
 
 @dataclass(frozen=True)
 class Layout:
-    """Shapes of all fitted images; channels and type are the same for all.
-
-    Attributes:
-        sizes: (Depth,) height and width of each, `int64 [N, 2]` or `[N, 3]`.
-        channels: Channels of every image.
-        dtype: uint8, uint16, float32 for values in [-1, 1], or int16 for classes.
-        in_pieces: Whether windows of each can be read alone, `bool [N]`.
-    """
+    """Shapes of all fitted images; channels and type are the same for all."""
 
     sizes: np.ndarray
+    """(Depth,) height and width of each, `int64 [N, 2]` or `[N, 3]`."""
     channels: int
     dtype: np.dtype
+    """uint8, uint16, float32 for values in [-1, 1], or int16 for classes."""
     in_pieces: np.ndarray
+    """Whether windows of each can be read alone, `bool [N]`."""
 
     @property
     def nbytes(self) -> int:
@@ -135,17 +113,9 @@ class Layout:
 class ImageSet(Dataset[Tensor]):
     """A map-style data set of fitted images `[C, H, W]`, or volumes `[C, D, H, W]`.
 
-    An image is decoded again whenever a window of it is needed.
-
-    Attributes:
-        fit: How they were brought to one form.
-        layout: Their shapes.
-        digest: Of names and sizes: another one if images were added or removed.
-        labels: Class of each image, `int64 [N]`, or None.
-        classes: Name of each class.
-        note: What the user should know besides.
-        condition: The condition image of each, of the same sizes, or None.
-        context: The sequence of vectors of each, or None.
+    An image is decoded again whenever a window of it is needed. `digest` is of names and sizes:
+    another one if images were added or removed. Labels, classes and note are the collection's;
+    `condition` are images of the same sizes, `context` sequences, one each.
     """
 
     condition: ImageSet | None = None
@@ -181,7 +151,7 @@ class ImageSet(Dataset[Tensor]):
         return self._checked(index, self.collection.read_window(index, corner, sides), sides)
 
     def _checked(self, index: int, image: np.ndarray, size: Sequence[int]) -> np.ndarray:
-        name = self.collection.name(index)
+        name = self.name(index)
         planes = self.fit.apply(image, name)
         expected = (self.layout.channels, *size)
         if planes.shape != expected or planes.dtype != self.layout.dtype:
@@ -190,12 +160,8 @@ class ImageSet(Dataset[Tensor]):
         return planes
 
     def cut(self, index: np.ndarray, corner: np.ndarray, size: int) -> np.ndarray:
-        """Windows `[B, C, (size,) size, size]` of some images.
-
-        Args:
-            index: The images, `int64 [B]`.
-            corner: (Front,) top and left of each window, `int64 [B, 2]` or `[B, 3]`.
-            size: Of every side.
+        """Windows `[B, C, (size,) size, size]` of the images `index`, `int64 [B]`, from their
+        (front,) top and left corner on, `int64 [B, 2]` or `[B, 3]`.
         """
         shape = (len(index), self.layout.channels, *[size] * corner.shape[1])
         windows = np.empty(shape, dtype=self.layout.dtype)
@@ -226,7 +192,7 @@ class ImageSet(Dataset[Tensor]):
     def describe(self) -> str:
         """One line for the log."""
         layout = self.layout
-        sizes = [" x ".join(map(str, f(layout.sizes, 0)[::-1])) for f in (np.min, np.max)]
+        sizes = [shown_size(f(layout.sizes, 0)) for f in (np.min, np.max)]
         what = "image" if layout.sizes.shape[1] == 2 else "volume"
         parts = [
             f"{len(self):,} {what}" + "s" * (len(self) > 1),
@@ -253,11 +219,7 @@ class PackedImages(ImageSet):
     def __init__(
         self, collection: Collection, fit: Fit, layout: Layout, path: Path | None = None
     ) -> None:
-        """Decode everything, unless the file is there.
-
-        Raises:
-            UserError: An image cannot be read, or the file cannot be written.
-        """
+        """Decode everything, unless the file is there."""
         super().__init__(collection, fit, layout)
         sizes = layout.channels * layout.sizes.prod(1)
         self.path, self.starts, self._values = path, np.cumsum(sizes) - sizes, int(sizes.sum())
@@ -363,16 +325,9 @@ def open_collection(
 ) -> ImageSet:
     """Look at all headers, then keep the images decoded if they fit, else read them as needed.
 
-    Args:
-        collection: The images as their source has them.
-        fit: How to bring them to one form.
-        memory_limit: Megabytes of memory that decoded images may take.
-        disk_limit: Megabytes that those of larger sets of files may take in the cache, in a
-            file that all processes of a host share.
-
-    Raises:
-        UserError: An unreadable image, one smaller than a window, or one whose channels or
-            depth differ from the first one's.
+    They may take `memory_limit` megabytes of memory, or those of larger sets of files
+    `disk_limit` in the cache, in a file that all processes of a host share. A UserError names an
+    unreadable image, one smaller than a window, or of other channels or depth than the first.
     """
     layout = survey(collection, fit)
     decodable = layout.sizes.prod(1).max() <= fit.max_pixels * 1e6
@@ -399,17 +354,13 @@ def survey(collection: Collection, fit: Fit) -> Layout:
         if info not in seen:
             fitted = fit.info(info, collection.name(index))
             first = first or fitted
-            name, other = collection.name(index), collection.name(0)
-            if fitted.channels != first.channels:
-                raise UserError(
-                    f"{name}: channels are {fitted.channels}, those of {other} {first.channels}; "
-                    "convert it, or set channels to 1, 3 or 4"
-                )
-            if fitted.dtype != first.dtype:
-                raise UserError(
-                    f"{name}: depth is {fitted.dtype}, that of {other} {first.dtype}; "
-                    "convert the files to one depth or keep them in separate folders"
-                )
+            cure, other = "convert it, or set channels to 1, 3 or 4", collection.name(0)
+            said = f"channels are {fitted.channels}, those of {other} {first.channels}"
+            if fitted.channels == first.channels:
+                cure = "convert the files to one depth or keep them in separate folders"
+                said = f"depth is {fitted.dtype}, that of {other} {first.dtype}"
+            if (fitted.channels, fitted.dtype) != (first.channels, first.dtype):
+                raise UserError(f"{collection.name(index)}: {said}; {cure}")
             seen[info] = fitted
         sizes.append(seen[info].size)
         pieces.append(seen[info].in_pieces)

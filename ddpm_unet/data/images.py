@@ -57,14 +57,14 @@ class ImageInfo:
 def read_image(
     path: str | Path, max_pixels: float = 200.0, keep_palette: bool = False
 ) -> np.ndarray:
-    """Decode one image.
+    """Decode one image, whose content decides the format, not its name.
 
     EXIF and TIFF orientation are applied. Palettes become RGB, or RGBA where the palette has
     transparency. 1, 2 and 4 bits of grey become 0 to 255; 9 to 15 bits keep their values. Of an
     MPO photograph (a JPEG with a preview) the main image is read.
 
     Args:
-        path: The file; its content decides the format, not its name.
+        path: The file.
         max_pixels: Refuse images of more than so many million pixels before decoding them.
         keep_palette: Return a palette image's indices, `[H, W, 1]`, instead of its colours.
 
@@ -73,9 +73,8 @@ def read_image(
         4 RGBA, or any number in a TIFF.
 
     Raises:
-        UserError: Missing, empty, truncated, not an image, too large, CMYK or another colour
-            space that has no single conversion to RGB, animated or of many pages (for those
-            see `read_stack`), NaN or infinite values. One line that names file and cure.
+        UserError: Damaged, too large, CMYK or of another colour space that has no single
+            conversion to RGB, animated or of many pages (see `read_stack`), NaN or infinite.
     """
     with faults_named(path), open(path, "rb", opener=_without_waiting) as file:
         if _is_tiff(file, path):
@@ -162,18 +161,16 @@ def faults_named(path: str | Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; mend the link or the name") from None
-    except PermissionError:
-        raise UserError(f"{path}: may not be read; check its permissions") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, not an image") from None
-    except Image.UnidentifiedImageError:
-        raise UserError(
-            f"{path}: is not an image in a known format (PNG, JPEG, WebP, TIFF, GIF, BMP), "
-            "or its header is damaged; replace or remove the file"
-        ) from None
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error...
+        known: dict[type[Exception], str] = {
+            FileNotFoundError: "no such file; mend the link or the name",
+            PermissionError: "may not be read; check its permissions",
+            IsADirectoryError: "is a folder, not an image",
+            Image.UnidentifiedImageError: "is not an image in a known format (PNG, JPEG, WebP, "
+            "TIFF, GIF, BMP), or its header is damaged; replace or remove the file",
+        }
+        if fault := known.get(type(error)):
+            raise UserError(f"{path}: {fault}") from None
         cause = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         if "imagecodecs" in cause:
             raise UserError(f"{path}: needs another decoder; pip install -U imagecodecs") from error
@@ -388,11 +385,7 @@ def result_type(dtype: np.dtype, path: str | Path) -> np.dtype:
 
 
 def plain_type(array: np.ndarray, path: str | Path) -> np.ndarray:
-    """Values `[N, H, W, C]` as their `result_type`; bits become 0 and 255.
-
-    Raises:
-        UserError: NaN, infinite values, or integers that float32 cannot keep.
-    """
+    """Values `[N, H, W, C]` as their `result_type`; bits become 0 and 255."""
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
     target = result_type(array.dtype, path)

@@ -20,20 +20,23 @@ from ddpm_unet.data.border import balanced_weights, border_weights, interiors
 from ddpm_unet.data.check import Report
 from ddpm_unet.data.pixels import convert_channels, nearest, normalised, resize, to_unit
 from ddpm_unet.data.splits import AXES, Part
-from ddpm_unet.data.stream import CORNER, Batch, Positions, PositionStream, window_counts
-from ddpm_unet.randomness import integers, seeded, uniform
+from ddpm_unet.data.stream import (
+    Batch,
+    Positions,
+    PositionStream,
+    random_windows,
+    window_counts,
+)
+from ddpm_unet.randomness import seeded, uniform
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image or volume at `data.scale`, and what is cut, turned and deformed with it.
+    """One image at `data.scale`, `[C, (D,) H, W]` of its file's type, and what changes with it.
 
-    Attributes:
-        image: `[C, (D,) H, W]` uint8, uint16 or float32, as in its file.
-        beside: Planes `[..., (D,) H, W]` by name: "mask", int16 classes with IGNORE_INDEX where
-            unlabelled; "target", "weight" and "interior", float32, which may be interpolated;
-            "objects", int32 numbers.
-        cells: Numbered cells, `int32 [(D,) H, W]`.
+    `beside` are planes `[..., (D,) H, W]` by name: "mask", int16 classes with IGNORE_INDEX where
+    unlabelled; "target", "weight" and "interior", float32; "objects", int32. `cells` are numbered,
+    `int32 [(D,) H, W]`.
     """
 
     image: np.ndarray
@@ -44,27 +47,16 @@ class Item:
 class PairSet(Dataset[Batch], ABC):
     """A map-style data set of whole images and what lies beside them, to cut from.
 
-    It is kept in memory if it fits in `data.memory_limit`, and read as needed otherwise.
-
-    Attributes:
-        config: The data settings.
-        parts: What the images are.
-        sizes: (Depth,) height and width of each at `data.scale`, `int64 [N, dims]`.
-        channels: Channels of the images.
+    It is kept in memory if it fits in `data.memory_limit`, and read as needed otherwise. `sizes`
+    are (depth,) height and width of each at `data.scale`, `int64 [N, dims]`.
     """
 
     def __init__(
         self, report: Report, parts: Sequence[Part] | None = None, bytes_beside: int = 0
     ) -> None:
-        """Take the images of a set that passed its check.
+        """Take the parts of a split, or all images, of a set that passed its check.
 
-        Args:
-            report: From `check_pairs`.
-            parts: Those of a split; None for all images.
-            bytes_beside: Of a pixel of what lies beside the images.
-
-        Raises:
-            UserError: The report has faults, or knows no such part.
+        `bytes_beside` are those of a pixel of what lies beside the images.
         """
         report.stop_at_faults()
         self.config, self.channels = report.config, report.channels
@@ -107,7 +99,7 @@ class PairSet(Dataset[Batch], ABC):
     def describe(self) -> str:
         """One line for the log."""
         pixels = self.sizes.prod(1).sum()
-        what, scale = "pictures" if self.config.dims == 2 else "volumes", self.config.scale
+        what, scale = "images" if self.config.dims == 2 else "volumes", self.config.scale
         scaled = f" at data.scale {scale:g}" if scale != 1 else ""
         return f"{len(self)} labelled {what} or parts, {pixels:,} pixels{scaled}"
 
@@ -134,9 +126,6 @@ class LabelledSet(PairSet):
     An item has "mask", int64 `[(D,) H, W]`, and, if they are asked for, "weight", float32 `[H, W]`,
     the border weights; "interior", float32, see `interiors`; and "objects", int32, the numbered
     objects of masks that number them.
-
-    Attributes:
-        class_names: Name of each class.
     """
 
     def __init__(
@@ -197,25 +186,17 @@ class LabelledSet(PairSet):
     def _with_weight(self, item: Item) -> Item:
         if not self.border or item.cells is None:
             return item
-        weight = border_weights(
-            item.beside["mask"],
-            item.cells,
-            balanced_weights(self.class_pixels),
-            self.config.border_w0,
-            self.config.border_sigma,
-        )
+        w0, sigma, balanced = (
+            self.config.border_w0, self.config.border_sigma, balanced_weights(self.class_pixels)
+        )  # fmt: skip
+        weight = border_weights(item.beside["mask"], item.cells, balanced, w0, sigma)
         return Item(item.image, {**item.beside, "weight": weight})
 
 
 class TargetSet(PairSet):
-    """Whole images with those to predict; an item has "target", float32 `[K, (D,) H, W]`.
-
-    Attributes:
-        targets: What these are.
-    """
+    """Whole images with those to predict; an item has "target", float32 `[K, (D,) H, W]`."""
 
     def __init__(self, report: Report, parts: Sequence[Part] | None = None) -> None:
-        """As `PairSet`."""
         self.targets = report.target_images()
         super().__init__(report, parts, 4 * self.targets.channels)
 
@@ -226,16 +207,11 @@ class TargetSet(PairSet):
 
 
 class PairStream(PositionStream):
-    """Random augmented windows of labelled images, endlessly.
+    """Random augmented windows of labelled images, endlessly, as `images.config` says.
 
     An epoch visits each image as often as windows fit in its area, each time at a random
-    place. Images smaller than a window are mirrored at their borders.
-
-    Args:
-        images: The images; `images.config` has the window size and the augmentation.
-        seed: Of the run.
-        context: Pixels added on every side of a window, beyond the image mirrored, for a network
-            that loses so many (Ronneberger 2015, figure 2).
+    place. Images smaller than a window are mirrored at their borders. `context` are pixels added
+    on every side of a window, for a network that loses so many (Ronneberger 2015, figure 2).
     """
 
     images: PairSet
@@ -253,19 +229,16 @@ class PairStream(PositionStream):
 
         Returns:
             "image" float32 `[B, C, side, side]` in [-1, 1], with side = size + 2 context; "mask"
-            int64 `[B, size, size]`, IGNORE_INDEX where unlabelled; "position" int64 `[B]`; and
-            "weight" float32 `[B, size, size]` if the set has border weights. Instead of a mask,
-            a set of targets has "target" float32 `[B, K, size, size]`. Volumes have one more axis
-            of these lengths.
+            int64 `[B, size, size]`, IGNORE_INDEX where unlabelled, and "weight" float32 if the set
+            has border weights, or "target" float32 `[B, K, size, size]`; "position" int64 `[B]`.
+            Volumes have one more axis of these lengths.
         """
         positions = np.asarray(positions, dtype=np.int64)
         images = self.numbers(positions)
         spare = self.images.sizes[images] - self.size
-        corners = spare // 2  # centred where the image is smaller than a window
-        for side, name in enumerate(CORNER[-self.dims :]):
-            high = np.maximum(spare[:, side], 0) + 1
-            drawn = integers(self.seed, f"data/{name}", positions, high)
-            corners[:, side] = np.where(spare[:, side] < 0, corners[:, side], drawn)
+        room, flips = np.maximum(spare, 0) + 1, [False] * self.dims
+        drawn = random_windows(room, images, flips, False, self.seed, positions)
+        corners = np.where(spare < 0, spare // 2, drawn.corner)  # centred where it is too small
         places = zip(positions.tolist(), images.tolist(), corners.tolist(), strict=True)
         windows = [self._window(*place) for place in places]
         batch = {key: torch.stack([window[key] for window in windows]) for key in windows[0]}
@@ -289,13 +262,7 @@ class PairStream(PositionStream):
 
 
 class WithExtra(Dataset[Batch]):
-    """Each position has a window of the one stream or of the other: a function of (seed, position).
-
-    Args:
-        pairs: A stream.
-        extra: Another, of the same seed, size and context.
-        share: Of the positions that the other gets.
-    """
+    """Windows of the one stream or, for a share of the positions, of another of the same seed."""
 
     def __init__(self, pairs: PairStream, extra: PairStream, share: float) -> None:
         self.streams, self.share = (pairs, extra), share

@@ -17,16 +17,10 @@ WORKER_TIMEOUT = 600.0  # seconds without a batch before a worker counts as stuc
 def shares(
     positions: range, process_index: int = 0, num_processes: int = 1, micro_batch: int = 0
 ) -> list[range]:
-    """One process's part of a step, as micro-batches.
+    """One process's part of a step, as micro-batches (0: one).
 
-    Contiguous parts, of sizes that differ by at most one; all processes' parts in order are the
-    whole. With fewer positions than processes some get none.
-
-    Args:
-        positions: The step's positions, [k B, (k + 1) B) for step k of batch size B.
-        process_index: Which process, from 0.
-        num_processes: How many there are.
-        micro_batch: Largest micro-batch; 0 for the whole share in one.
+    Of the positions [k B, (k + 1) B) of step k, B the batch size: contiguous parts, of sizes that
+    differ by at most one; with fewer positions than processes some get none.
     """
     total = len(positions)
     start = total * process_index // num_processes
@@ -66,15 +60,9 @@ def make_loader(
 ) -> Iterator[dict[str, Tensor]]:
     """Micro-batches in order, one pass over all steps, so workers live as long as the run.
 
-    Args:
-        stream: A data set that answers `__getitems__` with a finished batch, as `Stream` does.
-        batches: The positions.
-        workers: Loader processes; 0 loads in this one.
-        pin_memory: Copy batches to page-locked memory, for the way to a GPU.
-        timeout: Seconds to wait for a worker's batch.
-
-    Raises:
-        UserError: A bad image, met in whichever process; or a worker that died or is stuck.
+    The stream answers `__getitems__` with a finished batch, as `Stream` does; without workers it
+    is this process that loads. A bad image, met in whichever process, and a worker that died or is
+    stuck for `timeout` seconds are a UserError.
     """
     if not workers:
         for positions in batches:

@@ -26,15 +26,10 @@ _NAMES: dict[str, tuple[str, ...]] = {
 
 
 def mask_values(mask: np.ndarray, colors: bool, name: str) -> np.ndarray:
-    """One number per pixel of a mask file: its grey value, or its `color_number`.
+    """One number per pixel of a mask file `[..., C]`: its grey value, or its `color_number`.
 
-    Args:
-        mask: `[..., C]`, uint8, uint16 or float32; an alpha channel must be constant.
-        colors: Read colours (a grey v is (v, v, v)); otherwise the channels must be equal.
-        name: For the message.
-
-    Returns:
-        `[...]`, of the mask's type, or int64 (colours; floats without fractions).
+    An alpha channel must be constant, and without `colors` the channels equal. Colours, and floats
+    without fractions, are int64, others of the mask's type.
     """
     if mask.shape[-1] in (2, 4):
         if mask[..., -1].min() != mask[..., -1].max():
@@ -77,16 +72,11 @@ def listed(values: Iterable[object], most: int = 12) -> str:
 
 @dataclass(frozen=True)
 class MaskCode:
-    """How the values of masks become classes.
+    """How the values of masks become classes; the words are those of `PairDataConfig`.
 
-    Args:
-        kind: As `PairDataConfig.mask_kind`, but never "auto".
-        class_names: Name of each of the K classes.
-        values: "classes", "values", "colors": the value of each class.
-        ignore: The value of unlabelled pixels.
-        boundary_width: "boundaries": width of the outline, pixels.
-        half: "threshold": class 1 lies above it; None takes half of what the one mask holds.
-        nearest: "colors": a colour that is no class's is the nearest one's.
+    `values` has that of each class, `ignore` that of unlabelled pixels. Kind "threshold": class 1
+    lies above `half`; None takes half of what the one mask holds. Kind "colors": with `nearest` a
+    colour that is no class's is the nearest one's.
     """
 
     kind: MaskKind
@@ -107,11 +97,7 @@ class MaskCode:
         return mask_values(mask, self.kind == "colors", name)
 
     def classes(self, values: np.ndarray, name: str) -> np.ndarray:
-        """Class of each pixel of `read` values, `int16 [H, W]`: 0 to K - 1, or IGNORE_INDEX.
-
-        Raises:
-            UserError: A value that is no class, named with the cure.
-        """
+        """Class of each pixel of `read` values, `int16 [H, W]`: 0 to K - 1, or IGNORE_INDEX."""
         unlabelled = values == self.ignore if self.ignore is not None else False
         if self.kind == "threshold":
             labelled = values[~np.asarray(unlabelled)] if self.ignore is not None else values
@@ -133,9 +119,9 @@ class MaskCode:
 
     def unclear(self, values: np.ndarray) -> int:
         """Pixels whose colour is further from the nearest class than half of the way to another."""
-        return (
-            int((self._nearest(values)[1] & (values != self.ignore)).sum()) if self.nearest else 0
-        )
+        if not self.nearest:
+            return 0
+        return int((self._nearest(values)[1] & (values != self.ignore)).sum())
 
     def _nearest(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The class of the nearest colour, `int16 [H, W]`, and whether it is unclear."""
@@ -152,10 +138,8 @@ class MaskCode:
     def cells(
         self, values: np.ndarray, classes: np.ndarray, cell_classes: Sequence[int]
     ) -> np.ndarray:
-        """Numbered cells, between which border weights lie, `int32 [H, W]`, 0 for background.
-
-        Numbered objects are the cells; in other masks the connected pieces of `cell_classes` are
-        (empty for all but 0).
+        """Numbered cells, between which border weights lie, `int32 [H, W]`, 0 for background:
+        numbered objects or, of other masks, connected pieces of `cell_classes` (empty: all but 0).
         """
         if self.kind in ("instances", "boundaries"):
             numbers = np.unique(values, return_inverse=True)[1].reshape(values.shape) + 1
@@ -200,14 +184,9 @@ def half_of(values: np.ndarray) -> float:
 def find_code(config: PairDataConfig, found: np.ndarray, tops: Mapping[float, float]) -> MaskCode:
     """The code that the settings name, or that the masks' values leave no doubt about.
 
-    Args:
-        config: What is said about the masks.
-        found: Every value in the masks (as `mask_values`) but the unlabelled one, sorted.
-        tops: The largest value that each of the masks' types can hold, and that its masks hold.
-
-    Raises:
-        UserError: The values may mean several things, or settings contradict each other. The
-            message says which setting decides.
+    `found` is every value in the masks (as `mask_values`) but the unlabelled one, sorted; `tops`
+    the largest value that each of the masks' types can hold, and that its masks hold. Values that
+    may mean several things are a UserError that says which setting decides.
     """
     kind, values = config.mask_kind, tuple(config.mask_values)
     if values and kind not in ("auto", "values"):
@@ -231,16 +210,15 @@ def find_code(config: PairDataConfig, found: np.ndarray, tops: Mapping[float, fl
         if len(found) < 2:
             raise UserError(f"the masks hold no two values but {listed(found)}; see data.masks")
         if len(set(tops.values())) > 1:
+            held = listed(f"{most:g}" for most in sorted(tops.values()))
             raise UserError(
                 "data.mask_kind threshold: masks of several types, which hold values up to "
-                f"{listed(f'{most:g}' for most in sorted(tops.values()))}; save all with one type"
+                f"{held}; save all with one type"
             )
     names = _NAMES.get(kind) or tuple(_value_name(kind, value) for value in values)
-    for setting, count in (
-        ("num_classes", config.num_classes),
-        ("class_names", len(config.class_names)),
-        ("class_colors", len(config.class_colors)),
-    ):
+    named, colored = len(config.class_names), len(config.class_colors)
+    counts = {"num_classes": config.num_classes, "class_names": named, "class_colors": colored}
+    for setting, count in counts.items():
         if count and count != len(names):
             raise UserError(
                 f"data.{setting} is for {count} classes, but masks of kind {kind} give {len(names)}"
@@ -251,15 +229,10 @@ def find_code(config: PairDataConfig, found: np.ndarray, tops: Mapping[float, fl
         raise UserError(
             f"data.border_classes {strange[0]}: the classes are numbered 0 to {len(names) - 1}"
         )
-    return MaskCode(
-        kind,
-        names,
-        values,
-        ignored_value(config),
-        config.boundary_width,
-        half_of(found) if kind == "threshold" else None,
-        config.nearest_color and kind == "colors",
-    )
+    half = half_of(found) if kind == "threshold" else None
+    nearest = config.nearest_color and kind == "colors"
+    ignore, width = ignored_value(config), config.boundary_width
+    return MaskCode(kind, names, values, ignore, width, half, nearest)
 
 
 def _indices(found: np.ndarray, stated: int) -> tuple[int, ...]:

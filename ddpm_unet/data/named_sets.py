@@ -34,9 +34,6 @@ def torchvision_set(
 
     Of its training split, or the test (or else validation) split; None when held_out is asked of a
     set that has no split.
-
-    Raises:
-        UserError: No such set, no download, or no classes.
     """
     from torchvision import datasets
 
@@ -73,21 +70,10 @@ def huggingface_set(
 ) -> ItemCollection | None:
     """A data set of the Hugging Face hub: its "train" split, or its "test" or "validation" one.
 
-    Only the columns of the images and the classes are read from its Arrow files.
-
-    Args:
-        name: As `datasets.load_dataset` takes it, perhaps with options behind: config (the set's
-            configuration), split, held_out (the split for validation), image and label (columns),
-            as in "cifar100?label=fine_label&held_out=test".
-        root: Its cache folder, or None for the library's own.
-        held_out: The test (or else validation) split.
-        class_labels: Take the classes from its ClassLabel column.
-
-    Returns:
-        None when held_out is asked of a set that has no such split.
-
-    Raises:
-        UserError: The extra is not installed, no such set, or no column of images or classes.
+    Only the columns of the images and the classes are read from its Arrow files. Behind the name
+    may stand options: config (the set's configuration), split, held_out (the split for validation),
+    image and label (columns), as in "cifar100?label=fine_label&held_out=test". `root` is its cache
+    folder. None when held_out is asked of a set that has no such split.
     """
     title = f"huggingface:{name}"
     name, _, said = name.partition("?")
@@ -132,9 +118,6 @@ def fashion_mnist(
 
     `root` has the four idx files, gzipped or not, or torchvision's FashionMNIST/raw; None downloads
     to `cache` by torchvision, unless they are there.
-
-    Raises:
-        UserError: No files and no network, or a damaged file.
     """
     split = "t10k" if held_out else "train"
     names = [f"{split}-{kind}-ubyte" for kind in ("images-idx3", "labels-idx1")]

@@ -27,14 +27,10 @@ MODALITY = re.compile(r"(.+)_(\d{4})")
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its mask, not read yet.
+    """An image and its mask, not read yet, by what they share of their names.
 
-    Attributes:
-        name: What they share of their names; pages of a stack are numbered.
-        image_file, mask_file: What messages call them.
-        read_image, read_mask: Decode, `[H, W, C]` (volumes `[D, H, W, C]`), uint8, uint16 or
-            float32.
-        space: Where the voxels of a NIfTI file lie.
+    `read_image` and `read_mask` decode `[(D,) H, W, C]`, uint8, uint16 or float32; messages say
+    `image_file` and `mask_file`; `space` is where the voxels of a NIfTI file lie.
     """
 
     name: str
@@ -47,19 +43,13 @@ class Pair:
 
 @dataclass
 class Pairing:
-    """What was found.
-
-    Attributes:
-        pairs: In natural order of their names.
-        notes: What the user should know.
-        faults: One line each that names a file and the cure.
-        objects: Each mask file holds one object of an image.
-    """
+    """The pairs in natural order of their names, notes to the user, and faults, a line each."""
 
     pairs: list[Pair]
     notes: list[str]
     faults: list[str]
     objects: bool = False
+    """Each mask file holds one object of an image."""
 
 
 def complete_settings(config: PairDataConfig) -> PairDataConfig:
@@ -76,10 +66,9 @@ def complete_settings(config: PairDataConfig) -> PairDataConfig:
                 "cells of data.voxel; set data.dims 3 and data.scale 1"
             )
         return replace(config, mask_kind="classes", ignore_value=points.EMPTY)
-    for setting, name, known in (
-        ("images", config.images, (histology.SOURCE, histology.HELD_OUT)),
-        ("masks", config.masks, histology.MASKS),
-    ):
+    images, masks = (histology.SOURCE, histology.HELD_OUT), histology.MASKS
+    for setting, known in (("images", images), ("masks", masks)):
+        name = getattr(config, setting)
         if name.startswith("builtin:") and name not in known:
             raise UserError(f"data.{setting} {name}: there is only {' and '.join(known)}")
     if _is_builtin(config) != (config.masks in histology.MASKS):
@@ -152,14 +141,10 @@ class FilenamePattern:
 
 
 def find_pairs(config: PairDataConfig, finished: bool = False) -> Pairing:
-    """Pair images and masks.
+    """Pair images and masks; a UserError if there is nothing to pair at all.
 
     With `finished` the images are masks too, predicted ones: of palettes the indices are read, and
     of masks without an image there is a note, no fault.
-
-    Raises:
-        UserError: Nothing to pair at all: no such folder, an empty one, or one for both without
-            names to tell images from masks.
     """
     if _is_builtin(config):
         return Pairing([_builtin_pair(config)], [], [])
@@ -270,10 +255,7 @@ def _add_pairs(
         try:
             if config.dims == 3:
                 space = volume_space(image)
-                for other in (*images[name][1:], *masks[name]):
-                    _check_space(space, other, image)
-                if space:
-                    _check_turns(space, config, image)
+                _check_space(space, (*images[name][1:], *masks[name]), config, image)
             else:
                 pages, mask_pages = (_pages(file, config.max_pixels) for file in (image, mask))
                 if pages != mask_pages:
@@ -283,34 +265,27 @@ def _add_pairs(
         except UserError as error:
             pairing.faults.append(str(error))
             continue
-        read_mask = _read_objects if pairing.objects else _read
+        reads = _read, _read_objects if pairing.objects else _read
         for page in [None] if pages == 1 else range(pages):
             number = "" if page is None else f"{page:0{len(str(pages - 1))}}"
-            at = f" page {number}" if number else ""
-            pairing.pairs.append(
-                Pair(
-                    f"{name}/{number}" if number else name,
-                    image + at,
-                    mask + at,
-                    partial(_read, images[name], page, config, keep_palette),
-                    partial(read_mask, masks[name], page, config, not colors),
-                    space,
-                )
+            full, at = (f"{name}/{number}", f" page {number}") if number else (name, "")
+            read_image = partial(reads[0], images[name], page, config, keep_palette)
+            read_mask = partial(reads[1], masks[name], page, config, not colors)
+            pairing.pairs.append(Pair(full, image + at, mask + at, read_image, read_mask, space))
+
+
+def _check_space(
+    space: Space | None, others: Sequence[str], config: PairDataConfig, image: str
+) -> None:
+    """Refuse volumes that do not lie on their image, and turns of voxels that are no squares."""
+    for path, other in zip(others, map(volume_space, others), strict=True):
+        if space and other and space.size == other.size and not space.agrees(other):
+            raise UserError(
+                f"{path} ({image}): its voxels lie elsewhere than its image's (the affines "
+                "differ); resample it"
             )
-
-
-def _check_space(space: Space | None, path: str, image: str) -> None:
-    """Refuse a volume that does not lie on its image."""
-    other = volume_space(path)
-    if space and other and space.size == other.size and not space.agrees(other):
-        raise UserError(
-            f"{path} ({image}): its voxels lie elsewhere than its image's (the affines differ); "
-            "resample it"
-        )
-
-
-def _check_turns(space: Space, config: PairDataConfig, image: str) -> None:
-    """Refuse quarter turns of voxels that are no squares."""
+    if space is None:
+        return
     _, y, x = space.spacing
     if config.augment.rot90 and abs(y - x) > 0.01 * min(y, x):
         raise UserError(
@@ -367,18 +342,12 @@ def _stack(path: str, max_pixels: float, keep_palette: bool) -> np.ndarray:
 
 def _point_sets(config: PairDataConfig) -> Pairing:
     """Files that are images and masks in one."""
-    pairs = []
+    pairs, settings = [], (config.voxel, config.max_pixels)
     for path in points.list_points(config.images):
-        file, settings = os.path.join(config.images, path), (config.voxel, config.max_pixels)
-        pairs.append(
-            Pair(
-                split_ending(path)[0],
-                file,
-                f"{file} (labels)",
-                partial(points.read_grid, file, *settings),
-                partial(points.read_labels, file, *settings),
-            )
-        )
+        file = os.path.join(config.images, path)
+        image = partial(points.read_grid, file, *settings)
+        mask = partial(points.read_labels, file, *settings)
+        pairs.append(Pair(split_ending(path)[0], file, f"{file} (labels)", image, mask))
     return Pairing(pairs, [], [])
 
 
@@ -391,13 +360,8 @@ def _builtin_pair(config: PairDataConfig) -> Pair:
     if config.images == histology.HELD_OUT:
         part = "held_out"
     field = "types" if config.masks == histology.TYPE_MASKS else "instances"
-    return Pair(
-        histology.NEST,
-        histology.NEST,
-        f"{histology.NEST} ({config.masks})",
-        partial(_builtin_array, part, "image"),
-        partial(_builtin_array, part, field),
-    )
+    image, mask = partial(_builtin_array, part, "image"), partial(_builtin_array, part, field)
+    return Pair(histology.NEST, histology.NEST, f"{histology.NEST} ({config.masks})", image, mask)
 
 
 def _builtin_array(part: histology.Part, field: str) -> np.ndarray:

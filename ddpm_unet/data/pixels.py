@@ -52,6 +52,11 @@ def box(corner: Iterable[int], size: int | Sequence[int]) -> tuple[Any, ...]:
     return (..., *(slice(start, start + n) for start, n in zip(corner, lengths, strict=False)))
 
 
+def shown_size(size: Iterable[int]) -> str:
+    """How messages give a size: width first."""
+    return " x ".join(map(str, list(size)[::-1]))
+
+
 def normalised(image: np.ndarray, value_range: ValueRange) -> np.ndarray:
     """For a value range "percentiles", each channel stretched between its own; else unchanged.
 

@@ -25,17 +25,14 @@ MARGIN = 2  # empty cells around the points
 
 @dataclass(frozen=True)
 class PointSet:
-    """Points with features, and perhaps classes.
-
-    Args:
-        coordinates: x, y and z, `float64 [N, 3]`.
-        features: `float32 [N, F]`, within 0 to 1 unless `data.value_range` says otherwise.
-        labels: Classes below 255, `uint8 [N]`.
-    """
+    """Points with features, and perhaps classes."""
 
     coordinates: np.ndarray
+    """x, y and z, `float64 [N, 3]`."""
     features: np.ndarray
+    """`float32 [N, F]`, within 0 to 1 unless `data.value_range` says otherwise."""
     labels: np.ndarray | None = None
+    """Classes below 255, `uint8 [N]`."""
 
     def cells(self, voxel: float) -> tuple[np.ndarray, tuple[int, ...]]:
         """The cell of each point, `int64 [3, N]` along z, y and x, and the size of the grid."""
@@ -56,14 +53,9 @@ def list_points(folder: str | Path) -> list[str]:
 def read_points(path: str | Path) -> PointSet:
     """Read a point set.
 
-    Args:
-        path: An `.npz` with arrays "coordinates" `[N, 3]` and, if there are any, "features"
-            `[N, F]` and "labels" `[N]`; or a `.pdb`, whose ATOM lines give the coordinates and as
-            features the element: carbon, nitrogen, oxygen, sulphur or another. Hydrogen is left
-            out.
-
-    Raises:
-        UserError: Unreadable, no points, or arrays that do not fit each other.
+    Of an `.npz` with arrays "coordinates" `[N, 3]` and, if there are any, "features" `[N, F]` and
+    "labels" `[N]`; or of a `.pdb`, whose ATOM lines give the coordinates and as features the
+    element: carbon, nitrogen, oxygen, sulphur or another. Hydrogen is left out.
     """
     with faults_named(path):
         points = (_read_pdb if str(path).lower().endswith(".pdb") else _read_npz)(path)
@@ -116,19 +108,16 @@ def from_grid(values: np.ndarray, points: PointSet, voxel: float) -> np.ndarray:
 
 def _checked(path: str | Path, voxel: float, max_pixels: float) -> PointSet:
     points = read_points(path)
-    extent = np.ptp(points.coordinates, axis=0) / voxel + 1 + 2 * MARGIN
-    check_pixels(
-        path, (*extent[::-1].astype(int).tolist(), 1 + points.features.shape[1]), max_pixels
-    )
+    extent = (np.ptp(points.coordinates, axis=0) / voxel + 1 + 2 * MARGIN).astype(int).tolist()
+    check_pixels(path, (*extent[::-1], 1 + points.features.shape[1]), max_pixels)
     return points
 
 
 def _read_npz(path: str | Path) -> PointSet:
     with np.load(path, allow_pickle=False) as file:
         if "coordinates" not in file:
-            raise UserError(
-                f"{path}: has no array coordinates, only {', '.join(file) or 'nothing'}"
-            )
+            held = ", ".join(file) or "nothing"
+            raise UserError(f"{path}: has no array coordinates, only {held}")
         coordinates = np.asarray(file["coordinates"], np.float64)
         features = np.zeros((len(coordinates), 0), np.float32)
         if "features" in file:

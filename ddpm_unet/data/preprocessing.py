@@ -14,6 +14,7 @@ from ddpm_unet.config import ImageDataConfig, PairDataConfig, ValueRange
 from ddpm_unet.config.data import check_data_settings
 from ddpm_unet.config.reading import from_plain, read_json
 from ddpm_unet.data.pixels import convert_channels, normalised, to_unit
+from ddpm_unet.data.volumes import alike, in_mm
 from ddpm_unet.errors import UserError
 from ddpm_unet.files import replace_json
 
@@ -25,13 +26,8 @@ PixelType = Literal["uint8", "uint16", "float32"]
 
 @dataclass(frozen=True)
 class Targets:
-    """What all images to predict have in common.
-
-    Args:
-        channels: Of each.
-        dtype: Type of their files' pixels.
-        low: The pixel value that the network gives as -1.
-        high: That which it gives as 1.
+    """What all images to predict have in common: channels, type of their files' pixels, and the
+    pixel values that the network gives as -1 and 1.
     """
 
     channels: int
@@ -80,31 +76,26 @@ def target_settings(data: PairDataConfig) -> PairDataConfig:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From the pixels of files to what a network sees, and back.
-
-    Args:
-        channels: Channels of the network's images.
-        scale: Factor by which images were resampled.
-        value_range: Pixel values of -1 and 1, "percentiles" for those of each image; None for the
-            full range of the type.
-        voxel: Side of the cells in which points were put, where the network was trained on points.
-        targets: Of a network that regresses images, what these are; None for classes.
-        residual: Such a network gives what is to be added to the first channels of its input.
-        dtype: Type of the training's pixels; None where it is not known.
-        spacing: Millimetres from voxel to voxel along (depth,) height and width; None if unknown.
-        objects: Where the network's last output is of the objects' interiors, by which those that
-            touch are told apart: pixels of the training's small objects.
-    """
+    """From the pixels of files to what a network sees, and back."""
 
     channels: int
+    """Channels of the network's images."""
     scale: float = 1.0
+    """Factor by which images were resampled."""
     value_range: ValueRange = None
+    """Pixel values of -1 and 1, "percentiles" of each image; None: the full range of the type."""
     voxel: float | None = None
+    """Side of the cells in which points were put, where the network was trained on points."""
     targets: Targets | None = None
+    """Of a network that regresses images, what these are; None for classes."""
     residual: bool = False
+    """Such a network gives what is to be added to the first channels of its input."""
     dtype: PixelType | None = None
+    """Type of the training's pixels; None where it is not known."""
     spacing: tuple[float, ...] | None = None
+    """Millimetres from voxel to voxel along (depth,) height and width; None if unknown."""
     objects: int | None = None
+    """Where the last output is of objects' interiors: pixels of the training's small objects."""
 
     def write(self, folder: Path) -> None:
         """Keep it in a model's folder."""
@@ -152,6 +143,24 @@ class Preprocessing:
         """Millimetres from voxel to voxel of what is generated, which was resampled by `scale`."""
         return self.spacing and tuple(length / self.scale for length in self.spacing)
 
+    def scales(self, spacing: tuple[float, ...] | None, name: str) -> float | tuple[float, ...]:
+        """Factors that make an image of this spacing like those that the network was trained on.
+
+        One for all axes where either spacing is not known, or both are the same.
+
+        Raises:
+            UserError: They differ by more than a factor of 16, as units do.
+        """
+        if spacing is None or self.spacing is None or alike(spacing, self.spacing):
+            return self.scale
+        factors = np.divide(spacing, self.spacing)
+        if np.abs(np.log2(factors)).max() > 4:
+            raise UserError(
+                f"{name}: has pixels of {in_mm(spacing)}, the model was trained on "
+                f"{in_mm(self.spacing)}; give spacing in millimetres"
+            )
+        return tuple((factors * self.scale).tolist())
+
     def to_pixels(self, unit: np.ndarray) -> np.ndarray:
         """What a network makes, in [-1, 1], as pixels of the training's type and range."""
         dtype = self.made_dtype
@@ -161,11 +170,8 @@ class Preprocessing:
             low, high = 0.0, 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)
         else:
             low, high = self.value_range
-        values = (np.clip(unit, -1, 1).astype(np.float32) + 1) * np.float32((high - low) / 2)
-        values += np.float32(low)
-        if dtype.kind == "f":
-            return values
-        return values.round().clip(0, np.iinfo(dtype).max).astype(dtype)
+        of_type = Targets(self.channels, cast(PixelType, dtype.name), low, high)
+        return of_type.to_pixels(np.clip(unit, -1, 1).astype(np.float32))
 
     def check_depth(self, dtype: np.dtype, highest: float | None, name: str) -> None:
         """Refuse an image of another type than the training's, if its black is not known.

@@ -34,11 +34,7 @@ NAMED = ("builtin:", "torchvision:", "huggingface:")
 
 
 def open_images(config: ImageDataConfig) -> ImageSet:
-    """The images to train on.
-
-    Raises:
-        UserError: A setting, a folder or an image at fault; one line with the cure.
-    """
+    """The images to train on; a setting, a folder or an image at fault is a UserError."""
     check_settings(config)
     collection = _collection(config, "all" if config.include_held_out else "train")
     assert collection is not None, "only held-out parts can be missing"
@@ -49,18 +45,16 @@ def open_stream(config: ImageDataConfig, seed: int, images: ImageSet | None = No
     """The training stream of the images, which are opened unless they are given.
 
     Null flips and rot90 are on for folders and builtin:histology (tissue has no up), and off for
-    the other sets, of things and digits. Errors as `open_images`.
+    the other sets, of things and digits.
     """
     tissue = not config.source.startswith(NAMED) or config.source == histology.SOURCE
-    flips, rot90 = (
-        tissue if setting is None else setting for setting in (config.flips, config.rot90)
-    )
+    flips, rot90 = (tissue if given is None else given for given in (config.flips, config.rot90))
     return Stream(images or open_images(config), flips=flips, rot90=rot90, seed=seed)
 
 
 def held_out(config: ImageDataConfig) -> Grid | None:
     """The windows kept for validation, or None where the source keeps nothing (see above) or,
-    in builtin:histology, windows are larger than what is kept. Errors as `open_images`.
+    in builtin:histology, windows are larger than what is kept.
     """
     check_settings(config)
     collection = _collection(config, "held out")
@@ -86,11 +80,7 @@ def concat_condition(config: ImageDataConfig, images: ImageSet) -> ConcatConditi
 
 
 def check_settings(config: ImageDataConfig) -> None:
-    """Refuse settings that no image set could satisfy.
-
-    Raises:
-        UserError: Names the setting.
-    """
+    """Refuse settings that no image set could satisfy."""
     check_data_settings(config)
     condition, classes = config.condition, config.condition_classes
     kind, _, factor = (condition or "").partition(":")
@@ -102,6 +92,9 @@ def check_settings(config: ImageDataConfig) -> None:
         "source: is empty; give a built-in set, a folder or a data set's name": not config.source,
         f"scale {config.scale:g}: has no effect with fit resize; remove it": (
             config.fit == "resize" and config.scale != 1
+        ),
+        "spacing: has no meaning with fit resize; remove it": (
+            config.fit == "resize" and config.spacing is not None
         ),
         f"dims 3: {config.source} holds images; volumes come from folders, or set dims 2": (
             config.dims == 3 and named
@@ -142,10 +135,8 @@ def check_settings(config: ImageDataConfig) -> None:
 
 def _open(collection: Collection, config: ImageDataConfig) -> ImageSet:
     """The images with their conditions."""
-    fit = Fit(
-        config.size, config.fit, config.scale, config.channels, config.value_range,
-        config.max_pixels,
-    )  # fmt: skip
+    channels, value_range, most = config.channels, config.value_range, config.max_pixels
+    fit = Fit(config.size, config.fit, config.scale, channels, value_range, most)
     limits = config.memory_limit, config.disk_limit
     images = open_collection(collection, fit, *limits)
     condition = config.condition or ""
@@ -155,7 +146,7 @@ def _open(collection: Collection, config: ImageDataConfig) -> ImageSet:
         masks = [histology.mask_of(collection.name(i), types) for i in range(len(collection))]
         beside = ArrayCollection(masks, condition)
     elif condition and condition.partition(":")[0] not in ("lower", "hole"):
-        classes, most = config.condition_classes, config.max_pixels
+        classes = config.condition_classes
         beside = ConditionImages(collection, condition, config.dims, classes, most)
     if beside is not None:
         images.condition = open_collection(beside, fit.beside(), *limits)
@@ -214,8 +205,8 @@ def _histology(config: ImageDataConfig, held_out: bool) -> Collection | None:
     if held_out and config.fit == "crop" and round(narrowest * config.scale) < config.size:
         return None
     collection = ArrayCollection(list(images.values()), list(images))
-    if not held_out:
-        collection.note = "a third of the labelled micrograph held out for validation"
+    held = "a third of the labelled micrograph held out for validation"
+    collection.note = "" if held_out else held
     return collection
 
 

@@ -35,14 +35,13 @@ class Split(TypedDict):
     test: list[Part]
 
 
+PURPOSES = ("train", "validation", "test")
+
+
 def split_images(
     names: Sequence[str], sizes: Sequence[tuple[int, ...]], config: SplitConfig
 ) -> Split:
-    """Divide images among training, validation and test.
-
-    Raises:
-        UserError: If there are not enough images, or the only one is too small to be cut.
-    """
+    """Divide images among training, validation and test."""
     for setting, share in (("validation", config.validation), ("test", config.test)):
         if share < 0 or (share >= 1 and share != int(share)):
             raise UserError(
@@ -70,13 +69,14 @@ def split_images(
         raise UserError(
             f"no image of {total} is left to train on: lower data.split.validation and .test"
         )
-    train_part = train_part[_spread(len(train_part), config.limit)]
-    return {
-        "how": _sentence(config, len(train_part), len(validation_part), len(test_part)),
-        "train": [{"name": names[i]} for i in sorted(train_part)],
-        "validation": [{"name": names[i]} for i in sorted(validation_part)],
-        "test": [{"name": names[i]} for i in sorted(test_part)],
-    }
+    chosen = (train_part[_spread(len(train_part), config.limit)], validation_part, test_part)
+    manner = "in blocks" if config.by == "blocks" else f"shuffled with seed {config.seed}"
+    manner += f", fold {config.fold} of {config.folds}" if config.folds else ""
+    manner += "" if config.limit is None else f", training limited to {config.limit}"
+    train, validation, tested = map(len, chosen)
+    how = f"{train} images train, {validation} validate, {tested} test ({manner})"
+    parts = [[{"name": names[i]} for i in sorted(numbers)] for numbers in chosen]
+    return cast(Split, {"how": how, **dict(zip(PURPOSES, parts, strict=True))})
 
 
 def _count(share: float, total: int) -> int:
@@ -93,15 +93,6 @@ def _spread(total: int, limit: int | None) -> np.ndarray:
     return (2 * np.arange(limit) + 1) * total // (2 * limit)
 
 
-def _sentence(config: SplitConfig, train: int, validation: int, test: int) -> str:
-    manner = "in blocks" if config.by == "blocks" else f"shuffled with seed {config.seed}"
-    if config.folds:
-        manner += f", fold {config.fold} of {config.folds}"
-    if config.limit is not None:
-        manner += f", training limited to {config.limit}"
-    return f"{train} images train, {validation} validate, {test} test ({manner})"
-
-
 def _strips(name: str, size: tuple[int, ...], config: SplitConfig) -> Split:
     """Strips of one image along its longer side: training, gap, validation, gap, test."""
     if config.folds or config.limit not in (None, 1) or max(config.validation, config.test) >= 1:
@@ -113,7 +104,7 @@ def _strips(name: str, size: tuple[int, ...], config: SplitConfig) -> Split:
         return {"how": how, "train": [{"name": name}], "validation": [], "test": []}
     along = max(zip(size, range(len(size)), AXES[-len(size) :], strict=True))[2]
     length = end = max(size)
-    bounds: dict[str, list[tuple[int, int]]] = {"train": [], "validation": [], "test": []}
+    bounds: dict[str, list[tuple[int, int]]] = {purpose: [] for purpose in PURPOSES}
     for purpose, share in (("test", config.test), ("validation", config.validation)):
         if share > 0:
             start = end - round(share * length)
@@ -127,16 +118,9 @@ def _strips(name: str, size: tuple[int, ...], config: SplitConfig) -> Split:
         )
     held = [
         f"its {along} {start} to {end - 1} {verb}"
-        for purpose, verb in (("train", "train"), ("validation", "validate"), ("test", "test"))
+        for purpose, verb in zip(PURPOSES, ("train", "validate", "test"), strict=True)
         for start, end in bounds[purpose]
     ]
-
-    def parts(purpose: str) -> list[Part]:
-        return [cast(Part, {"name": name, along: [*ends]}) for ends in bounds[purpose]]
-
-    return {
-        "how": f"{name} is the only labelled image, parts of it are held out: {', '.join(held)}",
-        "train": parts("train"),
-        "validation": parts("validation"),
-        "test": parts("test"),
-    }
+    how = f"{name} is the only labelled image, parts of it are held out: {', '.join(held)}"
+    parts = {n: [{"name": name, along: [*ends]} for ends in found] for n, found in bounds.items()}
+    return cast(Split, {"how": how, **parts})

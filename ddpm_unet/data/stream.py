@@ -32,29 +32,22 @@ MIRRORED = ("reversed", "upended", "mirrored")
 
 
 class Windows(NamedTuple):
-    """One window per position: image, corner, orientation; corners and mirrors per axis.
-
-    The window is turned anticlockwise by quarter turns of its last two axes, then mirrored.
-
-    Attributes:
-        image: Its number, `int64 [B]`.
-        corner: (Front,) top and left, `int64 [B, axes]`.
-        rot90: Quarter turns, `int64 [B]`.
-        mirrored: Along each axis, `bool [B, axes]`.
-    """
+    """One window per position, turned anticlockwise in its last two axes, then mirrored."""
 
     image: np.ndarray
+    """Its number, `int64 [B]`."""
     corner: np.ndarray
+    """(Front,) top and left, `int64 [B, axes]`."""
     rot90: np.ndarray
+    """Quarter turns, `int64 [B]`."""
     mirrored: np.ndarray
+    """Along each axis, `bool [B, axes]`."""
 
 
 class PositionStream(Dataset[Batch], ABC):
     """Batches by position over a data set, epoch after epoch in a new order.
 
-    Attributes:
-        images: The data set; `images.name(i)` is for messages.
-        seed: Of the order, and of all that is drawn.
+    Everything that is drawn goes by the seed. `images.name(i)` is for messages.
     """
 
     def __init__(self, images: Any, seed: int, counts: np.ndarray) -> None:
@@ -110,14 +103,11 @@ class _ImageWindows(PositionStream):
             "context" `float32 [B, L, C]` and "context_mask" `bool [B, L]`.
         """
         images, windows = self.images, self.windows(positions)
-        batch = {
-            "image": self._turned(images, windows, images.fit.value_range),
-            "position": torch.as_tensor(np.asarray(positions, dtype=np.int64)),
-            **of_images(images, windows),
-        }
+        batch = {"image": self._turned(images, windows, images.fit.value_range)}
+        batch["position"] = torch.as_tensor(np.asarray(positions, dtype=np.int64))
         if images.condition is not None:
             batch["condition"] = self._turned(images.condition, windows, None)
-        return batch
+        return batch | of_images(images, windows)
 
     def fingerprint(self) -> str:
         """A digest of all that decides the pixels of the windows."""
@@ -137,12 +127,8 @@ class Stream(_ImageWindows):
     """Random windows of an image set, endlessly: epoch after epoch in a new order.
 
     An epoch visits each image as often as windows fit in its area, each time at a random place.
-
-    Args:
-        images: The images; `images.fit` has the size of the windows.
-        flips: Mirror at random: left-right and, unless images are resized, along the other axes.
-        rot90: Turn by a random multiple of 90 degrees, volumes in the plane of their slices.
-        seed: Of the run.
+    They are mirrored (resized images left-right only) and turned (volumes in the plane of their
+    slices) at random.
     """
 
     def __init__(
@@ -162,14 +148,13 @@ class Stream(_ImageWindows):
 
     def describe(self) -> str:
         """One line on the images for the log, and on how they are changed."""
+        said = self.images.describe()
+        if not self.flips and not self.rot90:
+            return said
         changes = ["mirrored"] * self.flips + ["turned by quarters"] * self.rot90
-        settings = ["flips"] * self.flips + ["rot90"] * self.rot90
-        if not changes:
-            return self.images.describe()
-        return (
-            f"{self.images.describe()}, {' and '.join(changes)} at random (where left and up "
-            f"matter, set {' and '.join(settings)} to false)"
-        )
+        cure = " and ".join(["flips"] * self.flips + ["rot90"] * self.rot90)
+        where = f"(where left and up matter, set {cure} to false)"
+        return f"{said}, {' and '.join(changes)} at random {where}"
 
 
 class Grid(_ImageWindows):
@@ -245,15 +230,9 @@ def random_windows(
     seed: int,
     positions: np.ndarray,
 ) -> Windows:
-    """A random window of each position's image, any place as likely as another.
+    """A random window of each position's image, `int64 [B]`, any place as likely as another.
 
-    Args:
-        room: Number of places of a window along each axis, `int64 [B, axes]`, at least 1.
-        image: The image at each position, `int64 [B]`.
-        flips: Whether to mirror along each axis.
-        rot90: Whether to turn.
-        seed: Of the run.
-        positions: In the training stream, `int64 [B]`.
+    `room` is the number of places of a window along each axis, `int64 [B, axes]`, at least 1.
     """
 
     def draw(purpose: str, high: int | np.ndarray) -> np.ndarray:
@@ -273,12 +252,8 @@ def random_windows(
 
 def grid_windows(layout: Layout, size: int) -> Windows:
     """All windows of a gapless grid from each image's top left corner, as they are."""
-    corners = [
-        (i, *corner)
-        for i, lengths in enumerate(layout.sizes.tolist())
-        for corner in product(*(range(0, length - size + 1, size) for length in lengths))
-    ]
-    places = np.array(corners, dtype=np.int64)
+    ranges = [[range(0, n - size + 1, size) for n in lengths] for lengths in layout.sizes.tolist()]
+    places = np.array([(i, *corner) for i, each in enumerate(ranges) for corner in product(*each)])
     image, corner = places[:, 0], places[:, 1:]
     return Windows(image, corner, np.zeros_like(image), np.zeros(corner.shape, dtype=bool))
 

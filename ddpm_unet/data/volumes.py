@@ -35,10 +35,8 @@ VOLUME_EXTENSIONS = frozenset((*NIFTI_EXTENSIONS, ".tif", ".tiff"))
 class Space:
     """Where the voxels of a volume lie in the world.
 
-    Args:
-        affine: From the file's own voxel [x, y, z, 1] to millimetres, `float64 [4, 4]`.
-        shape: Voxels of the file along its own axes.
-        header: nibabel's, with what else the file says about its axes.
+    `affine` goes from the file's own voxel [x, y, z, 1] to millimetres, `float64 [4, 4]`; `shape`
+    are its voxels along its own axes; the header is nibabel's.
     """
 
     affine: np.ndarray
@@ -91,26 +89,20 @@ def read_volume(
 
     NIfTI is brought to one orientation (nibabel's closest canonical, RAS+): slices go from
     inferior to superior, rows from posterior to anterior, columns from left to right. Values are
-    scaled by the file's slope and intercept; a fourth axis is C.
-
-    Args:
-        path: The file; its name decides the format.
-        max_pixels: Refuse volumes of more than so many million voxels before decoding them.
-        keep_palette: Return a palette TIFF's indices instead of its colours.
+    scaled by the file's slope and intercept; a fourth axis is C. The file's name decides the
+    format; the other arguments, and the errors, are those of `read_image`.
 
     Returns:
         `[D, H, W, C]` uint8, uint16 or float32 (finite).
-
-    Raises:
-        UserError: Missing, damaged, too large, not a volume, NaN or infinite values. One line
-            that names file and cure.
     """
     with faults_named(path):
         if not is_nifti(path):
             return read_tiff(path, max_pixels, keep_palette, stack=True)
         image, space, info = _nifti(path, max_pixels)
+        from nibabel.orientations import apply_orientation
+
         array = np.asanyarray(image.dataobj).reshape(*space.shape, info.channels)
-        array = _reoriented(array, space.orientation).transpose(2, 1, 0, 3)
+        array = apply_orientation(array, space.orientation).transpose(2, 1, 0, 3)
         return np.ascontiguousarray(plain_type(array, path))
 
 
@@ -140,16 +132,34 @@ def file_info(path: str | Path, dims: int, max_pixels: float = 200.0) -> ImageIn
     return (volume_info if dims == 3 else image_info)(path, max_pixels)
 
 
-def spacing_of(spaces: Sequence[Space]) -> tuple[tuple[float, ...] | None, str]:
-    """The spacing of all, None where it differs by more than 3 %; and its range for messages."""
+def spacing_of(
+    spaces: Sequence[Space], said: float | tuple[float, ...] | None = None, dims: int = 3
+) -> tuple[tuple[float, ...] | None, str]:
+    """The spacing of all, None where it differs by more than 3 %; and its range for messages.
+
+    Without spaces it is what is `said` of `dims` axes, which must not contradict the spaces.
+    """
+    own = said if isinstance(said, tuple | None) else (float(said),) * dims
+    if not spaces:
+        return own, in_mm(own) if own else "unknown size"
     found = np.array([space.spacing for space in spaces])
     low, high = found.min(0), found.max(0)
-    shown = (" x ".join(f"{mm:.3g}" for mm in size[::-1]) for size in (low, high))
-    alike = (high <= 1.03 * low).all()
-    return (
-        tuple(np.median(found, axis=0).tolist()) if alike else None,
-        f"{' to '.join(dict.fromkeys(shown))} mm",
-    )
+    shown = in_mm(high)
+    if in_mm(low) != shown:
+        shown = f"{in_mm(low).removesuffix(' mm')} to {shown}"
+    if own and not (alike(own, low) and alike(own, high)):
+        raise UserError(f"data.spacing {in_mm(own)}: the files say {shown}; leave it out")
+    return tuple(np.median(found, axis=0).tolist()) if alike(low, high) else None, shown
+
+
+def alike(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two spacings differ by 3 % at most."""
+    return bool((np.abs(np.log(np.divide(one, other))) <= math.log(1.03) + 1e-9).all())
+
+
+def in_mm(spacing: Sequence[float]) -> str:
+    """A spacing for messages, width first."""
+    return f"{' x '.join(f'{mm:.3g}' for mm in spacing[::-1])} mm"
 
 
 def is_nifti(path: str | Path) -> bool:
@@ -164,22 +174,16 @@ def write_nifti(path: Path, volume: np.ndarray, space: Space | None = None) -> N
     one, axes are canonical and a voxel is a millimetre.
     """
     import nibabel
-    from nibabel.orientations import ornt_transform
+    from nibabel.orientations import apply_orientation, ornt_transform
 
     array = volume.transpose((2, 1, 0) if volume.ndim == 3 else (3, 2, 1, 0))
     space = space or Space(np.eye(4), (1, 1, 1))
     canonical = np.array([[0, 1], [1, 1], [2, 1]])
-    array = _reoriented(array, ornt_transform(canonical, space.orientation))
+    array = apply_orientation(array, ornt_transform(canonical, space.orientation))
     image = nibabel.Nifti1Image(array, space.affine, space.header, dtype=volume.dtype)
     image.header["cal_min"] = image.header["cal_max"] = 0  # the window of the source's values
     with open(path, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
         image.to_stream(file)
-
-
-def _reoriented(array: np.ndarray, orientation: np.ndarray) -> np.ndarray:
-    from nibabel.orientations import apply_orientation
-
-    return apply_orientation(array, orientation)
 
 
 def _nifti(path: str | Path, max_pixels: float) -> tuple[Any, Space, ImageInfo]:

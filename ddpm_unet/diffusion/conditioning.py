@@ -71,45 +71,38 @@ def draw_dropped(
     return randomness.on_device(randomness.uniform(seed, "withheld", positions) < rate, device)
 
 
-class SelfConditioning:
-    """Half of the training images are given the network's own estimate of x_0 (Chen 2022).
+def own_estimate(
+    diffusion: Diffusion,
+    network: Network,
+    x_t: Tensor,
+    t: Tensor,
+    seed: int,
+    positions: randomness.Positions,
+    **cond: Tensor,
+) -> Tensor:
+    """Self-conditioning: the clean image as predicted without an estimate, or zeros.
 
-    Bit diffusion, arXiv:2208.04202, section 3.2; the estimate is clipped to [-1, 1] where samples
-    are (`clip_sample`).
+    `float32 [B, C, *space]`; which of the two, half of the training images each, is a function of
+    (seed, position) (bit diffusion, Chen 2022, arXiv:2208.04202, section 3.2). It is clipped to
+    [-1, 1] where samples are (`clip_sample`), and no gradient flows through it.
+
+    Args:
+        diffusion: The forward process.
+        network: `(x, t, estimate=..., **cond) -> prediction`.
+        x_t: `[B, C, *space]`.
+        t, seed, positions: As of `diffusion.draw`.
+        cond: What else the network is given.
     """
-
-    def __init__(self, diffusion: Diffusion) -> None:
-        self.diffusion = diffusion
-
-    def estimate(
-        self,
-        network: Network,
-        x_t: Tensor,
-        t: Tensor,
-        seed: int,
-        positions: randomness.Positions,
-        **cond: Tensor,
-    ) -> Tensor:
-        """The clean image as predicted without an estimate, or zeros, `float32 [B, C, *space]`.
-
-        Which of the two is a function of (seed, position). No gradient flows through it.
-
-        Args:
-            network: `(x, t, estimate=..., **cond) -> prediction`.
-            x_t: `[B, C, *space]`.
-            t, seed, positions: As of `diffusion.draw`.
-            cond: What else the network is given.
-        """
-        zeros = torch.zeros_like(x_t)
-        chosen = randomness.integers(seed, "self-conditioning", positions, 2) > 0
-        with torch.no_grad():
-            # Of all images, so that a network split over processes runs equally often on each.
-            prediction = self.diffusion.predict(network, x_t, t, estimate=zeros, **cond)
-            image = self.diffusion.predict_x0(x_t, t, prediction)
-        if self.diffusion.clip_sample:
-            image = image.clamp(-1, 1)
-        given = randomness.on_device(chosen, x_t.device)
-        return image.where(given.reshape(-1, *[1] * (x_t.ndim - 1)), zeros)
+    zeros = torch.zeros_like(x_t)
+    chosen = randomness.integers(seed, "self-conditioning", positions, 2) > 0
+    with torch.no_grad():
+        # Of all images, so that a network split over processes runs equally often on each.
+        prediction = diffusion.predict(network, x_t, t, estimate=zeros, **cond)
+        image = diffusion.predict_x0(x_t, t, prediction)
+    if diffusion.clip_sample:
+        image = image.clamp(-1, 1)
+    given = randomness.on_device(chosen, x_t.device)
+    return image.where(given.reshape(-1, *[1] * (x_t.ndim - 1)), zeros)
 
 
 def classifier_free_guidance(

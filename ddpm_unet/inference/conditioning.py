@@ -38,28 +38,6 @@ def uncond(indices: Sequence[int]) -> dict[str, Tensor]:
     return {}
 
 
-def class_cond(
-    chosen: int | Sequence[int] | None, num_classes: int | None, device: torch.device | str
-) -> Cond:
-    """Class labels `int64 [B]`: one class for all images, or several (None: all) in turn.
-
-    Raises:
-        UserError: There is no such class.
-    """
-    if num_classes is None:
-        return uncond
-    each = [chosen] if isinstance(chosen, int) else list(chosen or range(num_classes))
-    for label in each:
-        if not 0 <= label < num_classes:
-            raise UserError(f"class {label}: the model has classes 0 to {num_classes - 1}")
-
-    def cond(indices: Sequence[int]) -> dict[str, Tensor]:
-        labels = [each[i % len(each)] for i in indices]
-        return {"class_labels": torch.tensor(labels, device=device)}
-
-    return cond
-
-
 @dataclass(frozen=True)
 class Conditioning:
     """What a denoiser was conditioned on in training, besides what its `UNetConfig` says.
@@ -256,15 +234,27 @@ def read_context(
 def cond_in_turn(
     classes: int | None,
     label: int | Sequence[int] | None,
-    context: Sequences | None,
-    concat_cond: Tensor | None,
-    device: torch.device | str,
+    context: Sequences | None = None,
+    concat_cond: Tensor | None = None,
+    device: torch.device | str = "cpu",
 ) -> Cond:
-    """The cond of a job: one of each for all images, or several in turn; see `class_cond`."""
-    of_label = class_cond(label, classes, device)
+    """The cond of a job: one of each for all images, or several (of labels None: all) in turn.
+
+    Raises:
+        UserError: There is no such class among so many `classes`.
+    """
+    count = classes or 0
+    labels = [label] if isinstance(label, int) else list(label or range(count))
+    for number in labels:
+        if not 0 <= number < count:
+            known = f"classes 0 to {count - 1}" if count else "no classes"
+            raise UserError(f"class {number}: the model has {known}")
 
     def cond(indices: Sequence[int]) -> dict[str, Tensor]:
-        found = of_label(indices)
+        found = {}
+        if labels:
+            each = [labels[i % len(labels)] for i in indices]
+            found["class_labels"] = torch.tensor(each, device=device)
         if context is not None:
             vectors, mask = context.take([i % len(context) for i in indices])
             found |= {"context": vectors.to(device), "context_mask": mask.to(device)}

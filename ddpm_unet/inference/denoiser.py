@@ -366,26 +366,21 @@ def generate(
     shape: Sequence[int],
     num_images: int,
     *,
-    seed: int,
-    steps: int,
     batch_size: int,
-    device: torch.device | str = "cpu",
     shard: tuple[int, int] = (0, 1),
     skip: Container[int] = (),
     cond: Cond = uncond,
-    progress: bool = False,
     callback: Callable[[StepInfo], None] | None = None,
     draw: Callable[..., Tensor] = sample_batch,
     **options: Any,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Draw images 0 .. num_images - 1 in batches, this process those of its batches.
 
-    Args not named here are as in `Denoiser.job`.
-
     Args:
         denoiser: `(x, t, **cond) -> prediction`, on the device.
         sampler: A `Sampler`.
         shape: Shape of one image, (C, H, W).
+        num_images, batch_size, shard, skip, callback: As of `Denoiser.job`.
         cond: The cond of each image.
         draw: What draws the images of a batch, with the arguments of `diffusion.sampling.sample`.
         options: Further arguments of `draw`.
@@ -398,12 +393,9 @@ def generate(
         indices = list(range(start, min(start + batch_size, num_images)))
         if all(index in skip for index in indices):
             continue
-        images = draw(
-            partial(denoiser, **cond(indices)), sampler, shape, seed=seed, indices=indices,
-            steps=steps, device=device, progress=progress, callback=callback, **options,
-        )  # fmt: skip
+        bound = partial(denoiser, **cond(indices))
+        yield indices, draw(bound, sampler, shape, indices=indices, callback=callback, **options)
         callback = None
-        yield indices, images
 
 
 def generate_together(
@@ -412,8 +404,6 @@ def generate_together(
     shape: Sequence[int],
     num_images: int,
     *,
-    seed: int,
-    steps: int,
     accelerator: Accelerator,
     cond: Cond = uncond,
     **options: Any,
@@ -426,10 +416,10 @@ def generate_together(
     each = math.ceil(num_images / accelerator.num_processes)
     first = accelerator.process_index * each
     indices = range(first, first + each)
+    bound = partial(denoiser, **cond(indices))
     images = sample_batch(
-        partial(denoiser, **cond(indices)), sampler, shape, seed=seed, indices=indices,
-        steps=steps, device=accelerator.device, **options,
-    )  # fmt: skip
+        bound, sampler, shape, indices=indices, device=accelerator.device, **options
+    )
     gathered: Any = accelerator.gather(images)
     return torch.as_tensor(gathered)[:num_images]
 

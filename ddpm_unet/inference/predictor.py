@@ -19,7 +19,7 @@ from ddpm_unet.config import PredictConfig, ValueRange
 from ddpm_unet.data.images import image_array, image_info, read_image
 from ddpm_unet.data.points import PointSet, from_grid, read_points, to_grid
 from ddpm_unet.data.preprocessing import Preprocessing
-from ddpm_unet.data.volumes import Space, is_nifti, read_volume, volume_info, volume_space
+from ddpm_unet.data.volumes import Space, in_mm, is_nifti, read_volume, volume_info, volume_space
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.objects import ObjectRow, find_objects, label_objects
 from ddpm_unet.inference.overlay import displayable
@@ -212,6 +212,9 @@ class Predictor:
         batch_size: Tiles per call of the network.
         tta: Average over flips and quarter turns.
         value_range: Pixel values of black and white here, where they are not the training's.
+        spacing: Millimetres from pixel to pixel along (depth,) height and width here, or one
+            number, where the files (NIfTI) do not say it. Images of another spacing than the
+            training's are resampled to it, and the results back; without one it is the training's.
         max_pixels: Refuse to decode more than so many million pixels at once.
         stream_above: Million pixels from which on a TIFF is read row by row.
     """
@@ -226,6 +229,7 @@ class Predictor:
         batch_size: int = 4,
         tta: bool = False,
         value_range: ValueRange = None,
+        spacing: float | Sequence[float] | None = None,
         max_pixels: float = 200.0,
         stream_above: float = 16.0,
     ) -> None:
@@ -233,6 +237,17 @@ class Predictor:
         self.preprocessing = preprocessing or Preprocessing(model.in_channels)
         if value_range is not None:
             self.preprocessing = replace(self.preprocessing, value_range=value_range, dtype=None)
+        self.spacing: tuple[float, ...] | None = None
+        if spacing is not None:
+            if self.preprocessing.spacing is None:
+                raise UserError(
+                    "spacing: the model does not know that of its training; leave it out, or train "
+                    "with data.spacing"
+                )
+            given = [spacing] * self.dims if isinstance(spacing, int | float) else spacing
+            self.spacing = tuple(map(float, given))
+            if len(self.spacing) != self.dims or not min(self.spacing) > 0:
+                raise UserError(f"spacing {spacing}: give 1 or {self.dims} numbers above 0")
         self.batch_size, self.max_pixels, self.stream_above = batch_size, max_pixels, stream_above
         self.tiling = tiling(model, PredictConfig(tile, overlap))
         self.tta = tta
@@ -275,11 +290,10 @@ class Predictor:
             return own.targets.channels
         return max(2, self.model.config.num_classes - (own.objects is not None))
 
-    @property
-    def least_object(self) -> float:
-        """Pixels of an image in the smallest object: half of the training's small ones."""
-        own = self.preprocessing
-        return (own.objects or 0) / 2 / own.scale**self.dims
+    def least_object(self, spacing: tuple[float, ...] | None, name: str) -> float:
+        """Pixels of the smallest object of an image: half of those of the training's small ones."""
+        scales = np.broadcast_to(self.preprocessing.scales(spacing, name), self.dims)
+        return (self.preprocessing.objects or 0) / 2 / float(np.prod(scales))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -312,7 +326,7 @@ class Predictor:
         whole = self.preprocessing.whole
         with torch.inference_mode():
             source = whole(pixels) if whole else pixels
-            found = [band.cpu() for band in self.bands(source, name)]
+            found = [band.cpu() for band in self.bands(source, name, self._spacing(image))]
         values = torch.cat(found, dim=1).numpy()
         targets = self.preprocessing.targets
         if targets:
@@ -320,8 +334,16 @@ class Predictor:
         interior, regresses = None, targets is not None
         if self.preprocessing.objects is not None:
             values, interior = values[:-1], values[-1]
-        names, least = self.class_names, self.least_object
-        return Prediction(values, names, pixels, regresses, interior, least)
+        least = self.least_object(self._spacing(image), name)
+        return Prediction(values, self.class_names, pixels, regresses, interior, least)
+
+    def _spacing(self, image: Any) -> tuple[float, ...] | None:
+        """Of a NIfTI file its own, else what was said of all."""
+        if self.dims == 3 and isinstance(image, str | PathLike):
+            space = volume_space(Path(image))
+            if space is not None:
+                return space.spacing
+        return self.spacing
 
     def _pixels(self, image: Any) -> tuple[np.ndarray, str]:
         """`[*space, C]` and a name for messages."""
@@ -355,7 +377,9 @@ class Predictor:
             )
         return np.moveaxis(array, either.pop(), -1), "the array"
 
-    def bands(self, source: Rows, name: str) -> Iterator[Tensor]:
+    def bands(
+        self, source: Rows, name: str, spacing: tuple[float, ...] | None = None
+    ) -> Iterator[Tensor]:
         """Predictions `float32 [K, rows, W]` of an image from top to bottom; see `predict_scaled`.
 
         `source` is `[H, W, C]` or `[D, H, W, C]` after `preprocessing.whole`.
@@ -363,7 +387,7 @@ class Predictor:
         own = self.preprocessing
         rows = Prepared(source, lambda pixels: own.to_unit(pixels, name), own.channels)
         return predict_scaled(
-            self.predict, rows, own.scale, self.tiling, self.batch_size, self.device
+            self.predict, rows, own.scales(spacing, name), self.tiling, self.batch_size, self.device
         )
 
     # Files
@@ -386,6 +410,14 @@ class Predictor:
         else:
             info = image_info(path, self.max_pixels)
         own.check_depth(info.dtype, math.inf, path.name)
+        own.scales(self._spacing(path), path.name)
+
+    def resampling(self, path: Path) -> str:
+        """What is done to a file whose spacing is not the training's, in a few words."""
+        own, here = self.preprocessing, self._spacing(path)
+        if own.scales(here, path.name) == own.scale:
+            return ""
+        return f" (pixels of {in_mm(here or ())}, resampled to {in_mm(own.spacing or ())})"
 
     @contextmanager
     def open(self, path: Path) -> Iterator[OpenFile]:
@@ -399,9 +431,9 @@ class Predictor:
             _check_volume(path)
             volume, space = read_volume(path, self.max_pixels), volume_space(path)
             self._check_depth([volume], path)
-            parts = self._volume(volume, whole(volume) if whole else volume, path.name)
-            spacing = space.spacing if space else tiff_spacing(path)
-            about = interior, self.least_object, spacing
+            parts = self._volume(volume, whole(volume) if whole else volume, path)
+            spacing = space.spacing if space else tiff_spacing(path) or self.spacing
+            about = interior, self.least_object(self._spacing(path), path.name), spacing
             yield OpenFile(volume.shape, parts, space, is_tiff(path), [volume], *about)
             return
         streamed = math.inf if whole else self.stream_above
@@ -411,7 +443,8 @@ class Predictor:
             arrays = [plane for plane in planes if isinstance(plane, np.ndarray)]
             images = arrays if len(arrays) == len(planes) else None
             parts, tiff = self._planes(planes, path.name), is_tiff(path)
-            about = interior, self.least_object, tiff_spacing(path) if tiff else None
+            spacing = (tiff_spacing(path) if tiff else None) or self.spacing
+            about = interior, self.least_object(self.spacing, path.name), spacing
             yield OpenFile(shape, parts, None, tiff, images, *about)
 
     def _check_depth(self, planes: Sequence[Any], path: Path) -> None:
@@ -423,15 +456,16 @@ class Predictor:
         whole = self.preprocessing.whole
         for number, plane in enumerate(planes):
             row = 0
-            for band in self.bands(whole(np.asarray(plane)) if whole else plane, name):
+            source = whole(np.asarray(plane)) if whole else plane
+            for band in self.bands(source, name, self.spacing):
                 rows = band.shape[1]
                 pixels = np.asarray(plane[row : row + rows])[None]
                 yield number, row, pixels, band.cpu().numpy()[None]
                 row += rows
 
-    def _volume(self, volume: np.ndarray, source: np.ndarray, name: str) -> Iterator[Part]:
+    def _volume(self, volume: np.ndarray, source: np.ndarray, path: Path) -> Iterator[Part]:
         plane, shown = 0, displayable(volume)
-        for band in self.bands(source, name):
+        for band in self.bands(source, path.name, self._spacing(path)):
             planes = band.shape[1]
             values = band.cpu().numpy().swapaxes(0, 1)
             yield plane, 0, shown[plane : plane + planes], values

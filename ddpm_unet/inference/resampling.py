@@ -18,29 +18,19 @@ from ddpm_unet.inference.tiles import Predict, Rows, Tiling, predict_bands
 def predict_scaled(
     predict: Predict,
     image: Rows,
-    scale: float,
+    scale: float | Sequence[float],
     tiling: Tiling,
     batch_size: int = 4,
     device: torch.device | str | None = None,
 ) -> Iterator[Tensor]:
     """As `predict_bands`, with a network that wants the image resampled by a factor.
 
-    Args:
-        predict: The network; gets tiles at its own scale.
-        image: `[H, W, C]` or `[D, H, W, C]`, float32.
-        scale: Factor to resample by; 0.5 halves the image.
-        tiling: The tiles, in pixels of the network.
-        batch_size: Tiles per call of `predict`.
-        device: Where to predict.
-
-    Yields:
-        `float32 [K, rows, W]` (or `[K, planes, H, W]`), as large as the image.
-
-    Raises:
-        ValueError: As `predict_bands`.
+    A `scale`, or one for each axis, of 0.5 halves the image, float32; the tiles are in pixels of
+    the network, and what is predicted is as large as the image again.
     """
     lengths = tuple(image.shape[:-1])
-    scaled = tuple(max(1, round(n * scale)) for n in lengths)
+    factors = [scale] * len(lengths) if isinstance(scale, int | float) else scale
+    scaled = tuple(max(1, round(n * f)) for n, f in zip(lengths, factors, strict=True))
     if scaled == lengths:
         return predict_bands(predict, image, tiling, batch_size, device)
     bands = predict_bands(predict, Resampled(image, scaled), tiling, batch_size, device)

@@ -101,18 +101,7 @@ class UNet(Pretrained):
         class_labels: Tensor | None = None,
         context_mask: Tensor | None = None,
     ) -> Tensor:
-        """The prediction, `[B, out_channels, *space]`; arguments as in `features`."""
-        return self.head(self.features(x, t, context, class_labels, context_mask))
-
-    def features(
-        self,
-        x: Tensor,
-        t: Tensor | float,
-        context: Tensor | None = None,
-        class_labels: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
-        """The decoder's output, before the last normalisation and convolution (`head`).
+        """The prediction, `[B, out_channels, *space]`.
 
         Args:
             x: Image `[B, in_channels, *space]`, of any height and width (and depth).
@@ -122,13 +111,17 @@ class UNet(Pretrained):
                 itself `[B, 4 * block_out_channels[0]]` ("identity").
             context_mask: `[B, L]`, true or 1 where the context is to be attended to.
 
-        Returns:
-            `[B, block_out_channels[0], *space]`.
-
         Raises:
             ValueError: Conditioning that the network needs is missing, or has no place in it.
         """
-        return self._run(x, self._cond(t, context, class_labels, context_mask), None)
+        return self.head(self.features(x, t, context, class_labels, context_mask))
+
+    def features(self, x: Tensor, t: Tensor | float, *cond: Any, **named: Any) -> Tensor:
+        """The decoder's output, before the last normalisation and convolution (`head`).
+
+        `[B, block_out_channels[0], *space]`; arguments as in `forward`.
+        """
+        return self._run(x, self._cond(t, *cond, **named), None)
 
     def pyramid(self, x: Tensor, t: Tensor | float, *cond: Any, **named: Any) -> list[Tensor]:
         """The output of every layer of the decoder, from coarse to fine (Baranchuk 2022).

@@ -1,8 +1,11 @@
-"""Checkpoints: folders of safetensors that are either whole or not there.
+"""Checkpoints: folders of safetensors that are either complete or not there.
 
 A checkpoint is written beside its final name, flushed to the disk and renamed. Its manifest
 holds the SHA-256 digest of every file, so a damaged one is recognised and the one before it
 is used. No pickle is written or read.
+
+Those of large networks have a file of each process, which torch.distributed.checkpoint writes
+while training goes on; any number of processes can read either kind.
 """
 
 from __future__ import annotations
@@ -11,17 +14,21 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ddpm_unet.errors import UserError
-from ddpm_unet.training.distributed import on_main, share_json, share_tensors
+from ddpm_unet.training.distributed import PATIENCE, on_main, share_json, share_tensors
 from ddpm_unet.training.run_folder import RunFolder, disk_faults
 from ddpm_unet.training.state import TrainingState
 
@@ -44,22 +51,120 @@ def write_checkpoint(
             for name, group in tensors.items():
                 values = {key: value.contiguous() for key, value in group.items()}
                 save_file(values, partial / f"{name}.safetensors")
-            (partial / "state.json").write_text(json.dumps(state, indent=1))
-            digests = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-            (partial / "manifest.json").write_text(json.dumps(digests, indent=1))
-            for path in (*partial.iterdir(), partial):
-                _flush(path)
-            if final.exists():
-                shutil.rmtree(final)
-            partial.rename(final)
-            _flush(folder)
+            _publish(partial, final, state)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return final
 
 
+def _publish(partial: Path, final: Path, state: Mapping[str, Any]) -> None:
+    """Write the state and the manifest, flush everything, and give the folder its name."""
+    (partial / "state.json").write_text(json.dumps(state, indent=1))
+    digests = {path.name: _digest(path) for path in sorted(partial.iterdir())}
+    (partial / "manifest.json").write_text(json.dumps(digests, indent=1))
+    for path in (*partial.iterdir(), partial):
+        _flush(path)
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+    _flush(final.parent)
+
+
+class ShardedWriter:
+    """Writes checkpoints in the background, each process its own shards; one at a time.
+
+    All processes must make it, and call its methods, alike.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self._thread = ThreadPoolExecutor(1)
+        self._parts: Future[Any] | None = None
+        self._whole: Future[None] | None = None
+        self._group: Any = None
+        if accelerator.num_processes > 1:  # not that of the gradients, which it would hold up
+            self._group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+    def start(
+        self,
+        folder: Path,
+        state: TrainingState,
+        numbers: Mapping[str, Any],
+        then: Callable[[], object],
+    ) -> None:
+        """Copy the shards of `state` to the CPU, and begin to write `folder/<step>` from there.
+
+        The main process calls `then` when it is complete.
+
+        Raises:
+            UserError: The one before could not be written.
+        """
+        from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
+        self.wait()
+        final = folder / f"{state.step:08d}"
+        partial = folder / f".{state.step:08d}.partial"
+        on_main(self.accelerator, lambda: shutil.rmtree(partial, ignore_errors=True))
+        shards = {f"{group}/{name}": t for group, of in state.shards().items() for name, t in of}
+        writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+        parts: Any = dcp.async_save(shards, storage_writer=writer, process_group=self._group)
+        self._parts = parts
+
+        def complete() -> None:
+            with disk_faults(final):
+                try:
+                    parts.result()
+                    _publish(partial, final, {**numbers, "sharded": True})
+                    then()
+                except dcp.CheckpointException as error:
+                    causes = [wrapped[0] for wrapped in error.failures.values()]
+                    raise next((c for c in causes if isinstance(c, OSError)), causes[0]) from error
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)
+
+        if self.accelerator.is_main_process:
+            self._whole = self._thread.submit(complete)
+
+    def wait(self) -> None:
+        """Until the checkpoint that was begun is complete; errors as `start`."""
+        begun, self._whole = self._whole, None
+        on_main(self.accelerator, lambda: begun and begun.result())
+        wait([self._parts] if self._parts else [])
+
+
+def _shard_reader(path: Path) -> Any:
+    from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+    return HuggingFaceStorageReader(str(path))
+
+
+def _shapes(path: Path) -> dict[str, Tensors]:
+    """What a checkpoint of shards holds, as tensors without values."""
+    found: dict[str, Tensors] = {}
+    for key, about in _shard_reader(path).read_metadata().state_dict_metadata.items():
+        group, name = key.split("/", 1)
+        like = torch.empty(about.size, dtype=about.properties.dtype, device="meta")
+        found.setdefault(group, {})[name] = like
+    return found
+
+
+def _read_shards(path: Path, state: TrainingState) -> None:
+    """Fill the tensors of `state`, each process its own parts."""
+    slots = {
+        f"{group}/{name}": state.slot(group, name, like.shape, like.dtype)
+        for group, of in _shapes(path).items()
+        for name, like in of.items()
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of this being no collective, as is meant
+        dcp.load(slots, storage_reader=_shard_reader(path), no_dist=True)
+
+
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
-    """The tensors and the state that `write_checkpoint` wrote; ValueError if they are damaged."""
+    """The tensors and the state that `write_checkpoint` wrote; ValueError if they are damaged.
+
+    The tensors of shards have no values (device "meta").
+    """
     try:
         digests = json.loads((path / "manifest.json").read_text())
         for name, digest in digests.items():
@@ -73,6 +178,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
         raise ValueError(f"{Path(error.filename or path).name} {cause}") from error
     except (json.JSONDecodeError, AttributeError, UnicodeDecodeError) as error:
         raise ValueError(f"the manifest is unreadable ({error})") from error
+    if state.get("sharded"):
+        return _shapes(path), state
     tensors = {
         Path(name).stem: load_file(path / name) for name in digests if name.endswith(".safetensors")
     }
@@ -169,6 +276,9 @@ def resume(
     numbers = share_json(numbers, accelerator)
     if numbers is None:
         return False
+    if numbers.get("sharded"):
+        _read_shards(run.checkpoints / f"{numbers['step']:08d}", state)
+        tensors = {}
     state.restore(share_tensors(tensors, accelerator), numbers)
     if accelerator.scaler and numbers["scaler"]:
         accelerator.scaler.load_state_dict(numbers["scaler"])

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from ddpm_unet.config import PreviewConfig
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.stream import to_model_range
-from ddpm_unet.diffusion.conditioning import SelfConditioning, concat_cond, draw_dropped, drop_cond
+from ddpm_unet.diffusion.conditioning import concat_cond, draw_dropped, drop_cond, own_estimate
 from ddpm_unet.diffusion.edm import EDMDiffusion
 from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.extractors import load_extractor
 from ddpm_unet.evaluation.fidelity import Description, compare, describe
 from ddpm_unet.evaluation.plots import save_grid
-from ddpm_unet.inference.conditioning import Cond, Conditioning, class_cond
+from ddpm_unet.inference.conditioning import Cond, Conditioning, cond_in_turn
 from ddpm_unet.inference.denoiser import generate_together
 from ddpm_unet.inference.pipeline import image_shape, write_pipeline
 from ddpm_unet.training.job import Batch, Build, Job, even_batches
@@ -42,9 +42,7 @@ class DenoiseJob(Job):
         preview: Grids and validation.
         batch_size: Images at a time in validation.
         seed: Of timesteps, noise and what is dropped.
-        workers: Loader processes.
-        description: Lines for the log.
-        digest: Of the data.
+        workers, description, digest: See `Job`.
         loss: In place of the denoising loss: `(network, batch) -> [B]`, or one number. Of the
             batch, "image" is `float32 [B, C, *space]` in [-1, 1].
         preprocessing: Of the images, kept in the model's folder: samples are in their units.
@@ -85,9 +83,6 @@ class DenoiseJob(Job):
             raise UserError(f"preview.steps {steps}: must be between 1 and {timesteps}")
         diffusion.check_loss(**self.loss_options)
         self._encoded = False
-        self.self_conditioning: SelfConditioning | None = None
-        if self.conditioning.self_conditioning:
-            self.self_conditioning = SelfConditioning(diffusion)
 
     def stream(self, model: nn.Module, accelerator: Accelerator) -> Any:
         """The training windows; of a latent space, encoded now unless they lie in the cache."""
@@ -101,8 +96,6 @@ class DenoiseJob(Job):
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Denoising loss per image, at the timestep and noise of its stream position."""
-        if self.loss is not None:
-            return self.loss(model, {**batch, "image": to_model_range(batch["image"])})
         return self._losses(model, batch, batch["position"], self.seed, self.cond_dropout)
 
     def validate(self, model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
@@ -115,11 +108,7 @@ class DenoiseJob(Job):
             batch = self.held_out.__getitems__(positions)
             batch = {key: value.to(accelerator.device) for key, value in batch.items()}
             with accelerator.autocast():
-                if self.loss is not None:
-                    image = to_model_range(batch["image"])
-                    losses = self.loss(model, {**batch, "image": image}).expand(len(positions))
-                else:
-                    losses = self._losses(model, batch, positions, seed=0)
+                losses = self._losses(model, batch, positions, seed=0)
             total += losses.sum() * counts
         return {"val_loss": float(accelerator.reduce(total, "sum")) / count}
 
@@ -220,18 +209,20 @@ class DenoiseJob(Job):
         seed: int,
         cond_dropout: float = 0.0,
     ) -> Tensor:
-        own, diffusion = self.conditioning, self.diffusion
-        images = own.with_masks(to_model_range(batch["image"]), batch.get("condition"))
+        own, diffusion, images = self.conditioning, self.diffusion, to_model_range(batch["image"])
+        if self.loss is not None:
+            return self.loss(model, {**batch, "image": images}).expand(len(positions))
+        images = own.with_masks(images, batch.get("condition"))
         timesteps, noise = diffusion.draw(seed, positions, images.shape[1:], images.device)
         cond = self.cond(batch, images, positions, seed)
         if cond_dropout:
             dropped = draw_dropped(seed, positions, cond_dropout, images.device)
             cond = drop_cond(cond, dropped, len(own.class_names))
         denoiser = concat_cond(model)
-        if self.self_conditioning:
+        if own.self_conditioning:
             noisy = diffusion.add_noise(images, timesteps, noise)
-            cond["estimate"] = self.self_conditioning.estimate(
-                denoiser, noisy, timesteps, seed, positions, **cond
+            cond["estimate"] = own_estimate(
+                diffusion, denoiser, noisy, timesteps, seed, positions, **cond
             )
         return diffusion.losses(denoiser, images, timesteps, noise, **self.loss_options, **cond)
 
@@ -241,7 +232,7 @@ class DenoiseJob(Job):
         source = self.windows if kept is None else kept
         first = source.__getitems__([0])
         if self.conditioning.concat_cond is None and "context" not in first:
-            return class_cond(None, len(self.conditioning.class_names) or None, device)
+            return cond_in_turn(len(self.conditioning.class_names) or None, None, device=device)
 
         def cond(indices: Sequence[int]) -> dict[str, Tensor]:
             positions = list(indices) if kept is None else [i % len(kept) for i in indices]

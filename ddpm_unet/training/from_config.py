@@ -13,8 +13,15 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from accelerate import PartialState
 
-from ddpm_unet.config import DenoiseConfig, PairDataConfig, SegmentConfig, UNetConfig
+from ddpm_unet.config import (
+    DenoiseConfig,
+    DiffusionConfig,
+    PairDataConfig,
+    SegmentConfig,
+    UNetConfig,
+)
 from ddpm_unet.config.data import check_data_settings
+from ddpm_unet.config.network import UNetSettings
 from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data import histology
 from ddpm_unet.data.check import Report, check_pairs
@@ -25,8 +32,8 @@ from ddpm_unet.data.pixels import convert_channels
 from ddpm_unet.data.preprocessing import PixelType, Preprocessing, target_settings
 from ddpm_unet.data.sources import concat_condition, held_out, open_images, open_stream
 from ddpm_unet.data.splits import split_images
-from ddpm_unet.data.volumes import is_nifti, spacing_of, volume_space
-from ddpm_unet.diffusion.edm import make_diffusion
+from ddpm_unet.data.volumes import alike, in_mm, is_nifti, spacing_of, volume_space
+from ddpm_unet.diffusion.edm import EDMDiffusion, make_diffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
 from ddpm_unet.inference.conditioning import Conditioning
@@ -79,9 +86,22 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
         mask_classes=(data.condition_classes or 0) * data.joint_masks,
     )
 
+    diffusion = make_diffusion(config.diffusion, latents=latent is not None)
+    if config.init:
+        diffusion = begin_from(Path(config.init), config, conditioning)
+
     def build() -> UNet:
         size = latent.size if latent else data.size
-        return UNet(replace(fit_network(config, conditioning, images), sample_size=size))
+        fitting = replace(fit_network(config, conditioning, images), sample_size=size)
+        if not config.init:
+            return UNet(fitting)
+        unet = UNet.from_pretrained(config.init)
+        if unet.config.num_class_embeds != fitting.num_class_embeds:
+            raise UserError(
+                f"init {config.init}: has no table of classes; set data.class_labels false"
+            )
+        unet.config = fitting
+        return unet
 
     said = stream.describe()
     if data.fit == "crop" and data.scale != 1:
@@ -92,12 +112,21 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
         else []
     )
     spaces = [volume_space(name) for name in names if is_nifti(name)]
-    spacing, sizes = spacing_of([s for s in spaces if s]) if spaces else (None, "")
+    spacing, sizes = spacing_of([s for s in spaces if s], data.spacing, data.dims)
     if spaces and spacing is None:
         said += f", voxels of {sizes} taken as equal"
+    preprocessing = Preprocessing(
+        images.layout.channels,
+        data.scale if data.fit == "crop" else 1.0,
+        data.value_range,
+        dtype=cast(PixelType, images.layout.dtype.name),
+        spacing=spacing,
+    )
+    lines = [said, *([latent.describe()] if latent else [])]
+    lines += unlike(config.init, preprocessing) if config.init else []
     return kind(
         build,
-        make_diffusion(config.diffusion, latents=latent is not None),
+        diffusion,
         stream,
         held_out=held_out(data),
         conditioning=conditioning,
@@ -108,16 +137,57 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
         batch_size=config.train.micro_batch or config.train.batch_size,
         seed=config.seed,
         workers=data.workers,
-        description="\n".join([said, *([latent.describe()] if latent else [])]),
+        description="\n".join(lines),
         digest=stream.digest,
-        preprocessing=Preprocessing(
-            images.layout.channels,
-            data.scale if data.fit == "crop" else 1.0,
-            data.value_range,
-            dtype=cast(PixelType, images.layout.dtype.name),
-            spacing=spacing,
-        ),
+        preprocessing=preprocessing,
     )
+
+
+def begin_from(folder: Path, config: DenoiseConfig, conditioning: Conditioning) -> Any:
+    """The process of the denoiser that is trained further; its settings become those of `config`.
+
+    Raises:
+        UserError: It is conditioned on something else, or denoises in another space.
+    """
+    unet, diffusion = read_config(model_folder(folder)), read_diffusion(folder)
+    config.model = UNetSettings(**{n: getattr(unet, n) for n in UNetSettings.__dataclass_fields__})
+    known = diffusion.scheduler_config().items()
+    names = DiffusionConfig.__dataclass_fields__
+    config.diffusion = replace(
+        config.diffusion,
+        process="edm" if isinstance(diffusion, EDMDiffusion) else "ddpm",
+        **{name: value for name, value in known if name in names and value is not None},
+    )
+    before = Conditioning.read(folder)
+    for name in ("class_names", "self_conditioning", "mask_classes"):
+        ours, theirs = getattr(conditioning, name), getattr(before, name)
+        if theirs != ours and (name != "class_names" or theirs):
+            raise UserError(f"init {folder}: has {name} {theirs}, these settings have {ours}")
+    if any((folder / place).is_dir() for place in PLACES) != bool(config.latent.autoencoder):
+        raise UserError(
+            f"init {folder}: denoises {'pixels' if config.latent.autoencoder else 'latents'}, and "
+            "latent.autoencoder says otherwise"
+        )
+    return diffusion
+
+
+def unlike(folder: str, now: Preprocessing) -> list[str]:
+    """Warnings where the images of the denoiser in `folder` had other units or another scale."""
+    seen, said = Preprocessing.read(Path(folder), now.channels), []
+    scales, sizes = (seen.scale, now.scale), (seen.made_spacing, now.made_spacing)
+    if sizes[0] and sizes[1] and len(sizes[0]) == len(sizes[1]):
+        scales = (1.0, 1.0)  # what counts is what a pixel is for the network
+        if not alike(sizes[0], sizes[1]):
+            said.append(
+                f"warning: {folder} was trained with {in_mm(sizes[0])} a pixel, with "
+                f"data.scale {now.scale:g} these images have {in_mm(sizes[1])}"
+            )
+    if seen.dtype and (seen.value_range != now.value_range or scales[0] != scales[1]):
+        said.append(
+            f"warning: {folder} was trained with value_range {seen.value_range} at scale "
+            f"{scales[0]:g}, these images come with {now.value_range} at {scales[1]:g}"
+        )
+    return said
 
 
 def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  # type: ignore[assignment]
@@ -190,16 +260,7 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
         target.objects if isinstance(target, ClassTarget) else None,
     )
     if config.init not in (None, SCRATCH):
-        seen = Preprocessing.read(Path(str(config.init)), report.channels)
-        ranges, scales = (
-            tuple(getattr(p, name) for p in (seen, preprocessing))
-            for name in ("value_range", "scale")
-        )
-        if seen.dtype and (ranges[0] != ranges[1] or scales[0] != scales[1]):
-            said.append(
-                f"warning: {config.init} was trained with value_range {ranges[0]} at scale "
-                f"{scales[0]:g}, these images come with {ranges[1]} at {scales[1]:g}"
-            )
+        said += unlike(str(config.init), preprocessing)
     return kind(
         lambda: build_network(config, report.channels, outputs),
         target,
@@ -298,6 +359,8 @@ def _large_enough(pairs: TargetSet) -> TargetSet:
 
 def build_joint(config: SegmentConfig, channels: int) -> JointDenoising:
     """The denoiser's part in transfer "joint", on windows as large as the labelled ones."""
+    if config.unlabelled.spacing is not None:
+        raise UserError("unlabelled.spacing: set unlabelled.scale, which counts beside data.scale")
     data = replace(
         config.unlabelled,
         dims=config.data.dims,

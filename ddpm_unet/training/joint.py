@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ddpm_unet.data.stream import to_model_range
+from ddpm_unet.diffusion.process import Diffusion
 from ddpm_unet.training.job import Batch
 
 
+@dataclass
 class JointDenoising:
     """The denoiser's part in transfer "joint".
 
@@ -22,24 +25,20 @@ class JointDenoising:
         diffusion: The forward process that the denoiser was trained with.
         windows: Unlabelled training batches by position.
         timestep: That the network is given for clean images.
-        loss_options: Arguments of `GaussianDiffusion.losses`.
+        loss_options: Arguments of `Diffusion.losses`.
         seed: Of timesteps and noise.
         description: A line for the log.
     """
 
-    def __init__(
-        self,
-        diffusion: Any,
-        windows: Any,
-        *,
-        timestep: int = 0,
-        loss_options: dict[str, Any] | None = None,
-        seed: int = 0,
-        description: str = "",
-    ) -> None:
-        self.diffusion, self.windows, self.timestep = diffusion, windows, timestep
-        self.loss_options, self.seed, self.description = loss_options or {}, seed, description
-        diffusion.check_loss(**self.loss_options)
+    diffusion: Diffusion
+    windows: Any
+    timestep: int = 0
+    loss_options: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        self.diffusion.check_loss(**self.loss_options)
 
     def beside(self, labelled: Dataset[Batch], channels: int) -> Dataset[Batch]:
         """A labelled stream with unlabelled images, of the U-Net's channels, at its positions."""
@@ -66,15 +65,16 @@ class JointDenoising:
         return logits, losses
 
 
+@dataclass
 class WithUnlabelled(Dataset[Batch]):
-    """A labelled stream with an unlabelled image at every position."""
+    """A labelled stream with an unlabelled image at every position, of so many channels."""
 
-    def __init__(self, labelled: Dataset[Batch], unlabelled: Any, channels: int) -> None:
-        self.labelled, self.unlabelled, self.channels = labelled, unlabelled, channels
+    labelled: Any
+    unlabelled: Any
+    channels: int
 
     def __getitems__(self, positions: Sequence[int]) -> Batch:
         """The labelled batch, and "unlabelled" images, grey ones repeated to `channels`."""
-        labelled: Any = self.labelled
         images = self.unlabelled.__getitems__(positions)["image"]
         unlabelled = images.expand(-1, self.channels, *images.shape[2:]).contiguous()
-        return {**labelled.__getitems__(positions), "unlabelled": unlabelled}
+        return {**self.labelled.__getitems__(positions), "unlabelled": unlabelled}

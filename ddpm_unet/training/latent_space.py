@@ -7,19 +7,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import Dataset
 from tqdm import tqdm
+from typing_extensions import override
 
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.sources import CACHE
-from ddpm_unet.data.stream import Batch, Grid, Stream, of_images, order, to_model_range
+from ddpm_unet.data.stream import (
+    Batch,
+    Grid,
+    Positions,
+    PositionStream,
+    Stream,
+    of_images,
+    to_model_range,
+)
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.autoencoder import Autoencoder
 from ddpm_unet.randomness import normal
@@ -28,7 +35,7 @@ from ddpm_unet.training.distributed import on_main, share_json
 BATCH = 16
 
 
-class LatentWindows(Dataset[Batch]):
+class LatentWindows(PositionStream):
     """The windows at the first positions of a stream or grid, as latents.
 
     Of a stream it is one itself: epoch after epoch in a new order, with no state. Of a grid,
@@ -43,19 +50,21 @@ class LatentWindows(Dataset[Batch]):
     """
 
     def __init__(self, windows: Stream | Grid, path: Path, seed: int, sample: bool) -> None:
-        self.source, self.seed, self.sample = windows, seed, sample
         try:
             self.moments = torch.from_numpy(np.load(path, mmap_mode="c"))
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: is damaged ({error}); delete it, to encode anew") from error
+        super().__init__(windows, seed, np.ones(len(self.moments), np.int64))
+        self.sample = sample
 
     def __len__(self) -> int:
         return len(self.moments)
 
-    def __getitems__(self, positions: Sequence[int] | np.ndarray) -> Batch:
+    @override
+    def __getitems__(self, positions: Positions) -> Batch:
         """The batch at these positions, as of `Stream`; "image" are latents `[B, C, h, w]`."""
         positions = np.asarray(positions, dtype=np.int64)
-        numbers = self._numbers(positions)
+        numbers = self.numbers(positions)
         latents, deviation = self.moments[torch.from_numpy(numbers)].unbind(1)
         if self.sample:
             noise = normal(self.seed, "latent", positions, latents.shape[1:])
@@ -63,26 +72,13 @@ class LatentWindows(Dataset[Batch]):
         return {
             "image": latents,
             "position": torch.from_numpy(positions),
-            **of_images(self.source.images, self.source.windows(numbers)),
+            **of_images(self.images.images, self.images.windows(numbers)),
         }
 
-    def __getitem__(self, position: int) -> Batch:
-        return {key: values[0] for key, values in self.__getitems__([position]).items()}
-
-    def name(self, position: int) -> str:
-        """The image from which a position is cut, for messages."""
-        return self.source.name(int(self._numbers(np.array([position]))[0]))
-
-    @property
-    def digest(self) -> str:
-        """Of the names and sizes of the images."""
-        return self.source.digest
-
-    def _numbers(self, positions: np.ndarray) -> np.ndarray:
-        """The window at each position."""
-        if isinstance(self.source, Grid):
-            return positions
-        return order(self.seed, positions, len(self))
+    @override
+    def numbers(self, positions: Positions) -> np.ndarray:
+        grid = isinstance(self.images, Grid)
+        return np.asarray(positions, dtype=np.int64) if grid else super().numbers(positions)
 
 
 class LatentSpace:

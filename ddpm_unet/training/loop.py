@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,12 @@ from ddpm_unet.evaluation.plots import plot_metrics
 from ddpm_unet.evaluation.report import ABOUT, versions
 from ddpm_unet.files import replace_json
 from ddpm_unet.randomness import torch_seeds
-from ddpm_unet.training.checkpoint import prune_checkpoints, resume, write_checkpoint
+from ddpm_unet.training.checkpoint import (
+    ShardedWriter,
+    prune_checkpoints,
+    resume,
+    write_checkpoint,
+)
 from ddpm_unet.training.distributed import (
     Sharding,
     StopRequest,
@@ -187,6 +193,8 @@ class Training:
         self.saved: int | None = None
         self.finished = False
         self.stopped_by = 0
+        large = sum(p.numel() for p in self.network.parameters()) > 1e6 * config.sharded_above
+        self.shards = ShardedWriter(accelerator) if large else None
 
     def introduce(self) -> None:
         """Say what is about to run, and on what."""
@@ -248,9 +256,13 @@ class Training:
                 if self._stale() or self._due(config.checkpoint_every):
                     self._checkpoint()
         self.finished = state.step >= config.steps or self._stale()
+        if not self.finished and self.saved != state.step:
+            self._checkpoint()
+        if self.shards:
+            self.shards.wait()
+            if not self.finished and state.best_step is None:
+                self._export()
         if not self.finished:
-            if self.saved != state.step:
-                self._checkpoint()
             self._say(
                 f"stopped after step {state.step}: a checkpoint is written, "
                 "the same command goes on from it"
@@ -407,23 +419,30 @@ class Training:
 
     def _checkpoint(self) -> None:
         state, scaler = self.state, self.accelerator.scaler
-        tensors = state.tensors(self.accelerator.is_main_process)
+        main = self.accelerator.is_main_process
+        tensors = {} if self.shards else state.tensors(main)
         numbers = state.numbers() | {
             "images": state.step * self.config.batch_size,
             "scaler": scaler.state_dict() if scaler else None,
             "data": self.job.digest,
         }
 
+        def prune() -> None:
+            prune_checkpoints(self.run.checkpoints, self.config.keep_checkpoints)
+
         def write() -> None:
             numbers["metrics_size"] = self.run.metrics_size()
-            write_checkpoint(self.run.checkpoints, state.step, tensors, numbers)
-            prune_checkpoints(self.run.checkpoints, self.config.keep_checkpoints)
+            if not self.shards:
+                write_checkpoint(self.run.checkpoints, state.step, tensors, numbers)
+                prune()
             with disk_faults(self.run.path / "loss.png"):
                 plot_metrics(self.run.read_metrics(), self.run.path / "loss.png")
 
         on_main(self.accelerator, write)
+        if self.shards:
+            self.shards.start(self.run.checkpoints, state, numbers, prune)
         self.saved = state.step
-        if state.best_step is None:
+        if state.best_step is None and not self.shards:
             self._export()
 
     def _snapshot(self) -> None:
@@ -445,6 +464,24 @@ class Training:
         """Go on from the newest good checkpoint, if there is one."""
         if resume(self.state, self.run, self.accelerator, self.job.digest):
             self.saved = self.state.step
+            changed = self.run.changed
+            for name in sorted(changed.keys() - {"run", "resume", "preview"}):
+                self._say("{} is {}, was {}".format(name, *reversed(changed[name])))
+            self._say_jump(changed.get("train.steps", (self.config.steps,))[0])
+
+    def _say_jump(self, planned: int) -> None:
+        """Say how the learning rate jumps where a run of so many steps gets another number."""
+        step, peak = self.state.step, self.optimizer.param_groups[0]["peak_lr"]
+        config = replace(self.config, steps=planned)
+        before, after = (
+            peak * learning_rate_factor(max(step - 1, 0), config),
+            peak * learning_rate_factor(step, self.config),
+        )
+        if planned != self.config.steps and abs(after - before) > 0.05 * peak:
+            self._say(
+                f"the learning rate jumps from {before:.3g} to {after:.3g}, as its "
+                f"{self.config.lr_schedule} schedule is now one of {self.config.steps} steps"
+            )
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:

@@ -30,11 +30,7 @@ def cross_entropy(
     The average divides by the number of labelled pixels and not by the sum of the weights, as in
     Ronneberger 2015, eq. 1, so that an image of heavy pixels counts more than one of light ones.
 
-    Args:
-        logits: `[B, K, *sizes]`, or one channel for two classes.
-        masks: `int64 [B, *sizes]`.
-        class_weights: Factor of each class, `[K]`.
-        pixel_weights: Factor of each pixel, `[B, *sizes]`: the border weights.
+    `class_weights` `[K]` are factors of the classes, `pixel_weights` `[B, *sizes]` of the pixels.
     """
     losses = F.cross_entropy(
         _class_logits(logits, masks),
@@ -99,8 +95,7 @@ def segmentation_loss(
     Args:
         name: "cross_entropy", "dice", "cross_entropy+dice" (their sum), "focal", or "border": the
             cross-entropy under the weight maps of Ronneberger 2015, eq. 2.
-        logits: `[B, K, *sizes]`, or one channel for two classes.
-        masks: `int64 [B, *sizes]`.
+        logits, masks: See the module.
         class_weights: Factor of each class, `[K]`. Not for "border": its maps hold them.
         pixel_weights: The weight maps `[B, *sizes]`; only "border" looks at them.
         focal_gamma: Exponent of the focal loss.

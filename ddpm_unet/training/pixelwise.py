@@ -246,9 +246,7 @@ class PixelwiseJob(Job):
         predict: How whole images are predicted.
         lr: Peak learning rate, and `layer_decay`, of each block as a share of the next block's.
         split: What trains, validates and tests, kept in the run folder.
-        workers: Loader processes.
-        description: Lines for the log.
-        digest: Of the data.
+        workers, description, digest: See `Job`.
         loss: In place of the target's: `(network, batch) -> [B]`, or one number.
     """
 

@@ -38,7 +38,7 @@ FREE_TO_CHANGE = {
     "train.steps", "train.micro_batch", "train.mixed_precision", "train.compile",
     "train.gradient_checkpointing", "train.channels_last", "train.checkpoint_every",
     "train.keep_checkpoints", "train.sample_every", "train.evaluate_every", "train.native",
-    "train.timeout",
+    "train.timeout", "train.sharded_above",
 }  # fmt: skip
 FROM_THE_DATA = {f"model.{n}" for n in ("in_channels", "out_channels", "dims", "num_class_embeds")}
 """Null takes what the data ask for, which are compared themselves."""
@@ -55,6 +55,8 @@ class RunFolder:
         self.model = path / "model"
         self.metrics = path / "metrics.jsonl"
         self._lock = FileLock(path / ".lock", thread_local=False)
+        self.changed: dict[str, tuple[Any, Any]] = {}
+        """Settings that are others than before, once the folder is claimed: then, and now."""
 
     def claim(self, settings: Any, resume: str) -> None:
         """Lock the folder, and hold the settings of its checkpoints against `settings`.
@@ -87,7 +89,7 @@ class RunFolder:
                     f"{self.path}: holds a run already; choose another --run or --resume auto"
                 )
             if self._begun():
-                _compare(self.path, saved, plain(settings))
+                self.changed = dict(_compare(self.path, saved, plain(settings)))
         file = self.path / "config.yaml"
         with disk_faults(file):
             replace_text(file, yaml.safe_dump(plain(settings), sort_keys=False))
@@ -185,14 +187,19 @@ def disk_faults(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _compare(path: Path, saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> None:
+def _compare(
+    path: Path, saved: dict[str, Any], now: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """The settings that differ and may; refuses others."""
     for key, value in now.items():
         name = f"{prefix}{key}"
-        if name in FREE_TO_CHANGE or key not in saved:  # or newer than the run
+        if key not in saved or saved[key] == value:  # or newer than the run
             continue
-        if isinstance(value, dict) and isinstance(saved.get(key), dict):
-            _compare(path, saved[key], value, f"{name}.")
-        elif saved[key] != value and not (name in FROM_THE_DATA and None in (saved[key], value)):
+        if name in FREE_TO_CHANGE:
+            yield name, (saved[key], value)
+        elif isinstance(value, dict) and isinstance(saved[key], dict):
+            yield from _compare(path, saved[key], value, f"{name}.")
+        elif not (name in FROM_THE_DATA and None in (saved[key], value)):
             raise UserError(
                 f"{path}: holds a run with {name} = {saved.get(key)}, not {value}; "
                 "choose another --run folder or the old value"

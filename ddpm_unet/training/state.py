@@ -16,7 +16,6 @@ from ddpm_unet.config import TrainConfig
 from ddpm_unet.training.distributed import copy_into, let_go, replicated, whole
 from ddpm_unet.training.post_hoc_ema import BUFFERS, exponent
 
-NamedParameters = list[tuple[str, Parameter]]
 NOWHERE = torch.iinfo(torch.int64).max
 """The stream position of no image."""
 COUNTS = ("step", "loss_steps", "best_step", "worse")
@@ -96,13 +95,15 @@ def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> Optimi
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
     """Share of the peak learning rate at optimizer step `step` (from 0), in [0, 1].
 
-    Linear warm-up over `warmup_steps`, then constant or half a cosine down to zero at `steps`.
+    Linear warm-up over `warmup_steps`, then constant, or a line or half a cosine to 0 at `steps`.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.lr_schedule == "constant":
         return 1.0
     progress = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    if config.lr_schedule == "linear":
+        return 1 - min(progress, 1.0)
     return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
@@ -177,16 +178,17 @@ class TrainingState:
 
         Groups: "model", "optimizer", "ema", and "ema_" with sigma_rel for each average besides.
         """
-        states = (
+        return {group: whole(of, keep) for group, of in self.shards().items()}
+
+    def shards(self) -> dict[str, list[tuple[str, Tensor]]]:
+        """This process's tensors themselves, by group and name."""
+        states = [
             (f"{name}/{entry}", value)
             for name, parameter in self.named
             for entry, value in self.optimizer.state[parameter].items()
-        )
-        return {
-            "model": whole(self.network.state_dict().items(), keep),
-            "optimizer": whole(states, keep),
-            **{group: whole(of.items(), keep) for group, of in self._averages().items()},
-        }
+        ]
+        groups = {"model": self.network.state_dict(), **self._averages()}
+        return {"optimizer": states, **{group: list(of.items()) for group, of in groups.items()}}
 
     def snapshot(self, keep: bool) -> dict[str, dict[str, Tensor]]:
         """The averages besides, by sigma_rel, and the buffers, as `Snapshots` keeps them."""
@@ -231,22 +233,24 @@ class TrainingState:
                 return f"has an optimizer of {name}"
         return None
 
+    def slot(self, group: str, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """Where a tensor of `shards` belongs; of the optimizer it is made."""
+        if group != "optimizer":
+            targets = self._averages()[group] if group != "model" else self.network.state_dict()
+            return targets[name]
+        name, entry = name.rsplit("/", 1)
+        parameter = dict(self.named)[name]
+        if shape == parameter.shape:
+            made = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+        else:  # a step count
+            made = torch.zeros(shape, dtype=dtype, device=parameter.device)
+        self.optimizer.state[parameter][entry] = made
+        return made
+
     def restore(self, tensors: Iterable[tuple[str, str, Tensor]], numbers: dict[str, Any]) -> None:
         """Take over what `tensors` (as group, name, value) and `numbers` gave."""
-        targets = {"model": self.network.state_dict(), **self._averages()}
-        parameters = dict(self.named)
         for group, name, value in tensors:
-            if group == "optimizer":
-                name, entry = name.rsplit("/", 1)
-                parameter = parameters[name]
-                if value.shape == parameter.shape:
-                    whole_value, value = value, torch.zeros_like(parameter, dtype=value.dtype)
-                    copy_into(value, whole_value)
-                else:  # a step count
-                    value = value.to(parameter.device, copy=True)
-                self.optimizer.state[parameter][entry] = value
-            else:
-                copy_into(targets[group][name], value)
+            copy_into(self.slot(group, name, value.shape, value.dtype), value)
         for name in COUNTS:
             setattr(self, name, numbers[name])
         for name in SUMS:

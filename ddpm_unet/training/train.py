@@ -171,7 +171,6 @@ class Settings(RunConfig):
 
     model: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
-    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 class _ModuleJob(DenoiseJob):

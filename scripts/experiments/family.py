@@ -101,7 +101,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--images", type=Path, required=True, help="labelled pictures; a quarter of them tests")
+    add("--images", type=Path, required=True, help="labelled images; a quarter of them tests")
     add("--masks", type=Path, required=True, help="their masks")
     add("--out", type=Path, default=Path("runs/family"), help="folder written to")
     add("--seeds", type=int, default=2, help="trainings per member")

@@ -99,7 +99,7 @@ def arguments() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--set", choices=["isbi", "dsb2018"], default="isbi", help="configs/<set>_*.yaml")
-    add("--images", type=Path, required=True, help="labelled pictures, in order; the last test")
+    add("--images", type=Path, required=True, help="labelled images, in order; the last test")
     add("--masks", type=Path, required=True, help="their masks, of two classes")
     add("--unlabelled", type=Path, nargs="+", default=[], help="folders for the denoiser")
     add("--denoiser", type=Path, help="a trained denoiser's folder, instead of training one")

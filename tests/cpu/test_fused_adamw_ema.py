@@ -115,12 +115,23 @@ def in_another_layout(weights):
     weights[2].data = weights[2].data.to(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("change", [without_gradient, in_another_layout])
-def test_where_it_stands_back(change):
+@pytest.mark.parametrize(
+    ("change", "settings"),
+    [
+        (without_gradient, {"fused": True}),
+        (in_another_layout, {"fused": True}),
+        (lambda weights: None, {"amsgrad": True}),
+        (lambda weights: None, {"maximize": True}),
+        (lambda weights: None, None),
+    ],
+)
+def test_where_it_stands_back(change, settings):
+    """Also from AdamW of another kind, and from another optimiser (None)."""
     ours, theirs = parameters(), parameters()
     sides = []
     for weights in (ours, theirs):
-        optimizer, ema = started(weights, fused=True)
+        optimizer, ema = started(weights, **(settings or {}))
+        optimizer = optimizer if settings else SGD(weights, lr=0.1)
         change(weights)
         sides.append((optimizer, ema))
     FusedAdamWEMA(*sides[0])(3, sides[0][0].step)
@@ -129,25 +140,6 @@ def test_where_it_stands_back(change):
     for result, expected in zip(ours, theirs, strict=True):
         assert torch.equal(result, expected)
     assert all(map(torch.equal, sides[0][1].averages, sides[1][1].averages))
-
-
-def test_other_optimisers_and_kinds_of_adamw():
-    for make in (
-        lambda weights: SGD(weights, lr=0.1),
-        lambda weights: adamw(weights, amsgrad=True),
-        lambda weights: adamw(weights, maximize=True),
-    ):
-        ours, theirs = parameters(), parameters()
-        for weights in (ours, theirs):
-            optimizer = make(weights)
-            update = FusedAdamWEMA(optimizer, EMA(weights, 0.9))
-            for step in range(3):
-                gradients(weights, step)
-                if weights is ours:
-                    update(step, optimizer.step)
-                else:
-                    optimizer.step()
-        assert all(map(torch.equal, ours, theirs))
 
 
 def test_elsewhere_nothing_is_asked_of_the_device():

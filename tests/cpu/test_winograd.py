@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_unet.config import ClassicConfig
@@ -168,17 +167,6 @@ def test_threads_neighbours_and_repetition_change_no_bit():
     assert torch.equal(alone[1], first[1][5:6])
 
 
-@compiled
-def test_new_weights_are_noticed():
-    layer = fast_convolution(16, 16)
-    x = noise(1, 16, 8, 8)
-    with torch.no_grad():
-        before = layer(x)
-        layer.weight.data.mul_(2)  # unseen by autograd's counter of versions
-        layer.bias.data.mul_(2)
-        assert torch.equal(layer(x), 2 * before)
-
-
 def test_only_3x3_convolutions_of_images_are_made_so():
     def made(**options):
         return type(accelerate_cpu(nn.Conv2d(16, 16, **{"kernel_size": 3, "padding": 1} | options)))
@@ -222,20 +210,6 @@ def test_flops_are_counted():
     with FlopCounterMode(display=False) as counter:
         layer(noise(1, 16, 8, 8)).sum().backward()
     assert counter.get_total_flops() == 2 * 2 * 64 * 9 * 16 * 32  # of y and of the weights
-
-
-@compiled
-def test_functional_transforms_and_forward_mode():
-    layer = deepcopy(fast_convolution(16, 16))
-    x, tangent = noise(2, 16, 8, 8), noise(2, 16, 8, 8, seed=1)
-    expected = F.conv2d(tangent, layer.weight, padding=1)
-    close = {"rtol": 1e-4, "atol": 1e-5}
-    torch.testing.assert_close(torch.func.jvp(layer, (x,), (tangent,))[1], expected, **close)
-    with forward_ad.dual_level(), torch.no_grad():
-        y = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, tangent)))
-    torch.testing.assert_close(y.tangent, expected, **close)
-    mapped = torch.func.vmap(layer)(torch.stack((x, tangent)))
-    torch.testing.assert_close(mapped[1], layer(tangent), **close)
 
 
 @compiled

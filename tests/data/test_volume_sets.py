@@ -94,6 +94,10 @@ def test_voxels_that_differ_in_size_are_said(folders, tmp_path):
             save(tmp_path / f"{kind}/{name}.nii", array, np.diag([mm, mm, 2, 1]))
     report = check_pairs(config(tmp_path))
     assert (report.spacing, report.faults) == (None, [])
+    with pytest.raises(
+        UserError, match=r"data\.spacing 2 x 2 x 2 mm: the files say 1 x 1 x 2 to 3"
+    ):
+        check_pairs(replace(config(tmp_path), spacing=2.0))
     (warning,) = [line for line in report.warnings if "voxels differ" in line]
     assert "from 1 x 1 x 2 to 3 x 3 x 2 mm" in warning
 

@@ -8,12 +8,12 @@ import torch
 from oracles import Mixture, Oracle, gaussian_flow
 
 from ddpm_unet.diffusion.conditioning import (
-    SelfConditioning,
     autoguidance,
     classifier_free_guidance,
     concat_cond,
     draw_dropped,
     drop_cond,
+    own_estimate,
 )
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.sampling import Noise, sample
@@ -80,9 +80,8 @@ def test_half_of_the_images_are_told_the_denoisers_own_estimate(prediction_type)
 
     noisy = torch.randn(40, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     timesteps = torch.arange(0, 1000, 25)
-    own = SelfConditioning(config)
-    arguments = (denoiser, noisy, timesteps, 7, range(100, 140))
-    found = own.estimate(*arguments, class_labels=torch.arange(40))
+    arguments = (config, denoiser, noisy, timesteps, 7, range(100, 140))
+    found = own_estimate(*arguments, class_labels=torch.arange(40))
     assert not found.requires_grad
     told = (found != 0).flatten(1).any(1)
     assert 10 < told.sum() < 30
@@ -99,8 +98,8 @@ def test_which_images_are_told_depends_on_the_position_alone():
     def told(positions):
         timesteps, noise = diffusion.draw(0, positions, (1, 2, 2))
         noisy = diffusion.add_noise(images[: len(positions)], timesteps, noise)
-        estimate = SelfConditioning(GaussianDiffusion()).estimate(
-            lambda x, t, estimate: torch.ones_like(x), noisy, timesteps, 5, positions
+        estimate = own_estimate(
+            diffusion, lambda x, t, estimate: torch.ones_like(x), noisy, timesteps, 5, positions
         )
         return (estimate != 0).flatten(1).any(1)
 
@@ -225,21 +224,3 @@ def test_one_evaluation_at_scale_one_and_outside_the_interval_else_of_twice_the_
         inside = interval[0] <= t <= interval[1]
         assert torch.equal(guided(x, times, class_labels=labels), plain) != inside
         assert denoiser.seen == [(t, [2, 1]), (t, [NULL, NULL, 2, 1] if inside else [2, 1])]
-
-
-def test_outside_the_interval_there_is_one_evaluation():
-    denoiser = Classes(GaussianDiffusion())
-    with_guidance = classifier_free_guidance(denoiser, 2.0, NULL, (200, 599))
-    sample(
-        lambda x, t: with_guidance(x, t, class_labels=torch.tensor([1])),
-        "ddim",
-        (2, 3, 3),
-        diffusion=GaussianDiffusion(),
-        seed=0,
-        indices=[0],
-        steps=10,
-    )
-    twice = [t for t, labels in denoiser.seen if len(labels) == 2]
-    assert len(denoiser.seen) == 10
-    assert twice == [t for t, _ in denoiser.seen if 200 <= t <= 599]
-    assert len(twice) == 4

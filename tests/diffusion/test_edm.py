@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddpm_unet.config import DiffusionConfig
-from ddpm_unet.diffusion.conditioning import SelfConditioning
+from ddpm_unet.diffusion.conditioning import own_estimate
 from ddpm_unet.diffusion.edm import EDMDiffusion, diffusion_of_scheduler, make_diffusion
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import SolverSampler, make_sampler, saved_sampler
@@ -88,21 +88,6 @@ def test_the_loss_of_the_best_denoiser_is_the_posterior_variance():
         EDM.losses(best, images, weighting="min_snr")
 
 
-def test_a_network_learns_the_mean():
-    """The same call as of GaussianDiffusion, in a loop of one's own."""
-    network = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.05)
-    images = torch.full((256, 1), 0.4)
-    for step in range(150):
-        generator = torch.Generator().manual_seed(step)
-        loss = EDM.loss(lambda x, t: network(x), images, generator=generator)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    constant = EDM.loss(lambda x, t: torch.zeros_like(x), images)
-    assert loss < 0.5 * constant
-
-
 @pytest.mark.parametrize("name", SOLVERS)
 def test_samplers_draw_the_data(name):
     images = sample(best, name, (1, 64, 64), diffusion=EDM, seed=0, indices=range(2), steps=40)
@@ -174,7 +159,7 @@ def test_settings_make_either_process():
 def test_self_conditioning_is_given_the_image():
     x0, t = torch.rand(40, 1, 4, 4), torch.full((40,), 0.1)
     x = EDM.add_noise(x0, t, torch.randn(x0.shape))
-    found = SelfConditioning(EDM).estimate(lambda x, t, estimate: best(x, t), x, t, 0, range(40))
+    found = own_estimate(EDM, lambda x, t, estimate: best(x, t), x, t, 0, range(40))
     chosen = (found != 0).flatten(1).any(1)
     known = (STD**2 * x + 0.01 * MEAN) / (STD**2 + 0.01)
     assert 8 < chosen.sum() < 32

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from small import SMALL
 
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.data.conditioning import ConcatCondition
@@ -23,31 +24,20 @@ from ddpm_unet.inference.denoiser import Denoiser, check_guidance, read_guide
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet
 
-PLAIN = {
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "attention_head_dim": 2,
-    "sample_size": 8,
-}
+PLAIN = SMALL | {"attention_head_dim": 2, "sample_size": 8}
 CROSS = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "mid_block_type": None,
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     "cross_attention_dim": 6,
 }
-SELF = {
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-}
 ALL = Conditioning(3, ("a", "b"), True, ConcatCondition("classes", 2), None, True)
 
 
 def network(seed=0, **settings):
     """With random weights, the last layers' too."""
-    unet = UNet(
-        UNetConfig(**(PLAIN | (CROSS if "cross_attention_dim" in settings else SELF) | settings))
-    )
+    cross = CROSS if "cross_attention_dim" in settings else {}
+    unet = UNet(UNetConfig(**PLAIN | cross | settings))
     generator = torch.Generator().manual_seed(seed)
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=generator)

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate, pad
 
-from ddpm_unet.config import ClassicConfig, HeadConfig, PredictConfig, UNetConfig
+from ddpm_unet.config import ClassicConfig, PredictConfig, UNetConfig
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.objects import label_objects
@@ -14,13 +14,11 @@ from ddpm_unet.inference.predictor import (
     Predictor,
     add_residual,
     class_probabilities,
-    dimensions,
     tiling,
 )
 from ddpm_unet.inference.results import write_masks
 from ddpm_unet.inference.tiles import Tiling, predict_tiles
 from ddpm_unet.models.classic import ClassicUNet
-from ddpm_unet.models.segmenter import Segmenter
 from ddpm_unet.models.unet import UNet
 
 
@@ -88,11 +86,6 @@ def test_tiles_of_nothing_but_border_are_refused(tile, overlap):
     with pytest.raises(UserError, match="a tile of at least"):
         tiling(model, PredictConfig(tile, overlap))
     assert tiling(model, PredictConfig(96, 32)).tile == 96
-
-
-def test_dimensions():
-    assert dimensions(classic()) == 2
-    assert dimensions(Segmenter(small_unet(dims=3), HeadConfig())) == 3
 
 
 def test_tiles_by_default():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import small
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
@@ -60,20 +61,10 @@ NARROW_STABLE_DIFFUSION = STABLE_DIFFUSION | {
     "cross_attention_dim": 24,
 }
 
-SMALL: Settings = {
-    "block_out_channels": (8, 16),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "attention_head_dim": 4,
-}
-SMALL_CONDITIONAL: Settings = {
-    "block_out_channels": (8, 16),
+SMALL: Settings = small.SMALL | {"attention_head_dim": 4}
+SMALL_CONDITIONAL: Settings = SMALL | {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
     "attention_head_dim": 2,
     "cross_attention_dim": 10,
 }

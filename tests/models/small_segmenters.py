@@ -1,5 +1,6 @@
 """Segmenters of two levels with weights that are nowhere zero."""
 
+import small
 import torch
 from torch import Tensor, nn
 
@@ -7,14 +8,7 @@ from ddpm_unet.config import HeadConfig, UNetConfig
 from ddpm_unet.models.segmenter import Segmenter
 from ddpm_unet.models.unet import UNet
 
-SMALL = {
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "attention_head_dim": 8,
-}
+SMALL = small.SMALL | {"attention_head_dim": 8}
 
 CONTEXT = SMALL | {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),

@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from diffusers import AutoencoderKL, VQModel
+from small import AUTOENCODER
 
 from ddpm_unet.errors import UserError
 from ddpm_unet.models import autoencoder
@@ -18,10 +19,7 @@ CONFIG = "config.json"
 def peer():
     torch.manual_seed(0)
     return AutoencoderKL(
-        block_out_channels=(4, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=2,
+        **AUTOENCODER,
         latent_channels=5,
         scaling_factor=0.4,
         shift_factor=0.25,

@@ -3,17 +3,12 @@
 from typing import Any
 
 import pytest
+from small import SMALL
 
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.errors import UserError
 from ddpm_unet.models import UNet
 
-TWO = {
-    "block_out_channels": (8, 16),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "norm_num_groups": 4,
-}
 CROSS = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "cross_attention_dim": 8}
 
 
@@ -55,7 +50,7 @@ CROSS = {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "cross_att
 )
 def test_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        UNet(UNetConfig(**TWO | settings))
+        UNet(UNetConfig(**SMALL | settings))
     assert "\n" not in str(caught.value)
 
 

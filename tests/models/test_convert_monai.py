@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers_twins import randomise
 from safetensors.torch import save_file
+from small import SMALL
 from torch import Tensor
 
 from ddpm_unet.config import CheckpointHints, UNetConfig
@@ -42,11 +43,7 @@ def config(settings: dict[str, Any]) -> UNetConfig:
     small: dict[str, Any] = {
         "in_channels": 1,
         "out_channels": 2,
-        "block_out_channels": (8, 16),
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-        "layers_per_block": 1,
-        "norm_num_groups": 4,
+        **SMALL,
         "norm_eps": 1e-6,
         "attention_head_dim": 4,
     }

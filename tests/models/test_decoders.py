@@ -66,24 +66,6 @@ def test_unet_plus_plus_has_the_published_layers():
     assert supervised == expected + 3 * convolution(32, 1, 1)
 
 
-def test_unet_plus_plus_has_the_layers_of_the_common_code():
-    """github.com/4uiiurz1/pytorch-nested-unet, archs.py, NestedUNet: 9.16 million.
-
-    Bilinear upsampling, batch normalisation; their convolutions have biases too, which the
-    normalisation takes out again.
-    """
-    filters = [32, 64, 128, 256, 512]
-    nodes = [(a, b) for a, b in zip([3, *filters], filters, strict=False)]
-    for i, j in product(range(5), range(1, 5)):
-        if i + j < 5:
-            nodes.append((filters[i] * j + filters[i + 1], filters[i]))
-    theirs = sum(twice(a, b) + 4 * b for a, b in nodes) + convolution(32, 1, 1)
-    biases = sum(2 * b for _, b in nodes)
-    assert round(theirs / 1e6, 2) == 9.16
-    settings = {"decoder": "nested", "base_width": 32, "one_logit": True, "norm": "batch"}
-    assert parameters(**settings, upsample="bilinear") == theirs - biases
-
-
 def test_unet_3_plus_has_the_published_layers():
     """Huang 2020, table 2: 26.97 million; github.com/ZJUGiveLab/UNet-Version, UNet_3Plus.py."""
     filters = [64, 128, 256, 512, 1024]

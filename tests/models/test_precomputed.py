@@ -1,6 +1,7 @@
 import pytest
 import torch
 from diffusers_twins import randomise
+from small import SMALL
 
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.models import UNet, precomputed
@@ -10,11 +11,7 @@ TIMES = torch.tensor([900.0, 41.5, 41.5, 3.0])
 
 
 def network(**settings):
-    config = UNetConfig(block_out_channels=(8, 16), norm_num_groups=4, layers_per_block=1, **{
-        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    } | settings)  # fmt: skip
-    unet = UNet(config).eval().double()
+    unet = UNet(UNetConfig(**SMALL | settings)).eval().double()
     randomise(unet)
     return unet
 

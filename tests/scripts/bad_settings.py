@@ -114,6 +114,13 @@ SETTINGS = [
          "data.value_range [5, 1]: must be two numbers, black below white"),
     Case("-1 workers", "train_ddpm", "--data.workers -1",
          "data.workers -1: must be between 0 and 1024"),
+    Case("sizes of three axes for images", "train_seg", "--data.spacing [1,1,1]",
+         "data.spacing: has 3 numbers; give 1 or 2"),
+    Case("pixels of no size", "train_ddpm", "--data.spacing 0",
+         "data.spacing 0: must be between 1e-09 and 1000000"),
+    Case("a spacing for a model that knows none", "segment", "images --spacing 1",
+         "spacing: the model does not know that of its training; leave it out, or train with "
+         "data.spacing"),
     Case("a network for grey images", "train_ddpm", "--model.in_channels 1",
          "model.in_channels = 1, but the images have 3; set model.in_channels and "
          "model.out_channels to 3, or data.channels"),

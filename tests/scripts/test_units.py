@@ -6,10 +6,11 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
+import torch
 from in_process import run
 from PIL import Image
 
-from ddpm_unet import GaussianDiffusion, UNet
+from ddpm_unet import GaussianDiffusion, Predictor, Segmenter, UNet
 from ddpm_unet.config import PairDataConfig, SegmentConfig
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.inference.pipeline import write_pipeline
@@ -64,6 +65,56 @@ def test_generated_volumes_have_the_units_and_spacing_of_the_training(
         assert file.shaped_metadata[0]["spacing"] == spacing
         numerator, denominator = file.pages[0].tags["XResolution"].value
         assert numerator / denominator == 10 / spacing
+
+
+@pytest.mark.parametrize(
+    ("spacing", "factor"), [(None, (1, 1)), (0.51, (1, 1)), (0.25, (2, 2)), ((1.0, 0.25), (0.5, 2))]
+)
+def test_images_of_another_spacing_look_to_the_network_like_those_of_the_training(spacing, factor):
+    """A ramp in millimetres is the same ramp at any spacing, and so is what is made of it."""
+    unet = UNet(in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4)
+    model = Segmenter(unet, num_classes=2).eval()
+    predictor = Predictor(model, Preprocessing(1, spacing=(0.5, 0.5)), spacing=spacing)
+    lengths = [round(n * f) for n, f in zip((40, 64), factor, strict=True)]
+    y, x = (((np.arange(n) + 0.5) / n).astype(np.float32) for n in lengths)
+    seen = []
+
+    def network(tiles):
+        seen.append(tiles)
+        return torch.cat([0 * tiles, tiles], dim=1)
+
+    predictor.network = network
+    values = 0.3 * y[:, None] + 0.7 * x
+    found = predictor(values[..., None]).probabilities[1]
+    np.testing.assert_allclose(found, 1 / (1 + np.exp(1 - 2 * values)), atol=0.01)
+    (tiles,) = seen
+    for axis, step in ((2, 2 * 0.3 / 40), (3, 2 * 0.7 / 64)):  # reflected at the edges
+        assert tiles.diff(dim=axis).abs().median() == pytest.approx(step, rel=0.02)
+
+
+def test_a_spacing_is_kept_and_checked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, most in (("images", 255), ("masks", 1)):
+        (tmp_path / folder).mkdir()
+        for i in range(3):
+            values = np.random.default_rng(i).integers(0, most + 1, (32, 32), np.uint8)
+            Image.fromarray(values).save(tmp_path / folder / f"{i}.png")
+    small = ["--architecture", "classic", "--classic.base_width", "2", "--classic.depth", "2"]
+    small += ["--classic.padding", "same", "--data.images", "images", "--data.masks", "masks"]
+    small += ["--data.size", "16", *ONCE]
+    done("train_seg.py", *small, "--data.spacing", "5e-4", "--run", "run")
+    assert Preprocessing.read(tmp_path / "run/model", 1).spacing == (5e-4, 5e-4)
+    job = ["--model", "run/model", "images/0.png"]
+    assert "taken to be of 0.0005 x 0.0005 mm" in done("segment.py", *job, "--out", "a")
+    said = done("segment.py", *job, "--out", "b", "--spacing", "25e-5")
+    assert "0.png: class 0" in said
+    assert "(pixels of 0.00025 x 0.00025 mm, resampled to 0.0005 x 0.0005 mm)" in said
+    outcome = run("segment.py", [*job, "--spacing", "0.5"])  # micrometres
+    assert (outcome.status, outcome.err.count("\n")) == (2, 1)
+    assert "trained on 0.0005 x 0.0005 mm; give spacing in millimetres" in outcome.err
+    done("train_seg.py", *small, "--run", "unknown")
+    outcome = run("segment.py", ["--model", "unknown/model", "images/0.png", "--spacing", "1"])
+    assert outcome.err.startswith("error: spacing: the model does not know that of its training")
 
 
 def test_a_model_of_one_depth_segments_the_other_right_or_not_at_all(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from small import SMALL
 
 from ddpm_unet.config import DenoiseConfig, ImageDataConfig, PreviewConfig, TrainConfig, UNetConfig
 
@@ -33,14 +34,7 @@ def settings(blobs, tmp_path):
     return DenoiseConfig(
         run=str(tmp_path / "run"),
         data=ImageDataConfig(source=str(blobs), size=8),
-        model=UNetConfig(
-            block_out_channels=(8, 16),
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
-            norm_num_groups=4,
-            dropout=0.1,
-        ),
+        model=UNetConfig(**SMALL, dropout=0.1),
         train=TrainConfig(
             steps=14,
             batch_size=6,

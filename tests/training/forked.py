@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
 
 from ddpm_unet.errors import UserError
-from ddpm_unet.training.checkpoint import checkpoint_paths
+from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
 from ddpm_unet.training.distributed import PeerError
 from ddpm_unet.training.run_folder import RunFolder
 
@@ -83,13 +83,29 @@ def finish(processes: list[Process]) -> None:
     assert codes == [0] * len(codes), "\n".join(process.said for process in processes)
 
 
+def stored(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors of a checkpoint of either kind, whole."""
+    tensors = read_checkpoint(checkpoint)[0]
+    if next(iter(tensors["model"].values())).is_meta:
+        flat = {
+            f"{g}/{n}": torch.empty_like(t, device="cpu")
+            for g in tensors
+            for n, t in tensors[g].items()
+        }
+        dcp.load(flat, storage_reader=dcp.HuggingFaceStorageReader(str(checkpoint)), no_dist=True)
+        tensors = {g: {n: flat[f"{g}/{n}"] for n in tensors[g]} for g in tensors}
+    return tensors
+
+
 def distance(one: Path, other: Path) -> float:
     """Relative distance of the weights and averages two runs ended with; same metric lines."""
     a, b = (checkpoint_paths(folder / "checkpoints")[-1] for folder in (one, other))
     assert a.name == b.name
     found = []
-    for name in ("model.safetensors", "ema.safetensors"):
-        x, y = (torch.cat([t.ravel() for t in load_file(p / name).values()]) for p in (a, b))
+    for name in ("model", "ema"):
+        first, second = (stored(path)[name] for path in (a, b))
+        assert first.keys() == second.keys()
+        x, y = (torch.cat([of[key].ravel() for key in first]) for of in (first, second))
         found.append(float((x - y).norm() / x.norm()))
     lines = [RunFolder(folder).read_metrics() for folder in (one, other)]
     assert [(r["step"], r.keys()) for r in lines[0]] == [(r["step"], r.keys()) for r in lines[1]]

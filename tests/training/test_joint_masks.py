@@ -161,7 +161,7 @@ def test_further_pairs_only_train(tmp_path, mixed):
     network = job.build_model()
     batch = job.stream(network, Accelerator(cpu=True)).__getitems__(range(32))
     assert batch["image"].amax(dim=(1, 2, 3)).gt(0.5).any(), "no further pair trains"
-    assert "and on further 7 labelled pictures" in job.describe()
+    assert "and on further 7 labelled images" in job.describe()
 
 
 def no_masks(settings):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from forked import distance, finish, in_processes
+from small import AUTOENCODER
 
 from ddpm_unet.models.autoencoder import Autoencoder
 from ddpm_unet.training.from_config import build_denoise_job
@@ -20,10 +21,7 @@ def latent(settings, tmp_path):
     """A training in latents of 4 x 4 x 4 of 48 windows, three batches of the encoder."""
     torch.manual_seed(0)
     AutoencoderKL(
-        block_out_channels=(4, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=2,
+        **AUTOENCODER,
     ).save_pretrained(tmp_path / "autoencoder")
     settings.latent = replace(
         settings.latent, autoencoder=str(tmp_path / "autoencoder"), epochs=2, sample=False

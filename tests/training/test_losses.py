@@ -98,12 +98,6 @@ def test_one_channel_means_two_classes(name):
     torch.testing.assert_close(loss_of(name, logits, masks), loss_of(name, two, masks))
 
 
-def test_one_channel_cross_entropy_is_binary_cross_entropy():
-    logits, masks = torch.randn(2, 1, 8, 8), torch.randint(0, 2, (2, 8, 8))
-    wanted = F.binary_cross_entropy_with_logits(logits[:, 0], masks.float(), reduction="none")
-    torch.testing.assert_close(cross_entropy(logits, masks), wanted.mean((1, 2)))
-
-
 def test_the_default_is_the_sum(example):
     both = segmentation_loss("cross_entropy+dice", *example)
     torch.testing.assert_close(both, cross_entropy(*example) + dice(*example))

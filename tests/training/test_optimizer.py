@@ -22,6 +22,8 @@ def test_learning_rate_at_its_corners():
 def test_constant_after_warm_up():
     config = TrainConfig(steps=110, warmup_steps=10, lr_schedule="constant")
     assert {learning_rate_factor(s, config) for s in range(10, 110)} == {1.0}
+    config = TrainConfig(steps=110, warmup_steps=10, lr_schedule="linear")
+    assert [learning_rate_factor(s, config) for s in (9, 10, 35, 110, 120)] == [1, 1, 0.75, 0, 0]
 
 
 def test_rmsprop_is_hintons_with_momentum_and_weight_decay():

@@ -1,5 +1,6 @@
 """Several processes (gloo, on the CPU) do what one does, and none is ever left waiting."""
 
+import errno
 import os
 import signal
 import time
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from forked import distance, finish, in_processes
+from forked import distance, finish, in_processes, stored
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,6 +23,7 @@ from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.denoiser import generate
 from ddpm_unet.models import UNet
+from ddpm_unet.training import checkpoint
 from ddpm_unet.training.checkpoint import checkpoint_paths, write_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.distributed import merge_rows
@@ -121,6 +123,82 @@ def test_sharded_weights_train_as_one_process_does(job, tmp_path, settle):
     assert distance(tmp_path / "one", tmp_path / "split") < (2e-2 if settle == "bf16" else 1e-4)
     exported = [load_weights(tmp_path / run / "model") for run in ("one", "split")]
     assert exported[0].keys() == exported[1].keys()
+
+
+def test_checkpoints_of_shards_go_on_with_another_number_of_processes(denoise, tmp_path):
+    """Two processes under FSDP2, of which each writes its half."""
+    kind, settings = denoise
+    settings.train = replace(settings.train, checkpoint_every=1, keep_checkpoints=9, log_every=2)
+    start(denoise, tmp_path / "one", 4)()
+    settings.train = replace(settings.train, sharded_above=0)
+
+    class Watched(kind):
+        def losses(self, model, batch):
+            assert_sharded(model)
+            return super().losses(model, batch)
+
+    def two(run: str, steps: int) -> None:
+        finish(in_processes(2, start((Watched, settings), tmp_path / run, steps), **SHARDED))
+
+    two("fewer", 2)
+    parts = checkpoint_paths(tmp_path / "fewer" / "checkpoints")[-1]
+    files = sorted(path.stat().st_size for path in parts.glob("*.safetensors"))
+    assert len(files) == 2
+    assert files[1] < 1.3 * files[0]
+    start(denoise, tmp_path / "fewer", 4)()
+    start(denoise, tmp_path / "more", 2)()
+    two("more", 4)
+    for run in ("fewer", "more"):
+        assert distance(tmp_path / "one", tmp_path / run) < 1e-4
+    # what one process wrote are the weights of that step, not those of a step later
+    many = [checkpoint_paths(tmp_path / run / "checkpoints")[:2] for run in ("one", "more")]
+    for whole, shards in zip(*many, strict=True):
+        a, b = stored(whole), stored(shards)
+        assert a.keys() == b.keys()
+        for group in a:
+            assert all(torch.equal(a[group][n], b[group][n]) for n in a[group].keys() | b[group])
+
+
+def test_a_killed_run_finds_only_complete_checkpoints_of_shards(denoise, tmp_path, monkeypatch):
+    kind, settings = denoise
+    settings.train = replace(settings.train, steps=400, checkpoint_every=2, sharded_above=0)
+    publish = checkpoint._publish
+
+    def slow(*arguments):
+        time.sleep(0.5)
+        publish(*arguments)
+
+    monkeypatch.setattr(checkpoint, "_publish", slow)
+    processes = in_processes(2, start((kind, settings), tmp_path), **SHARDED)
+    place = tmp_path / "checkpoints"
+    deadline = time.monotonic() + 60
+    while not (checkpoint_paths(place) and list(place.glob(".*.partial/*.safetensors"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for process in processes:
+        os.kill(process.pid, signal.SIGKILL)
+    assert [process.wait() for process in processes] == [-signal.SIGKILL] * 2
+    last = int(checkpoint_paths(place)[-1].name)
+    assert list(place.glob(".*.partial"))
+    monkeypatch.undo()
+    monkeypatch.setattr("ddpm_unet.training.loop.plot_metrics", lambda records, path: None)
+    start((kind, settings), tmp_path, last + 1)()
+    assert not list(place.glob(".*.partial"))
+    assert int(checkpoint_paths(place)[-1].name) == last + 1
+
+
+def test_shards_on_a_full_disk_are_said_in_one_line(denoise, tmp_path, monkeypatch):
+    kind, settings = denoise
+    settings.train = replace(settings.train, steps=2, checkpoint_every=1, sharded_above=0)
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", full)
+    processes = in_processes(2, start((kind, settings), tmp_path), **SHARDED)
+    assert [process.wait() for process in processes] == [2, 2]
+    assert "could not be written (No space left on device); free disk space" in processes[0].said
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def load_weights(folder: Path) -> dict[str, torch.Tensor]:

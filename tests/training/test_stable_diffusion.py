@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from PIL import Image
+from small import AUTOENCODER
 
 from ddpm_unet.cli import read_settings
 from ddpm_unet.config import DenoiseConfig
@@ -64,10 +65,7 @@ def eight(tmp_path, monkeypatch):
         np.save(f"vectors/{i}.npy", rng.normal(size=(3, 768)))
     torch.manual_seed(0)
     autoencoder = AutoencoderKL(
-        block_out_channels=(4, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=2,
+        **AUTOENCODER,
         scaling_factor=3.0,
     )
     with torch.no_grad():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from runs import files, kill, run
+from small import SMALL
 
 from ddpm_unet.config import (
     ClassicConfig,
@@ -33,11 +34,7 @@ UNET = UNetConfig(
     in_channels=1,
     out_channels=1,
     dims=3,
-    block_out_channels=(8, 16),
-    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    layers_per_block=1,
-    norm_num_groups=4,
+    **SMALL,
 )
 STEPS = {
     "lr": 5e-3,

@@ -4,19 +4,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from small import SMALL
 from torch import nn
 
 from ddpm_unet.config import ClassicConfig, PairDataConfig, UNetConfig
 from ddpm_unet.diffusion.process import GaussianDiffusion
 
-UNET = UNetConfig(
-    block_out_channels=(8, 16),
-    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    layers_per_block=1,
-    norm_num_groups=4,
-    sample_size=16,
-)
+UNET = UNetConfig(**SMALL, sample_size=16)
 
 DIFFUSION = GaussianDiffusion(num_timesteps=300, beta_schedule="squaredcos_cap_v2")
 
