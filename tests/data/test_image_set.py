@@ -106,24 +106,6 @@ def test_small_images_are_named(tmp_path: Path) -> None:
         open_collection(Folder(tmp_path, 1.0), Fit(9, scale=0.5))
 
 
-def test_a_planted_nan_is_named(tmp_path: Path) -> None:
-    for number in range(3):
-        tifffile.imwrite(tmp_path / f"{number}.tif", image("float32", 8, 8))
-    bad = image("float32", 8, 8)
-    bad[5, 5] = np.nan
-    tifffile.imwrite(tmp_path / "1.tif", bad)
-    with pytest.raises(UserError, match=r"1\.tif: 1 values are NaN"):
-        open_collection(Folder(tmp_path, 1.0), Fit(8))
-
-
-def test_a_file_that_changes_is_named(tmp_path: Path) -> None:
-    Image.new("L", (16, 16)).save(tmp_path / "1.png")
-    images = open_collection(Folder(tmp_path, 1.0), Fit(8), memory_limit=0)
-    Image.new("L", (16, 12)).save(tmp_path / "1.png")
-    with pytest.raises(UserError, match=r"1\.png: has changed"):
-        images[0]
-
-
 def test_parts_and_joins() -> None:
     one = ArrayCollection(image("uint8", 3, 8, 8, 1), "one", np.array([5, 6, 7]), ("x",) * 8)
     two = ArrayCollection(image("uint8", 2, 8, 8, 1), "two", np.array([1, 2]), ("x",) * 8)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from data_files import write
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -18,11 +19,6 @@ from ddpm_unet.errors import UserError
 
 RNG = np.random.default_rng(0)
 SIZES = [(24, 40), (32, 24), (48, 24)]
-
-
-def write(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path)
 
 
 @pytest.fixture

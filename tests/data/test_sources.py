@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -96,10 +95,3 @@ def test_settings_that_cannot_be(tmp_path: Path, settings: dict, message: str) -
     for build in (open_images, held_out):
         with pytest.raises(UserError, match=message):
             build(config)
-
-
-def test_16_bit_folders_stay_16_bit(tmp_path: Path) -> None:
-    deep = np.arange(64, dtype=np.uint16).reshape(8, 8)
-    Image.fromarray(deep).save(tmp_path / "a.png")
-    images = open_images(ImageDataConfig(source=str(tmp_path), size=8))
-    np.testing.assert_array_equal(images[0].numpy()[0], deep)

@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -123,8 +121,3 @@ def test_faults_name_the_cure(count, config, message):
     with pytest.raises(UserError, match=message) as error:
         split(count, **config)
     assert "\n" not in str(error.value)
-
-
-def test_defaults_hold_out_a_fifth():
-    assert dataclasses.asdict(SplitConfig())["validation"] == 0.2
-    assert numbers(split(30)["validation"]) == list(range(24, 30))
