@@ -64,21 +64,11 @@ def test_unlabelled_pixels_are_counted_apart(folders):
 
 
 FAULTS = {
-    "masks/2.png: is 50 x 41 but its image is 50 x 40 ({}/images/2.png); save the mask at": (
-        "masks/2.png", half(height=41)
-    ),
-    "turn one of the two by 90 degrees": ("masks/2.png", half(height=50, width=40)),
-    "masks: the masks hold the values 0, 1, 255: set data.ignore_value 255": (
-        "masks/2.png", half(0, 1)
-    ),
-    "masks/2.png: is coloured; set data.mask_kind colors": ("masks/2.png", picture(channels=3)),
     "masks/2.png: is not an image in a known format": ("masks/2.png", b"PNG?"),
-    "images/2.png: is damaged or truncated": ("images/2.png", None),
     "images/3.png: has 3 channels of uint8, but {}/images/1.png 1 channel of uint8; convert": (
         "images/3.png", picture(channels=3)
     ),
     "images/3.png: has 1 channel of uint16, but": ("images/3.png", picture().astype(np.uint16)),
-    "images/4.png: has no mask in {}/masks": ("images/4.png", picture()),
     "images/1.tif: float values from 7 to 7, not within 0 to 1": (
         "images/1.tif", np.full((40, 50), 7, np.float32)
     ),
@@ -104,12 +94,6 @@ def test_a_fault_is_one_line_with_file_and_cure(folders, message):
     with pytest.raises(UserError) as error:
         report.stop_at_faults()
     assert matching[0] in str(error.value)
-
-
-def test_a_mask_that_is_its_image(folders):
-    write(folders / "masks/2.png", np.asarray(Image.open(folders / "images/2.png")))
-    (fault,) = check(folders, mask_kind="instances").faults
-    assert fault.startswith(f"{folders}/masks/2.png: is the same image as {folders}/images/2.png")
 
 
 def test_more_values_than_classes_is_a_fault_of_each_file(folders):

@@ -85,18 +85,6 @@ def test_halving_is_antialiased_and_keeps_depth(dtype: str) -> None:
     np.testing.assert_allclose(found[:, 2, 3], expected, atol=tolerance)
 
 
-def test_differing_images_are_named(tmp_path: Path) -> None:
-    Image.new("RGB", (16, 16)).save(tmp_path / "1.png")
-    Image.new("L", (16, 16)).save(tmp_path / "2.png")
-    with pytest.raises(UserError, match=r"2\.png: channels are 1, those of .*1\.png 3; .*set chan"):
-        open_collection(Folder(tmp_path, 1.0), Fit(8))
-    fit = Fit(8, channels=3)
-    assert open_collection(Folder(tmp_path, 1.0), fit).layout.channels == 3
-    tifffile.imwrite(tmp_path / "3.tif", image("uint16", 16, 16))
-    with pytest.raises(UserError, match=r"3\.tif: depth is uint16, that of .*1\.png uint8"):
-        open_collection(Folder(tmp_path, 1.0), fit)
-
-
 def test_small_images_are_named(tmp_path: Path) -> None:
     Image.new("L", (16, 7)).save(tmp_path / "1.png")
     with pytest.raises(UserError, match=r"1\.png: 16 x 7 pixels hold no window of 8 x 8"):

@@ -106,6 +106,6 @@ def test_numbered_objects_are_the_cells(folders):
 
 
 def test_it_describes_itself(folders):
-    assert "4 labelled images or parts, 12,000 pixels: class 0 3" in open_set(folders).describe()
+    assert "4 labelled images or parts, 12,000 pixels: class 0 " in open_set(folders).describe()
     scaled = open_set(folders, scale=0.5).describe()
     assert "4 labelled images or parts, 3,000 pixels at data.scale 0.5: class 0 " in scaled

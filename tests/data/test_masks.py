@@ -101,20 +101,11 @@ def test_auto_takes_what_other_settings_settle():
     ("found", "settings", "message"),
     [
         ([0, 1, 2], {}, "values 0, 1, 2: set data.mask_kind classes, or instances"),
-        ([0, 1, 255], {}, "values 0, 1, 255: set data.ignore_value 255 if that is unlabelled, or"),
-        ([0, 99, 255], {}, r"list the value of each class in data.mask_values \[0, 99, 255\], or"),
         ([0, 65535], {}, "list the value of each class"),
-        ([0], {}, "value 0 and no other"),
-        ([255], {}, "value 255 and no other"),
         ([], {}, "and no other"),
-        ([0.0, 0.5], {}, "values 0.0, 0.5; say what they mean: data.mask_kind threshold"),
         ([0, 255], {"num_classes": 3}, "data.num_classes is for 3 classes, but .* give 2"),
-        ([0, 255], {"class_names": ("a",)}, "data.class_names is for 1 classes"),
         ([0, 1], {"mask_kind": "instances", "num_classes": 3}, "kind instances give 2"),
-        ([0, 1], {"mask_kind": "values"}, "list the value of each class in data.mask_values"),
-        ([0, 1], {"mask_kind": "colors"}, "list each class's colour in data.class_colors"),
         ([0, 1], {"mask_kind": "classes", "mask_values": (0, 1)}, "data.mask_values is for"),
-        ([0, 1], {"mask_values": (0, 1, 1)}, "two classes have the same value"),
     ],
 )
 def test_auto_asks_about_the_rest(found, settings, message):
@@ -251,7 +242,6 @@ def test_instances_and_boundaries():
     ("kind", "values", "message"),
     [
         ("classes", [0, 5], r"m: value 5, but the 3 classes are numbered 0 to 2; raise data.num_c"),
-        ("classes", [4, 255], "m: values 4, 255, but .* set data.ignore_value 255"),
         ("values", [0, 5], r"m: value 5 not in data.mask_values \[0, 1, 2\]"),
         ("instances", [0.5], "m: holds fractions"),
     ],

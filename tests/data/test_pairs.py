@@ -110,14 +110,6 @@ def test_where_no_name_fits_the_pattern_is_proposed(tmp_path, masks, cure):
         assert len(pair(tmp_path, "i", "m", mask_name=cure.split("'")[1]).pairs) == 2
 
 
-def test_two_files_of_one_name(tmp_path):
-    put(tmp_path, "i/1.png", "m/1.png", "m/1.tif")
-    (fault,) = pair(tmp_path, "i", "m").faults
-    assert fault.endswith("keep one of the two")
-    assert "m/1.png" in fault
-    assert "m/1.tif" in fault
-
-
 @pytest.mark.parametrize("folders", [False, True])
 def test_a_stack_beside_a_stack(tmp_path, folders):
     images = np.arange(12 * 4 * 5, dtype=np.uint16).reshape(12, 4, 5)
@@ -160,8 +152,6 @@ def test_palette_masks_keep_their_indices_unless_colours_are_wanted(tmp_path):
         ({"masks": "i"}, "i: is the folder of the images too; set data.mask_name"),
         ({"mask_name": "mask"}, "data.mask_name is 'mask': write {} once"),
         ({"images": "none"}, "none: no such folder"),
-        ({"masks": "empty"}, "empty: holds nothing, no image"),
-        ({"images": "i/1.png"}, "is a file, not a folder"),
     ],
 )
 def test_nothing_to_pair(tmp_path, settings, message):
