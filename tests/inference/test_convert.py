@@ -97,10 +97,7 @@ def test_all_that_is_not_told_of_the_noise_is_asked_for_at_once(file: Path) -> N
     for name in LINEAR:
         assert (f"--{name}" in str(caught.value)) == (name != "size")
     cosine = ProcessHints(
-        size=8,
-        prediction_type="sample",
-        num_train_timesteps=10,
-        beta_schedule="squaredcos_cap_v2",
+        size=8, prediction_type="sample", num_train_timesteps=10, beta_schedule="squaredcos_cap_v2"
     )
     assert convert.forward_process(file, cosine)["beta_schedule"] == "squaredcos_cap_v2"
 
@@ -153,10 +150,7 @@ def test_betas_of_another_schedule_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_it_did(
-    file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = ["--heads", "1", "--norm_num_groups", "4", "--norm_eps", "1e-6"]
     monkeypatch.setattr(sys, "argv", ["convert", str(file), str(tmp_path / "out"), *told])

@@ -10,12 +10,7 @@ from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.objects import label_objects
 from ddpm_unet.inference.overlay import class_colors
-from ddpm_unet.inference.predictor import (
-    Predictor,
-    add_residual,
-    class_probabilities,
-    tiling,
-)
+from ddpm_unet.inference.predictor import Predictor, add_residual, class_probabilities, tiling
 from ddpm_unet.inference.results import write_masks
 from ddpm_unet.inference.tiles import Tiling, predict_tiles
 from ddpm_unet.models.classic import ClassicUNet
