@@ -247,7 +247,7 @@ class PairDataConfig(DataConfig):
     class_names: tuple[str, ...] = ()
     class_colors: tuple[tuple[int, int, int], ...] = limited((), 0, 255)
     target_range: tuple[float, float] | None = limited(None, *FINITE)
-    size: int = limited(128, 1, 65_536)
+    size: int = limited(128, 1, 65_536, kw_only=True)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     extra: ExtraPairsConfig = field(default_factory=ExtraPairsConfig)
     split: SplitConfig = field(default_factory=SplitConfig)

@@ -41,9 +41,9 @@ _WORDS: dict[Any, str] = {
 }  # fmt: skip
 
 
-def limited(default: Any, least: float, most: float = WHOLE) -> Any:
+def limited(default: Any, least: float, most: float = WHOLE, **options: Any) -> Any:
     """A field of a dataclass whose numbers must lie between `least` and `most`."""
-    return field(default=default, metadata={"limits": (least, most)})
+    return field(default=default, metadata={"limits": (least, most)}, **options)
 
 
 def check_limits(settings: Any, prefix: str = "") -> None:
