@@ -10,7 +10,7 @@ import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ddpm_unet.cli import ArgumentParser, whole, within
 from ddpm_unet.commands.shared import add_common, at_speed, model_or_newest
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for path, name in tqdm(mine, "Segmenting", disable=process > 0 or None):
             base = args.out / name
             with torch.inference_mode():
-                found = _write(predictor, path, base, args)
+                found = write_results(predictor, path, base, args.probabilities, args.format)
             if own.targets:
                 said = "mean " + ", ".join(f"{mean:.4g}" for mean in found)
             else:
@@ -112,7 +112,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"written: {'predictions' if own.targets else 'masks and overlays'} in {args.out}")
 
 
-def _write(predictor: Any, path: Path, base: Path, args: Namespace) -> Any:
+def write_results(
+    predictor: Any,
+    path: Path,
+    base: Path,
+    probabilities: Literal["tiff", "npz"] | None = None,
+    format: Literal["tiff", "png"] = "tiff",
+) -> Any:
     """Write the results of one file; gives a number for each class or channel."""
     from ddpm_unet.inference.overlay import class_colors
     from ddpm_unet.inference.results import write_masks, write_points, write_regression
@@ -120,10 +126,10 @@ def _write(predictor: Any, path: Path, base: Path, args: Namespace) -> Any:
     own, config = predictor.preprocessing, predictor.model.config
     if own.voxel:
         points, probabilities = predictor.points(path)
-        return write_points(points, probabilities, base, npz=args.probabilities == "npz")
+        return write_points(points, probabilities, base, npz=probabilities == "npz")
     with predictor.open(path) as source:
         if own.targets:
-            return write_regression(source, base, own.targets, args.format)
+            return write_regression(source, base, own.targets, format)
         colors = class_colors(predictor.num_classes, config.class_colors)
         names = tuple(config.class_names)
-        return write_masks(source, base, colors, names, probabilities=args.probabilities)
+        return write_masks(source, base, colors, names, probabilities=probabilities)
