@@ -125,8 +125,8 @@ def write_results(
 
     own, config = predictor.preprocessing, predictor.model.config
     if own.voxel:
-        points, chances = predictor.points(path)
-        return write_points(points, chances, base, npz=probabilities == "npz")
+        points, found = predictor.points(path)
+        return write_points(points, found, base, npz=probabilities == "npz")
     with predictor.open(path) as source:
         if own.targets:
             return write_regression(source, base, own.targets, format)
