@@ -34,12 +34,7 @@ from ddpm_unet.evaluation.plots import plot_metrics
 from ddpm_unet.evaluation.report import ABOUT, versions
 from ddpm_unet.files import replace_json
 from ddpm_unet.randomness import torch_seeds
-from ddpm_unet.training.checkpoint import (
-    ShardedWriter,
-    prune_checkpoints,
-    resume,
-    write_checkpoint,
-)
+from ddpm_unet.training.checkpoint import ShardedWriter, prune_checkpoints, resume, write_checkpoint
 from ddpm_unet.training.distributed import (
     Sharding,
     StopRequest,
