@@ -159,17 +159,14 @@ def sidecar_files(
             if stem in found:
                 raise UserError(f"{Path(root, path)}: has the name of {found[stem]}; keep one")
             found[stem] = str(Path(root, path))
-    paths = []
-    for index in range(len(images)):
-        stem = split_ending(images.key(index))[0]
-        if stem not in found:
-            kinds = " or ".join(sorted(endings)) if len(endings) < 4 else "an image"
-            raise UserError(
-                f"{images.name(index)}: has no {setting}; add {Path(root, stem)} as {kinds}, "
-                "or move the image away"
-            )
-        paths.append(found[stem])
-    return paths
+    stems = [split_ending(images.key(index))[0] for index in range(len(images))]
+    if missing := [index for index, stem in enumerate(stems) if stem not in found]:
+        kinds = " or ".join(sorted(endings)) if len(endings) < 4 else "an image"
+        raise UserError(
+            f"{images.name(missing[0])}: has no {setting}; add {Path(root, stems[missing[0]])} as "
+            f"{kinds}, or move the image away"
+        )
+    return [found[stem] for stem in stems]
 
 
 class ConditionImages(Collection):
@@ -229,12 +226,10 @@ class Sequences:
 
     def __init__(self, sequences: Sequence[np.ndarray], names: Sequence[str]) -> None:
         self.channels = sequences[0].shape[1]
-        for sequence, name in zip(sequences, names, strict=True):
-            if (found := sequence.shape[1]) != self.channels:
-                raise UserError(
-                    f"{name}: has vectors of {found} numbers, {names[0]} of {self.channels}; make "
-                    "them the same"
-                )
+        for name, found in zip(names, (sequence.shape[1] for sequence in sequences), strict=True):
+            if found != self.channels:
+                told = f"{names[0]} of {self.channels}; make them the same"
+                raise UserError(f"{name}: has vectors of {found} numbers, {told}")
         self.lengths = torch.tensor([len(sequence) for sequence in sequences])
         self.longest = int(self.lengths.max())
         self._starts = self.lengths.cumsum(0) - self.lengths
@@ -246,8 +241,8 @@ class Sequences:
         endings = frozenset((".txt",)) if text_encoder else SEQUENCE_EXTENSIONS
         paths = sidecar_files(images, root, endings, "context")
         if text_encoder is None:
-            return cls([read_sequence(path) for path in paths], paths)
-        return cls(encode_texts(text_encoder, [read_caption(path) for path in paths], paths), paths)
+            return cls(list(map(read_sequence, paths)), paths)
+        return cls(encode_texts(text_encoder, list(map(read_caption, paths)), paths), paths)
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -64,14 +64,13 @@ class Folder(Collection):
             self._label()
 
     def _label(self) -> None:
-        owners = []
-        for path in map(self.key, range(len(self))):
-            if os.sep not in path:
-                raise UserError(
-                    f"{self.root / path}: is in no class folder; move it into a sub-folder of "
-                    f"{self.root} named after its class, or set class_labels to false"
-                )
-            owners.append(path.split(os.sep, 1)[0])
+        paths = list(map(self.key, range(len(self))))
+        if lost := [path for path in paths if os.sep not in path]:
+            raise UserError(
+                f"{self.root / lost[0]}: is in no class folder; move it into a sub-folder of "
+                f"{self.root} named after its class, or set class_labels to false"
+            )
+        owners = [path.split(os.sep, 1)[0] for path in paths]
         self.classes = tuple(sorted(set(owners), key=natural))
         number = {owner: label for label, owner in enumerate(self.classes)}
         self.labels = np.array([number[owner] for owner in owners], dtype=np.int64)

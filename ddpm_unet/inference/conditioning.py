@@ -146,10 +146,7 @@ class Conditioning:
 
 
 def read_concat_cond(
-    conditioning: Conditioning,
-    files: Sequence[Path] | None,
-    dims: int,
-    size: Sequence[int] | None,
+    conditioning: Conditioning, files: Sequence[Path] | None, dims: int, size: Sequence[int] | None
 ) -> Tensor | None:
     """The images to concatenate, `[N, K, *space]`; None for a model without.
 

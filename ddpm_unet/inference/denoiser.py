@@ -33,12 +33,7 @@ from ddpm_unet.diffusion.sampling import sample as sample_batch
 from ddpm_unet.diffusion.tiled import tiled
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Cond, Conditioning, cond_in_turn, uncond
-from ddpm_unet.inference.pipeline import (
-    image_shape,
-    read_pipeline,
-    read_sampler,
-    write_pipeline,
-)
+from ddpm_unet.inference.pipeline import image_shape, read_pipeline, read_sampler, write_pipeline
 from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import Autoencoder, autoencoder_of
 from ddpm_unet.models.precomputed import precompute_time_embeddings

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs, broadcast
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -193,7 +193,9 @@ def open_accelerator(
         )
     check_launch()
     sharding, precision = launched_sharding(), launched_precision(config)
+    device = os.environ.get("ACCELERATE_TORCH_DEVICE")
     try:
+        torch.empty(0, device=device)
         # Weights are sharded here, not by accelerate, which does not on a CPU.
         with _environment(ACCELERATE_USE_FSDP="false"):
             accelerator = Accelerator(
@@ -204,6 +206,13 @@ def open_accelerator(
                 log_with=None if tracker == "none" else tracker,
                 project_dir=folder,
             )
+    except RuntimeError as error:
+        if device is None:
+            raise
+        cause = str(error).partition("\n")[0]
+        raise UserError(
+            f"ACCELERATE_TORCH_DEVICE {device}: {cause}; set another, or leave it out"
+        ) from error
     except ValueError as error:
         raise UserError(f"train.mixed_precision {precision}: {error} Else set another") from error
     kind = accelerator.distributed_type
@@ -235,8 +244,13 @@ def own_accelerator() -> Iterator[None]:
     try:
         yield
     finally:
-        state: dict[str, Any] = AcceleratorState._shared_state
-        if not before and state and state.get("distributed_type") == DistributedType.NO:
+        # One that could not be made leaves a part of the state.
+        state: dict[str, Any] = AcceleratorState._shared_state or PartialState._shared_state
+        if (
+            not before
+            and state
+            and state.get("distributed_type", DistributedType.NO) == DistributedType.NO
+        ):
             AcceleratorState._reset_state(reset_partial_state=True)
 
 

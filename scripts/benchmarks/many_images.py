@@ -65,7 +65,9 @@ def make(kind: str, place: Path, count: int, side: int) -> None:
         from datasets import Dataset, Features, Value
         from datasets import Image as ImageFeature
 
-        rows = {"image": [{"bytes": image, "path": None} for image in pngs(count)]}
+        rows: dict[str, list[Any]] = {
+            "image": [{"bytes": image, "path": None} for image in pngs(count)],
+        }
         rows["number"] = list(range(count))
         features = Features({"image": ImageFeature(), "number": Value("int64")})
         Dataset.from_dict(rows, features=features).save_to_disk(place / "set")
@@ -75,7 +77,7 @@ def make(kind: str, place: Path, count: int, side: int) -> None:
         rng = np.random.default_rng(0)
         tile = rng.integers(0, 256, (256, 256, 3), np.uint8)
         columns = -(-side // 256)
-        tiles: Any = (np.roll(tile, number, axis=1) for number in range(columns**2))
+        tiles: Any = (np.roll(tile, int(number), axis=1) for number in range(columns**2))
         tifffile.imwrite(
             place / "slide.tif", tiles, shape=(side, side, 3), dtype=np.uint8, tile=(256, 256),
             photometric="rgb", compression="jpeg",
@@ -105,8 +107,8 @@ def measure(kind: str, place: Path) -> dict[str, float]:
 
 def _peak() -> float:
     """Of this process alone, megabytes; getrusage counts that of the parent before exec, too."""
-    line = next(x for x in open("/proc/self/status") if x.startswith("VmHWM"))
-    return float(line.split()[1]) / 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def main() -> None:

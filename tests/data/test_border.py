@@ -57,15 +57,6 @@ def test_weights_are_equation_2():
     np.testing.assert_allclose(weights, wanted, atol=2e-6)
 
 
-def test_a_one_pixel_gap_weighs_most():
-    cells = np.zeros((9, 31), int)
-    cells[:, :10], cells[:, 11:20], cells[:, 28:] = 1, 2, 3
-    weights = border_weights((cells > 0).astype(int), cells, np.zeros(2), w0=7.0, sigma=4.0)
-    np.testing.assert_allclose(weights[:, 10], 7 * np.exp(-4 / 32), rtol=1e-6)
-    np.testing.assert_allclose(weights[4, 20:28], 7 * np.exp(-81 / 32), rtol=1e-6)
-    assert (weights[cells > 0] == 0).all()
-
-
 def test_connected_cells_joins_sides_not_corners_and_keeps_classes_apart():
     classes = np.array([[1, 1, 0, 1], [0, 0, 1, 0], [2, 2, 2, 0]])
     cells = connected_cells(classes, [1, 2])

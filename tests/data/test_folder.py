@@ -20,29 +20,15 @@ def write(root: Path, *names: str) -> None:
 
 
 def test_natural_order_through_sub_folders(tmp_path: Path) -> None:
-    names = [
-        "b/img10.png",
-        "b/img2.PNG",
-        "a/x.jpg",
-        "img1.tif",
-        "b/c/zell kern ü.webp",
-        "b/img02.png",
-    ]
+    names = ["b/img10.png", "b/img2.PNG", "a/x.jpg", "img1.tif", "b/c/zell kern ü.webp"]
+    names.append("b/img02.png")
     write(tmp_path, *names)
     write(tmp_path, ".hidden.png", ".git/a.png", "b/.c/a.png")
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "README").write_text("no image")
     folder = Folder(tmp_path, 1.0)
     keys = [folder.key(i) for i in range(len(folder))]
-    ordered = [
-        "a/x.jpg",
-        "b/c/zell kern ü.webp",
-        "b/img02.png",
-        "b/img2.PNG",
-        "b/img10.png",
-        "img1.tif",
-    ]
-    assert keys == ordered
+    assert keys == [names[i] for i in (2, 4, 5, 1, 0, 3)]
     assert folder.labels is None
     assert folder.note == "2 other files passed over (1 .txt, 1 without extension)"
     assert folder.name(4) == str(tmp_path / "b/img10.png")
@@ -89,11 +75,7 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
         (tmp_path / ("root" if place != "far/round" else "") / place).symlink_to(target)
     folder = Folder(tmp_path / "root", 1.0)
     keys = [folder.key(i) for i in range(len(folder))]
-    assert keys == ["1.png", "again/2.png", "again/deep/3.png"] or keys == [
-        "again/2.png",
-        "again/deep/3.png",
-        "1.png",
-    ]
+    assert sorted(keys) == ["1.png", "again/2.png", "again/deep/3.png"]
 
 
 @pytest.fixture

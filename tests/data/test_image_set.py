@@ -85,18 +85,6 @@ def test_halving_is_antialiased_and_keeps_depth(dtype: str) -> None:
     np.testing.assert_allclose(found[:, 2, 3], expected, atol=tolerance)
 
 
-def test_differing_images_are_named(tmp_path: Path) -> None:
-    Image.new("RGB", (16, 16)).save(tmp_path / "1.png")
-    Image.new("L", (16, 16)).save(tmp_path / "2.png")
-    with pytest.raises(UserError, match=r"2\.png: channels are 1, those of .*1\.png 3; .*set chan"):
-        open_collection(Folder(tmp_path, 1.0), Fit(8))
-    fit = Fit(8, channels=3)
-    assert open_collection(Folder(tmp_path, 1.0), fit).layout.channels == 3
-    tifffile.imwrite(tmp_path / "3.tif", image("uint16", 16, 16))
-    with pytest.raises(UserError, match=r"3\.tif: depth is uint16, that of .*1\.png uint8"):
-        open_collection(Folder(tmp_path, 1.0), fit)
-
-
 def test_small_images_are_named(tmp_path: Path) -> None:
     Image.new("L", (16, 7)).save(tmp_path / "1.png")
     with pytest.raises(UserError, match=r"1\.png: 16 x 7 pixels hold no window of 8 x 8"):
@@ -104,24 +92,6 @@ def test_small_images_are_named(tmp_path: Path) -> None:
     Image.new("L", (16, 15)).save(tmp_path / "1.png")
     with pytest.raises(UserError, match=r"8 x 8 pixels at scale 0.5 hold no window of 9"):
         open_collection(Folder(tmp_path, 1.0), Fit(9, scale=0.5))
-
-
-def test_a_planted_nan_is_named(tmp_path: Path) -> None:
-    for number in range(3):
-        tifffile.imwrite(tmp_path / f"{number}.tif", image("float32", 8, 8))
-    bad = image("float32", 8, 8)
-    bad[5, 5] = np.nan
-    tifffile.imwrite(tmp_path / "1.tif", bad)
-    with pytest.raises(UserError, match=r"1\.tif: 1 values are NaN"):
-        open_collection(Folder(tmp_path, 1.0), Fit(8))
-
-
-def test_a_file_that_changes_is_named(tmp_path: Path) -> None:
-    Image.new("L", (16, 16)).save(tmp_path / "1.png")
-    images = open_collection(Folder(tmp_path, 1.0), Fit(8), memory_limit=0)
-    Image.new("L", (16, 12)).save(tmp_path / "1.png")
-    with pytest.raises(UserError, match=r"1\.png: has changed"):
-        images[0]
 
 
 def test_parts_and_joins() -> None:

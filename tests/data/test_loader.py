@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_files import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.image_set import Fit, open_collection
@@ -39,8 +39,7 @@ def test_steps_start_anywhere() -> None:
 
 def write_folder(root: Path, number: int = 6) -> Folder:
     for i in range(number):
-        pixels = np.random.default_rng(i).integers(0, 256, (12, 12, 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(root / f"{i}.png")
+        write(root / f"{i}.png", np.random.default_rng(i).integers(0, 256, (12, 12, 3), np.uint8))
     return Folder(root, 1.0)
 
 

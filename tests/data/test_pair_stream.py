@@ -3,13 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from data_files import write
 from torch.utils.data import DataLoader
 
 from ddpm_unet.config import AugmentConfig, PairDataConfig
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.labelled import LabelledSet, PairStream
-from ddpm_unet.data.loader import StepBatches, make_loader
 
 PLAIN = AugmentConfig(
     flips=False, rot90=False, elastic_sigma=0, brightness=0, contrast=0, gamma=0, noise=0
@@ -21,12 +20,10 @@ SIZES = [(64, 64), (40, 80), (10, 24)]
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("pairs")
     rng = np.random.default_rng(0)
-    for name in ("images", "masks"):
-        (root / name).mkdir()
     for number, size in enumerate(SIZES):
         image = rng.integers(1, 256, size, np.uint8)
-        Image.fromarray(image).save(root / f"images/{number}.png")
-        Image.fromarray((image > 99).astype(np.uint8)).save(root / f"masks/{number}.png")
+        write(root / f"images/{number}.png", image)
+        write(root / f"masks/{number}.png", (image > 99).astype(np.uint8))
     return root
 
 
@@ -84,9 +81,7 @@ def test_windows_are_uniform_over_their_places(folders):
         if len(found):
             counts[found] += 1
     assert counts.sum() == 290
-    assert (
-        (counts - 11.6) ** 2 / 11.6
-    ).sum() < 51.2  # chi squared, 24 degrees of freedom, p = 0.001
+    assert ((counts - 11.6) ** 2 / 11.6).sum() < 51.2  # chi squared, 24 d.f., p = 0.001
 
 
 def test_a_picture_smaller_than_the_window_is_mirrored(folders):
@@ -112,15 +107,6 @@ def test_what_stands_at_a_position_depends_on_nothing_else(folders):
     assert not torch.equal(other["image"], whole["image"])
 
 
-def test_the_loader_takes_it_with_and_without_workers(folders):
-    pairs = stream(folders, augment=AugmentConfig())
-    batches = StepBatches(range(2, 4), batch_size=5, process_index=1, num_processes=2)
-    alone, helped = (list(make_loader(pairs, batches, workers)) for workers in (0, 1))
-    assert [batch["position"].tolist() for batch in alone] == [[12, 13, 14], [17, 18, 19]]
-    for one, two in zip(alone, helped, strict=True):
-        assert all(torch.equal(one[key], two[key]) for key in one)
-
-
 def test_a_plain_data_loader_takes_it_too(folders):
     batch = next(iter(DataLoader(stream(folders), sampler=range(6), batch_size=None)))
     assert batch["image"].shape == (1, 16, 16)
@@ -140,9 +126,8 @@ def test_context_surrounds_the_same_window(folders, augment):
 
 def test_context_beyond_the_picture_is_the_picture_mirrored(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)
-    for name, array in (("images", picture), ("masks", (picture > 99).astype(np.uint8))):
-        (tmp_path / name).mkdir()
-        Image.fromarray(array).save(tmp_path / name / "0.png")
+    write(tmp_path / "images/0.png", picture)
+    write(tmp_path / "masks/0.png", (picture > 99).astype(np.uint8))
     found = stream(tmp_path, context=5)[7]["image"][0]
     expected = np.pad(picture, 5, mode="reflect") / np.float32(127.5) - 1
     np.testing.assert_array_equal(found, expected)

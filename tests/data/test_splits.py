@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -105,26 +103,17 @@ def test_it_is_plain_data():
 @pytest.mark.parametrize(
     ("count", "config", "message"),
     [
-        (4, {"validation": 2, "test": 2}, "no image of 4 is left to train on"),
-        (4, {"validation": 9}, "no image of 4 is left to train on"),
         (4, {"validation": 1.5}, "data.split.validation is 1.5"),
         (4, {"test": -0.1}, "data.split.test is -0.1"),
         (4, {"limit": 4}, "data.split.limit is 4: give 1 to 3"),
         (4, {"limit": 0}, "data.split.limit is 0"),
-        (4, {"folds": 5}, "data.split.folds is 5: give 2 to 4"),
         (4, {"folds": 2, "fold": 2}, "data.split.fold is 2: give 0 to 1"),
         (1, {"folds": 2}, "00 is the only labelled image"),
         (1, {"validation": 1}, "00 is the only labelled image"),
         (1, {"validation": -0.1}, "data.split.validation is -0.1"),
-        (1, {"validation": 0.1}, r"00 \(64 x 64 pixels\) is too small .*validation 0$"),
     ],
 )
 def test_faults_name_the_cure(count, config, message):
     with pytest.raises(UserError, match=message) as error:
         split(count, **config)
     assert "\n" not in str(error.value)
-
-
-def test_defaults_hold_out_a_fifth():
-    assert dataclasses.asdict(SplitConfig())["validation"] == 0.2
-    assert numbers(split(30)["validation"]) == list(range(24, 30))

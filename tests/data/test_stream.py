@@ -120,11 +120,6 @@ def test_images_are_drawn_by_area_and_places_evenly() -> None:
     assert abs(np.corrcoef(top, left)[0, 1]) < 0.06
 
 
-def test_epoch_length_of_resized_images_is_their_number() -> None:
-    images = image_set(8, (90, 30), (8, 8), (3, 100), mode="resize")
-    assert Stream(images).epoch_length == 3
-
-
 def test_depth_reaches_the_model_uncut() -> None:
     deep = ArrayCollection([np.arange(16, dtype=np.uint16).reshape(4, 4, 1)], "a")
     found = Stream(open_collection(deep, Fit(4)))[7]["image"]

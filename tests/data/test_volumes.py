@@ -4,9 +4,8 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
-from nifti_files import AFFINE, save
+from data_files import AFFINE, save
 
-from ddpm_unet.data.folder import split_ending
 from ddpm_unet.data.pixels import normalised, to_unit
 from ddpm_unet.data.volumes import read_volume, volume_info, volume_space, write_nifti
 from ddpm_unet.errors import UserError
@@ -93,13 +92,6 @@ def test_what_is_written_is_read_again_where_it_lay(tmp_path):
     several = RNG.random((5, 4, 3, 2), np.float32)
     write_nifti(tmp_path / "d.nii.gz", several)
     np.testing.assert_array_equal(read_volume(tmp_path / "d.nii.gz"), np.moveaxis(several, 0, -1))
-
-
-def test_endings():
-    paths = ("x/a.nii.gz", "a.b.nii", "a.TIF", "a")
-    assert [split_ending(path) for path in paths] == [
-        ("x/a", ".nii.gz"), ("a.b", ".nii"), ("a", ".TIF"), ("a", ""),
-    ]  # fmt: skip
 
 
 def test_percentiles_are_those_of_each_channel_of_the_whole():

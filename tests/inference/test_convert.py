@@ -11,9 +11,10 @@ import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 from safetensors.torch import load_file, save_file
+from small import monai_name
 
 from ddpm_unet.commands import convert
-from ddpm_unet.config import CheckpointHints, ProcessHints, UNetConfig
+from ddpm_unet.config import CheckpointHints, ProcessHints
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.models import UNet
@@ -32,37 +33,9 @@ LINEAR: dict[str, Any] = {
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """A network of one level by MONAI's names."""
-    unet = UNet(
-        UNetConfig(
-            block_out_channels=(8,),
-            down_block_types=("DownBlock2D",),
-            up_block_types=("UpBlock2D",),
-            layers_per_block=1,
-            norm_num_groups=4,
-        )
-    )
+    unet = UNet(block_out_channels=(8,), layers_per_block=1, norm_num_groups=4)
     torch.nn.init.normal_(unet.conv_out.weight)
-    names = {
-        "time_embedding.linear_1": "time_embed.0",
-        "time_embedding.linear_2": "time_embed.2",
-        "conv_norm_out": "out.0",
-        "conv_out": "out.2.conv",
-        "conv_in": "conv_in.conv",
-        "mid_block.resnets.0": "middle_block.resnet_1",
-        "mid_block.resnets.1": "middle_block.resnet_2",
-        "mid_block.attentions.0": "middle_block.attention",
-        "group_norm": "norm",
-        ".to_": ".attn.to_",
-        "attn.to_out.0": "attn.out_proj",
-        "conv1": "conv1.conv",
-        "conv2": "conv2.conv",
-        "conv_shortcut": "skip_connection.conv",
-    }
-    weights = {}
-    for name, tensor in unet.state_dict().items():
-        for ours, theirs in names.items():
-            name = name.replace(ours, theirs)
-        weights[name] = tensor
+    weights = {monai_name(name): tensor for name, tensor in unet.state_dict().items()}
     save_file(weights, tmp_path / "model.safetensors")
     return tmp_path / "model.safetensors"
 
@@ -97,10 +70,7 @@ def test_all_that_is_not_told_of_the_noise_is_asked_for_at_once(file: Path) -> N
     for name in LINEAR:
         assert (f"--{name}" in str(caught.value)) == (name != "size")
     cosine = ProcessHints(
-        size=8,
-        prediction_type="sample",
-        num_train_timesteps=10,
-        beta_schedule="squaredcos_cap_v2",
+        size=8, prediction_type="sample", num_train_timesteps=10, beta_schedule="squaredcos_cap_v2"
     )
     assert convert.forward_process(file, cosine)["beta_schedule"] == "squaredcos_cap_v2"
 
@@ -153,10 +123,7 @@ def test_betas_of_another_schedule_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_says_what_it_did(
-    file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = ["--heads", "1", "--norm_num_groups", "4", "--norm_eps", "1e-6"]
     monkeypatch.setattr(sys, "argv", ["convert", str(file), str(tmp_path / "out"), *told])

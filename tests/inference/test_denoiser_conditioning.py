@@ -135,10 +135,7 @@ def test_what_is_written_is_read(tmp_path):
         ("{", "is not readable"),
         ('{"cond_dropout": 3}', "cond_dropout is 3; it must be true or false"),
         ('{"planes": {"kind": "picture"}}', "concat_cond: .* 'channels'; copy the model again"),
-        (
-            '{"planes": {"kind": "x", "channels": 1}}',
-            "concat_cond: kind is 'x'; it must be",
-        ),
+        ('{"planes": {"kind": "x", "channels": 1}}', "concat_cond: kind is 'x'; it must be"),
     ):
         (tmp_path / "conditioning.json").write_text(text)
         with pytest.raises(UserError, match=rf"conditioning\.json: {message}"):
@@ -187,23 +184,11 @@ PAINTING = UNetConfig(in_channels=9, out_channels=4)
         (context(NONE, UNetConfig(), ["a"], None), "the model attends to no context; leave it out"),
         (context(NONE, UNetConfig(), [], ["a"]), "the model attends to no context; leave it out"),
         (context(NONE, CONTEXT, ["x.npy"], None), "x.npy: is missing or damaged"),
-        (
-            lambda f: NONE.class_number("1", UNetConfig()),
-            "class 1: the model has no classes",
-        ),
-        (
-            lambda f: ALL.class_number("2", full().config),
-            "class 2: the model has classes 0 to 1 (",
-        ),
-        (
-            lambda f: ALL.class_number("c", full().config),
-            "class c: the model has classes 0 to 1 (",
-        ),
+        (lambda f: NONE.class_number("1", UNetConfig()), "class 1: the model has no classes"),
+        (lambda f: ALL.class_number("2", full().config), "class 2: the model has classes 0 to 1 ("),
+        (lambda f: ALL.class_number("c", full().config), "class c: the model has classes 0 to 1 ("),
         (lambda f: NONE.check(PAINTING, Path("m")), "m: takes 9 channels for images of 4"),
-        (
-            guidance(NONE, 2.0, None, None),
-            "guidance: the model was trained without",
-        ),
+        (guidance(NONE, 2.0, None, None), "guidance: the model was trained without"),
         (guidance(ALL, float("nan"), None, None), "guidance nan: give a finite number"),
         (guidance(ALL, None, (0, 1), None), "guidance_interval: does nothing without guidance"),
         (guidance(ALL, None, None, Path("g")), "guide: does nothing without guidance"),

@@ -10,12 +10,7 @@ from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.objects import label_objects
 from ddpm_unet.inference.overlay import class_colors
-from ddpm_unet.inference.predictor import (
-    Predictor,
-    add_residual,
-    class_probabilities,
-    tiling,
-)
+from ddpm_unet.inference.predictor import Predictor, add_residual, class_probabilities, tiling
 from ddpm_unet.inference.results import write_masks
 from ddpm_unet.inference.tiles import Tiling, predict_tiles
 from ddpm_unet.models.classic import ClassicUNet
@@ -50,14 +45,6 @@ def test_probabilities_are_the_softmax_and_one_score_means_two_classes():
     background, foreground = class_probabilities(one)(tiles).unbind(1)
     torch.testing.assert_close(foreground, one(tiles)[:, 0].sigmoid())
     torch.testing.assert_close(background, 1 - foreground)
-
-
-@torch.inference_mode()
-def test_tta_treats_all_directions_alike():
-    tiles = torch.randn(1, 1, 60, 60)
-    predict = class_probabilities(classic(), average=True)
-    turned = predict(tiles.rot90(1, (2, 3)).flip(2)).flip(2).rot90(-1, (2, 3))
-    torch.testing.assert_close(turned, predict(tiles))
 
 
 @torch.inference_mode()

@@ -19,10 +19,7 @@ CONFIG = "config.json"
 def peer():
     torch.manual_seed(0)
     return AutoencoderKL(
-        **AUTOENCODER,
-        latent_channels=5,
-        scaling_factor=0.4,
-        shift_factor=0.25,
+        **AUTOENCODER, latent_channels=5, scaling_factor=0.4, shift_factor=0.25
     ).eval()
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers_twins import randomise
 from safetensors.torch import save_file
-from small import SMALL
+from small import SMALL, monai_name
 from torch import Tensor
 
 from ddpm_unet.config import CheckpointHints, UNetConfig
@@ -50,51 +50,12 @@ def config(settings: dict[str, Any]) -> UNetConfig:
     return UNetConfig(**small | settings)
 
 
-def monai_name(name: str, dims: int, cross: bool) -> str:
-    """MONAI 1.6's name of a tensor of ours."""
-    whole = {
-        "time_embedding.linear_1": "time_embed.0",
-        "time_embedding.linear_2": "time_embed.2",
-        "conv_in": "conv_in.conv",
-        "conv_norm_out": "out.0",
-        "conv_out": "out.2.conv",
-    }
-    module, _, leaf = name.rpartition(".")
-    if module in whole:
-        return f"{whole[module]}.{leaf}"
-    changes = {
-        "mid_block.resnets.0": "middle_block.resnet_1",
-        "mid_block.resnets.1": "middle_block.resnet_2",
-        "mid_block.attentions.0": "middle_block.attention",
-        "conv1": "conv1.conv",
-        "conv2": "conv2.conv",
-        "conv_shortcut": "skip_connection.conv",
-        "downsamplers.0.conv.": "downsampler.op.conv.",
-        "upsamplers.0.conv.": "upsampler.postconv.conv.",
-        "downsamplers.0": "downsampler",
-        "upsamplers.0": "upsampler",
-        "proj_in": "proj_in.conv",
-        "proj_out": "proj_out.conv",
-        "group_norm": "norm",
-        "to_out.0": "out_proj",
-        "ff.net.0.proj": "ff.linear1",
-        "ff.net.2": "ff.linear2",
-    }
-    if not cross:
-        changes |= {letter: f"attn.{letter}" for letter in ("to_q", "to_k", "to_v", "out_proj")}
-    for ours, theirs in changes.items():
-        name = name.replace(ours, theirs)
-    return name
-
-
 def written(settings: dict[str, Any], file: Path) -> tuple[UNet, dict[str, Tensor]]:
     """A network of ours, saved by MONAI's names."""
     ours = UNet(config(settings)).eval()
     randomise(ours)
     cross = "cross_attention_dim" in settings
-    weights = {
-        monai_name(name, settings.get("dims", 2), cross): t for name, t in ours.state_dict().items()
-    }
+    weights = {monai_name(name, cross): t for name, t in ours.state_dict().items()}
     save_file(weights, file)
     return ours, weights
 

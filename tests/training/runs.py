@@ -1,6 +1,7 @@
 """Trainings that tests start, kill on the way, and compare at their ends."""
 
 import hashlib
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,14 @@ from ddpm_unet.training.run_folder import RunFolder
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing is written any more."""
+
+
+def change(settings, changes):
+    """The settings, in place, with others by their dotted names."""
+    for name, value in changes.items():
+        *groups, last = name.split(".")
+        setattr(reduce(getattr, groups, settings), last, value)
+    return settings
 
 
 def build(settings, kind=None):

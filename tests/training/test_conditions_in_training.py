@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from runs import files, kill, run
+from runs import change, files, kill, run
 
 from ddpm_unet.data.sources import open_stream
 from ddpm_unet.diffusion.conditioning import concat_cond, draw_dropped
@@ -195,44 +195,43 @@ def test_conditions_made_of_the_images(told, condition):
     assert planes.channels == told.model.in_channels - 3
 
 
-def without_context(settings):
-    by_context(settings).data.context = None
-
-
-def other_context(settings):
-    by_context(settings).model.cross_attention_dim = 8
-
-
-def without_planes(settings):
-    by_mask(settings).model.in_channels = 3
-
-
-def without_null_class(settings):
-    by_class(settings)
-    settings.condition_dropout = 0.1
-
-
-def without_estimate(settings):
-    settings.self_conditioning = True
-
-
-def without_conditions(settings):
-    settings.condition_dropout = 0.1
+def alone(settings):
+    return settings
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("kind", "changes", "message"),
     [
-        (without_planes, "is given the images' 3, the condition's 2; set model.in_channels to 5"),
-        (without_estimate, "an estimate's 3; set model.in_channels to 6"),
-        (without_conditions, "condition_dropout 0.1: the images come without a class"),
-        (without_null_class, "the images come with 2 classes and one for none; set it to 3"),
-        (without_context, "model.cross_attention_dim: the network attends to a context; set data"),
-        (other_context, "cross_attention_dim = 8, but the vectors of data.context have 6 numbers"),
+        (
+            by_mask,
+            {"model.in_channels": 3},
+            "3, the condition's 2; set model.in_channels to 5",
+        ),
+        (alone, {"self_conditioning": True}, "an estimate's 3; set model.in_channels to 6"),
+        (
+            alone,
+            {"condition_dropout": 0.1},
+            "the images come without a class",
+        ),
+        (
+            by_class,
+            {"condition_dropout": 0.1},
+            "2 classes and one for none; set it to 3",
+        ),
+        (
+            by_context,
+            {"data.context": None},
+            "attends to a context; set data",
+        ),
+        (
+            by_context,
+            {"model.cross_attention_dim": 8},
+            "vectors of data.context have 6",
+        ),
     ],
 )
-def test_networks_that_cannot_be_told(told, change, message):
-    change(told)
+def test_networks_that_cannot_be_told(told, kind, changes, message):
+    change(kind(told), changes)
     with pytest.raises(UserError, match=re.escape(message)):
         run(told)
     assert not Path(told.run).exists()

@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
+from runs import run
 from torch import nn
 
 from ddpm_unet.config import TrainConfig
@@ -32,6 +36,70 @@ def test_what_would_be_ignored_is_refused(said, words):
     with pytest.raises(UserError, match=words) as caught:
         check_launch(said)
     assert "\n" not in str(caught.value)
+
+
+FSDP = ["--use_fsdp", "--fsdp_version"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([*FSDP, "1"], "fsdp_version 1: set it to 2"),
+        ([*FSDP, "1", "--fsdp_use_orig_params", "true"], "fsdp_version 1: set it to 2"),
+        ([*FSDP, "2", "--fsdp_offload_params", "true"], "fsdp_offload_params: is not supported"),
+        ([*FSDP, "2", "--fsdp_auto_wrap_policy", "SIZE_BASED_WRAP"], "set TRANSFORMER_BASED_WRAP"),
+        (["--use_megatron_lm"], "use_megatron_lm: is not supported; take FSDP"),
+        (["--use_megatron_lm", "--megatron_lm_tp_degree", "2"], "use_megatron_lm"),
+        ([*FSDP, "2", "--use_parallelism_config", "true"], "parallelism_config"),
+        (["--dynamo_backend", "eager"], "dynamo_backend eager: set it to no"),
+    ],
+)
+def test_flags_of_accelerate_launch_are_refused_before_the_first_step(
+    settings, monkeypatch, flags, words
+):
+    """The environment that the launcher itself makes of its flags."""
+    given = launch_command_parser().parse_args([*flags, "--num_processes", "1", "script.py"])
+    said = prepare_multi_gpu_env(_validate_launch_command(given)[0])
+    for name, value in said.items():
+        if name.startswith(("ACCELERATE_", "FSDP_", "MEGATRON_", "PARALLELISM_")):
+            monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=words) as caught:
+        run(settings)
+    assert "\n" not in str(caught.value)
+    assert not Path(settings.run).exists()
+
+
+@pytest.mark.parametrize("device", ["banana", "cuda:99"])
+def test_a_device_that_is_none_is_refused(settings, monkeypatch, device):
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", device)
+    with pytest.raises(UserError, match=f"ACCELERATE_TORCH_DEVICE {device}: .*; set another"):
+        run(settings)
+    assert not Path(settings.run).exists()
+
+
+HONOURED = """ACCELERATE_MIXED_PRECISION ACCELERATE_USE_CPU ACCELERATE_USE_FSDP
+    ACCELERATE_TORCH_DEVICE FSDP_RESHARD_AFTER_FORWARD FSDP_TRANSFORMER_CLS_TO_WRAP"""
+WITHOUT_EFFECT = """ACCELERATE_BYPASS_DEVICE_MAP ACCELERATE_CPU_AFFINITY ACCELERATE_DEBUG_MODE
+    ACCELERATE_DEBUG_RDV_FILE ACCELERATE_ENABLE_RICH ACCELERATE_ALLOW_CP_STANDALONE
+    FSDP_BACKWARD_PREFETCH FSDP_FORWARD_PREFETCH FSDP_CPU_RAM_EFFICIENT_LOADING
+    FSDP_STATE_DICT_TYPE FSDP_SYNC_MODULE_STATES FSDP_USE_ORIG_PARAMS"""  # speed, files not written
+OF_THE_REFUSED = (
+    "ACCELERATE_DEEPSPEED_", "ACCELERATE_CONFIG_DS_", "ACCELERATE_GRADIENT_CLIPPING",
+    "ACCELERATE_DYNAMO_", "ACCELERATE_FP8_", "ACCELERATE_USE_SAGEMAKER", "ACCELERATE_SAGEMAKER_",
+    "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD", "FSDP_MIN_NUM_PARAMS", "MEGATRON_LM_",
+    "PARALLELISM_CONFIG_",
+)  # fmt: skip
+
+
+def test_every_variable_that_accelerate_reads_is_known():
+    """A new one must be honoured, refused, or listed above."""
+    package = Path(accelerate.__file__).parent
+    files = [package / "state.py", package / "accelerator.py", package / "commands/launch.py"]
+    text = "".join(f.read_text() for f in [*files, *(package / "utils").glob("*.py")])
+    names = set(re.findall(r"[\"'](ACCELERATE_[A-Z0-9_]*[A-Z0-9]|FSDP_[A-Z_]*[A-Z])[\"']", text))
+    assert len(names) > 40
+    known = {*HONOURED.split(), *WITHOUT_EFFECT.split(), *distributed.ACCEPTED, *distributed.FSDP}
+    assert [n for n in sorted(names - known) if not n.startswith(OF_THE_REFUSED)] == []
 
 
 def test_what_accelerate_launch_always_says_is_taken():

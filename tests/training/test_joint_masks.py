@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from runs import run
+from runs import change, run
 
 from ddpm_unet.config import (
     ClassicConfig,
@@ -164,23 +164,21 @@ def test_further_pairs_only_train(tmp_path, mixed):
     assert "and on further 7 labelled images" in job.describe()
 
 
-def no_masks(settings):
-    settings.data.condition_classes = None
-
-
-def too_few_channels(settings):
-    settings.model.in_channels = settings.model.out_channels = 3
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "message"),
     [
-        (no_masks, "data.joint_masks: there are no masks to denoise; set data.condition to"),
-        (too_few_channels, "model.in_channels = 3, but the images with their masks have 5; set"),
+        (
+            {"data.condition_classes": None},
+            "there are no masks to denoise; set data",
+        ),
+        (
+            {"model.in_channels": 3, "model.out_channels": 3},
+            "images with their masks have 5",
+        ),
     ],
 )
-def test_denoisers_that_cannot_be(joint, change, message):
-    change(joint)
+def test_denoisers_that_cannot_be(joint, changes, message):
+    change(joint, changes)
     with pytest.raises(UserError, match=re.escape(message)):
         build_denoise_job(joint).build_model()
 

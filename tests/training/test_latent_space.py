@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
 from PIL import Image
-from runs import files, kill, run
+from runs import change, files, kill, run
 from small import AUTOENCODER
 
 from ddpm_unet.config import UNetConfig
@@ -165,38 +165,27 @@ def test_diffusers_draws_what_we_draw(latent, peer, monkeypatch):
     assert_drawn_alike(pipeline, diffusion, folder, latents, 1e-4, num_inference_steps=20, **told)
 
 
-def without_folder(settings):
-    settings.latent.autoencoder = "nowhere"
-
-
-def other_size(settings):
-    settings.data.size = 9
-
-
-def other_channels(settings):
-    settings.data.channels = 1
-
-
-def network_for_images(settings):
-    settings.model.in_channels = settings.model.out_channels = 3
-
-
-def with_condition(settings):
-    settings.data.condition = "lower:2"
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("changes", "message"),
     [
-        (without_folder, "nowhere does not exist; name the folder of an autoencoder"),
-        (other_size, "size 9: the autoencoder makes one latent of 2 x 2 pixels; give a"),
-        (other_channels, "is for images of 3 channels, and these have 1; set channels to 3"),
-        (network_for_images, "model.in_channels = 3, but the latents have 5; set model.in"),
-        (with_condition, "data.condition lower:2: latents are denoised without condition images"),
+        (
+            {"latent.autoencoder": "nowhere"},
+            "nowhere does not exist; name the folder",
+        ),
+        ({"data.size": 9}, "size 9: the autoencoder makes one latent of 2 x 2 pixels; give a"),
+        ({"data.channels": 1}, "is for images of 3 channels, and these have 1; set channels to 3"),
+        (
+            {"model.in_channels": 3, "model.out_channels": 3},
+            "the latents have 5; set",
+        ),
+        (
+            {"data.condition": "lower:2"},
+            "latents are denoised without condition",
+        ),
     ],
 )
-def test_what_cannot_be(latent, change, message):
-    change(latent)
+def test_what_cannot_be(latent, changes, message):
+    change(latent, changes)
     with pytest.raises(UserError, match=re.escape(message)) as caught:
         run(latent)
     assert "\n" not in str(caught.value)

@@ -20,9 +20,7 @@ from ddpm_unet.training.run_folder import RunFolder
 def latent(settings, tmp_path):
     """A training in latents of 4 x 4 x 4 of 48 windows, three batches of the encoder."""
     torch.manual_seed(0)
-    AutoencoderKL(
-        **AUTOENCODER,
-    ).save_pretrained(tmp_path / "autoencoder")
+    AutoencoderKL(**AUTOENCODER).save_pretrained(tmp_path / "autoencoder")
     settings.latent = replace(
         settings.latent, autoencoder=str(tmp_path / "autoencoder"), epochs=2, sample=False
     )

@@ -64,10 +64,7 @@ def eight(tmp_path, monkeypatch):
         Image.fromarray(np.full((16, 16, 3), colour)).save(f"pictures/{i}.png")
         np.save(f"vectors/{i}.npy", rng.normal(size=(3, 768)))
     torch.manual_seed(0)
-    autoencoder = AutoencoderKL(
-        **AUTOENCODER,
-        scaling_factor=3.0,
-    )
+    autoencoder = AutoencoderKL(**AUTOENCODER, scaling_factor=3.0)
     with torch.no_grad():
         autoencoder.quant_conv.bias[4:] -= 14  # logarithms of variances
     autoencoder.save_pretrained("autoencoder")

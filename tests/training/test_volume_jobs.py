@@ -30,12 +30,7 @@ from ddpm_unet.inference.pipeline import image_shape, read_pipeline
 from ddpm_unet.models.segmenter import load_segmentation_model
 from ddpm_unet.training.from_config import build_denoise_job, build_pixel_job
 
-UNET = UNetConfig(
-    in_channels=1,
-    out_channels=1,
-    dims=3,
-    **SMALL,
-)
+UNET = UNetConfig(in_channels=1, out_channels=1, dims=3, **SMALL)
 STEPS = {
     "lr": 5e-3,
     "warmup_steps": 2,

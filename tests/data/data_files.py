@@ -1,11 +1,23 @@
-"""NIfTI files of arrays."""
+"""Files of arrays."""
 
 from pathlib import Path
 
 import nibabel
 import numpy as np
+import tifffile
+from PIL import Image
 
 AFFINE = np.array([[0, -2.0, 0, 10], [1.0, 0, 0, -20], [0, 0, 3.0, 5], [0, 0, 0, 1]])
+
+
+def write(path: Path, array: np.ndarray) -> None:
+    """An image `[H, W]` or `[H, W, C]`; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".tif":
+        planes = {"planarconfig": "contig"} if array.ndim == 3 else {}
+        tifffile.imwrite(path, array, photometric="minisblack", **planes)
+    else:
+        Image.fromarray(array).save(path)
 
 
 def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE, scale=(None, None)) -> Path:

@@ -1,0 +1,178 @@
+"""A page to try a model on, in a browser: `ddpm-unet demo --model runs/x/model`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any
+
+from ddpm_unet.cli import ArgumentParser, whole
+from ddpm_unet.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="model folder, of any task")
+    here = "address served (default 127.0.0.1: this machine only)"
+    parser.add_argument("--host", default="127.0.0.1", help=here)
+    parser.add_argument("--port", type=whole(1, 65_535), default=7860, help="default 7860")
+    args = parser.parse_args(arguments)
+    with TemporaryDirectory() as folder:
+        page = page_of(args.model, Path(folder))
+        page.queue(default_concurrency_limit=1)
+        page.launch(server_name=args.host, server_port=args.port, prevent_thread_lock=True)
+        page.block_thread()
+
+
+def page_of(model: Path, folder: Path) -> Any:
+    """The page, a `gradio.Blocks`, for the kind of model that a folder holds.
+
+    Args:
+        model: A model folder, or the run with one, of a denoiser, segmenter or image predictor.
+        folder: Where results are written.
+
+    Raises:
+        UserError: gradio is not installed, or the folder holds no such model.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        import gradio
+    except ImportError as error:
+        raise UserError(
+            f'demo: gradio cannot be imported ({error}); pip install "ddpm-unet[demo]"'
+        ) from error
+    model = model / "model" if (model / "model").is_dir() else model
+    draws = (model / "model_index.json").is_file()
+    with gradio.Blocks(title=f"{model}", analytics_enabled=False) as page:
+        gradio.Markdown(f"### {'Generate with' if draws else 'Segment with'} `{model}`")
+        (_denoiser if draws else _predictor)(gradio, model, folder)
+    return page
+
+
+def _told(gradio: Any, act: Callable[..., Any]) -> Callable[..., Any]:
+    """`act`, whose errors of the user are shown on the page."""
+
+    def told(*values: Any) -> Any:
+        try:
+            return act(*values)
+        except UserError as error:
+            raise gradio.Error(str(error), print_exception=False) from error
+
+    return told
+
+
+def _predictor(gradio: Any, model: Path, folder: Path) -> None:
+    """An image in; what is seen in it, its objects, and the files to download."""
+    import csv
+
+    import torch
+
+    from ddpm_unet.commands.segment import write_results
+    from ddpm_unet.cpu import accelerate_cpu
+    from ddpm_unet.inference.predictor import Predictor
+
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    predictor = Predictor.from_pretrained(model, device=device)
+    if device.type == "cpu":
+        accelerate_cpu(predictor.model)
+
+    def segment(file: str | None) -> tuple[Any, Any, list[str]]:
+        if file is None:
+            raise UserError("no image is given; drop one into the field")
+        path, out = Path(file), Path(mkdtemp(dir=folder))
+        predictor.look(path)
+        with torch.inference_mode():
+            write_results(predictor, path, out / path.stem, format="png")
+        files = sorted(out.iterdir())
+        tables = [f for f in files if f.suffix == ".csv"]
+        rows = list(csv.reader(tables[0].open(newline=""))) if tables else [[""]]
+        return _shown(files), {"headers": rows[0], "data": rows[1:]}, [str(f) for f in files]
+
+    with gradio.Row():
+        with gradio.Column():
+            image = gradio.File(label="An image, of any format that is read", type="filepath")
+            button = gradio.Button("Segment", variant="primary")
+            files = gradio.Files(label="Download", interactive=False, height=140)
+        seen = gradio.Image(label="What is seen in it", interactive=False, format="png")
+    objects = gradio.Dataframe(label="Objects", interactive=False)
+    button.click(_told(gradio, segment), image, [seen, objects, files], api_name="segment")
+
+
+def _denoiser(gradio: Any, model: Path, folder: Path) -> None:
+    """Images drawn, also from one that is given, or into a hole in it."""
+    import torch
+
+    from ddpm_unet.cpu import accelerate_cpu
+    from ddpm_unet.evaluation.plots import grid
+    from ddpm_unet.inference.denoiser import Denoiser
+    from ddpm_unet.inference.readers import read_hole, read_images
+
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    denoiser = Denoiser.from_pretrained(model).to(device)
+    if device.type == "cpu":
+        accelerate_cpu(denoiser.unet)
+    own = denoiser.conditioning
+
+    def generate(
+        count: float, steps: float, seed: float, label: str | None, guidance: float,
+        image: str | None, strength: float, hole: str | None,
+    ) -> tuple[Any, list[str]]:  # fmt: skip
+        if hole and not image:
+            raise UserError("a hole is given without an image; give the image too")
+        start = read_images([Path(image)], denoiser.preprocessing) if image else None
+        options: dict[str, Any] = {}
+        if start is not None and hole:
+            options["mask"] = read_hole(Path(hole), start.shape[2:])
+        elif start is not None:
+            options["strength"] = strength
+        job = denoiser.job(
+            int(count), steps=int(steps), seed=int(seed), init_image=start,
+            class_labels=None if label in (None, "in turn") else label,
+            guidance=guidance if own.cond_dropout and guidance != 1 else None,
+            sampler=None if steps > 200 or hole or start is not None else "ddim", **options,
+        )  # fmt: skip
+        images = torch.cat([drawn.cpu() for _, drawn, _ in job])
+        out = Path(mkdtemp(dir=folder))
+        for number, one in enumerate(images):
+            grid(one[None]).save(out / f"{number:05d}.png")
+        return grid(images), [str(file) for file in sorted(out.iterdir())]
+
+    with gradio.Row():
+        with gradio.Column():
+            count = gradio.Slider(1, 16, 4, step=1, label="Images")
+            steps = gradio.Slider(5, 1000, 50, step=1, label="Steps (up to 200 by DDIM)")
+            seed = gradio.Number(0, label="Seed", precision=0)
+            classes = ["in turn", *own.class_names]
+            label = gradio.Dropdown(classes, label="Class", visible=bool(own.class_names))
+            guidance = gradio.Slider(
+                0, 10, 1, label="Guidance (1 for none)", visible=own.cond_dropout
+            )
+            with gradio.Accordion("Begin from an image", open=False):
+                image = gradio.File(label="Image", type="filepath")
+                strength = gradio.Slider(0.05, 1, 0.5, label="Share of the steps taken from it")
+                hole = gradio.File(label="Hole: white where it is painted anew", type="filepath")
+            button = gradio.Button("Generate", variant="primary")
+        with gradio.Column():
+            seen = gradio.Image(label="Drawn", interactive=False, format="png")
+            files = gradio.Files(label="Download", interactive=False, height=140)
+    given = [count, steps, seed, label, guidance, image, strength, hole]
+    button.click(_told(gradio, generate), given, [seen, files], api_name="generate")
+
+
+def _shown(files: Sequence[Path]) -> Any:
+    """The overlay, or else the image, among the files that were written; of many its middle one."""
+    import tifffile
+
+    from ddpm_unet.data.images import read_image
+    from ddpm_unet.inference.overlay import displayable
+
+    pictures = [f for f in files if f.suffix in (".png", ".tif")]
+    pictures.sort(key=lambda f: "overlay" not in f.name)
+    if not pictures:
+        return None
+    if pictures[0].suffix == ".png":
+        return displayable(read_image(pictures[0]))
+    pages = tifffile.imread(pictures[0])
+    return displayable(pages[len(pages) // 2] if pages.ndim > 3 else pages)
