@@ -79,12 +79,44 @@ class PowerEMA(EMA):
         return (step / (step + 1)) ** self._power
 
 
+class RMSprop(torch.optim.RMSprop):
+    """Torch's, which leaves out a step where `found_inf` is set, as its fused AdamW does.
+
+    No step waits for the device: what changed is put back there.
+    """
+
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+    _step_supports_amp_scaling = True
+
+    def step(self, closure: Any = None) -> Any:
+        """As torch's."""
+        assert self.grad_scale is None, "gradients are unscaled to be clipped"
+        if self.found_inf is None:
+            return super().step(closure)
+        before = self._tensors()
+        kept = {key: value.detach().clone() for key, value in before.items()}
+        loss = super().step(closure)
+        with torch.no_grad():
+            bad = self.found_inf.bool()
+            for key, value in self._tensors().items():
+                old = kept.get(key, torch.zeros_like(value))
+                value.copy_(torch.where(bad, old, value))
+        return loss
+
+    def _tensors(self) -> dict[Any, Tensor]:
+        """Parameters with a gradient, and their states but for the count of steps."""
+        own = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
+        states = {(p, n): v for p in own for n, v in self.state[p].items() if n != "step"}
+        return {**{(p, ""): p for p in own}, **states}
+
+
 def build_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> Optimizer:
     """The optimizer of a configuration; a group may carry a learning rate of its own."""
     shared: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     optimizer: Optimizer
     if config.optimizer == "rmsprop":
-        optimizer = torch.optim.RMSprop(groups, momentum=config.momentum, **shared)
+        optimizer = RMSprop(groups, momentum=config.momentum, **shared)
     else:
         optimizer = AdamW(groups, betas=config.betas, fused=True, **shared)
     for group in optimizer.param_groups:
@@ -148,15 +180,13 @@ class TrainingState:
         Where it is `scaled`, a gradient scaler looks at the gradient itself.
         """
         optimizer: Any = self.optimizer
-        skips = isinstance(optimizer, AdamW)  # by itself
-        if skips and not scaled:
+        if not scaled:
             optimizer.grad_scale = None
             optimizer.found_inf = replicated(bad.float(), self.named[0][1])
-        if self.fused and skips and not scaled:
+        if self.fused and isinstance(optimizer, AdamW) and not scaled:
             self.fused(self.step, step_optimizer)
         else:
-            if skips or scaled or not bad:
-                step_optimizer()
+            step_optimizer()
             self.ema.update(self.step)
         for average in self.powers.values():
             average.update(self.step)

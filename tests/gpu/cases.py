@@ -254,13 +254,9 @@ def run_cases(
     return found
 
 
-def avoidable(waits: dict[str, int], name: str) -> dict[str, int]:
-    """The waits but for those of diffusers' UniPC, of results as they come to the host, and of
-    torch's RMSprop, which cannot leave out a step by itself.
-    """
+def avoidable(waits: dict[str, int]) -> dict[str, int]:
+    """The waits but for those of diffusers' UniPC, and of results as they come to the host."""
     known = ["scheduling_unipc_multistep.py", "copied to the host at ddpm_unet/inference/tiles.py"]
-    if "rmsprop" in name:
-        known.append("read by the host at ddpm_unet/training/state.py")
     return {place: n for place, n in waits.items() if not any(part in place for part in known)}
 
 

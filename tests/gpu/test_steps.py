@@ -24,4 +24,4 @@ def test_gives_what_a_cpu_gives(found, name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_no_step_waits_for_the_device(found, name):
-    assert avoidable(found["device"][name]["waits"], name) == {}
+    assert avoidable(found["device"][name]["waits"]) == {}

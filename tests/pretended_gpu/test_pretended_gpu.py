@@ -72,7 +72,7 @@ def test_gives_what_a_cpu_gives(found, name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_no_step_waits_for_the_device(found, name):
-    assert avoidable(found["cuda"][name]["waits"], name) == {}
+    assert avoidable(found["cuda"][name]["waits"]) == {}
 
 
 def test_waits_and_mixed_devices_are_noticed(library):
