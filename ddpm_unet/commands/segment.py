@@ -1,12 +1,15 @@
 """Segment images of any size: `python scripts/segment.py --model runs/x/model IMAGES...`.
 
 A model of task "regress" writes the images that it predicts. Under `accelerate launch` several
-processes share the files.
+processes share the files. With --truth the masks are scored, in scores.json and scores.csv; a
+folder of finished masks is scored alone. How the true masks are read is as in the training, and the
+flags of train_seg.py say otherwise (--data.mask_kind instances, --data.mask_name {}_label).
 """
 
 from __future__ import annotations
 
 import os
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +22,8 @@ from ddpm_unet.errors import UserError
 PIXELS = within(float, 1e-6, 1e9)
 
 
-def parse(arguments: Sequence[str] | None) -> Namespace:
-    parser = ArgumentParser(description=__doc__)
+def parse(arguments: Sequence[str] | None) -> tuple[Namespace, list[str]]:
+    parser = ArgumentParser(description=__doc__, allow_abbrev=False)
     add = parser.add_argument
     add("images", type=Path, nargs="+", help="images, stacks, NIfTI, point sets, or folders")
     add("--tile", type=int, help="side of the tiles (default: those of least work)")
@@ -30,6 +33,10 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     add("--tta", action="store_true", help="average over flips and quarter turns, 8 x the work")
     black_white = "pixel values of black and white here (default: as in training)"
     add("--value_range", type=float, nargs=2, metavar=("BLACK", "WHITE"), help=black_white)
+    add("--truth", help="folder of true masks, to score the predicted ones by")
+    add(
+        "--outlines", choices=["geojson", "imagej"], action="append", help="write objects' outlines"
+    )
     millimetres = (
         "millimetres from pixel to pixel here, where files do not say it: one number or all"
     )
@@ -43,11 +50,17 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     add("--format", choices=["tiff", "png"], default="tiff", help="task regress: format written")
     add("--max_pixels", type=PIXELS, default=200.0, help="largest image, million pixels")
     add_common(parser, "segmented")
-    return parser.parse_args(arguments)
+    args, others = parser.parse_known_args(arguments)
+    if others and not args.truth:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    return args, others
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse(arguments)
+    args, others = parse(arguments)
+    if args.truth and all(any(args.images[0].glob(f"*_{x}.*")) for x in ("mask", "overlay")):
+        score(args.images[0], args.truth, others, args.model)
+        return
 
     import torch
     from tqdm.auto import tqdm
@@ -73,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         value_range=args.value_range and tuple(args.value_range),
         spacing=args.spacing and (args.spacing[0] if len(args.spacing) == 1 else args.spacing),
     )  # fmt: skip
-    own, config = predictor.preprocessing, predictor.model.config
+    own = predictor.preprocessing
     if own.targets:
         check_image_format(args.format, own.targets, predictor.dims)
     paths: list[Path] = []
@@ -100,16 +113,101 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for path, name in tqdm(mine, "Segmenting", disable=process > 0 or None):
             base = args.out / name
             with torch.inference_mode():
-                found = write_results(predictor, path, base, args.probabilities, args.format)
+                found = write_results(
+                    predictor, path, base, args.probabilities, args.format, args.outlines or ()
+                )
             if own.targets:
                 said = "mean " + ", ".join(f"{mean:.4g}" for mean in found)
             else:
-                classes = config.class_names or [f"class {i}" for i in range(len(found))]
+                classes = predictor.class_names or [f"class {i}" for i in range(len(found))]
                 shares = found / max(1, found.sum())
                 said = ", ".join(f"{c} {s:.1%}" for c, s in zip(classes, shares, strict=True))
             tqdm.write(f"{path.name}: {said}{predictor.resampling(path)}")
     if process == 0:
         print(f"written: {'predictions' if own.targets else 'masks and overlays'} in {args.out}")
+    if processes == 1 and not own.targets:
+        _join_tables([args.out / f"{name}_objects.csv" for name in names], args.out)
+    if args.truth and process == 0:
+        score(args.out, args.truth, [*others, f"--data.dims={predictor.dims}"], folder)
+
+
+def _join_tables(files: Sequence[Path], out: Path) -> None:
+    """Write objects.csv, the tables of all images in one, where they have the same columns."""
+    tables = [file.read_text(encoding="utf-8").splitlines() for file in files if file.is_file()]
+    if tables and len({table[0] for table in tables}) == 1:
+        rows = [row for table in tables for row in table[1:]]
+        (out / "objects.csv").write_text("\n".join([tables[0][0], *rows, ""]), encoding="utf-8")
+        print(f"{len(rows)} objects in {out / 'objects.csv'}")
+
+
+def score(folder: Path, truth: str, others: list[str], model: Path | None) -> None:
+    """Score the masks that an earlier call wrote to a folder.
+
+    Raises:
+        UserError: Masks that do not fit each other, one line each.
+    """
+    from dataclasses import replace
+
+    import numpy as np
+    import torch
+
+    from ddpm_unet.cli import read_settings
+    from ddpm_unet.config import SegmentConfig
+    from ddpm_unet.config.data import ExtraPairsConfig
+    from ddpm_unet.data.check import check_pairs
+    from ddpm_unet.data.masks import IGNORE_INDEX, mask_values
+    from ddpm_unet.data.volumes import read_file
+    from ddpm_unet.evaluation.metrics import (
+        confusion,
+        mean_over_images,
+        scores_of_image,
+        write_scores,
+    )
+    from ddpm_unet.evaluation.objects import object_scores
+    from ddpm_unet.inference.objects import label_objects
+    from ddpm_unet.training.pixelwise import ClassTarget
+
+    file = model.resolve().parent / "config.yaml" if model else None
+    data = read_settings(SegmentConfig, file if file and file.is_file() else None, others)[0].data
+    data = replace(
+        data, images=str(folder), masks=truth, image_name="{}_mask", channels=None,
+        value_range=None, extra=ExtraPairsConfig(),
+    )  # fmt: skip
+    report = check_pairs(data, finished=True)
+    code, rows, counts = report.mask_code(), [], []
+    for pair in report.pairs:
+        found = mask_values(pair.read_image(), False, pair.image_file)
+        values = code.read(pair.read_mask(), pair.mask_file)
+        true = code.classes(values, pair.mask_file)
+        objects = code.kind == "instances"
+        found = np.where(true == IGNORE_INDEX, 0, found > 0 if objects else found).astype(np.int64)
+        if found.max() >= code.num_classes:
+            raise UserError(
+                f"{pair.image_file}: has class {found.max()}, and {pair.mask_file} "
+                f"{code.num_classes} classes; give data.num_classes or data.mask_values"
+            )
+        planes = torch.from_numpy(found), torch.from_numpy(true.astype(np.int64))
+        counts.append(confusion(*planes, code.num_classes, IGNORE_INDEX))
+        row = scores_of_image(*planes, code.num_classes, IGNORE_INDEX)
+        if objects:
+            at = re.fullmatch(r"(.*)_mask(\.[\w.]+?)( page (\d+))?", pair.image_file)
+            assert at is not None
+            ending = ".nii.gz" if ".nii" in at[2] else ".tif"
+            path = Path(f"{at[1]}_objects{ending}")
+            if path.is_file():
+                labels = read_file(path, 3 if at[4] else data.dims)[..., 0]
+                labels = labels[int(at[4])] if at[4] else labels
+            else:
+                labels = label_objects(found)
+            labels = np.where(true == IGNORE_INDEX, 0, labels)
+            row |= object_scores(labels, code.cells(values, true, ()))
+        rows.append(row)
+    target = ClassTarget(tuple(code.class_names))
+    scores = target.compute(torch.stack(counts).sum(0)) | mean_over_images(rows)
+    names = [pair.image_file for pair in report.pairs]
+    write_scores(folder, scores, [{"name": n, **r} for n, r in zip(names, rows, strict=True)])
+    said = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+    print(f"{len(rows)} masks by those in {truth}: {said}")
 
 
 def write_results(
@@ -118,18 +216,21 @@ def write_results(
     base: Path,
     probabilities: Literal["tiff", "npz"] | None = None,
     format: Literal["tiff", "png"] = "tiff",
+    outlines: Sequence[str] = (),
 ) -> Any:
     """Write the results of one file; gives a number for each class or channel."""
     from ddpm_unet.inference.overlay import class_colors
     from ddpm_unet.inference.results import write_masks, write_points, write_regression
 
-    own, config = predictor.preprocessing, predictor.model.config
+    own, count = predictor.preprocessing, predictor.num_classes
     if own.voxel:
-        points, found = predictor.points(path)
-        return write_points(points, found, base, npz=probabilities == "npz")
+        points, chances = predictor.points(path)
+        return write_points(points, chances, base, npz=probabilities == "npz")
     with predictor.open(path) as source:
         if own.targets:
             return write_regression(source, base, own.targets, format)
-        colors = class_colors(predictor.num_classes, config.class_colors)
-        names = tuple(config.class_names)
-        return write_masks(source, base, colors, names, probabilities=probabilities)
+        colors = class_colors(count, predictor.model.config.class_colors[:count])
+        return write_masks(
+            source, base, colors, predictor.class_names, probabilities=probabilities,
+            outlines=outlines,
+        )  # fmt: skip

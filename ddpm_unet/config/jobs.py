@@ -113,6 +113,8 @@ class SegmentConfig(RunConfig):
         criterion: Validation score by which the best model is kept.
         cell_class: Class whose connected pieces are cells, parted by membranes: the test then gives
             V_rand and V_info too (2-D, two classes).
+        objects: Learn the interior of every object too, so that objects that touch come out apart:
+            those that masks of kind instances number, else the connected pieces of each class.
     """
 
     task: Literal["segment", "regress"] = "segment"
@@ -130,6 +132,7 @@ class SegmentConfig(RunConfig):
     predict: PredictConfig = field(default_factory=PredictConfig)
     criterion: Literal["mean_dice", "mean_iou"] = "mean_dice"
     cell_class: int | None = None
+    objects: bool = False
 
 
 @dataclass
@@ -165,7 +168,8 @@ COMMON: dict[type, tuple[str, ...]] = {
         *_RUN, "init", "architecture", "task", "data.images", "data.masks", "data.mask_kind",
         "data.num_classes", "data.class_names", "data.size", "data.scale", "data.value_range",
         "data.split.by", "data.split.validation", "data.split.test", "data.augment.flips",
-        "data.augment.rot90", "head.transfer", "loss.name", "train.early_stopping_patience",
+        "data.augment.rot90", "head.transfer", "loss.name", "objects",
+        "train.early_stopping_patience",
     ),
 }  # fmt: skip
 """The settings that people use, which --help lists; --help-all lists all."""

@@ -1,4 +1,4 @@
-"""Border weights: more loss where two cells nearly touch (Ronneberger 2015, eq. 2)."""
+"""What parts cells that touch: border weights (Ronneberger 2015, eq. 2), and interiors."""
 
 from __future__ import annotations
 
@@ -28,6 +28,21 @@ def connected_cells(classes: np.ndarray, cell_classes: Iterable[int]) -> np.ndar
         pieces, _ = ndimage.label(classes == cell_class)
         cells[pieces > 0] = pieces[pieces > 0] + cells.max()
     return cells
+
+
+def interiors(cells: np.ndarray, width: int = 1) -> np.ndarray:
+    """1 inside the cells, 0 in the background and within `width` pixels of another cell or of it.
+
+    Args:
+        cells: Cell numbers, `int [*space]`, 0 for background.
+        width: Of the rim left out, pixels.
+
+    Returns:
+        `float32 [*space]`.
+    """
+    size = 2 * width + 1
+    alone = ndimage.maximum_filter(cells, size) == ndimage.minimum_filter(cells, size)
+    return ((cells > 0) & alone).astype(np.float32)
 
 
 def two_nearest(cells: np.ndarray, reach: float = math.inf) -> tuple[np.ndarray, np.ndarray]:

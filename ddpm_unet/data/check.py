@@ -113,11 +113,14 @@ class _Look:
     target: Targets | None
 
 
-def check_pairs(config: PairDataConfig) -> Report:
-    """Look at every image and mask; errors that leave nothing to look at are raised."""
+def check_pairs(config: PairDataConfig, finished: bool = False) -> Report:
+    """Look at every image and mask; errors that leave nothing to look at are raised.
+
+    `finished` is of `find_pairs`.
+    """
     check_data_settings(config)
     report = Report(complete_settings(config))
-    pairing = find_pairs(report.config)
+    pairing = find_pairs(report.config, finished)
     if pairing.objects and report.config.mask_kind == "auto":
         report.config = replace(report.config, mask_kind="instances")
     report.faults += pairing.faults

@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from typing_extensions import override
 
 from ddpm_unet.data.augment import augmentation, cut_window, window_margin
-from ddpm_unet.data.border import balanced_weights, border_weights
+from ddpm_unet.data.border import balanced_weights, border_weights, interiors
 from ddpm_unet.data.check import Report
 from ddpm_unet.data.pixels import convert_channels, nearest, normalised, resize, to_unit
 from ddpm_unet.data.splits import AXES, Part
@@ -35,7 +35,8 @@ class Item:
     """One image at `data.scale`, `[C, (D,) H, W]` of its file's type, and what changes with it.
 
     `beside` are planes `[..., (D,) H, W]` by name: "mask", int16 classes with IGNORE_INDEX where
-    unlabelled; "target" and "weight", float32. From `cells`, `int32 [H, W]`, weights are made.
+    unlabelled; "target", "weight" and "interior", float32; "objects", int32. `cells` are numbered,
+    `int32 [(D,) H, W]`.
     """
 
     image: np.ndarray
@@ -57,7 +58,6 @@ class PairSet(Dataset[Batch], ABC):
 
         `bytes_beside` are those of a pixel of what lies beside the images.
         """
-        report.stop_at_faults()
         self.config, self.channels = report.config, report.channels
         whole: list[Part] = [{"name": name} for name in report.names]
         self.parts = whole if parts is None else list(parts)
@@ -122,17 +122,24 @@ class PairSet(Dataset[Batch], ABC):
 class LabelledSet(PairSet):
     """Whole images with their masks, for validation and to cut from.
 
-    An item has "mask", int64 `[(D,) H, W]`, and "weight", float32 `[H, W]`, if there are border
-    weights.
+    An item has "mask", int64 `[(D,) H, W]`, and, if they are asked for, "weight", float32 `[H, W]`,
+    the border weights; "interior", float32, see `interiors`; and "objects", int32, the numbered
+    objects of masks that number them.
     """
 
     def __init__(
-        self, report: Report, parts: Sequence[Part] | None = None, border: bool = False
+        self,
+        report: Report,
+        parts: Sequence[Part] | None = None,
+        border: bool = False,
+        interior: bool = False,
+        objects: bool = False,
     ) -> None:
         """As `PairSet`; `border` makes weights balanced over these parts (Ronneberger 2015)."""
         self._code = report.mask_code()
         self.class_names, self.border = self._code.class_names, border
-        super().__init__(report, parts, 2 + 8 * border)
+        self.interior, self.objects = interior, objects and self._code.kind == "instances"
+        super().__init__(report, parts, 2 + 8 * border + 8 * interior + 8 * objects)
         if self._kept is not None:
             self._kept = [self._with_weight(item) for item in self._kept]
 
@@ -149,6 +156,14 @@ class LabelledSet(PairSet):
             counts += np.bincount(mask[mask >= 0], minlength=len(counts))
         return counts
 
+    @cached_property
+    def small_object(self) -> int:
+        """Pixels of an object that only 5 % are smaller than, of a set with `interior`."""
+        items = (super(LabelledSet, self).item(index) for index in range(len(self)))
+        areas = [np.bincount(item.cells.ravel())[1:] for item in items if item.cells is not None]
+        present = np.concatenate(areas)
+        return int(np.quantile(present[present > 0], 0.05)) if present.any() else 0
+
     @override
     def describe(self) -> str:
         shares = self.class_pixels / max(1, self.class_pixels.sum())
@@ -158,16 +173,17 @@ class LabelledSet(PairSet):
     @override
     def _decode(self, index: int) -> Item:
         pair, size, part = self._pairs[index], self.sizes[index].tolist(), self._cuts(index)
-        values = self._code.read(pair.read_mask(), pair.mask_file)
-        mask = self._code.classes(values, pair.mask_file)
-        cells = None
-        if self.border:
+        values = nearest(self._code.read(pair.read_mask(), pair.mask_file)[part], size)
+        mask, cells = self._code.classes(values, pair.mask_file), None
+        beside = {"mask": mask}
+        if self.border or self.interior or self.objects:
             cells = self._code.cells(values, mask, self.config.border_classes)
-            cells = nearest(cells[part], size)
-        return Item(self._planes(index), {"mask": nearest(mask[part], size)}, cells)
+            beside |= {"interior": interiors(cells)} if self.interior else {}
+            beside |= {"objects": cells} if self.objects else {}
+        return Item(self._planes(index), beside, cells)
 
     def _with_weight(self, item: Item) -> Item:
-        if item.cells is None:
+        if not self.border or item.cells is None:
             return item
         w0, sigma, balanced = (
             self.config.border_w0, self.config.border_sigma, balanced_weights(self.class_pixels)

@@ -140,8 +140,12 @@ class FilenamePattern:
         return others.is_relative_to(mine) and Path(full).resolve().is_relative_to(others)
 
 
-def find_pairs(config: PairDataConfig) -> Pairing:
-    """Pair images and masks; a UserError if there is nothing to pair at all."""
+def find_pairs(config: PairDataConfig, finished: bool = False) -> Pairing:
+    """Pair images and masks; a UserError if there is nothing to pair at all.
+
+    With `finished` the images are masks too, predicted ones: of palettes the indices are read, and
+    of masks without an image there is a note, no fault.
+    """
     if _is_builtin(config):
         return Pairing([_builtin_pair(config)], [], [])
     if config.masks == POINTS:
@@ -149,7 +153,7 @@ def find_pairs(config: PairDataConfig) -> Pairing:
     if Path(config.images).is_file() and Path(config.masks).is_file():
         name = Path(split_ending(config.images)[0]).name
         pairing = Pairing([], [], [])
-        _add_pairs(pairing, {name: (config.images,)}, {name: (config.masks,)}, config)
+        _add_pairs(pairing, {name: (config.images,)}, {name: (config.masks,)}, config, finished)
         return pairing
     if Path(config.images).resolve() == Path(config.masks).resolve() and (
         config.image_name == config.mask_name
@@ -184,9 +188,12 @@ def find_pairs(config: PairDataConfig) -> Pairing:
         cure = f"add its {what}, move it away, or set data.skip_unlabelled true"
         pairing.faults += [f"{path}: has no {what} in {config.masks}; {cure}" for path in lonely]
     lonely = [masks[name][0] for name in masks if name not in images]
-    cure = "add its image or move it away"
-    pairing.faults += [f"{path}: has no image in {config.images}; {cure}" for path in lonely]
-    _add_pairs(pairing, images, masks, config)
+    if finished:
+        pairing.notes += [f"{len(lonely)} masks without a prediction are left out"] * bool(lonely)
+    else:
+        cure = "add its image or move it away"
+        pairing.faults += [f"{path}: has no image in {config.images}; {cure}" for path in lonely]
+    _add_pairs(pairing, images, masks, config, finished)
     return pairing
 
 
@@ -237,7 +244,9 @@ def _naming_hint(images: Files, masks: Files) -> str:
     return ""
 
 
-def _add_pairs(pairing: Pairing, images: Files, masks: Files, config: PairDataConfig) -> None:
+def _add_pairs(
+    pairing: Pairing, images: Files, masks: Files, config: PairDataConfig, keep_palette: bool
+) -> None:
     """A pair of each image and mask of one name, or of each page of theirs."""
     colors = config.mask_kind in ("colors", "pictures")
     for name in sorted(images.keys() & masks.keys(), key=natural):
@@ -260,7 +269,7 @@ def _add_pairs(pairing: Pairing, images: Files, masks: Files, config: PairDataCo
         for page in [None] if pages == 1 else range(pages):
             number = "" if page is None else f"{page:0{len(str(pages - 1))}}"
             full, at = (f"{name}/{number}", f" page {number}") if number else (name, "")
-            read_image = partial(reads[0], images[name], page, config, False)
+            read_image = partial(reads[0], images[name], page, config, keep_palette)
             read_mask = partial(reads[1], masks[name], page, config, not colors)
             pairing.pairs.append(Pair(full, image + at, mask + at, read_image, read_mask, space))
 

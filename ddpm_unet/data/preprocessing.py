@@ -94,6 +94,8 @@ class Preprocessing:
     """Type of the training's pixels; None where it is not known."""
     spacing: tuple[float, ...] | None = None
     """Millimetres from voxel to voxel along (depth,) height and width; None if unknown."""
+    objects: int | None = None
+    """Where the last output is of objects' interiors: pixels of the training's small objects."""
 
     def write(self, folder: Path) -> None:
         """Keep it in a model's folder."""

@@ -6,12 +6,19 @@ image, on scipy's exact Euclidean distance transform.
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ddpm_unet.evaluation.objects import OBJECT_SCORES
+from ddpm_unet.files import replace_json, replace_text
 
 
 def confusion(
@@ -175,13 +182,14 @@ def scores_of_image(
 
 
 def mean_over_images(images: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means of `scores_of_image` over the images that have them: "image_dice", "hd95", ...
+    """Means of `scores_of_image` and `object_scores` over the images that have them.
 
-    "image_dice_low" and "image_dice_high" are the bounds within which that mean lies with a
-    probability of 95 %, by the bootstrap over images (1000 draws, always the same).
+    Dice becomes "image_dice"; "image_dice_low" and "image_dice_high" are the bounds within which
+    that mean lies with a probability of 95 %, by the bootstrap over images (1000 draws, always the
+    same).
     """
     means = {}
-    for name in ("dice", "hd95", "boundary_f"):
+    for name in ("dice", "hd95", "boundary_f", *OBJECT_SCORES):
         values = np.array([image[name] for image in images if name in image])
         if values.size:
             means["image_dice" if name == "dice" else name] = float(values.mean())
@@ -190,3 +198,14 @@ def mean_over_images(images: Sequence[dict[str, float]]) -> dict[str, float]:
             low, high = np.percentile(draws, [2.5, 97.5])
             means |= {"image_dice_low": float(low), "image_dice_high": float(high)}
     return means
+
+
+def write_scores(folder: Path, scores: dict[str, float], images: Sequence[dict[str, Any]]) -> None:
+    """Write scores.json, with a row of each image beside the scores, and scores.csv, the rows."""
+    replace_json(folder / "scores.json", {**scores, "images": list(images)})
+    columns = list(dict.fromkeys(name for row in images for name in row))
+    lines = io.StringIO()
+    table = csv.DictWriter(lines, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(images)
+    replace_text(folder / "scores.csv", lines.getvalue())

@@ -64,21 +64,26 @@ def side_by_side(
 
 
 def draw_overlay(
-    image: np.ndarray, classes: np.ndarray, colors: np.ndarray, opacity: float = 0.3
+    image: np.ndarray,
+    classes: np.ndarray,
+    colors: np.ndarray,
+    opacity: float = 0.3,
+    labels: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Tint every class but 0 in its colour and draw its outline.
+    """Tint every class but 0 in its colour and draw its outline, or those of its objects.
 
     Args:
         image: `[H, W, C]`, see `displayable`.
         classes: `[H, W]` integer.
         colors: `uint8 [K, 3]`, one per class.
         opacity: Of the tint; the outline is opaque, one pixel wide in each 800 of the image.
+        labels: Numbers of objects, `[H, W]`.
 
     Returns:
         `uint8 [H, W, 3]`.
     """
     overlay = displayable(image).copy()
-    near = _near_another(classes, 1 + max(classes.shape) // 800)
+    near = _near_another(classes if labels is None else labels, 1 + max(classes.shape) // 800)
     for top in range(0, len(overlay), _ROWS_AT_ONCE):
         part = slice(top, top + _ROWS_AT_ONCE)
         found = classes[part]

@@ -21,9 +21,9 @@ from ddpm_unet.data.points import PointSet, from_grid, read_points, to_grid
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.volumes import Space, in_mm, is_nifti, read_volume, volume_info, volume_space
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.objects import ObjectRow, find_objects
+from ddpm_unet.inference.objects import ObjectRow, find_objects, label_objects
 from ddpm_unet.inference.overlay import displayable
-from ddpm_unet.inference.readers import Prepared, is_tiff, open_planes
+from ddpm_unet.inference.readers import Prepared, is_tiff, open_planes, tiff_spacing
 from ddpm_unet.inference.resampling import predict_scaled
 from ddpm_unet.inference.tiles import Predict, Rows, Tiling, predict_tiles
 from ddpm_unet.models.classic import ClassicUNet
@@ -54,14 +54,17 @@ def tta(predict: Predict) -> Predict:
     return lambda tiles: reduce(torch.add, variants(tiles)) / 8
 
 
-def class_probabilities(model: Any, average: bool = False) -> Predict:
+def class_probabilities(model: Any, average: bool = False, objects: bool = False) -> Predict:
     """Tiles `[B, C, *tile]` in [-1, 1] to probabilities `float32 [B, K, *tile]` of every class.
 
-    Of one output channel two classes are made; `average` is of `tta`.
+    Of one output channel two classes are made; `average` is of `tta`. With `objects` the last
+    output is no class: a further plane, the probability of the interior of an object.
     """
 
     def predict(tiles: Tensor) -> Tensor:
         logits = model(tiles).float()
+        if objects:
+            return torch.cat([logits[:, :-1].softmax(dim=1), logits[:, -1:].sigmoid()], dim=1)
         if logits.shape[1] == 1:
             logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
         return logits.softmax(dim=1)
@@ -147,12 +150,17 @@ class Prediction:
         class_names: One per class, or empty.
         image: The pixels that were predicted, `[*space, C]`.
         regression: It holds values, no probabilities.
+        interior: Probability of the interior of an object, `float32 [*space]`, of a network that
+            learned it.
+        least: Pixels of the smallest object.
     """
 
     probabilities: np.ndarray = field(repr=False)
     class_names: Sequence[str] = ()
     image: np.ndarray | None = field(default=None, repr=False)
     regression: bool = False
+    interior: np.ndarray | None = field(default=None, repr=False)
+    least: float = 0.0
 
     @cached_property
     def mask(self) -> np.ndarray:
@@ -171,9 +179,14 @@ class Prediction:
         return self.probabilities
 
     @cached_property
+    def labels(self) -> np.ndarray:
+        """The number of the object at every pixel, `int32 [*space]`; see `label_objects`."""
+        return label_objects(self.mask, self.interior, self.least)
+
+    @cached_property
     def objects(self) -> list[ObjectRow]:
-        """A row for each connected piece of every class but 0; see `find_objects`."""
-        return find_objects(self.mask, self.image, self.class_names)
+        """A row for each of the `labels`; see `find_objects`."""
+        return find_objects(self.labels, self.mask, self.image, self.class_names)
 
 
 class Predictor:
@@ -272,15 +285,28 @@ class Predictor:
     @property
     def num_classes(self) -> int:
         """Classes; of regression, channels of the targets."""
-        targets = self.preprocessing.targets
-        return targets.channels if targets else max(2, self.model.config.num_classes)
+        own = self.preprocessing
+        if own.targets:
+            return own.targets.channels
+        return max(2, self.model.config.num_classes - (own.objects is not None))
+
+    def least_object(self, spacing: tuple[float, ...] | None, name: str) -> float:
+        """Pixels of the smallest object of an image: half of those of the training's small ones."""
+        scales = np.broadcast_to(self.preprocessing.scales(spacing, name), self.dims)
+        return (self.preprocessing.objects or 0) / 2 / float(np.prod(scales))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One per class, or empty."""
+        return tuple(self.model.config.class_names[: self.num_classes])
 
     @property
     def predict(self) -> Predict:
-        """Tiles `[B, C, *tile]` to probabilities, or to values in [-1, 1]."""
-        if self.preprocessing.targets:
-            return regressed_values(self.network, self.preprocessing.residual, self.tta)
-        return class_probabilities(self.network, self.tta)
+        """Tiles `[B, C, *tile]` to probabilities (and interiors), or to values in [-1, 1]."""
+        own = self.preprocessing
+        if own.targets:
+            return regressed_values(self.network, own.residual, self.tta)
+        return class_probabilities(self.network, self.tta, own.objects is not None)
 
     def __call__(self, image: Any) -> Prediction:
         """Predict one image or volume.
@@ -305,8 +331,11 @@ class Predictor:
         targets = self.preprocessing.targets
         if targets:
             values = targets.to_values(values)
-        names = getattr(self.model.config, "class_names", ())
-        return Prediction(values, names, pixels, regression=targets is not None)
+        interior, regresses = None, targets is not None
+        if self.preprocessing.objects is not None:
+            values, interior = values[:-1], values[-1]
+        least = self.least_object(self._spacing(image), name)
+        return Prediction(values, self.class_names, pixels, regresses, interior, least)
 
     def _spacing(self, image: Any) -> tuple[float, ...] | None:
         """Of a NIfTI file its own, else what was said of all."""
@@ -397,13 +426,15 @@ class Predictor:
         Raises:
             UserError: It cannot be read, or with a network of volumes is none.
         """
-        whole = self.preprocessing.whole
+        whole, interior = self.preprocessing.whole, self.preprocessing.objects is not None
         if self.dims == 3:
             _check_volume(path)
             volume, space = read_volume(path, self.max_pixels), volume_space(path)
             self._check_depth([volume], path)
             parts = self._volume(volume, whole(volume) if whole else volume, path)
-            yield OpenFile(volume.shape, parts, space, is_tiff(path), [volume])
+            spacing = space.spacing if space else tiff_spacing(path) or self.spacing
+            about = interior, self.least_object(self._spacing(path), path.name), spacing
+            yield OpenFile(volume.shape, parts, space, is_tiff(path), [volume], *about)
             return
         streamed = math.inf if whole else self.stream_above
         with open_planes(path, self.max_pixels, streamed) as planes:
@@ -411,7 +442,10 @@ class Predictor:
             shape = (len(planes), *planes[0].shape)
             arrays = [plane for plane in planes if isinstance(plane, np.ndarray)]
             images = arrays if len(arrays) == len(planes) else None
-            yield OpenFile(shape, self._planes(planes, path.name), None, is_tiff(path), images)
+            parts, tiff = self._planes(planes, path.name), is_tiff(path)
+            spacing = (tiff_spacing(path) if tiff else None) or self.spacing
+            about = interior, self.least_object(self.spacing, path.name), spacing
+            yield OpenFile(shape, parts, None, tiff, images, *about)
 
     def _check_depth(self, planes: Sequence[Any], path: Path) -> None:
         arrays = [plane for plane in planes if isinstance(plane, np.ndarray)]
@@ -461,6 +495,12 @@ class OpenFile:
     tiff: bool = False
     images: Sequence[np.ndarray] | None = None
     """Pages `[H, W, C]`, or the volume `[D, H, W, C]`; None where it is read row by row."""
+    interior: bool = False
+    """After the classes, the values are of interiors."""
+    least: float = 0.0
+    """Pixels of the smallest object."""
+    spacing: tuple[float, ...] | None = None
+    """Millimetres from pixel to pixel along (planes,) rows and columns, where the file says."""
 
 
 def _check_volume(path: Path) -> None:

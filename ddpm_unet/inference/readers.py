@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,16 @@ from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.tiles import Rows
 
+UNITS = {
+    "mm": 1.0,
+    "cm": 10.0,
+    "um": 1e-3,
+    "µm": 1e-3,
+    "\\u00B5m": 1e-3,
+    "micron": 1e-3,
+    "nm": 1e-6,
+}
+"""Millimetres of what ImageJ calls them."""
 _BLACK_IS_ZERO, _RGB = 1, 2
 _LARGEST_SEGMENT = 2**24  # pixels of a strip or tile that memory can hold a few times
 
@@ -28,6 +39,26 @@ def is_tiff(path: str | Path) -> bool:
             return file.read(4) in TIFF_MAGIC
     except OSError:
         return False
+
+
+def tiff_spacing(path: str | Path) -> tuple[float, ...] | None:
+    """Millimetres along (planes,) rows and columns, as ImageJ, OME or a resolution in cm say.
+
+    None where a TIFF does not; a resolution in inches is one of printing.
+    """
+    with tifffile.TiffFile(path) as file:
+        about_ome = file.ome_metadata or ""
+        ome = dict(re.findall(r'PhysicalSize([XYZ])="([^"]+)"', about_ome))
+        if ome and set(re.findall(r'PhysicalSize.Unit="([^"]+)"', about_ome)) <= {"µm"}:
+            return tuple(float(ome[axis]) / 1000 for axis in "ZYX" if axis in ome)
+        page = file.pages.first
+        about = file.imagej_metadata or (file.shaped_metadata or ({},))[0]
+        unit, depth = UNITS.get(about.get("unit", ""), 0.0), about.get("spacing", 0.0)
+        flat = 10.0 if page.resolutionunit == 3 else unit
+        per_x, per_y = page.resolution
+        if not (flat and per_x and per_y):
+            return None
+        return (*[depth * unit] * bool(depth * unit), flat / per_y, flat / per_x)
 
 
 class Prepared:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import tifffile
 
 from ddpm_unet.data.points import PointSet
 from ddpm_unet.data.preprocessing import Targets
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.objects import find_objects, write_objects
+from ddpm_unet.inference.objects import (
+    ObjectRow,
+    find_objects,
+    label_objects,
+    write_geojson,
+    write_objects,
+    write_rois,
+)
+from ddpm_unet.inference.overlay import displayable
 from ddpm_unet.inference.predictor import OpenFile
 from ddpm_unet.inference.writers import (
     OverlayImages,
@@ -43,13 +53,15 @@ def write_masks(
     overlay: bool = True,
     objects: bool = True,
     probabilities: Literal["tiff", "npz"] | None = None,
+    outlines: Collection[str] = (),
 ) -> np.ndarray:
     """Write what a network of classes sees in a file; each file appears when it is complete.
 
     `NAME_mask` is a palette PNG, or a palette TIFF in the input's shape when that is a TIFF;
-    `NAME_overlay` a PNG, or a TIFF for many pages; `NAME_objects.csv` a row an object, where the
-    image fits in memory; `NAME_probabilities.tif` or `.npz` float32 `[(pages,) K, H, W]`. Of a
-    NIfTI file, mask and probabilities are `.nii.gz` with its affine.
+    `NAME_overlay` a PNG, or a TIFF for many pages; `NAME_probabilities.tif` or `.npz` float32
+    `[(pages,) K, H, W]`. Where the image fits in memory, `NAME_objects.csv` has a row an object and
+    `NAME_objects.tif` the number of the object at every pixel, uint16 or uint32. Of a NIfTI file,
+    mask, probabilities and numbers are `.nii.gz` with its affine.
 
     Args:
         source: See `Predictor.open`.
@@ -58,6 +70,8 @@ def write_masks(
         class_names: One per class, or empty.
         overlay, objects: Write them.
         probabilities: Write them, in this format.
+        outlines: Of objects of images: "geojson" (QuPath), `NAME_objects.geojson`; "imagej",
+            `NAME_rois.zip`.
 
     Returns:
         Pixels of each class, `int64 [K]`.
@@ -67,6 +81,7 @@ def write_masks(
     num_classes = len(colors)
     counts = np.zeros(num_classes, dtype=np.int64)
     kept = np.zeros((pages, height, width), np.uint8) if objects and source.images else None
+    inside = np.zeros(kept.shape, np.float32) if kept is not None and source.interior else None
     with _files(base) as file, ExitStack() as stack:
         mask: Planes
         if source.space:
@@ -89,10 +104,12 @@ def write_masks(
                 path, every = file("probabilities.nii.gz"), (pages, *every[-3:])
                 scores = nifti_planes(path, every, np.float32, source.space)
             else:
-                path, axes = file("probabilities.tif"), axes.replace("YX", "CYX")
-                scores = TiffPlanes(path, every, np.float32, axes)
+                path, letters = file("probabilities.tif"), axes.replace("YX", "CYX")
+                scores = TiffPlanes(path, every, np.float32, letters)
             stack.enter_context(closing(scores))
         for plane, row, pixels, values in source.parts:
+            if source.interior:
+                values, interior = values[:, :-1], values[:, -1]
             if values.shape[1] != num_classes:
                 raise ValueError(
                     f"the network gives {values.shape[1]} classes, {num_classes} expected"
@@ -100,21 +117,70 @@ def write_masks(
             classes = values.argmax(axis=1).astype(np.uint8)
             counts += np.bincount(classes.ravel(), minlength=num_classes)
             mask.write(plane, row, classes)
+            place = np.s_[plane : plane + len(classes), row : row + classes.shape[1]]
+            if inside is not None:
+                inside[place] = interior
             if kept is not None:
-                kept[plane : plane + len(classes), row : row + classes.shape[1]] = classes
-            if overlay:
+                kept[place] = classes
+            elif overlay:
                 drawn.write(row, pixels, classes)
             if probabilities:
                 scores.write(plane * num_classes, row, np.concatenate(values))
         if kept is not None:
             assert source.images is not None
-            masks = [kept] if source.images[0].ndim == 4 else list(kept)
-            tables = [
-                find_objects(found, image, class_names)
-                for found, image in zip(masks, source.images, strict=True)
-            ]
-            write_objects(tables, file("objects.csv"))
+            found = _find(kept, inside, source.images, class_names, source.least)
+            write_objects(found.tables, file("objects.csv"), base.name, source.spacing)
+            dtype = np.uint16 if found.labels.max(initial=0) < 2**16 else np.uint32
+            if source.space:
+                saved = nifti_planes(file("objects.nii.gz"), kept.shape, dtype, source.space)
+                saved.write(0, 0, found.labels)
+                saved.close()
+            else:
+                tifffile.imwrite(
+                    file("objects.tif"), found.labels.reshape(size).astype(dtype),
+                    photometric="minisblack", compression="zlib", metadata={"axes": axes},
+                )  # fmt: skip
+            planes = [*zip(found.labels, found.rows, strict=True)]
+            if source.images[0].ndim == 3 and "geojson" in outlines:
+                write_geojson(planes, file("objects.geojson"), colors)
+            if source.images[0].ndim == 3 and "imagej" in outlines:
+                write_rois(planes, file("rois.zip"))
+            for page, (numbers, rows) in enumerate(planes if overlay else ()):
+                drawn.write_objects(found.shown[page], kept[page], numbers, rows)
     return counts
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Objects of a file: numbers `int32 [planes, H, W]`, tables of its images, rows by plane."""
+
+    labels: np.ndarray
+    tables: list[list[ObjectRow]]
+    rows: list[list[ObjectRow]]
+    shown: Any
+
+
+def _find(
+    masks: np.ndarray,
+    interiors: np.ndarray | None,
+    images: Sequence[np.ndarray],
+    class_names: tuple[str, ...],
+    least: float,
+) -> _Found:
+    """The objects of `[planes, H, W]`, each page by itself, or of one volume."""
+    if images[0].ndim == 4:
+        labels = label_objects(masks, interiors, least)
+        table = find_objects(labels, masks, images[0], class_names)
+        middles = [round(row.centroid[0]) for row in table]
+        rows = [
+            [row for row, middle in zip(table, middles, strict=True) if middle == plane]
+            for plane in range(len(masks))
+        ]
+        return _Found(labels, [table], rows, displayable(images[0]))
+    inside = [None] * len(masks) if interiors is None else interiors
+    pages = [label_objects(*each, least) for each in zip(masks, inside, strict=True)]
+    tables = [find_objects(*each, class_names) for each in zip(pages, masks, images, strict=True)]
+    return _Found(np.stack(pages), tables, tables, images)
 
 
 def check_image_format(format: str, targets: Targets, dims: int) -> None:

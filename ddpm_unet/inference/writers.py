@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ddpm_unet.data.folder import split_ending
 from ddpm_unet.data.volumes import Space, write_nifti
 from ddpm_unet.errors import UserError
+from ddpm_unet.inference.objects import ObjectRow
 from ddpm_unet.inference.overlay import class_colors, draw_overlay
 
 _LARGEST_OVERLAY = 4096
@@ -215,6 +216,22 @@ class OverlayImages:
             if row + rows.shape[0] == self._shape[1]:
                 self._draw()
 
+    def write_objects(
+        self, image: np.ndarray, classes: np.ndarray, labels: np.ndarray, rows: Sequence[ObjectRow]
+    ) -> None:
+        """Draw the objects of a page, `[H, W, C]` and `[H, W]`, each with its number."""
+        k = self._every
+        overlay = draw_overlay(
+            image[::k, ::k], classes[::k, ::k], self._colors, labels=labels[::k, ::k]
+        )
+        drawn = Image.fromarray(overlay)
+        pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(9 + max(overlay.shape) // 200)
+        for row in rows:
+            y, x = (float(axis) / k for axis in row.centroid[-2:])
+            outside = {"stroke_width": 1, "stroke_fill": "black", "anchor": "mm"}
+            pen.text((x, y), str(row.id), fill="white", font=font, **outside)  # type: ignore[arg-type]
+        self._save(np.asarray(drawn))
+
     def close(self) -> None:
         """End writing."""
         if self._tiff is not None:
@@ -223,7 +240,9 @@ class OverlayImages:
     def _draw(self) -> None:
         images, classes = map(np.concatenate, zip(*self._rows, strict=True))
         self._rows = []
-        overlay = draw_overlay(images, classes, self._colors)
+        self._save(draw_overlay(images, classes, self._colors))
+
+    def _save(self, overlay: np.ndarray) -> None:
         if self._tiff is not None:
             self._tiff.write(overlay, photometric="rgb", compression="zlib", metadata=None)
         else:

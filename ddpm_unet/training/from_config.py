@@ -51,7 +51,7 @@ from ddpm_unet.training.loop import train
 from ddpm_unet.training.pixelwise import ClassTarget, ImageTarget, PixelwiseJob
 from ddpm_unet.training.run_folder import RunFolder
 
-SCRATCH = "scratch"
+SCRATCH, INTERIOR = "scratch", "interior"
 D = TypeVar("D", bound=DenoiseJob)
 P = TypeVar("P", bound=PixelwiseJob)
 
@@ -214,11 +214,13 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
     pairs = (
         TargetSet(report, split["train"])
         if regress
-        else LabelledSet(report, split["train"], border)
+        else LabelledSet(report, split["train"], border, config.objects)
     )
+    if isinstance(pairs, LabelledSet) and isinstance(target, ClassTarget) and config.objects:
+        target = replace(target, objects=pairs.small_object)
     extra = None
     if report.extra and not regress:
-        extra = LabelledSet(report.extra, border=border)
+        extra = LabelledSet(report.extra, border=border, interior=config.objects)
     joint = None
     if not regress and config.architecture == "unet" and config.head.transfer == "joint":
         joint = build_joint(config, report.channels)
@@ -231,13 +233,16 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
 
     def scored(part: str) -> PairSet:
         kept = split[part]  # type: ignore[literal-required]
-        return _large_enough(TargetSet(report, kept)) if regress else LabelledSet(report, kept)
+        if regress:
+            return _large_enough(TargetSet(report, kept))
+        return LabelledSet(report, kept, objects=True)
 
     def test() -> PairSet | None:
         if split["test"]:
             return scored("test")
         if not regress and data.images == histology.SOURCE and not data.include_held_out:
-            return LabelledSet(check_pairs(replace(data, images=histology.HELD_OUT)))
+            held_out = check_pairs(replace(data, images=histology.HELD_OUT))
+            return LabelledSet(held_out, objects=True)
         return None
 
     said = [str(report), split["how"], f"training on {pairs.describe()}"]
@@ -252,6 +257,7 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
         isinstance(target, ImageTarget) and target.residual,
         cast(PixelType, report.dtype.name),
         report.spacing,
+        target.objects if isinstance(target, ClassTarget) else None,
     )
     if config.init not in (None, SCRATCH):
         said += unlike(str(config.init), preprocessing)
@@ -310,12 +316,18 @@ def _classes(config: SegmentConfig, report: Report) -> tuple[ClassTarget, dict[s
         names, colors, loss.name, loss.class_weights, loss.focal_gamma, config.criterion,
         config.cell_class,
     )  # fmt: skip
+    if config.objects:
+        if config.data.mask_kind == "boundaries" or config.data.masks == POINTS:
+            raise UserError("objects: masks number them; set data.mask_kind instances")
+        names, colors = (*names, INTERIOR), colors and (*colors, (255, 255, 255))
     return target, {"num_classes": len(names), "class_names": names, "class_colors": colors}
 
 
 def _images(config: SegmentConfig, report: Report) -> tuple[ImageTarget, dict[str, Any]]:
     """Likewise for task "regress"."""
     targets, settings = report.target_images(), config.regression
+    if config.objects:
+        raise UserError('objects: is for task "segment"; leave it out')
     if config.architecture == "unet" and config.head.transfer == "joint":
         raise UserError('head.transfer joint: is for task "segment"; take finetune')
     if config.architecture == "classic" and config.classic.one_logit:

@@ -75,6 +75,12 @@ def dice(logits: Tensor, masks: Tensor, class_weights: Tensor | None = None) -> 
     return (losses * counted).sum(1) / counted.sum(1).clamp(min=1e-6)
 
 
+def interior_loss(logits: Tensor, interior: Tensor, masks: Tensor) -> Tensor:
+    """Binary cross-entropy of logits `[B, *sizes]` to `data.border.interiors` of the same shape."""
+    losses = F.binary_cross_entropy_with_logits(logits.float(), interior, reduction="none")
+    return _pixel_mean(losses, masks)
+
+
 def segmentation_loss(
     name: LossName,
     logits: Tensor,

@@ -23,11 +23,19 @@ from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.card import write_pages
 from ddpm_unet.evaluation.image_quality import image_scores
-from ddpm_unet.evaluation.metrics import confusion, mean_over_images, overlap, scores_of_image
+from ddpm_unet.evaluation.metrics import (
+    confusion,
+    mean_over_images,
+    overlap,
+    scores_of_image,
+    write_scores,
+)
+from ddpm_unet.evaluation.objects import object_scores
 from ddpm_unet.evaluation.plots import save_picture
 from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.evaluation.report import best_median_worst
-from ddpm_unet.files import replace_json, replace_text
+from ddpm_unet.files import replace_text
+from ddpm_unet.inference.objects import label_objects
 from ddpm_unet.inference.overlay import class_colors, displayable, side_by_side
 from ddpm_unet.inference.predictor import (
     SegmentationModel,
@@ -41,7 +49,7 @@ from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
 from ddpm_unet.training.distributed import sharded
 from ddpm_unet.training.job import Batch, Build, Job, even_batches
 from ddpm_unet.training.joint import JointDenoising
-from ddpm_unet.training.losses import image_loss, segmentation_loss
+from ddpm_unet.training.losses import image_loss, interior_loss, segmentation_loss
 from ddpm_unet.training.run_folder import RunFolder
 
 
@@ -54,6 +62,8 @@ class ClassTarget:
         loss, class_weights, focal_gamma: See `segmentation_loss`.
         criterion: Validation score by which the best model is kept.
         cell_class: Class whose connected pieces are cells, scored as partitions; None for none.
+        objects: Where the network's last output, after the classes, is of the objects' interiors:
+            pixels of a small object.
     """
 
     class_names: tuple[str, ...]
@@ -63,6 +73,7 @@ class ClassTarget:
     focal_gamma: float = 2.0
     criterion: str = "mean_dice"
     cell_class: int | None = None
+    objects: int | None = None
 
     def __post_init__(self) -> None:
         weights, count = self.class_weights, len(self.class_names)
@@ -85,10 +96,14 @@ class ClassTarget:
             raise UserError(f"cell_class {self.cell_class}: there are classes 0 and 1")
 
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
-        """`segmentation_loss`."""
+        """`segmentation_loss`, with the `interior_loss` added for objects."""
         if self._weights is not None:  # moved once: a step does not wait for a GPU
             self._weights = self._weights.to(output.device)
-        return segmentation_loss(
+        added: Tensor | float = 0.0
+        if self.objects is not None:
+            added = interior_loss(output[:, -1], batch["interior"], batch["mask"])
+            output = output[:, :-1]
+        return added + segmentation_loss(
             self.loss,
             output,
             batch["mask"],
@@ -99,11 +114,15 @@ class ClassTarget:
 
     def predict(self, network: SegmentationModel, tta: bool) -> Predict:
         """Tiles to probabilities."""
-        return class_probabilities(network, tta)
+        return class_probabilities(network, tta, self.objects is not None)
+
+    def classes(self, planes: Tensor) -> Tensor:
+        """The likeliest class of every pixel, `int64 [*space]`."""
+        return planes[: len(self.class_names)].argmax(dim=0)
 
     def update_metric(self, planes: Tensor, item: dict[str, Tensor]) -> Tensor:
         """Pixels of an image by true and predicted class, `int64 [K, K]`."""
-        predicted = planes.argmax(dim=0)
+        predicted = self.classes(planes)
         mask = item["mask"].to(predicted.device)
         return confusion(predicted, mask, len(self.class_names), IGNORE_INDEX)
 
@@ -123,9 +142,15 @@ class ClassTarget:
         return values
 
     def score_image(self, planes: Tensor, item: dict[str, Tensor]) -> dict[str, float]:
-        """Dice, HD95 and boundary F."""
-        classes = len(self.class_names)
-        return scores_of_image(planes.argmax(dim=0), item["mask"], classes, IGNORE_INDEX)
+        """Dice, HD95 and boundary F; of masks that number objects, `object_scores` too."""
+        classes, count = self.classes(planes), len(self.class_names)
+        scores = scores_of_image(classes, item["mask"], count, IGNORE_INDEX)
+        if "objects" not in item:
+            return scores
+        interior = None if self.objects is None else planes[-1].cpu().numpy()
+        found = label_objects(classes.cpu().numpy(), interior, (self.objects or 0) / 2)
+        found[item["mask"].numpy() == IGNORE_INDEX] = 0
+        return scores | object_scores(found, item["objects"].numpy())
 
     def further_scores(self, pairs: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
         """V_rand and V_info of the cells."""
@@ -141,7 +166,7 @@ class ClassTarget:
 
     def visualize(self, planes: Tensor, item: dict[str, Tensor]) -> np.ndarray:
         """The image under its mask, and under its prediction."""
-        masks = [item["mask"].clamp(min=0), planes.argmax(dim=0).cpu()]
+        masks = [item["mask"].clamp(min=0), self.classes(planes).cpu()]
         colors = class_colors(len(self.class_names), self.class_colors)
         return side_by_side(
             shades(item["image"]), [m.numpy().astype(np.uint8) for m in masks], colors
@@ -344,8 +369,8 @@ class PixelwiseJob(Job):
     ) -> dict[str, float]:
         """Score the run's model on the images kept to test, if any, and print it.
 
-        Writes `scores.json`, `test.png` with the first image and what is predicted of it, and
-        `predictions/` with those of best, median and worst score.
+        Writes `scores.json`, `scores.csv`, `test.png` with the first image and what is predicted
+        of it, and `predictions/` with those of best, median and worst score.
         """
         if self.test is None:
             return {}
@@ -368,7 +393,7 @@ class PixelwiseJob(Job):
         scores = self.target.compute(torch.stack(counts).sum(dim=0)) | mean_over_images(images)
         scores |= self.target.further_scores(predicted())
         rows = [{"name": self.test.name(i), **found} for i, found in enumerate(images)]
-        replace_json(run.path / "scores.json", {**scores, "images": rows})
+        write_scores(run.path, scores, rows)
         (run.path / "predictions").mkdir(exist_ok=True)
         for word, number in best_median_worst(images).items():
             item = item_of(self.test, number)

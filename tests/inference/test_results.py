@@ -72,7 +72,8 @@ def test_png(tmp_path, out):
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities[1], array / 255, atol=1e-6)
     assert Image.open(out / "a_overlay.png").size == (70, 90)
-    assert names(out) == ["a_mask.png", "a_objects.csv", "a_overlay.png", "a_probabilities.tif"]
+    kinds = ["mask.png", "objects.csv", "objects.tif", "overlay.png", "probabilities.tif"]
+    assert names(out) == [f"a_{kind}" for kind in kinds]
 
 
 @pytest.mark.parametrize("stream_above", [16, 1e-4])
