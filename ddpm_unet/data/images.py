@@ -88,8 +88,10 @@ def read_image(
             if _deep_channels(image):
                 if image.info.get("interlace"):
                     raise UserError(f"{path}: is an interlaced 16-bit PNG; save it without that")
+                import imagecodecs
+
                 file.seek(0)
-                return orient(_decode_deep_png(file.read()), _orientation(image))
+                return orient(imagecodecs.png_decode(file.read()), _orientation(image))
             return orient(_pixels(image, keep_palette), _orientation(image))
 
 
@@ -260,12 +262,6 @@ def _deep_channels(image: Image.Image) -> int:
     if image.format != "PNG" or not getattr(image, "tile", None):
         return 0
     return {"LA;16B": 2, "RGB;16B": 3, "RGBA;16B": 4}.get(str(image.tile[0][3]), 0)  # type: ignore[attr-defined]
-
-
-def _decode_deep_png(data: bytes) -> np.ndarray:
-    import imagecodecs
-
-    return imagecodecs.png_decode(data)
 
 
 # tifffile
