@@ -150,7 +150,7 @@ def write_objects(
     header += [f"{side}_{axis}" for side in ("first", "end") for axis in axes]
     header += [f"mean_{channel}" for channel in range(channels)]
     header += [f"area_mm{dims}", *(f"{axis}_mm" for axis in axes)] if sides else []
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
         table.writerow(header)
         for page, row in rows:
