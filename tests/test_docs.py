@@ -59,3 +59,40 @@ def test_a_claim_without_evidence_is_listed():
     page = "| what | state | test or command |\n|---|---|---|\n| it | yes | `tests/nowhere.py` |\n"
     assert len(without_evidence(page)) == 1
     assert not without_evidence(page.replace("tests/nowhere.py", "tests/test_docs.py"))
+
+
+CLAIM = re.compile(
+    r"(?<!not )(?<!Not )(?<!never )\b(tested|measured|equal to)\b"
+    r"|\d(\.\d+)? ?(%|dB\b|times\b|MB\b|GB\b)|\b0\.\d\d|\b\d+\.\d\d x\b",
+    re.IGNORECASE,
+)
+"""Words and figures that say how well something does."""
+EVIDENCE = re.compile(r"(?:tests|scripts)/[\w/.-]+|make [a-z]+|\]\(([^)#]+\.md)")
+GENERATED = {"bad_input.md", "benchmarks.md", "samplers.md", "reliability.md", "status.md"}
+"""Pages that a test compares, a script writes, or that have a test or command in each row."""
+
+
+def sections_without_evidence(page: str) -> list[str]:
+    """Headings below which a claim stands, and no test, script, make target or page is named."""
+    page = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
+    head, *sections = re.split(r"^#{1,2} ", page, flags=re.MULTILINE)
+    return [s.partition("\n")[0] for s in [head, *sections] if CLAIM.search(s) and not _named(s)]
+
+
+def _named(section: str) -> bool:
+    found = [match[0] for match in EVIDENCE.finditer(section)]
+    files = [name.rstrip(".") for name in found if name.startswith(("tests/", "scripts/"))]
+    return bool(found) and all((ROOT / name).exists() for name in files)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_figures_stand_with_the_test_or_command_that_shows_them(page):
+    text = page.read_text()
+    assert _named(text) if page.name in GENERATED else sections_without_evidence(text) == []
+
+
+def test_a_section_without_evidence_is_listed():
+    page = "# A\n\nDice 0.87.\n\n## B\n\n9 % faster: `scripts/nowhere.py`\n\n## C\n\nText.\n"
+    assert sections_without_evidence(page) == ["A", "B"]
+    named = page.replace("Dice 0.87.", "Dice 0.87: `make demo`.").replace("nowhere", "sample")
+    assert not sections_without_evidence(named)

@@ -22,7 +22,8 @@ from ddpm_unet.training.run_folder import RunFolder
 
 REPOSITORY = Path(__file__).parents[1]
 UNSAFE = re.compile(
-    r"^\s*(import|from) (pickle|dill|joblib|shelve|marshal|tarfile)\b"
+    r"^\s*(import|from) (pickle|dill|joblib|shelve|marshal)\b"
+    r"|\.extract(all|file)?\("
     r"|^\s*(import|from) zipfile\b(?! import BadZipFile$)"
     r"|torch\.(load\((?!.*weights_only=True)|save\()"
     r"|allow_pickle=True|broadcast_object|gather_object|yaml\.(load|full_load|unsafe_load)\(|\b(eval|exec)\(|os\.system|shell=True"

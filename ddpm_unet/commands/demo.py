@@ -27,14 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def page_of(model: Path, folder: Path) -> Any:
-    """The page, a `gradio.Blocks`, for the kind of model that a folder holds.
+    """The page, a `gradio.Blocks`, for the kind of model that a folder, or a run, holds.
 
-    Args:
-        model: A model folder, or the run with one, of a denoiser, segmenter or image predictor.
-        folder: Where results are written.
-
-    Raises:
-        UserError: gradio is not installed, or the folder holds no such model.
+    Results are written to `folder`.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:

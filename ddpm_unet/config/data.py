@@ -53,7 +53,8 @@ class ImageDataConfig(DataConfig):
     """Images without labels, for the denoiser.
 
     Args:
-        source: "builtin:histology", "builtin:fashion-mnist", a folder of images,
+        source: "builtin:histology", "builtin:fashion-mnist", a folder of images, a tar file or a
+            folder of them (webdataset's shards, classes in .cls files),
             "torchvision:CIFAR10" (any torchvision image data set) or "huggingface:NAME", which may
             name its config, split, held_out split and columns: "NAME?split=train&image=img".
         root: Folder of a data set's files (torchvision: downloaded there when missing).

@@ -41,11 +41,13 @@ def winograd_applies(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         return False
     batch, channels, height, width = x.shape
     outputs, inputs, *_ = weight.shape
+    tiles = -(-height // 4) * -(-width // 4)
     return (
         channels == inputs
         and not inputs % 16
         and not (outputs % 16 and differentiated(x, weight, bias))
-        and _pays(batch, height, width)
+        and batch * tiles >= 4
+        and height * width >= 8 * tiles
         and plain(x, weight, bias)
         and functions("winograd") is not None
     )
@@ -93,11 +95,6 @@ class _Winograd(torch.autograd.Function):
             _filter_gradient(x, dy, layout) if wanted[1] else None,
             dy.sum((0, 2, 3)) if wanted[2] else None,
         )
-
-
-def _pays(batch: int, height: int, width: int) -> bool:
-    tiles = -(-height // 4) * -(-width // 4)
-    return batch * tiles >= 4 and height * width >= 8 * tiles
 
 
 def _layout(x: Tensor, y: Tensor) -> torch.memory_format:

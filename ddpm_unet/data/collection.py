@@ -45,6 +45,10 @@ class Collection(ABC):
         """What tells the image from the others wherever the collection lies."""
         return str(index)
 
+    def file(self, index: int) -> str:
+        """The file that holds the image, if any does."""
+        return self.name(index)
+
     @abstractmethod
     def read(self, index: int) -> np.ndarray:
         """Decode: `[H, W, C]`, or `[D, H, W, C]` of a volume; uint8, uint16 or float32."""
@@ -130,6 +134,10 @@ class Selection(Collection):
     @override
     def key(self, index: int) -> str:
         return self._ask("key", index)
+
+    @override
+    def file(self, index: int) -> str:
+        return self._ask("file", index)
 
     @override
     def read(self, index: int) -> np.ndarray:

@@ -56,25 +56,33 @@ class Folder(Collection):
         # Paths are encoded in one array: a list of many str grows in every worker, as they count
         # references. Headers are (depth,) height, width, channels, type and in pieces or not.
         self._paths, self._headers = np.empty(0, "S1"), np.empty((0, 0), np.int64)
+        self._places = np.empty((0, 0), np.int64)  # of what lies in larger files
         with one_at_a_time(self._index):
             if not self._read_index():
                 self._list()
         if class_labels:
-            paths = list(map(self.key, range(len(self))))
-            if lost := [path for path in paths if os.sep not in path]:
-                raise UserError(
-                    f"{self.root / lost[0]}: is in no class folder; move it into a sub-folder of "
-                    f"{self.root} named after its class, or set class_labels to false"
-                )
-            owners = [path.split(os.sep, 1)[0] for path in paths]
-            self.classes = tuple(sorted(set(owners), key=natural))
-            number = {owner: label for label, owner in enumerate(self.classes)}
-            self.labels = np.array([number[owner] for owner in owners], dtype=np.int64)
+            self._label()
+
+    def _label(self) -> None:
+        paths = list(map(self.key, range(len(self))))
+        if lost := [path for path in paths if os.sep not in path]:
+            raise UserError(
+                f"{self.root / lost[0]}: is in no class folder; move it into a sub-folder of "
+                f"{self.root} named after its class, or set class_labels to false"
+            )
+        owners = [path.split(os.sep, 1)[0] for path in paths]
+        self.classes = tuple(sorted(set(owners), key=natural))
+        number = {owner: label for label, owner in enumerate(self.classes)}
+        self.labels = np.array([number[owner] for owner in owners], dtype=np.int64)
+
+    def _find(self, changed: dict[str, int]) -> tuple[list[str], Counter[str]]:
+        """The images, and other files by extension; `changed` gets what was looked through."""
+        return list_images(self.root, self.dims, changed)
 
     def _list(self) -> None:
         """List the files; of a large folder read the headers too, and write the index."""
         start, folders = time.time_ns(), dict[str, int]()
-        paths, others = list_images(self.root, self.dims, folders)
+        paths, others = self._find(folders)
         if others:
             largest_first = sorted(others.items(), key=lambda kind: (-kind[1], kind[0]))
             kinds = ", ".join(f"{n} {kind}" for kind, n in largest_first[:4])
@@ -96,8 +104,9 @@ class Folder(Collection):
             self._index.parent.mkdir(parents=True, exist_ok=True)
             times, note = np.array(list(folders.values())), np.array(self.note)
             np.savez(
-                part, paths=self._paths, headers=headers, note=note, folders=names, times=times
-            )
+                part, paths=self._paths, headers=headers, note=note, folders=names, times=times,
+                places=self._places,
+            )  # fmt: skip
             os.replace(part, self._index)
 
     def _read_index(self) -> bool:
@@ -108,7 +117,7 @@ class Folder(Collection):
                     if os.stat(os.fsdecode(bytes(name))).st_mtime_ns != when:
                         return False
                 self._paths, self._headers = index["paths"], index["headers"]
-                self.note = str(index["note"])
+                self.note, self._places = str(index["note"]), index["places"]
             return True
         return False
 
@@ -138,6 +147,9 @@ class Folder(Collection):
             depth = size[0] if self.dims == 3 else None
             dtype = np.dtype(DTYPES[kind])
             return ImageInfo(size[-2], size[-1], channels, dtype, depth, bool(pieces))
+        return self._info(index)
+
+    def _info(self, index: int) -> ImageInfo:
         return slide_info(self.name(index), self.dims, self.level, self.max_pixels)
 
     @override

@@ -177,7 +177,7 @@ class ImageSet(Dataset[Tensor]):
         for index in range(len(self)):
             name = self.name(index)
             with suppress(OSError):  # not all sets have files
-                found = os.stat(name)
+                found = os.stat(self.collection.file(index))
                 name += f" {found.st_size} {found.st_mtime_ns}"
             digest.update(f"{name}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
@@ -185,7 +185,7 @@ class ImageSet(Dataset[Tensor]):
     def _place(self) -> str:
         """Where the decoded images are, for the log."""
         wanted = math.ceil(self.layout.nbytes / 1e6)
-        files = os.path.isfile(self.name(0))
+        files = os.path.isfile(self.collection.file(0))
         cure = f" (to keep them decoded on disk, set disk_limit to {wanted})" * files
         return f"read as needed{cure}"
 
@@ -334,7 +334,7 @@ def open_collection(
     if decodable and layout.nbytes <= memory_limit * 1e6:
         return PackedImages(collection, fit, layout)
     streamed = ImageSet(collection, fit, layout)
-    files = all(map(os.path.isfile, (collection.name(0), collection.name(len(collection) - 1))))
+    files = all(os.path.isfile(collection.file(i)) for i in (0, len(collection) - 1))
     fits = decodable and layout.nbytes <= disk_limit * 1e6
     if not fits or not files:  # what has no time of change is not kept
         return streamed

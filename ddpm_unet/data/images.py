@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -55,7 +56,10 @@ class ImageInfo:
 
 
 def read_image(
-    path: str | Path, max_pixels: float = 200.0, keep_palette: bool = False
+    path: str | Path,
+    max_pixels: float = 200.0,
+    keep_palette: bool = False,
+    data: bytes | None = None,
 ) -> np.ndarray:
     """Decode one image, whose content decides the format, not its name.
 
@@ -67,6 +71,7 @@ def read_image(
         path: The file.
         max_pixels: Refuse images of more than so many million pixels before decoding them.
         keep_palette: Return a palette image's indices, `[H, W, 1]`, instead of its colours.
+        data: What the file holds, where it is none; `path` is then for messages.
 
     Returns:
         `[H, W, C]` uint8, uint16 or float32 (finite), C = 1 grey, 2 grey and alpha, 3 RGB,
@@ -76,14 +81,17 @@ def read_image(
         UserError: Damaged, too large, CMYK or of another colour space that has no single
             conversion to RGB, animated or of many pages (see `read_stack`), NaN or infinite.
     """
-    with faults_named(path), open(path, "rb", opener=_without_waiting) as file:
+    with faults_named(path), _file(path, data) as file:
         if _is_tiff(file, path):
-            return read_tiff(path, max_pixels, keep_palette)[0]
+            return read_tiff(path, max_pixels, keep_palette, file=file)[0]
         with _opened(file, path, max_pixels) as image:
             if _deep_channels(image):
                 if image.info.get("interlace"):
                     raise UserError(f"{path}: is an interlaced 16-bit PNG; save it without that")
-                return orient(_decode_deep_png(Path(path)), _orientation(image))
+                import imagecodecs
+
+                file.seek(0)
+                return orient(imagecodecs.png_decode(file.read()), _orientation(image))
             return orient(_pixels(image, keep_palette), _orientation(image))
 
 
@@ -100,11 +108,11 @@ def read_stack(
         return read_tiff(path, max_pixels, keep_palette, stack=True)
 
 
-def image_info(path: str | Path, max_pixels: float = 200.0) -> ImageInfo:
+def image_info(path: str | Path, max_pixels: float = 200.0, data: bytes | None = None) -> ImageInfo:
     """Shape and type of an image from its header alone, with the errors it can show."""
-    with faults_named(path), open(path, "rb", opener=_without_waiting) as file:
+    with faults_named(path), _file(path, data) as file:
         if _is_tiff(file, path):
-            return tiff_info(path, max_pixels)
+            return tiff_info(path, max_pixels, file=file)
         with _opened(file, path, max_pixels) as image:
             width, height = image.size
             if _orientation(image) >= 5:
@@ -177,6 +185,10 @@ def faults_named(path: str | Path) -> Iterator[None]:
         raise UserError(
             f"{path}: is damaged or truncated ({cause}); replace or remove the file"
         ) from error
+
+
+def _file(path: str | Path, data: bytes | None) -> BinaryIO:
+    return open(path, "rb", opener=_without_waiting) if data is None else BytesIO(data)
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -252,12 +264,6 @@ def _deep_channels(image: Image.Image) -> int:
     return {"LA;16B": 2, "RGB;16B": 3, "RGBA;16B": 4}.get(str(image.tile[0][3]), 0)  # type: ignore[attr-defined]
 
 
-def _decode_deep_png(path: Path) -> np.ndarray:
-    import imagecodecs
-
-    return imagecodecs.png_decode(path.read_bytes())
-
-
 # tifffile
 
 
@@ -270,15 +276,19 @@ def _is_tiff(file: BinaryIO, path: str | Path) -> bool:
 
 
 def read_tiff(
-    path: str | Path, max_pixels: float, keep_palette: bool = False, stack: bool = False
+    path: str | Path,
+    max_pixels: float,
+    keep_palette: bool = False,
+    stack: bool = False,
+    file: BinaryIO | None = None,
 ) -> np.ndarray:
     """`[N, H, W, C]` uint8, uint16 or float32; N = 1 unless a stack.
 
     Half and double floats and integers of other types become float32, where that is exact for
     integers.
     """
-    with tifffile.TiffFile(path) as file:
-        series, page = tiff_series(file, path)
+    with tifffile.TiffFile(file or path) as tiff:
+        series, page = tiff_series(tiff, path)
         shape = _tiff_shape(series, path, stack)
         check_pixels(path, shape, max_pixels)
         result_type(series.dtype, path)
@@ -307,10 +317,12 @@ def page_values(
     return plain_type(array, path)
 
 
-def tiff_info(path: str | Path, max_pixels: float, stack: bool = False) -> ImageInfo:
+def tiff_info(
+    path: str | Path, max_pixels: float, stack: bool = False, file: BinaryIO | None = None
+) -> ImageInfo:
     """What `read_tiff` gives, from the header."""
-    with tifffile.TiffFile(path) as file:
-        series, page = tiff_series(file, path)
+    with tifffile.TiffFile(file or path) as tiff:
+        series, page = tiff_series(tiff, path)
         pages, height, width, channels = _tiff_shape(series, path, stack)
         check_pixels(path, (*[pages] * stack, height, width, channels), max_pixels)
         if tiff_orientation(page) >= 5:

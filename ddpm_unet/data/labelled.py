@@ -58,7 +58,6 @@ class PairSet(Dataset[Batch], ABC):
 
         `bytes_beside` are those of a pixel of what lies beside the images.
         """
-        report.stop_at_faults()
         self.config, self.channels = report.config, report.channels
         whole: list[Part] = [{"name": name} for name in report.names]
         self.parts = whole if parts is None else list(parts)

@@ -32,11 +32,7 @@ PIECES = 4
 
 
 class Slide:
-    """An open level of a TIFF.
-
-    Raises:
-        UserError: It has no such level, or cannot be read.
-    """
+    """An open level of a TIFF."""
 
     def __init__(self, path: str | Path, level: int) -> None:
         self.path, self._lock = path, threading.Lock()
@@ -83,14 +79,10 @@ class Slide:
         places = list(product(range(self.planes), *spans))
         down, across = self.counts
         numbers = [(plane * down + row) * across + column for plane, row, column in places]
+        offsets = [page.dataoffsets[number] for number in numbers]
+        counts, read = [page.databytecounts[n] for n in numbers], self.file.filehandle.read_segments
         with self._lock:
-            stored = list(
-                self.file.filehandle.read_segments(
-                    [page.dataoffsets[number] for number in numbers],
-                    [page.databytecounts[number] for number in numbers],
-                    indices=numbers, sort=False,
-                )
-            )  # fmt: skip
+            stored = list(read(offsets, counts, indices=numbers, sort=False))
         values = np.full((*size, page.samplesperpixel), page.nodata, page.dtype)
         tables = {"jpegtables": page.jpegtables, "jpegheader": page.jpegheader}
         for (data, number), (plane, row, column) in zip(stored, places, strict=True):
@@ -109,9 +101,6 @@ def open_slide(path: str | Path, level: int = 0) -> Slide | None:
     """A TIFF whose windows can be read alone, or of which another level than 0 is wanted.
 
     It stays open for a while in each process that asks for it.
-
-    Raises:
-        UserError: Something else than a TIFF has no levels.
     """
     if not str(path).lower().endswith((".tif", ".tiff", ".svs")):
         if level:

@@ -25,6 +25,7 @@ from ddpm_unet.data.conditioning import ConcatCondition, ConditionImages, Sequen
 from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.image_set import Fit, ImageSet, open_collection
 from ddpm_unet.data.named_sets import FASHION, fashion_mnist, huggingface_set, torchvision_set
+from ddpm_unet.data.shards import Shards, shard_paths
 from ddpm_unet.data.stream import Grid, Stream
 from ddpm_unet.errors import UserError
 
@@ -159,9 +160,16 @@ def _collection(config: ImageDataConfig, part: Share) -> Collection | None:
     """A part of the source, None where it holds nothing out; its note says what is held out."""
     kind, _, name = config.source.partition(":")
     if f"{kind}:" not in NAMED:
-        folder = Folder(
-            config.source, config.max_pixels, config.class_labels, config.dims, config.level
-        )
+        if shard_paths(config.source):
+            if config.dims == 3 or config.level:
+                raise UserError(
+                    f"{config.source}: tar files have images; set data.dims 2 and level 0"
+                )
+            folder: Folder = Shards(config.source, config.max_pixels, config.class_labels)
+        else:
+            folder = Folder(
+                config.source, config.max_pixels, config.class_labels, config.dims, config.level
+            )
         return _hashed_part(folder, part)
     if part == "all":
         parts = [_collection(config, "train"), _collection(config, "held out")]

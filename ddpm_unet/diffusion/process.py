@@ -63,12 +63,11 @@ def alphas_cumprod(
     if not 0 < snr_shift < math.inf:
         raise UserError(f"snr_shift {snr_shift}: give a positive number, 1 for none")
     time = torch.linspace(0, 1, num_timesteps + 1, dtype=torch.float64)
-    if beta_schedule == "squaredcos_cap_v2":
+    if beta_schedule in ("squaredcos_cap_v2", "logistic"):
         curve = torch.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
-        betas = (1 - curve[1:] / curve[:-1]).clamp(max=MAX_BETA)
-    elif beta_schedule == "logistic":
-        curve = torch.sigmoid(3 - 6 * time)
-        curve = curve - curve[-1]
+        if beta_schedule == "logistic":
+            curve = torch.sigmoid(3 - 6 * time)
+            curve = curve - curve[-1]
         betas = (1 - curve[1:] / curve[:-1]).clamp(max=MAX_BETA)
     elif beta_schedule in DIFFUSERS_SCHEDULES:
         if not 0 < beta_start <= beta_end < 1:

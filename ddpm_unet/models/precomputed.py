@@ -33,7 +33,8 @@ class PrecomputedUNet(UNet):
         known = self.times[index] == exact
         if known.device.type == "cpu" and not known.all():
             emb = super().embed(t, class_labels)
-            return torch.cat([part.projection(emb) for part in _columns(self)], dim=1)
+            parts = [part for part in self.modules() if isinstance(part, Columns)]
+            return torch.cat([part.projection(emb) for part in parts], dim=1)
         if class_labels is not None and classes is not None:
             index = index * classes + class_labels
         rows = self.table[index]
@@ -51,10 +52,6 @@ class Columns(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """`[B, all]` to `[B, stop - start]`."""
         return rows[:, self.start : self.stop]
-
-
-def _columns(unet: nn.Module) -> list[Columns]:
-    return [module for module in unet.modules() if isinstance(module, Columns)]
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
@@ -401,6 +402,12 @@ class Training:
         with self.state.averaged(), self._no_gradient():
             path = self.run.samples / f"{self.state.step:08d}.png"
             self.job.preview(self.network, self.accelerator, path)
+        own = self.accelerator.is_main_process and path.is_file()  # some jobs draw nothing
+        for tracker in self.accelerator.trackers if own else ():
+            with Image.open(path) as drawn:
+                images = {"samples": np.asarray(drawn.convert("RGB"))[None]}
+            axes = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images(images, step=self.state.step, **axes)
 
     def _no_gradient(self) -> Any:
         """Inference mode, which gathers no shards that training could use again."""

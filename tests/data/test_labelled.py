@@ -9,6 +9,7 @@ from ddpm_unet.config import PairDataConfig
 from ddpm_unet.data.border import border_weights, connected_cells
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.labelled import LabelledSet
+from ddpm_unet.errors import UserError
 
 RNG = np.random.default_rng(0)
 
@@ -109,3 +110,16 @@ def test_it_describes_itself(folders):
     assert "4 labelled images or parts, 12,000 pixels: class 0 " in open_set(folders).describe()
     scaled = open_set(folders, scale=0.5).describe()
     assert "4 labelled images or parts, 3,000 pixels at data.scale 0.5: class 0 " in scaled
+
+
+def test_value_range_is_what_becomes_black_and_white(folders):
+    image, _ = files(folders, 0)
+    item = open_set(folders, value_range=(1000.0, 3000.0))[0]
+    wanted = ((image.clip(1000, 3000) - 1000.0) / 1000 - 1).transpose(2, 0, 1)
+    np.testing.assert_allclose(item["image"], wanted, atol=1e-6)
+
+
+def test_a_set_with_faults_is_not_opened(folders):
+    (folders / "masks/0.png").unlink()
+    with pytest.raises(UserError, match=r"0\.tif: has no mask"):
+        open_set(folders)

@@ -170,6 +170,7 @@ def test_an_unknown_sampler_is_refused():
         ({"steps": 1001}, "1001 sampling steps: give 1 to 1000"),
         ({"size": 0}, "give one positive number"),
         ({"class_labels": 1}, "class 1: the model has no classes"),
+        ({"class_labels": [1]}, "class 1: the model has no classes"),
         ({"tile": 16}, "tile 16: the images are smaller"),
         ({"guidance": 2.0}, "trained without condition dropout"),
         ({"init_image": torch.zeros(1, 1, 4, 4), "size": 8}, "1 x 4 x 4, not 1 x 8 x 8; resize"),

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from runs import files, kill, run
 from safetensors.torch import load_file
 from tifffile import imwrite
@@ -284,3 +285,16 @@ def test_wrong_channels_are_refused_before_training(settings):
     with pytest.raises(UserError, match=r"model\.in_channels"):
         run(settings)
     assert not Path(settings.run).exists()
+
+
+def test_numbers_and_images_go_to_tensorboard(settings):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    settings.tracker, settings.train.steps, settings.train.sample_every = "tensorboard", 3, 3
+    folder = run(settings)
+    (events,) = folder.path.glob("run/events.*")
+    read = accumulator.EventAccumulator(str(events))
+    read.Reload()
+    assert [event.step for event in read.Scalars("loss")] == [3]
+    (image,) = read.Images("samples")
+    with Image.open(folder.samples / "00000003.png") as drawn:
+        assert (image.step, image.width, image.height) == (3, *drawn.size)
