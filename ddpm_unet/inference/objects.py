@@ -229,7 +229,7 @@ def write_rois(pages: Sequence[tuple[np.ndarray, Sequence[ObjectRow]]], path: Pa
     try:
         import roifile
     except ImportError as error:
-        raise UserError("outlines imagej: pip install roifile") from error
+        raise UserError("outlines imagej: needs roifile; pip install ddpm-unet[rois]") from error
     found = [
         roifile.ImagejRoi.frompoints(
             polygon[0][:-1], name=f"{page + 1:04}-{row.id:04}-{piece}", position=page + 1
