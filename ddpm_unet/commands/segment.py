@@ -133,10 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _join_tables(files: Sequence[Path], out: Path) -> None:
     """Write objects.csv, the tables of all images in one, where they have the same columns."""
-    tables = [file.read_text(encoding="utf-8").splitlines() for file in files if file.is_file()]
+    there = [file for file in files if file.is_file()]
+    tables = [file.read_text("utf-8", "surrogateescape").splitlines() for file in there]
     if tables and len({table[0] for table in tables}) == 1:
         rows = [row for table in tables for row in table[1:]]
-        (out / "objects.csv").write_text("\n".join([tables[0][0], *rows, ""]), encoding="utf-8")
+        text = "\n".join([tables[0][0], *rows, ""])
+        (out / "objects.csv").write_text(text, "utf-8", "surrogateescape")
         print(f"{len(rows)} objects in {out / 'objects.csv'}")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ddpm_unet.evaluation.report import Run, shown, words, write_report
+from ddpm_unet.evaluation.report import Run, printable, shown, words, write_report
 from ddpm_unet.files import replace_text
 
 MARK = "# Written by ddpm-unet, and anew with its report; without this line it stays as it is."
@@ -53,7 +53,7 @@ def write_card(path: Path) -> None:
         return
     before = file.read_text(encoding="utf-8") if file.is_file() else MARK
     if MARK in before:
-        replace_text(file, card_of(Run.read(path), license_of(before)))
+        replace_text(file, printable(card_of(Run.read(path), license_of(before))))
 
 
 def license_of(card: str) -> str:

@@ -202,7 +202,7 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
         out, text = out or runs[0] / "report.html", page_of(read[0])
     else:
         out, text = out or Path("comparison.html"), comparison_of(read)
-    replace_text(out, text)
+    replace_text(out, printable(text))
     return out
 
 
@@ -319,6 +319,11 @@ def setting(config: Any, name: str) -> Any:
     for key in name.split("."):
         config = config.get(key) if isinstance(config, dict) else None
     return config
+
+
+def printable(text: str) -> str:
+    """A text in which names of files that are in no encoding are spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def shown(value: Any) -> str:

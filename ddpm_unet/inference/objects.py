@@ -150,7 +150,7 @@ def write_objects(
     header += [f"{side}_{axis}" for side in ("first", "end") for axis in axes]
     header += [f"mean_{channel}" for channel in range(channels)]
     header += [f"area_mm{dims}", *(f"{axis}_mm" for axis in axes)] if sides else []
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
         table.writerow(header)
         for page, row in rows:
@@ -229,7 +229,7 @@ def write_rois(pages: Sequence[tuple[np.ndarray, Sequence[ObjectRow]]], path: Pa
     try:
         import roifile
     except ImportError as error:
-        raise UserError("outlines imagej: pip install roifile") from error
+        raise UserError("outlines imagej: needs roifile; pip install ddpm-unet[rois]") from error
     found = [
         roifile.ImagejRoi.frompoints(
             polygon[0][:-1], name=f"{page + 1:04}-{row.id:04}-{piece}", position=page + 1

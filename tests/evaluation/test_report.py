@@ -57,7 +57,7 @@ def write_run(folder, lr=0.1):
     records[1] |= {"val_loss": 0.25, "mean_dice": None}
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (folder / "metrics.jsonl").write_text(lines)
-    about = {"data": ["7 images", f"warning: {NASTY} is dark"], "parameters": 1234567,
+    about = {"data": ["7 images", "\udcff.png", f"warning: {NASTY} is dark"], "parameters": 1234567,
              "versions": {"torch": "9.9"}}  # fmt: skip
     (folder / "about.json").write_text(json.dumps(about))
     (folder / "samples").mkdir()
@@ -76,6 +76,7 @@ def test_a_page_holds_the_run_and_needs_nothing_else(tmp_path):
     assert "1,234,567" in page.text[""]
     assert "0.25" in page.text[""]
     assert f"{NASTY} is dark" in page.text["Data"]
+    assert "\\udcff.png" in page.text["Data"]
     assert NASTY in page.text["Plan"]
     assert "9.9" in page.text["Versions"]
     assert f"ddpm-unet train-ddpm --resume {run} --train.steps 40" in page.text["What to do next"]
