@@ -45,11 +45,14 @@ LAUNCHERS = re.compile(
     r"|accelerate\.commands\.(launch|accelerate_cli)|torch\.distributed\.(run|launch)"
 )
 AFTER = """
-import contextlib, sys, psutil
+import contextlib, sys, time, psutil
 with contextlib.suppress(psutil.Error):
     launcher = psutil.Process(int(sys.argv[1]))
     print(flush=True)
-    launcher.wait(60)
+    for _ in range(1200):
+        if launcher.status() == psutil.STATUS_ZOMBIE:  # who started it reads our output first
+            break
+        time.sleep(0.05)
 sys.stderr.write(sys.argv[2])
 """
 

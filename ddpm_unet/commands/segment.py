@@ -123,11 +123,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 shares = found / max(1, found.sum())
                 said = ", ".join(f"{c} {s:.1%}" for c, s in zip(classes, shares, strict=True))
             tqdm.write(f"{path.name}: {said}{predictor.resampling(path)}")
-    if process == 0:
-        print(f"written: {'predictions' if own.targets else 'masks and overlays'} in {args.out}")
-    if processes == 1 and not own.targets:
+    if processes > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=device.type == "cpu").wait_for_everyone()
+    if process > 0:
+        return
+    print(f"written: {'predictions' if own.targets else 'masks and overlays'} in {args.out}")
+    if not own.targets:
         _join_tables([args.out / f"{name}_objects.csv" for name in names], args.out)
-    if args.truth and process == 0:
+    if args.truth:
         score(args.out, args.truth, [*others, f"--data.dims={predictor.dims}"], folder)
 
 

@@ -249,3 +249,29 @@ def test_checkpoints_of_other_networks_are_no_guides(tmp_path):
         read_guide(tmp_path, of(full()))
     with pytest.raises(UserError, match="nowhere does not exist"):
         read_guide(tmp_path / "nowhere", of(full()))
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_guidance_of_an_exact_denoiser_stays_with_its_class(sampler):
+    """Two classes of grey, in closed form: guidance towards the dark one draws no bright image."""
+    diffusion, spread = GaussianDiffusion(), 0.05
+    means = torch.tensor([-0.9, 0.9]).reshape(2, 1, 1, 1, 1)
+
+    def exact(x, t, class_labels):
+        abar = diffusion.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+        off, variance = x - abar.sqrt() * means, abar * spread**2 + 1 - abar
+        x0 = means + abar.sqrt() * spread**2 / variance * off
+        label = class_labels.reshape(1, -1, 1, 1, 1)
+        share = torch.where(label == 2, (-(off**2) / (2 * variance)).softmax(0), 0.0)
+        share += torch.arange(2).reshape(2, 1, 1, 1, 1) == label
+        return (x - abar.sqrt() * (share * x0).sum(0)) / (1 - abar).sqrt()
+
+    unet = UNet(UNetConfig(**PLAIN | {"in_channels": 1, "out_channels": 1, "num_class_embeds": 3}))
+    conditioning = Conditioning(1, ("dark", "bright"), True)
+    denoiser = Denoiser(unet, diffusion, conditioning=conditioning)
+    denoiser.network = exact
+    for scale in (1.0, 3.0, 8.0):
+        job = denoiser.job(8, steps=50, sampler=sampler, class_labels="dark", guidance=scale)
+        images = torch.cat([images for _, images, _ in job])
+        assert -1 <= images.mean() < -0.85
+        assert images.max() < -0.7

@@ -208,7 +208,7 @@ SETTINGS = [
          "rescale_betas_zero_snr: with prediction_type epsilon the last timestep says nothing of "
          "the image; take v_prediction or sample"),
     Case("learned variances without outputs for them", "train_ddpm",
-         "--diffusion.variance_type learned_range",
+         "--diffusion.variance_type learned_range --model.out_channels 3",
          "model.out_channels = 3, but diffusion.variance_type learned_range predicts a variance "
          "for each of the images' 3 channels; set it to 6"),
     Case("an average longer than the training", "train_ddpm", "--train.ema_sigma_rel [0.9]",

@@ -53,7 +53,9 @@ def test_a_folder_of_nifti_is_segmented(run, tmp_path, capsys):
         nibabel.Nifti1Image(volume, affine).to_filename(tmp_path / "in" / name)
     run("segment.py", "--model", "model", "in", "--out", "out", "--tile", 40, "--overlap", 4)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        f"{name}_{kind}" for name in "ab" for kind in ("mask.nii.gz", "objects.csv", "overlay.tif")
+        *(f"{name}_{kind}" for name in "ab"
+          for kind in ("mask.nii.gz", "objects.csv", "objects.nii.gz", "overlay.tif")),
+        "objects.csv",
     ]  # fmt: skip
     mask = nibabel.load(tmp_path / "out" / "b_mask.nii.gz")
     assert mask.shape == (9, 12, 7)
