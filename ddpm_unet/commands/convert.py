@@ -27,7 +27,7 @@ from ddpm_unet.models.pretrained import read_file
 
 
 def convert(
-    file: Path, out: Path, told: CheckpointHints, process: ProcessHints
+    file: Path, out: Path, hints: CheckpointHints, process: ProcessHints
 ) -> tuple[UNet, GaussianDiffusion | None]:
     """Write a network's folder or, if anything of the noise is told, a pipeline's.
 
@@ -35,7 +35,7 @@ def convert(
     """
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out}: has files in it; name a new folder")
-    unet = UNet.from_pretrained(file, told)
+    unet = UNet.from_pretrained(file, hints)
     variances = unet.config.out_channels == 2 * unet.config.in_channels
     if process.drop_variance:
         if not variances:

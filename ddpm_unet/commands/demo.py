@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 from ddpm_unet.cli import ArgumentParser, whole
+from ddpm_unet.commands.shared import best_device
 from ddpm_unet.errors import UserError
 
 
@@ -46,16 +47,16 @@ def page_of(model: Path, folder: Path) -> Any:
     return page
 
 
-def _told(gradio: Any, act: Callable[..., Any]) -> Callable[..., Any]:
+def _shown_errors(gradio: Any, act: Callable[..., Any]) -> Callable[..., Any]:
     """`act`, whose errors of the user are shown on the page."""
 
-    def told(*values: Any) -> Any:
+    def guarded(*values: Any) -> Any:
         try:
             return act(*values)
         except UserError as error:
             raise gradio.Error(str(error), print_exception=False) from error
 
-    return told
+    return guarded
 
 
 def _predictor(gradio: Any, model: Path, folder: Path) -> None:
@@ -68,7 +69,7 @@ def _predictor(gradio: Any, model: Path, folder: Path) -> None:
     from ddpm_unet.cpu import accelerate_cpu
     from ddpm_unet.inference.predictor import Predictor
 
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = best_device()
     predictor = Predictor.from_pretrained(model, device=device)
     if device.type == "cpu":
         accelerate_cpu(predictor.model)
@@ -92,7 +93,7 @@ def _predictor(gradio: Any, model: Path, folder: Path) -> None:
             files = gradio.Files(label="Download", interactive=False, height=140)
         seen = gradio.Image(label="What is seen in it", interactive=False, format="png")
     objects = gradio.Dataframe(label="Objects", interactive=False)
-    button.click(_told(gradio, segment), image, [seen, objects, files], api_name="segment")
+    button.click(_shown_errors(gradio, segment), image, [seen, objects, files], api_name="segment")
 
 
 def _denoiser(gradio: Any, model: Path, folder: Path) -> None:
@@ -104,7 +105,7 @@ def _denoiser(gradio: Any, model: Path, folder: Path) -> None:
     from ddpm_unet.inference.denoiser import Denoiser
     from ddpm_unet.inference.readers import read_hole, read_images
 
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = best_device()
     denoiser = Denoiser.from_pretrained(model).to(device)
     if device.type == "cpu":
         accelerate_cpu(denoiser.unet)
@@ -153,7 +154,7 @@ def _denoiser(gradio: Any, model: Path, folder: Path) -> None:
             seen = gradio.Image(label="Drawn", interactive=False, format="png")
             files = gradio.Files(label="Download", interactive=False, height=140)
     given = [count, steps, seed, label, guidance, image, strength, hole]
-    button.click(_told(gradio, generate), given, [seen, files], api_name="generate")
+    button.click(_shown_errors(gradio, generate), given, [seen, files], api_name="generate")
 
 
 def _shown(files: Sequence[Path]) -> Any:
@@ -163,11 +164,11 @@ def _shown(files: Sequence[Path]) -> Any:
     from ddpm_unet.data.images import read_image
     from ddpm_unet.inference.overlay import displayable
 
-    pictures = [f for f in files if f.suffix in (".png", ".tif")]
-    pictures.sort(key=lambda f: "overlay" not in f.name)
-    if not pictures:
+    images = [f for f in files if f.suffix in (".png", ".tif")]
+    images.sort(key=lambda f: "overlay" not in f.name)
+    if not images:
         return None
-    if pictures[0].suffix == ".png":
-        return displayable(read_image(pictures[0]))
-    pages = tifffile.imread(pictures[0])
+    if images[0].suffix == ".png":
+        return displayable(read_image(images[0]))
+    pages = tifffile.imread(images[0])
     return displayable(pages[len(pages) // 2] if pages.ndim > 3 else pages)

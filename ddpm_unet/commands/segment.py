@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddpm_unet.cli import ArgumentParser, whole, within
-from ddpm_unet.commands.shared import add_common, at_speed, model_or_newest
+from ddpm_unet.commands.shared import add_common, at_speed, best_device, model_or_newest
 from ddpm_unet.errors import UserError
 
 PIXELS = within(float, 1e-6, 1e9)
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.value_range and not args.value_range[0] < args.value_range[1]:
         raise UserError("--value_range: must be two numbers, black below white")
     folder = model_or_newest(args.model, "histology_nuclei", FILES, "seg")
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = best_device()
     if processes > 1 and device.type != "cpu":
         device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
     predictor = Predictor.from_pretrained(

@@ -56,11 +56,18 @@ def add_common(parser: argparse.ArgumentParser, out: str) -> None:
     add("--compile", action="store_true", help="compile the network first: minutes, then faster")
 
 
+def best_device() -> Any:
+    """The accelerator, or else the CPU."""
+    import torch
+
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 def prepare_gpu() -> None:
     """Choose how a GPU computes, and say it; commands do, the library does not.
 
     Float32 products are rounded to TF32 (not with NVIDIA_TF32_OVERRIDE=0), and convolutions take
-    the kernels that prove fastest (not where torch is told to be deterministic).
+    the kernels that prove fastest (not where torch is to be deterministic).
     """
     import torch
 

@@ -1,1 +1,1 @@
-"""Pictures, labels and masks: reading, checking, and the stream of training batches."""
+"""Images, labels and masks: reading, checking, and the stream of training batches."""

@@ -243,7 +243,7 @@ class ImageDataset(Dataset[Item]):
 
     def _mask(self, value: Any, space: tuple[int, ...], name: str) -> Tensor:
         value = value.detach().cpu() if isinstance(value, Tensor) else value
-        mask = np.asarray(value)  # of a palette picture its indices
+        mask = np.asarray(value)  # of a palette image its indices
         if mask.dtype.kind not in "iub":
             raise UserError(
                 f"{name}: its mask is {mask.dtype}; give whole numbers, the class of each pixel"

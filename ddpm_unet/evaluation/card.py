@@ -77,7 +77,7 @@ def card_of(run: Run, license_name: str = UNKNOWN) -> str:
             said = said.replace(value, Path(value).name)
     size = run.config.get("data", {}).get("size")
     title = f"{kind.capitalize()}{f' of windows of {size} pixels' if size else ''}"
-    scores = {words(k): shown(v) for k, v in run.scores.items() if k != "images"}
+    scores = {words(k): shown(v) for k, v in run.averages.items()}
     header: dict[str, Any] = {
         "library_name": "diffusers" if kind in ("denoiser", "autoencoder") else "ddpm-unet",
         "tags": ["ddpm-unet", "unet"],
@@ -86,11 +86,7 @@ def card_of(run: Run, license_name: str = UNKNOWN) -> str:
         header["pipeline_tag"] = TASKS[kind]
     if scores and kind in TASKS:
         source = Path(str(data.get("images", "images"))).name
-        metrics = [
-            {"type": k, "name": words(k), "value": v}
-            for k, v in run.scores.items()
-            if k != "images"
-        ]
+        metrics = [{"type": k, "name": words(k), "value": v} for k, v in run.averages.items()]
         results = {
             "task": {"type": TASKS[kind]},
             "dataset": {"type": "images", "name": source},

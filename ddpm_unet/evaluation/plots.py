@@ -59,7 +59,7 @@ def save_film(frames: Sequence[Tensor], path: Path, most: int = 8) -> None:
     save_grid(rows.flatten(0, 1), path, columns=len(frames))
 
 
-def save_picture(image: np.ndarray, path: Path) -> None:
+def save_image(image: np.ndarray, path: Path) -> None:
     """Write `uint8 [H, W, 3]`."""
     Image.fromarray(image).save(path)
 

@@ -85,7 +85,7 @@ def thin(cells: np.ndarray) -> np.ndarray:
         cells: Cell pixels, bool `[H, W]`.
 
     Returns:
-        Segments numbered from 1, and 0 on the dams, integer `[H, W]`. A picture without any cell
+        Segments numbered from 1, and 0 on the dams, integer `[H, W]`. An image without any cell
         is one segment.
     """
     measure, segmentation = _skimage()

@@ -138,6 +138,11 @@ class Run:
         tested = len(self.scores.get("images", ()))
         return found | ({"test": tested} if tested else {})
 
+    @property
+    def averages(self) -> dict[str, Any]:
+        """The scores of all images together."""
+        return {name: value for name, value in self.scores.items() if name != "images"}
+
     def last(self, name: str) -> float | None:
         """The newest value of a metric."""
         return next((r[name] for r in reversed(self.records) if r.get(name) is not None), None)
@@ -218,7 +223,8 @@ def page_of(run: Run) -> str:
         data.append(cards({f"in {part}": f"{count:,}" for part, count in run.counts.items()}))
         data.append(folded("The split, image by image", pre_yaml(run.split)))
     names = COMMON.get(SCRIPTS.get(str(run.script), type(None)), ())
-    plan = {name: setting(run.config, name) for name in names} or train
+    every = dict(flattened(run.config))
+    plan = {name: every.get(name) for name in names} or train
     settings = [table({k: shown(v) for k, v in plan.items() if v is not None})]
     settings.append(folded("Every setting", pre_yaml(run.config)))
     shots = [figure(path, f"step {int(path.stem):,}") for path in samples]
@@ -230,7 +236,7 @@ def page_of(run: Run) -> str:
         for word, number in best_median_worst(rows).items()
         if (run.path / "predictions" / f"{word}.png").is_file()
     ]
-    tested = [table({words(k): shown(v) for k, v in scores.items() if k != "images"})]
+    tested = [table({words(k): shown(v) for k, v in run.averages.items()})]
     if rows:
         each = [{words(key): value for key, value in row.items()} for row in rows]
         tested.append(folded("Each image", matrix(each)))
@@ -312,13 +318,6 @@ def flattened(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, A
             yield from flattened(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def setting(config: Any, name: str) -> Any:
-    """A setting by its dotted name; None where there is none."""
-    for key in name.split("."):
-        config = config.get(key) if isinstance(config, dict) else None
-    return config
 
 
 def printable(text: str) -> str:

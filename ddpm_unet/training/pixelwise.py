@@ -31,7 +31,7 @@ from ddpm_unet.evaluation.metrics import (
     write_scores,
 )
 from ddpm_unet.evaluation.objects import object_scores
-from ddpm_unet.evaluation.plots import save_picture
+from ddpm_unet.evaluation.plots import save_image
 from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.evaluation.report import best_median_worst
 from ddpm_unet.files import replace_text
@@ -345,7 +345,7 @@ class PixelwiseJob(Job):
         with accelerator.autocast():
             planes = self.planes(model, item, accelerator.device)
         if accelerator.is_main_process:
-            save_picture(self.target.visualize(planes, item), path)
+            save_image(self.target.visualize(planes, item), path)
 
     def export(self, model: nn.Module, state_dict: dict[str, Tensor], folder: Path) -> None:
         """Write a folder that `scripts/segment.py` reads, and the split beside it."""
@@ -387,7 +387,7 @@ class PixelwiseJob(Job):
         counts, images = [], []
         for number, (planes, item) in enumerate(predicted()):
             if number == 0:
-                save_picture(self.target.visualize(planes, item), run.path / "test.png")
+                save_image(self.target.visualize(planes, item), run.path / "test.png")
             counts.append(self.target.update_metric(planes, item))
             images.append(self.target.score_image(planes, item))
         scores = self.target.compute(torch.stack(counts).sum(dim=0)) | mean_over_images(images)
@@ -399,7 +399,7 @@ class PixelwiseJob(Job):
             item = item_of(self.test, number)
             with torch.inference_mode():
                 seen = self.target.visualize(self.planes(model, item, device), item)
-            save_picture(seen, run.path / "predictions" / f"{word}.png")
+            save_image(seen, run.path / "predictions" / f"{word}.png")
         write_pages(run.path)
         print(
             f"on {len(self.test)} test image(s): "

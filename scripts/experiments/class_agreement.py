@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_unet.cli import ArgumentParser, read_settings, user_errors, whole
+from ddpm_unet.commands.shared import best_device
 from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.data import sources
 from ddpm_unet.data.stream import to_model_range
@@ -81,7 +82,7 @@ def accuracy(network: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor
 
 def main() -> None:
     args, others = arguments()
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = best_device()
     denoiser = Denoiser.from_pretrained(args.model).to(device)
     names = denoiser.conditioning.class_names
     if not names:

@@ -23,6 +23,7 @@ from network_diagram import draw, trace
 from torch import Tensor
 
 from ddpm_unet.cli import read_settings, user_errors
+from ddpm_unet.commands.shared import best_device
 from ddpm_unet.config import SegmentConfig
 from ddpm_unet.config.reading import read_yaml
 from ddpm_unet.data.masks import IGNORE_INDEX
@@ -149,7 +150,7 @@ def count(member: Member, args: argparse.Namespace) -> dict[str, Any]:
 
 def image_seconds(model: SegmentationModel, member: Member) -> float:
     """The lesser of two: on a GPU by the clock, else the processor time of this process."""
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = best_device()
     model, images = model.to(device).eval(), example(model, member).to(device)
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     times = []
@@ -220,7 +221,7 @@ def scored(
 
 def predict(model: SegmentationModel, image: Tensor, job: PixelwiseJob) -> Tensor:
     """Class of every pixel of a picture, `int64 [H, W]`."""
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = best_device()
     with torch.inference_mode():
         probabilities = predict_tiles(
             class_probabilities(model.to(device)),

@@ -23,6 +23,7 @@ from safetensors.torch import load_model, save_file
 from torch import Tensor, nn
 
 from ddpm_unet.cli import read_settings, user_errors
+from ddpm_unet.commands.shared import best_device
 from ddpm_unet.config import ClassicConfig, DenoiseConfig, SegmentConfig
 from ddpm_unet.data.folder import list_images
 from ddpm_unet.evaluation.metrics import overlap
@@ -184,7 +185,7 @@ def train_segmenter(
         **test_scores(job, model),
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu_seconds, 1),
-        "device": str(torch.accelerator.current_accelerator(check_available=True) or "cpu"),
+        "device": str(best_device()),
     }
     done.write_text(json.dumps(result, indent=1) + "\n")
     shutil.rmtree(run.checkpoints)
@@ -248,7 +249,7 @@ class PeerUNet(nn.Module):
 
 def test_scores(job: PixelwiseJob, model: Any) -> dict[str, float]:
     """Dice of the rarer class at 0.5, and V_rand and V_info of the cells, which are class 1."""
-    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    device = best_device()
     model, pictures = model.to(device), job.test
     assert pictures is not None
     with torch.inference_mode():
