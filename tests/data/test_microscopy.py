@@ -62,7 +62,9 @@ def write(path, values=VALUES, spacing=SPACING, names=NAMES):
             for c, stack in enumerate(values):
                 for plane, image in enumerate(stack):
                     file.write(image[..., None], plane={"C": c, "Z": plane})
-            metres = {f"scale_{axis}": length / 1e6 for axis, length in zip("zyx", (z, y, x))}
+            metres = {
+                f"scale_{axis}": length / 1e6 for axis, length in zip("zyx", (z, y, x), strict=True)
+            }
             file.write_metadata("a", channel_names=dict(enumerate(names)), **metres)
     else:
         np.savez(path.with_suffix(".npz"), values=values, sizes=(z, y, x), names=names)
@@ -249,8 +251,8 @@ def test_what_is_written_has_the_scale_of_the_input(tmp_path, format, dims):
         image = bioio.BioImage(file, reader=reader)
         found = image.physical_pixel_sizes
         micrometres = [1000 * length for length in SPACING]
-        assert (found.Y, found.X) == pytest.approx(micrometres[1:])
-        assert image.dims.Z == len(expected)
+        assert pytest.approx(micrometres[1:]) == (found.Y, found.X)
+        assert len(expected) == image.dims.Z
         assert dims == 2 or pytest.approx(micrometres[0]) == found.Z
         with tifffile.TiffFile(file) as tiff:
             assert tiff.pages[0].resolutionunit == 3
