@@ -59,7 +59,8 @@ def add_lora(
         names = [name for name in names if name.endswith(tuple(f".{end}" for end in ATTENTION))]
     if not names:
         raise UserError("lora.layers attention: the network has no attention; take all")
-    config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=names)
+    factor: Any = alpha or rank  # which need not be whole
+    config = LoraConfig(r=rank, lora_alpha=factor, target_modules=names)
     inject_adapter_in_model(config, unet, ADAPTER)
     unet.peft_config = {ADAPTER: config}  # type: ignore[assignment]  # as diffusers keeps it
     return unet
