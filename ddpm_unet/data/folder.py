@@ -53,7 +53,7 @@ class Folder(Collection):
         """List the files; with `class_labels` the first folder level names the class."""
         self.source = Source(dims, max_pixels, level, channels)
         self.root, self.max_pixels, self.dims = Path(root), max_pixels, dims
-        said = f"{self.root.resolve()} {self.source} with spacing"
+        said = f"{self.root.resolve()} {self.source} with spacing and colours"
         key = hashlib.blake2b(said.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
         self._index = CACHE / "folders" / f"{key}.npz"
         # Paths are encoded in one array: a list of many str grows in every worker, as they count
@@ -100,7 +100,7 @@ class Folder(Collection):
         for number in with_progress(range(len(paths)), len(paths), "looking at images"):
             info = self.info(number)
             kind = DTYPES.index(info.dtype.name)
-            headers[number] = (*info.size, info.channels, kind, info.in_pieces)
+            headers[number] = (*info.size, info.channels, kind, info.in_pieces + 2 * info.colors)
             spacings[number] = info.along(self.dims) or np.nan
         self._headers, self._spacings = headers, spacings
         if max(folders.values()) > start - RACE:
@@ -156,7 +156,8 @@ class Folder(Collection):
             dtype = np.dtype(DTYPES[kind])
             sides = self._spacings[index].tolist()
             spacing = None if np.isnan(sides).any() else tuple(sides)
-            return ImageInfo(size[-2], size[-1], channels, dtype, depth, bool(pieces), spacing)
+            known = (depth, bool(pieces & 1), spacing, pieces > 1)
+            return ImageInfo(size[-2], size[-1], channels, dtype, *known)
         return self._info(index)
 
     def _info(self, index: int) -> ImageInfo:

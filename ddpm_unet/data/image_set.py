@@ -23,7 +23,15 @@ from typing_extensions import override
 from ddpm_unet.config import ValueRange
 from ddpm_unet.data.collection import CACHE, Collection, one_at_a_time, with_progress
 from ddpm_unet.data.images import ImageInfo, check_pixels
-from ddpm_unet.data.pixels import box, convert_channels, normalised, resize, shown_size, to_unit
+from ddpm_unet.data.pixels import (
+    box,
+    check_channels,
+    convert_channels,
+    normalised,
+    resize,
+    shown_size,
+    to_unit,
+)
 from ddpm_unet.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,6 +59,7 @@ class Fit:
 
     def info(self, info: ImageInfo, name: str) -> ImageInfo:
         """What `apply` will make of an image; UserError if too small or large."""
+        check_channels(info, self.channels, name)
         in_pieces = info.in_pieces and self.window_by_window
         if info.in_pieces and not in_pieces:
             check_pixels(name, (*info.size, info.channels), self.max_pixels)
