@@ -123,9 +123,13 @@ class ImageSet(Dataset[Tensor]):
 
     def __init__(self, collection: Collection, fit: Fit, layout: Layout) -> None:
         self.fit, self.layout, self.collection = fit, layout, collection
-        digest = hashlib.blake2b(str(layout.sizes.tolist()).encode(), digest_size=16)
-        for index in range(len(collection)):
-            digest.update(f"{collection.key(index)}\n".encode("utf-8", "surrogateescape"))
+        digest = hashlib.blake2b(digest_size=16)
+        for start in range(0, len(collection), 4096):  # of the list's text, never of a million
+            text = str(layout.sizes[start : start + 4096].tolist())[1:-1]
+            digest.update(f"{', ' if start else '['}{text}".encode())
+        digest.update(b"]")
+        for key in collection.encoded_keys():
+            digest.update(key + b"\n")
         self.digest = digest.hexdigest()
         self.labels, self.classes = collection.labels, collection.classes
         self.note = collection.note
@@ -223,14 +227,13 @@ class PackedImages(ImageSet):
         super().__init__(collection, fit, layout)
         sizes = layout.channels * layout.sizes.prod(1)
         self.path, self.starts, self._values = path, np.cumsum(sizes) - sizes, int(sizes.sum())
-        self.names = [collection.name(index) for index in range(len(collection))]
         if path is None:
             self.flat = torch.empty(self._values, dtype=_STORAGE[layout.dtype.name])
             self._decode(self.flat)
         else:
             self._write(path)
             self.flat = self._mapped(path)
-        del self.collection  # which may hold the images too
+        self.collection = collection.without_images()
 
     def _write(self, path: Path) -> None:
         wanted = self.layout.nbytes
@@ -276,10 +279,6 @@ class PackedImages(ImageSet):
         self.__dict__.update(state)
         if self.path:
             self.flat = self._mapped(self.path)
-
-    @override
-    def name(self, index: int) -> str:
-        return self.names[index]
 
     def __getitem__(self, index: int) -> Tensor:
         layout = self.layout
@@ -345,28 +344,24 @@ def open_collection(
 
 def survey(collection: Collection, fit: Fit) -> Layout:
     """Shapes of the fitted images from their headers; errors as `open_collection`."""
-    sizes: list[tuple[int, ...]] = []
-    first: ImageInfo | None = None
-    seen: dict[ImageInfo, ImageInfo] = {}  # most images are like others
-    pieces: list[bool] = []
-    for index in with_progress(range(len(collection)), len(collection), "looking at images"):
-        info = collection.info(index)
-        if info not in seen:
-            fitted = fit.info(info, collection.name(index))
-            first = first or fitted
-            cure, other = "convert it, or set channels to 1, 3 or 4", collection.name(0)
-            said = f"channels are {fitted.channels}, those of {other} {first.channels}"
-            if fitted.channels == first.channels:
-                cure = "convert the files to one depth or keep them in separate folders"
-                said = f"depth is {fitted.dtype}, that of {other} {first.dtype}"
-            if (fitted.channels, fitted.dtype) != (first.channels, first.dtype):
-                raise UserError(f"{collection.name(index)}: {said}; {cure}")
-            seen[info] = fitted
-        sizes.append(seen[info].size)
-        pieces.append(seen[info].in_pieces)
-    assert first is not None, "no collection is empty"
-    places = np.array(sizes, dtype=np.int64)
-    return Layout(places, first.channels, first.dtype, np.array(pieces))
+    infos, which = collection.infos()
+    used, firsts = np.unique(which, return_index=True)
+    by_first = sorted(zip(firsts.tolist(), used.tolist(), strict=True))
+    first = fit.info(infos[by_first[0][1]], collection.name(0))
+    sizes = np.zeros((len(infos), len(first.size)), np.int64)
+    pieces = np.zeros(len(infos), bool)
+    for index, kind in by_first:
+        name = collection.name(index)
+        fitted = fit.info(infos[kind], name)
+        cure, other = "convert it, or set channels to 1, 3 or 4", collection.name(0)
+        said = f"channels are {fitted.channels}, those of {other} {first.channels}"
+        if fitted.channels == first.channels:
+            cure = "convert the files to one depth or keep them in separate folders"
+            said = f"depth is {fitted.dtype}, that of {other} {first.dtype}"
+        if (fitted.channels, fitted.dtype) != (first.channels, first.dtype):
+            raise UserError(f"{name}: {said}; {cure}")
+        sizes[kind], pieces[kind] = fitted.size, fitted.in_pieces
+    return Layout(sizes[which], first.channels, first.dtype, pieces[which])
 
 
 _STORAGE = {
