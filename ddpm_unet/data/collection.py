@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 from filelock import FileLock
@@ -22,6 +25,10 @@ from ddpm_unet.data.images import ImageInfo, image_array
 
 T = TypeVar("T")
 CACHE = Path.home() / ".cache" / "ddpm_unet"
+INDEXED = 1000
+"""Sets of so many images are looked through once; what is known of them is kept in an index."""
+DTYPES = ("uint8", "uint16", "float32")
+NO_INDEX = (OSError, ValueError, KeyError, EOFError, BadZipFile)
 
 
 class Collection(ABC):
@@ -203,6 +210,42 @@ class Selection(Collection):
     @override
     def changed(self, index: int) -> None:
         self._ask("changed", index)
+
+
+def info_table(infos: Sequence[ImageInfo]) -> np.ndarray:
+    """Shapes and types in an array, `int64 [N, dims + 3]`."""
+    rows = [(*i.size, i.channels, DTYPES.index(i.dtype.name), i.in_pieces) for i in infos]
+    return np.array(rows, np.int64)
+
+
+def infos_of(table: np.ndarray) -> list[ImageInfo]:
+    """The shapes and types of an `info_table`."""
+    infos = []
+    for *depth, height, width, channels, kind, pieces in table.tolist():
+        dtype, deep = np.dtype(DTYPES[kind]), depth[0] if depth else None
+        infos.append(ImageInfo(height, width, channels, dtype, deep, bool(pieces)))
+    return infos
+
+
+def save_index(path: Path, **arrays: Any) -> None:
+    """Write what is known of a set for later runs; a cache that cannot be written is none."""
+    part = path.with_suffix(f".{os.getpid()}.npz")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(part, **arrays)
+        os.replace(part, path)
+
+
+def load_index(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an index, the same ones for all who ask; one of `NO_INDEX` if there is none."""
+    found = os.stat(path)
+    return _load(path, found.st_mtime_ns, found.st_ino)
+
+
+@lru_cache(maxsize=4)
+def _load(path: Path, *version: int) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as index:
+        return dict(index)
 
 
 def with_progress(items: Iterable[T], total: int, title: str) -> Iterable[T]:

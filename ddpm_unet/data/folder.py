@@ -9,25 +9,30 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from typing_extensions import override
 
-from ddpm_unet.data.collection import CACHE, Collection, one_at_a_time
+from ddpm_unet.data.collection import (
+    CACHE,
+    INDEXED,
+    NO_INDEX,
+    Collection,
+    info_table,
+    infos_of,
+    load_index,
+    one_at_a_time,
+    save_index,
+)
 from ddpm_unet.data.images import EXTENSIONS, ImageInfo
 from ddpm_unet.data.slides import read_slide, read_window, slide_info
 from ddpm_unet.data.volumes import VOLUME_EXTENSIONS
 from ddpm_unet.errors import UserError
 
-INDEXED = 1000
-"""Folders of so many images are listed and looked through once; the index is kept in the cache."""
 RACE = 2_000_000_000
 """Nanoseconds within which a folder may change again without another time of change."""
-DTYPES = ("uint8", "uint16", "float32")
 
 
 class Folder(Collection):
@@ -96,36 +101,25 @@ class Folder(Collection):
         self._kinds, self._which = super().infos()
         if max(folders.values()) > start - RACE:
             return
-        table = [
-            (*k.size, k.channels, DTYPES.index(k.dtype.name), k.in_pieces) for k in self._kinds
-        ]
+        table = info_table(self._kinds)
         names = np.array([os.fsencode(name) for name in folders])
-        part = self._index.with_suffix(f".{os.getpid()}.npz")
-        with suppress(OSError):  # a cache that cannot be written is none
-            self._index.parent.mkdir(parents=True, exist_ok=True)
-            times, note = np.array(list(folders.values())), np.array(self.note)
-            np.savez(
-                part, paths=self._paths, kinds=table, which=self._which, note=note, folders=names,
-                times=times, places=self._places,
-            )  # fmt: skip
-            os.replace(part, self._index)
+        times, note = np.array(list(folders.values())), np.array(self.note)
+        save_index(
+            self._index, paths=self._paths, kinds=table, which=self._which, note=note,
+            folders=names, times=times, places=self._places,
+        )  # fmt: skip
         self._read_index()  # whose arrays the next one shares
 
     def _read_index(self) -> bool:
         """Take what the index holds, if the folders are as they were."""
-        with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile):
-            found = os.stat(self._index)
-            index = _load(self._index, found.st_mtime_ns, found.st_ino)
+        with suppress(*NO_INDEX):
+            index = load_index(self._index)
             for name, when in zip(index["folders"], index["times"].tolist(), strict=True):
                 if os.stat(os.fsdecode(bytes(name))).st_mtime_ns != when:
                     return False
             self._paths, self._which = index["paths"], index["which"]
             self.note, self._places = str(index["note"]), index["places"]
-            kinds = []
-            for *depth, height, width, channels, kind, pieces in index["kinds"].tolist():
-                dtype, deep = np.dtype(DTYPES[kind]), depth[0] if depth else None
-                kinds.append(ImageInfo(height, width, channels, dtype, deep, bool(pieces)))
-            self._kinds = kinds
+            self._kinds = infos_of(index["kinds"])
             return True
         return False
 
@@ -169,13 +163,6 @@ class Folder(Collection):
     @override
     def read_window(self, index: int, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
         return read_window(self.name(index), self.level, corner, size)
-
-
-@lru_cache(maxsize=1)
-def _load(path: Path, *version: int) -> dict[str, np.ndarray]:
-    """The arrays of an index, the same ones for all who ask."""
-    with np.load(path, allow_pickle=False) as index:
-        return dict(index)
 
 
 def list_images(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -177,11 +178,11 @@ class ImageSet(Dataset[Tensor]):
         """A digest of the images: of their pixels, or if they are read as needed of their names
         and of the sizes and times of their files.
         """
-        digest = hashlib.blake2b(digest_size=16)
+        digest, stat = hashlib.blake2b(digest_size=16), lru_cache(maxsize=16)(os.stat)
         for index in range(len(self)):
             name = self.name(index)
             with suppress(OSError):  # not all sets have files
-                found = os.stat(self.collection.file(index))
+                found = stat(self.collection.file(index))
                 name += f" {found.st_size} {found.st_mtime_ns}"
             digest.update(f"{name}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()

@@ -59,7 +59,7 @@ def read_image(
     path: str | Path,
     max_pixels: float = 200.0,
     keep_palette: bool = False,
-    data: bytes | None = None,
+    data: bytes | BinaryIO | None = None,
 ) -> np.ndarray:
     """Decode one image, whose content decides the format, not its name.
 
@@ -108,7 +108,9 @@ def read_stack(
         return read_tiff(path, max_pixels, keep_palette, stack=True)
 
 
-def image_info(path: str | Path, max_pixels: float = 200.0, data: bytes | None = None) -> ImageInfo:
+def image_info(
+    path: str | Path, max_pixels: float = 200.0, data: bytes | BinaryIO | None = None
+) -> ImageInfo:
     """Shape and type of an image from its header alone, with the errors it can show."""
     with faults_named(path), _file(path, data) as file:
         if _is_tiff(file, path):
@@ -187,8 +189,10 @@ def faults_named(path: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _file(path: str | Path, data: bytes | None) -> BinaryIO:
-    return open(path, "rb", opener=_without_waiting) if data is None else BytesIO(data)
+def _file(path: str | Path, data: bytes | BinaryIO | None) -> BinaryIO:
+    if data is None:
+        return open(path, "rb", opener=_without_waiting)
+    return BytesIO(data) if isinstance(data, bytes) else data
 
 
 def _without_waiting(path: str, flags: int) -> int:
