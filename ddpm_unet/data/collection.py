@@ -212,18 +212,24 @@ class Selection(Collection):
         self._ask("changed", index)
 
 
-def info_table(infos: Sequence[ImageInfo]) -> np.ndarray:
-    """Shapes and types in an array, `int64 [N, dims + 3]`."""
-    rows = [(*i.size, i.channels, DTYPES.index(i.dtype.name), i.in_pieces) for i in infos]
-    return np.array(rows, np.int64)
+def info_table(infos: Sequence[ImageInfo], dims: int = 2) -> np.ndarray:
+    """Type, in pieces or not, channels, size, spacing (nan if not known), `float64 [N, _]`."""
+    return np.array([
+        (DTYPES.index(i.dtype.name), i.in_pieces, i.channels, *i.size,
+         *(i.along(dims) or [np.nan] * dims))
+        for i in infos
+    ])  # fmt: skip
 
 
 def infos_of(table: np.ndarray) -> list[ImageInfo]:
-    """The shapes and types of an `info_table`."""
-    infos = []
-    for *depth, height, width, channels, kind, pieces in table.tolist():
-        dtype, deep = np.dtype(DTYPES[kind]), depth[0] if depth else None
-        infos.append(ImageInfo(height, width, channels, dtype, deep, bool(pieces)))
+    """What an `info_table` was made of."""
+    infos, dims = [], (table.shape[1] - 3) // 2
+    for kind, pieces, channels, *rest in table.tolist():
+        *_, height, width = map(int, rest[:dims])
+        depth = int(rest[0]) if dims == 3 else None
+        spacing = None if np.isnan(rest[dims]) else tuple(rest[dims:])
+        dtype, size = np.dtype(DTYPES[int(kind)]), (height, width, int(channels))
+        infos.append(ImageInfo(*size, dtype, depth, bool(pieces), spacing))
     return infos
 
 

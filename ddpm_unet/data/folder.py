@@ -26,13 +26,15 @@ from ddpm_unet.data.collection import (
     one_at_a_time,
     save_index,
 )
-from ddpm_unet.data.images import EXTENSIONS, ImageInfo
-from ddpm_unet.data.slides import read_slide, read_window, slide_info
-from ddpm_unet.data.volumes import VOLUME_EXTENSIONS
+from ddpm_unet.data.images import ImageInfo
+from ddpm_unet.data.slides import Source
+from ddpm_unet.data.volumes import IMAGE_EXTENSIONS, VOLUME_EXTENSIONS
 from ddpm_unet.errors import UserError
 
 RACE = 2_000_000_000
 """Nanoseconds within which a folder may change again without another time of change."""
+ZARR = ".zarr"
+"""The ending of folders that are an image."""
 
 
 class Folder(Collection):
@@ -52,11 +54,12 @@ class Folder(Collection):
         class_labels: bool = False,
         dims: int = 2,
         level: int = 0,
+        channels: tuple[str, ...] = (),
     ) -> None:
         """List the files; with `class_labels` the first folder level names the class."""
-        self.level = level
+        self.source = Source(dims, max_pixels, level, channels)
         self.root, self.max_pixels, self.dims = Path(root), max_pixels, dims
-        said = f"{self.root.resolve()} {dims} {max_pixels} {level} in pieces"
+        said = f"{self.root.resolve()} {self.source} with spacing"
         key = hashlib.blake2b(said.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
         self._index = CACHE / "folders" / f"{key}.npz"
         # Paths are encoded in one array: a list of many str grows in every worker, as they count
@@ -101,7 +104,7 @@ class Folder(Collection):
         self._kinds, self._which = super().infos()
         if max(folders.values()) > start - RACE:
             return
-        table = info_table(self._kinds)
+        table = info_table(self._kinds, self.dims)
         names = np.array([os.fsencode(name) for name in folders])
         times, note = np.array(list(folders.values())), np.array(self.note)
         save_index(
@@ -140,7 +143,7 @@ class Folder(Collection):
 
     @override
     def read(self, index: int) -> np.ndarray:
-        return read_slide(self.name(index), self.dims, self.level, self.max_pixels)
+        return self.source.read(self.name(index))
 
     @override
     def info(self, index: int) -> ImageInfo:
@@ -158,11 +161,11 @@ class Folder(Collection):
         return chain.from_iterable(paths[i : i + 4096].tolist() for i in range(0, len(paths), 4096))
 
     def _info(self, index: int) -> ImageInfo:
-        return slide_info(self.name(index), self.dims, self.level, self.max_pixels)
+        return self.source.info(self.name(index))
 
     @override
     def read_window(self, index: int, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
-        return read_window(self.name(index), self.level, corner, size)
+        return self.source.window(self.name(index), corner, size)
 
 
 def list_images(
@@ -176,7 +179,7 @@ def list_images(
     if not root.is_dir():
         what = "is a file, not a folder of images" if root.exists() else "no such folder"
         raise UserError(f"{root}: {what}; give a folder of images")
-    extensions = VOLUME_EXTENSIONS if dims == 3 else EXTENSIONS
+    extensions = VOLUME_EXTENSIONS if dims == 3 else IMAGE_EXTENSIONS
     paths, others = list[str](), Counter[str]()
     for path in visible_files(root, folders):
         ending = split_ending(path)[1].lower()
@@ -186,7 +189,8 @@ def list_images(
             others[ending or "without extension"] += 1
     if not paths:
         found = f"only {others.total()} other files" if others else "nothing"
-        known, cure = " ".join(sorted(extensions)), "give a folder of images"
+        known = " ".join(sorted(e for e in extensions if not e.startswith(".ome")))
+        cure = "give a folder of images"
         if VOLUME_EXTENSIONS & others.keys():
             cure = "set data.dims 3 for volumes"
         raise UserError(f"{root}: holds {found}, no image ({known}); {cure}")
@@ -195,11 +199,11 @@ def list_images(
 
 
 def split_ending(path: str | Path) -> tuple[str, str]:
-    """A file's path without its ending, and that ending, of which ".nii.gz" is one."""
+    """A file's path without its ending, and that ending, such as ".nii.gz" or ".ome.tif"."""
     stem, ending = os.path.splitext(path)
-    if ending.lower() == ".gz":
-        stem, inner = os.path.splitext(stem)
-        ending = inner + ending
+    before, inner = os.path.splitext(stem)
+    if ending.lower() == ".gz" or inner.lower() == ".ome":
+        return before, inner + ending
     return stem, ending
 
 
@@ -223,8 +227,8 @@ _DIGITS, _END = re.compile(r"\d+"), "\0"
 def visible_files(root: Path, folders: dict[str, int] | None = None) -> Iterator[str]:
     """Relative paths of the files below root, hidden files and folders passed over.
 
-    Links to folders are followed, each folder once. `folders` gets each folder with the time of
-    its last change before it was listed.
+    An OME-Zarr, which is a folder, counts as a file. Links to folders are followed, each folder
+    once. `folders` gets each folder with the time of its last change before it was listed.
     """
 
     def refuse(error: OSError) -> None:
@@ -239,7 +243,9 @@ def visible_files(root: Path, folders: dict[str, int] | None = None) -> Iterator
             subfolders.clear()
             continue
         seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        seen_here = [name for name in subfolders if not name.startswith(".")]
+        subfolders[:] = sorted(name for name in seen_here if not name.lower().endswith(ZARR))
+        files += [name for name in seen_here if name.lower().endswith(ZARR)]
         below = os.path.relpath(folder, root)
         for path in (os.path.join(folder, name) for name in subfolders):
             folders[path] = os.stat(path).st_mtime_ns

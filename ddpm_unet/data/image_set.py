@@ -69,7 +69,7 @@ class Fit:
         dtype = np.dtype(np.float32) if self.value_range == "percentiles" else info.dtype
         channels = self.channels or info.channels
         depth = size[0] if len(size) == 3 else None
-        return ImageInfo(size[-2], size[-1], channels, dtype, depth, in_pieces)
+        return ImageInfo(size[-2], size[-1], channels, dtype, depth, in_pieces, info.spacing)
 
     def apply(self, image: np.ndarray, name: str) -> np.ndarray:
         """Convert channels, map floats to [-1, 1], and scale or resize and cut the centre.
@@ -104,6 +104,8 @@ class Layout:
     """uint8, uint16, float32 for values in [-1, 1], or int16 for classes."""
     in_pieces: np.ndarray
     """Whether windows of each can be read alone, `bool [N]`."""
+    spacings: np.ndarray
+    """Millimetres along (depth,) height and width, of those images whose files say it."""
 
     @property
     def nbytes(self) -> int:
@@ -349,7 +351,8 @@ def survey(collection: Collection, fit: Fit) -> Layout:
     used, firsts = np.unique(which, return_index=True)
     by_first = sorted(zip(firsts.tolist(), used.tolist(), strict=True))
     first = fit.info(infos[by_first[0][1]], collection.name(0))
-    sizes = np.zeros((len(infos), len(first.size)), np.int64)
+    axes = len(first.size)
+    sizes, spacings = np.zeros((len(infos), axes), np.int64), np.full((len(infos), axes), np.nan)
     pieces = np.zeros(len(infos), bool)
     for index, kind in by_first:
         name = collection.name(index)
@@ -362,7 +365,10 @@ def survey(collection: Collection, fit: Fit) -> Layout:
         if (fitted.channels, fitted.dtype) != (first.channels, first.dtype):
             raise UserError(f"{name}: {said}; {cure}")
         sizes[kind], pieces[kind] = fitted.size, fitted.in_pieces
-    return Layout(sizes[which], first.channels, first.dtype, pieces[which])
+        spacings[kind] = infos[kind].along(axes) or np.nan
+    known = ~np.isnan(spacings).any(1)[which]
+    known_spacings = spacings[which[known]]
+    return Layout(sizes[which], first.channels, first.dtype, pieces[which], known_spacings)
 
 
 _STORAGE = {
