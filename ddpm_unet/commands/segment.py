@@ -73,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.inference.predictor import Predictor
     from ddpm_unet.inference.results import check_image_format
     from ddpm_unet.inference.writers import output_folder, output_names
+    from ddpm_unet.training.distributed import check_launch
 
+    check_launch()
     process, processes = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1)))
     if args.value_range and not args.value_range[0] < args.value_range[1]:
         raise UserError("--value_range: must be two numbers, black below white")
