@@ -69,7 +69,7 @@ def read_image(
     path: str | Path,
     max_pixels: float = 200.0,
     keep_palette: bool = False,
-    data: bytes | None = None,
+    data: bytes | BinaryIO | None = None,
     channels: Sequence[str] = (),
 ) -> np.ndarray:
     """Decode one image, whose content decides the format, not its name.
@@ -113,7 +113,7 @@ def read_image(
 def image_info(
     path: str | Path,
     max_pixels: float = 200.0,
-    data: bytes | None = None,
+    data: bytes | BinaryIO | None = None,
     channels: Sequence[str] = (),
 ) -> ImageInfo:
     """Shape and type of an image from its header alone, with the errors it can show."""
@@ -195,8 +195,10 @@ def faults_named(path: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _file(path: str | Path, data: bytes | None) -> BinaryIO:
-    return open(path, "rb", opener=without_waiting) if data is None else BytesIO(data)
+def _file(path: str | Path, data: bytes | BinaryIO | None) -> BinaryIO:
+    if data is None:
+        return open(path, "rb", opener=without_waiting)
+    return BytesIO(data) if isinstance(data, bytes) else data
 
 
 def without_waiting(path: str, flags: int) -> int:
