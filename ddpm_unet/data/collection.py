@@ -213,7 +213,7 @@ class Selection(Collection):
 
 
 def info_table(infos: Sequence[ImageInfo], dims: int = 2) -> np.ndarray:
-    """Type, 1 in pieces and 2 of colours, channels, size, spacing (nan if not known), `float64 [N, _]`."""
+    """Type, 1 in pieces + 2 colours, channels, size, spacing (nan: unknown), `float64 [N, _]`."""
     return np.array([
         (DTYPES.index(i.dtype.name), i.in_pieces + 2 * i.colors, i.channels, *i.size,
          *(i.along(dims) or [np.nan] * dims))
