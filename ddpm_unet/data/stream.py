@@ -277,7 +277,7 @@ class Stream(PositionStream):
                 item[key] = tv_tensors.Mask(item[key])
             with seeded(self.seed, "data/augment", position):
                 changed.append(change(item))
-        inner = (..., *[slice(self.context, self.context + n) for n in self.space])
+        inner: Any = (..., *[slice(self.context, self.context + n) for n in self.space])
         cut = {key: inner if self.context and key != "image" else ... for key in changed[0]}
         return {
             key: torch.stack([torch.as_tensor(c[key]).as_subclass(Tensor)[part] for c in changed])
