@@ -54,7 +54,9 @@ def test_windows_are_those_of_the_decoded_image(tmp_path, way):
     assert streamed.layout.in_pieces.tolist() == [way not in ("one strip", "turned")]
     most = streamed.layout.sizes[0] - 50
     for corner in ((0, 0), (13, 77), (32, 48), (95, 7), most):
-        found, wanted = (cut_window(s.item(0)["image"], corner, (50, 50)) for s in (streamed, packed))
+        found, wanted = (
+            cut_window(images.planes(0), corner, (50, 50)) for images in (streamed, packed)
+        )
         np.testing.assert_array_equal(found, wanted)
         assert found.dtype == packed.layout.dtype
 
