@@ -6,9 +6,9 @@ from data_files import write
 from PIL import Image
 
 from ddpm_unet.config import PairDataConfig
-from ddpm_unet.data.border import border_weights, connected_cells
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.labelled import LabelledSet
+from ddpm_unet.data.masks import border_weights, connected_cells
 from ddpm_unet.errors import UserError
 
 RNG = np.random.default_rng(0)

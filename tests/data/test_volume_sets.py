@@ -16,10 +16,9 @@ from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.collection import ArrayCollection
 from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.image_set import Fit, ImageSet, PackedImages, survey
-from ddpm_unet.data.labelled import LabelledSet, pair_stream
+from ddpm_unet.data.labelled import LabelledSet, pair_stream, split_images
 from ddpm_unet.data.pixels import cut_window, normalised, resize, to_unit
 from ddpm_unet.data.sources import held_out, open_images, open_stream
-from ddpm_unet.data.splits import split_images
 from ddpm_unet.data.volumes import Space, read_volume, volume_info, volume_space, write_nifti
 from ddpm_unet.errors import UserError
 from ddpm_unet.randomness import seeded

@@ -10,7 +10,7 @@ import pytest
 import torch
 from oracles import Mixture, Oracle
 
-from ddpm_unet.diffusion.editing import Inversion
+from ddpm_unet.diffusion.editing import Inversion, tiled
 from ddpm_unet.diffusion.edm import diffusion_of_scheduler
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import (
@@ -21,7 +21,6 @@ from ddpm_unet.diffusion.samplers import (
     saved_sampler,
 )
 from ddpm_unet.diffusion.sampling import sample
-from ddpm_unet.diffusion.tiled import tiled
 from ddpm_unet.errors import UserError
 
 TYPES = ["epsilon", "sample", "v_prediction"]
