@@ -261,6 +261,7 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
         report.spacing,
         target.objects if isinstance(target, ClassTarget) else None,
         data.channel_names,
+        report.highest,
     )
     if config.init not in (None, SCRATCH):
         said += unlike(str(config.init), preprocessing)
