@@ -24,7 +24,16 @@ from typing_extensions import override
 from ddpm_unet.config import ValueRange
 from ddpm_unet.data.collection import CACHE, Collection, one_at_a_time, with_progress
 from ddpm_unet.data.images import ImageInfo, check_pixels
-from ddpm_unet.data.pixels import box, convert_channels, normalised, resize, shown_size, to_unit
+from ddpm_unet.data.pixels import (
+    box,
+    convert_channels,
+    normalised,
+    resampled,
+    resampling,
+    resize,
+    shown_size,
+    to_unit,
+)
 from ddpm_unet.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,14 +56,20 @@ class Fit:
 
     @property
     def window_by_window(self) -> bool:
-        """Whether `apply` to a window gives the window of the fitted image."""
-        return self.mode == "crop" and self.scale == 1 and self.value_range != "percentiles"
+        """Whether a window of the fitted image can be made of a part of the image."""
+        return self.mode == "crop" and self.value_range != "percentiles"
 
     def info(self, info: ImageInfo, name: str) -> ImageInfo:
         """What `apply` will make of an image; UserError if too small or large."""
         in_pieces = info.in_pieces and self.window_by_window
         if info.in_pieces and not in_pieces:
-            check_pixels(name, (*info.size, info.channels), self.max_pixels)
+            cure = "set fit crop" if self.mode == "resize" else "give value_range two numbers"
+            reads = f"; or {cure}, by which windows are read alone"
+            check_pixels(name, (*info.size, info.channels), self.max_pixels, reads)
+        if in_pieces:
+            read = [math.ceil(self.size / self.scale) for _ in info.size]
+            coarser = "; or raise level, if the file has coarser ones"
+            check_pixels(f"{name}: a window", (*read, info.channels), self.max_pixels, coarser)
         size = [self.size] * len(info.size)
         if self.mode == "crop":
             size = [max(1, round(n * self.scale)) for n in info.size]
@@ -71,17 +86,19 @@ class Fit:
         depth = size[0] if len(size) == 3 else None
         return ImageInfo(size[-2], size[-1], channels, dtype, depth, in_pieces, info.spacing)
 
-    def apply(self, image: np.ndarray, name: str) -> np.ndarray:
+    def apply(self, image: np.ndarray, name: str, weights: Sequence[np.ndarray] = ()) -> np.ndarray:
         """Convert channels, map floats to [-1, 1], and scale or resize and cut the centre.
 
         Of `[(D,) H, W, C]`, uint8, uint16 or float32, it is `[C, (D',) H', W']`, integers of the
-        same depth as they came.
+        same depth as they came. `weights` make a window of a part of the image: `resampling`.
         """
         image = convert_channels(normalised(image, self.value_range), self.channels, name)
         if image.dtype == np.float32:
             image = to_unit(image, self.value_range, name)
         lengths = image.shape[:-1]
         planes = np.moveaxis(image, -1, 0).copy()
+        if weights:
+            return resampled(planes, weights)
         if self.mode == "crop":
             return resize(planes, *(max(1, round(n * self.scale)) for n in lengths))
         factor = self.size / min(lengths)
@@ -154,12 +171,27 @@ class ImageSet(Dataset[Tensor]):
     def _window(self, index: int, corner: Sequence[int], size: int) -> np.ndarray:
         if not self.layout.in_pieces[index]:
             return self._fitted(index)[box(corner, size)]
-        sides = [size] * len(corner)
-        return self._checked(index, self.collection.read_window(index, corner, sides), sides)
+        read, sides = self.collection.read_window, [size] * len(corner)
+        if self.fit.scale == 1:
+            return self._checked(index, read(index, corner, sides), sides)
+        lengths = zip(
+            self.collection.info(index).size, self.layout.sizes[index].tolist(), corner, strict=True
+        )
+        firsts, weights = zip(
+            *(resampling(old, new, start, size) for old, new, start in lengths), strict=True
+        )
+        image = read(index, firsts, [each.shape[1] for each in weights])
+        return self._checked(index, image, sides, weights)
 
-    def _checked(self, index: int, image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    def _checked(
+        self,
+        index: int,
+        image: np.ndarray,
+        size: Sequence[int],
+        weights: Sequence[np.ndarray] = (),
+    ) -> np.ndarray:
         name = self.name(index)
-        planes = self.fit.apply(image, name)
+        planes = self.fit.apply(image, name, weights)
         expected = (self.layout.channels, *size)
         if planes.shape != expected or planes.dtype != self.layout.dtype:
             self.collection.changed(index)
