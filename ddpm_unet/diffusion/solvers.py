@@ -103,10 +103,11 @@ def uni_pc(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
 
     Each evaluation also corrects the step that led to it.
     """
-    start, earlier = x, list[tuple[float, Tensor]]()  # what x was made of: widths and predictions
+    start, last = x, 1.0
+    earlier: list[tuple[float, Tensor]] = []  # widths and predictions that x was made of
     for sigma, following in pairwise(sigmas.tolist()):
         x0 = denoise(x, sigma)
-        if earlier:  # from the step before, which had no x_0 at its end
+        if earlier and following:  # of the step before, which had no x_0 at its end
             (width, x1), *rest = earlier
             gain = -math.expm1(-width)  # h phi_1
             phi_2 = 1 - gain / width
