@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 classes = predictor.class_names or [f"class {i}" for i in range(len(found))]
                 shares = found / max(1, found.sum())
                 said = ", ".join(f"{c} {s:.1%}" for c, s in zip(classes, shares, strict=True))
-            tqdm.write(f"{path.name}: {said}{predictor.resampling(path)}")
+            tqdm.write(f"{path.name}: {said}{predictor.changes(path)}")
     if processes > 1:
         from accelerate import PartialState
 

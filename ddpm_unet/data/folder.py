@@ -59,7 +59,7 @@ class Folder(Collection):
         """List the files; with `class_labels` the first folder level names the class."""
         self.source = Source(dims, max_pixels, level, channels)
         self.root, self.max_pixels, self.dims = Path(root), max_pixels, dims
-        said = f"{self.root.resolve()} {self.source} with spacing"
+        said = f"{self.root.resolve()} {self.source} with spacing and colours"
         key = hashlib.blake2b(said.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
         self._index = CACHE / "folders" / f"{key}.npz"
         # Paths are encoded in one array: a list of many str grows in every worker, as they count

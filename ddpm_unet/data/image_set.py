@@ -26,6 +26,7 @@ from ddpm_unet.data.collection import CACHE, Collection, one_at_a_time, with_pro
 from ddpm_unet.data.images import ImageInfo, check_pixels
 from ddpm_unet.data.pixels import (
     box,
+    check_channels,
     convert_channels,
     normalised,
     resampled,
@@ -61,6 +62,7 @@ class Fit:
 
     def info(self, info: ImageInfo, name: str) -> ImageInfo:
         """What `apply` will make of an image; UserError if too small or large."""
+        check_channels(info, self.channels, name)
         in_pieces = info.in_pieces and self.window_by_window
         if info.in_pieces and not in_pieces:
             cure = "set fit crop" if self.mode == "resize" else "give value_range two numbers"
