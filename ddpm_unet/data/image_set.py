@@ -29,6 +29,8 @@ from ddpm_unet.data.pixels import (
     check_channels,
     convert_channels,
     normalised,
+    resampled,
+    resampling,
     resize,
     shown_size,
     to_unit,
@@ -56,15 +58,21 @@ class Fit:
 
     @property
     def window_by_window(self) -> bool:
-        """Whether `apply` to a window gives the window of the fitted image."""
-        return self.mode == "crop" and self.scale == 1 and self.value_range != "percentiles"
+        """Whether a window of the fitted image can be made of a part of the image."""
+        return self.mode == "crop" and self.value_range != "percentiles"
 
     def info(self, info: ImageInfo, name: str) -> ImageInfo:
         """What `apply` will make of an image; UserError if too small or large."""
         check_channels(info, self.channels, name)
         in_pieces = info.in_pieces and self.window_by_window
         if info.in_pieces and not in_pieces:
-            check_pixels(name, (*info.size, info.channels), self.max_pixels)
+            cure = "set fit crop" if self.mode == "resize" else "give value_range two numbers"
+            reads = f"; or {cure}, by which windows are read alone"
+            check_pixels(name, (*info.size, info.channels), self.max_pixels, reads)
+        if in_pieces:
+            read = [math.ceil(self.size / self.scale) for _ in info.size]
+            coarser = "; or raise level, if the file has coarser ones"
+            check_pixels(f"{name}: a window", (*read, info.channels), self.max_pixels, coarser)
         size = [self.size] * len(info.size)
         if self.mode == "crop":
             size = [max(1, round(n * self.scale)) for n in info.size]
@@ -81,17 +89,19 @@ class Fit:
         depth = size[0] if len(size) == 3 else None
         return ImageInfo(size[-2], size[-1], channels, dtype, depth, in_pieces, info.spacing)
 
-    def apply(self, image: np.ndarray, name: str) -> np.ndarray:
+    def apply(self, image: np.ndarray, name: str, weights: Sequence[np.ndarray] = ()) -> np.ndarray:
         """Convert channels, map floats to [-1, 1], and scale or resize and cut the centre.
 
         Of `[(D,) H, W, C]`, uint8, uint16 or float32, it is `[C, (D',) H', W']`, integers of the
-        same depth as they came.
+        same depth as they came. `weights` make a window of a part of the image: `resampling`.
         """
         image = convert_channels(normalised(image, self.value_range), self.channels, name)
         if image.dtype == np.float32:
             image = to_unit(image, self.value_range, name)
         lengths = image.shape[:-1]
         planes = np.moveaxis(image, -1, 0).copy()
+        if weights:
+            return resampled(planes, weights)
         if self.mode == "crop":
             return resize(planes, *(max(1, round(n * self.scale)) for n in lengths))
         factor = self.size / min(lengths)
@@ -134,6 +144,7 @@ class ImageSet(Dataset[Tensor], WindowSource):
     condition: ImageSet | None = None
     context: Sequences | None = None
     sizes: np.ndarray
+    laborious = True
 
     def __init__(self, collection: Collection, fit: Fit, layout: Layout) -> None:
         self.fit, self.layout, self.collection = fit, layout, collection
@@ -185,9 +196,15 @@ class ImageSet(Dataset[Tensor], WindowSource):
             batch["context"], batch["context_mask"] = self.context.take(numbers)
         return batch
 
-    def _checked(self, index: int, image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    def _checked(
+        self,
+        index: int,
+        image: np.ndarray,
+        size: Sequence[int],
+        weights: Sequence[np.ndarray] = (),
+    ) -> np.ndarray:
         name = self.name(index)
-        planes = self.fit.apply(image, name)
+        planes = self.fit.apply(image, name, weights)
         expected = (self.layout.channels, *size)
         if planes.shape != expected or planes.dtype != self.layout.dtype:
             self.collection.changed(index)
@@ -245,8 +262,15 @@ class InPieces:
         slices = place[1:] if isinstance(place, tuple) else [slice(None)] * 2
         rows = [range(n)[part] for n, part in zip(self.shape[1:], slices, strict=True)]
         corner, sides = [part.start for part in rows], [len(part) for part in rows]
-        read = self.images.collection.read_window(self.index, corner, sides)
-        return self.images._checked(self.index, read, sides)
+        images, index = self.images, self.index
+        read = images.collection.read_window
+        if images.fit.scale == 1:
+            return images._checked(index, read(index, corner, sides), sides)
+        whole = images.collection.info(index).size
+        lengths = zip(whole, self.shape[1:], corner, sides, strict=True)
+        firsts, weights = zip(*(resampling(*each) for each in lengths), strict=True)
+        image = read(index, firsts, [each.shape[1] for each in weights])
+        return images._checked(index, image, sides, weights)
 
 
 class PackedImages(ImageSet):
@@ -256,6 +280,8 @@ class PackedImages(ImageSet):
     sends tensors through shared memory. A file is shared by all processes of a host, and found
     by later runs.
     """
+
+    laborious = False
 
     def __init__(
         self, collection: Collection, fit: Fit, layout: Layout, path: Path | None = None

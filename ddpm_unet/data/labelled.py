@@ -32,6 +32,7 @@ class PairSet(Dataset[Batch], WindowSource):
     """
 
     sizes: np.ndarray
+    laborious = True
 
     def __init__(
         self, report: Report, parts: Sequence[Part] | None = None, bytes_beside: int = 0
@@ -208,6 +209,8 @@ def pair_stream(images: PairSet, seed: int, context: int = 0) -> Stream:
 
 class WithExtra(Dataset[Batch]):
     """Windows of the one stream or, for a share of the positions, of another of the same seed."""
+
+    laborious = True
 
     def __init__(self, pairs: Stream, extra: Stream, share: float) -> None:
         self.streams, self.share = (pairs, extra), share

@@ -55,8 +55,10 @@ class WindowSource(ABC):
         sizes: (Depth,) height and width of each, `int64 [N, axes]`; None where only reading tells.
         resized: All are of the windows' size, and have a left and an up that only flips change.
         digest: Of the set, to tell whether it changed between stop and resume.
+        laborious: Images are decoded, or deformed, for each window.
     """
 
+    laborious = False
     window: int | None = None
     sizes: np.ndarray | None = None
     resized = False
@@ -206,6 +208,11 @@ class Stream(PositionStream):
         if "mask" in batch:
             batch["mask"] = batch["mask"].long()
         return batch | {"position": torch.from_numpy(positions)}
+
+    @property
+    def laborious(self) -> bool:
+        """Whether a window is worth processes of its own."""
+        return getattr(self.images, "laborious", False)
 
     def windows(self, positions: Positions) -> Windows:
         """What stands at these positions."""
