@@ -130,6 +130,8 @@ class ImageSet(Dataset[Tensor]):
     `condition` are images of the same sizes, `context` sequences, one each.
     """
 
+    decoded = False
+    """Whether it holds the pixels of all images, which a `fingerprint` then is of."""
     condition: ImageSet | None = None
     context: Sequences | None = None
 
@@ -231,6 +233,8 @@ class PackedImages(ImageSet):
     sends tensors through shared memory. A file is shared by all processes of a host, and found
     by later runs.
     """
+
+    decoded = True
 
     def __init__(
         self, collection: Collection, fit: Fit, layout: Layout, path: Path | None = None
