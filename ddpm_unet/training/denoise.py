@@ -66,7 +66,7 @@ class DenoiseJob(Job):
         preview: PreviewConfig | None = None,
         batch_size: int = 16,
         seed: int = 0,
-        workers: int = 0,
+        workers: int | None = 0,
         description: str = "",
         digest: str | None = None,
         loss: Callable[[nn.Module, Batch], Tensor] | None = None,

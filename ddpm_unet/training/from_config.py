@@ -26,12 +26,18 @@ from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data import histology
 from ddpm_unet.data.check import Report, check_pairs
 from ddpm_unet.data.image_set import ImageSet
-from ddpm_unet.data.labelled import LabelledSet, PairSet, PairStream, TargetSet, WithExtra
+from ddpm_unet.data.labelled import (
+    LabelledSet,
+    PairSet,
+    TargetSet,
+    WithExtra,
+    pair_stream,
+    split_images,
+)
 from ddpm_unet.data.pairs import POINTS, complete_settings, find_pairs
 from ddpm_unet.data.pixels import convert_channels
 from ddpm_unet.data.preprocessing import PixelType, Preprocessing, target_settings
 from ddpm_unet.data.sources import concat_condition, held_out, open_stream
-from ddpm_unet.data.splits import split_images
 from ddpm_unet.data.volumes import alike, in_mm, spacing_of
 from ddpm_unet.diffusion.edm import EDMDiffusion, make_diffusion
 from ddpm_unet.errors import UserError
@@ -139,7 +145,7 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
         seed=config.seed,
         workers=data.workers,
         description="\n".join(lines),
-        digest=f"{stream.digest}:{images.fingerprint() if images.decoded else ''}",
+        digest=f"{stream.digest}:{'' if images.laborious else images.fingerprint()}",
         preprocessing=preprocessing,
     )
 
@@ -227,10 +233,10 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
         joint = build_joint(config, report.channels)
 
     def windows(context: int) -> Any:
-        stream = PairStream(pairs, config.seed, context)
+        stream = pair_stream(pairs, config.seed, context)
         if extra is None:
             return stream
-        return WithExtra(stream, PairStream(extra, config.seed, context), data.extra.share)
+        return WithExtra(stream, pair_stream(extra, config.seed, context), data.extra.share)
 
     def scored(part: str) -> PairSet:
         kept = split[part]  # type: ignore[literal-required]

@@ -27,7 +27,7 @@ class Job:
             the newest.
         digest: Of the data, to tell whether they changed between stop and resume; None where it is
             not known.
-        workers: Loader processes.
+        workers: Loader processes; None for those of `speed.loader_processes`.
     """
 
     network: Build
@@ -35,7 +35,7 @@ class Job:
     description: str = ""
     criterion: str | None = None
     digest: str | None = None
-    workers: int = 0
+    workers: int | None = 0
 
     def describe(self) -> str:
         """What the data are, in lines."""
