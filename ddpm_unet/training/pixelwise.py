@@ -282,8 +282,12 @@ class PixelwiseJob(Job):
 
     @cached_property
     def test(self) -> Any:
-        """The images kept to test."""
-        return self._test()
+        """The images kept to test; None where no pixel of theirs is labelled, which is said."""
+        found = self._test()
+        if found is not None and not scorable(found):
+            print("no test: the masks of the images kept for it label no pixel")
+            return None
+        return found
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """One group a block where learning rates differ."""
