@@ -10,22 +10,63 @@ import pytest
 import sampler_table
 from in_process import run
 from PIL import Image
+from torch import nn
 
 from ddpm_unet.diffusion.process import GaussianDiffusion
+from ddpm_unet.evaluation import extractors
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models.unet import UNet
+
+
+class Means(nn.Module):
+    """Features that are the mean levels of the four quarters."""
+
+    def forward(self, images):
+        return nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
 
 
 def test_the_table_of_samplers_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(sampler_table, "PAGE", tmp_path / "samplers.md")
     monkeypatch.setattr(sampler_table, "STEPS", (2, 3))
     monkeypatch.setattr(sampler_table, "SIDE", 4)
+    monkeypatch.setattr("sys.argv", ["sampler_table.py"])
     sampler_table.main()
     text = sampler_table.PAGE.read_text()
     assert text.count("| right |") > 20
     assert "| heun | epsilon | yes | | | refused: " in text
     assert "| lcm | epsilon | yes | | | refused: " in text
+
+
+def test_the_samplers_of_a_model_are_scored_and_kept(tmp_path, monkeypatch, small_unet, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(extractors.EXTRACTORS, "means", Means)
+    rng = np.random.default_rng(0)
+    (tmp_path / "real").mkdir()
+    for i in range(20):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(f"real/{i}.png")
+    write_pipeline(tmp_path / "mine" / "model", UNet(small_unet), GaussianDiffusion())
+    page = tmp_path / "samplers.md"
+    monkeypatch.setattr(sampler_table, "PAGE", page)
+    page.write_text("# Samplers\n\n| exact |\n\n## Of mine\n\nold\n\n## Of other\n\nstays\n")
+    flags = "--samplers ddpm:3:8 heun:2 --num_images 10 --batch_size 8 --extractor means"
+    flags = ["x", "--model", "mine/model", "--reference", "real", *flags.split()]
+    monkeypatch.setattr("sys.argv", flags)
+    sampler_table.main()
+    text = page.read_text()
+    assert "old" not in text
+    assert text.startswith("# Samplers\n\n| exact |\n\n## Of mine\n\n| sampler |")
+    assert text.endswith("## Of other\n\nstays\n")
+    assert "| FD of 8 | ratio | FD of 10 |" in text
+    rows = [
+        line.split(" | ") for line in text.splitlines() if line.startswith(("| ddpm", "| heun"))
+    ]
+    assert [row[:3] for row in rows] == [["| ddpm", "3", "3"], ["| heun", "2", "3"]]
+    assert rows[0][5] == "1.00"
+    assert "images drawn" in capsys.readouterr().out
+    sampler_table.main()
+    assert "images drawn" not in capsys.readouterr().out
+    assert page.read_text() == text
 
 
 def test_a_classifier_says_how_many_images_are_of_their_class(tmp_path, monkeypatch, small_unet):
