@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from ddpm_unet.config import ValueRange
+from ddpm_unet.data.images import ImageInfo
 from ddpm_unet.errors import UserError
 
 PERCENTILES = (0.5, 99.5)
@@ -30,8 +31,8 @@ def convert_channels(image: np.ndarray, channels: int | None, name: str) -> np.n
         return image
     if have > 4 or channels not in (1, 3, 4):
         raise UserError(
-            f"{name}: has {have} channels, which cannot become {channels}; convert it, or set "
-            "data.channels null"
+            f"{name}: has {have} channel{'s' * (have > 1)}, which cannot become {channels}; "
+            "convert it, or train with data.channels null"
         )
     colour = image[..., : 1 if have <= 2 else 3]
     if channels == 1 and colour.shape[-1] == 3:
@@ -44,6 +45,16 @@ def convert_channels(image: np.ndarray, channels: int | None, name: str) -> np.n
         alpha = image[..., 1:] if have == 2 else np.full_like(image[..., :1], opaque)
         colour = np.concatenate([colour, alpha], axis=-1)
     return colour.astype(image.dtype)
+
+
+def check_channels(info: ImageInfo, channels: int | None, name: str) -> None:
+    """Refuse to make other channels of those of a microscope or scanner, which are no colours."""
+    if channels not in (None, info.channels) and not info.colors:
+        raise UserError(
+            f"{name}: has {info.channels} channels that are no colours, {channels} "
+            f"{'is' if channels == 1 else 'are'} wanted; choose them by data.channels in training, "
+            "or save them alone"
+        )
 
 
 def box(corner: Iterable[int], size: int | Sequence[int]) -> tuple[Any, ...]:

@@ -32,7 +32,7 @@ from ddpm_unet.data.pixels import convert_channels
 from ddpm_unet.data.preprocessing import PixelType, Preprocessing, target_settings
 from ddpm_unet.data.sources import concat_condition, held_out, open_images, open_stream
 from ddpm_unet.data.splits import split_images
-from ddpm_unet.data.volumes import alike, in_mm, is_nifti, spacing_of, volume_space
+from ddpm_unet.data.volumes import alike, in_mm, spacing_of
 from ddpm_unet.diffusion.edm import EDMDiffusion, make_diffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
@@ -42,6 +42,7 @@ from ddpm_unet.inference.predictor import SegmentationModel, dimensions, tiling
 from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import PLACES, Autoencoder
 from ddpm_unet.models.classic import ClassicUNet
+from ddpm_unet.models.lora import add_lora
 from ddpm_unet.models.pretrained import model_folder, read_config
 from ddpm_unet.models.segmenter import Segmenter
 from ddpm_unet.training.denoise import DenoiseJob
@@ -74,6 +75,9 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
             f"train.early_stopping_patience {patience}: is for segmentation, a denoiser has no "
             "score to wait for; set it to 0"
         )
+    if config.lora.rank and (not config.init or config.train.ema_sigma_rel):
+        cure = "set train.ema_sigma_rel []" if config.init else "give init, the denoiser to change"
+        raise UserError(f"lora.rank {config.lora.rank}: {cure}")
     data, stream = config.data, open_stream(config.data, config.seed)
     images, latent = stream.images, _latent_space(config, stream.images)
     conditioning = Conditioning(
@@ -101,26 +105,23 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
                 f"init {config.init}: has no table of classes; set data.class_labels false"
             )
         unet.config = fitting
-        return unet
+        own = config.lora
+        return add_lora(unet, own.rank, own.alpha, own.layers) if own.rank else unet
 
     said = stream.describe()
     if data.fit == "crop" and data.scale != 1:
         said += f", at data.scale {data.scale:g}"
-    names = (
-        [images.name(number) for number in range(len(images))]
-        if data.dims == 3 and data.fit == "crop"
-        else []
-    )
-    spaces = [volume_space(name) for name in names if is_nifti(name)]
-    spacing, sizes = spacing_of([s for s in spaces if s], data.spacing, data.dims)
-    if spaces and spacing is None:
-        said += f", voxels of {sizes} taken as equal"
+    known: Any = images.layout.spacings if data.fit == "crop" else []
+    spacing, sizes = spacing_of(known, data.spacing, data.dims)
+    if len(known) and spacing is None:
+        said += f", {'voxels' if data.dims == 3 else 'pixels'} of {sizes} taken as equal"
     preprocessing = Preprocessing(
         images.layout.channels,
         data.scale if data.fit == "crop" else 1.0,
         data.value_range,
         dtype=cast(PixelType, images.layout.dtype.name),
         spacing=spacing,
+        channel_names=data.channel_names,
     )
     lines = [said, *([latent.describe()] if latent else [])]
     lines += unlike(config.init, preprocessing) if config.init else []
@@ -258,6 +259,8 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
         cast(PixelType, report.dtype.name),
         report.spacing,
         target.objects if isinstance(target, ClassTarget) else None,
+        data.channel_names,
+        report.highest,
     )
     if config.init not in (None, SCRATCH):
         said += unlike(str(config.init), preprocessing)
@@ -477,7 +480,9 @@ def channels_of(data: PairDataConfig) -> int | None:
     with suppress(UserError):
         check_data_settings(data)
         for pair in find_pairs(complete_settings(data)).pairs[:1]:
-            return convert_channels(pair.read_image(), data.channels, pair.image_file).shape[-1]
+            return convert_channels(pair.read_image(), data.channel_count, pair.image_file).shape[
+                -1
+            ]
     return None
 
 

@@ -47,7 +47,7 @@ class Job:
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """The optimizer's groups, each with its `params` and, if it has its own, `lr`."""
-        return [{"params": list(model.parameters())}]
+        return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
     def stream(self, model: nn.Module, accelerator: Accelerator) -> Any:
         """The training data, once the network is built."""

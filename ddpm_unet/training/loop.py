@@ -196,6 +196,7 @@ class Training:
         """Say what is about to run, and on what."""
         a = self.accelerator
         count, data = sum(p.numel() for p in self.network.parameters()), self.job.describe()
+        trained = sum(p.numel() for _, p in self.state.named)
         about = {
             "data": data.splitlines(), "parameters": count, "device": a.device.type,
             "processes": a.num_processes, "precision": a.mixed_precision, "versions": versions(),
@@ -203,7 +204,9 @@ class Training:
         on_main(a, lambda: replace_json(self.run.path / ABOUT, about))
         self._say(
             f"{data}\n"
-            f"network: {count:,} parameters; {a.num_processes} process"
+            f"network: {count:,} parameters"
+            f"{f', of which {trained:,} are trained' if trained < count else ''}; "
+            f"{a.num_processes} process"
             f"{'es' if a.num_processes > 1 else ''} on {a.device.type}, precision "
             f"{a.mixed_precision if a.mixed_precision != 'no' else 'float32'}"
             f"{', weights sharded' * sharded(self.network)}\n"
