@@ -7,6 +7,7 @@ import family
 import label_efficiency
 import numpy as np
 import pytest
+import quality_per_compute
 import sampler_table
 from in_process import run
 from PIL import Image
@@ -146,3 +147,38 @@ def test_every_arm_of_label_efficiency_gets_to_the_table(cells, monkeypatch):
     assert [result["arm"] for result in results["results"]] == list(label_efficiency.ARMS)
     assert all(0 <= result["v_rand"] <= 1 for result in results["results"])
     assert (cells / "runs/label_efficiency/plot.png").is_file()
+
+
+def test_quality_is_measured_beside_the_peers(tmp_path, monkeypatch):
+    pytest.importorskip("denoising_diffusion_pytorch")
+    pytest.importorskip("datasets")
+    monkeypatch.setitem(extractors.EXTRACTORS, "means", Means)
+    out = tmp_path / "out"
+    out.mkdir()
+    seconds = dict.fromkeys(quality_per_compute.SIDES, 0.3)
+    (out / "seconds_of_a_step.json").write_text(json.dumps(seconds))
+    small = "--size 16 --tiles 100 --minutes 0.01 --points 2 --num_images 8 --steps 2"
+    flags = ["x", *small.split(), "--extractor", "means", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", flags)
+    quality_per_compute.main()
+    results = json.loads((out / "results.json").read_text())
+    assert [row["side"] for row in results] == [
+        "real tiles", *(side for side in quality_per_compute.SIDES for _ in range(2))
+    ]  # fmt: skip
+    assert [row["step"] for row in results] == [0, *[1, 2] * 3]
+    assert all(0 < row["process_minutes"] < 5 for row in results[1:])
+    assert "| diffusers | 0.0 | 2 | 1 |" in (out / "table.md").read_text()
+    assert (out / "plot.png").stat().st_size > 5_000
+    quality_per_compute.main()  # reads what is kept
+    assert json.loads((out / "results.json").read_text()) == results
+
+
+def test_the_time_of_a_step_is_that_of_a_longer_training_less_a_shorter(tmp_path, monkeypatch):
+    clock = iter([0.0, 10.0, 10.0, 31.0])
+    monkeypatch.setattr(quality_per_compute.time, "process_time", lambda: next(clock))
+    monkeypatch.setattr(quality_per_compute, "SHORT_AND_LONG", (5, 60))
+
+    def side(*_):
+        yield 0, None
+
+    assert quality_per_compute.seconds_of_a_step(side, tmp_path, tmp_path) == pytest.approx(0.2)
