@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     hole = None if images is None or not args.mask else read_hole(args.mask, images.shape[2:])
     film = Trajectory(args.film) if args.film > 0 else None
     shard = (accelerator.process_index, accelerator.num_processes)
-    with at_speed(denoiser.unet, accelerator.device, args) as network:
+    with at_speed(denoiser.unet, accelerator.device, args, denoiser.codec) as network:
         denoiser.network = network if args.compile else None
         kept: set[int] = set()
         job = denoiser.job(

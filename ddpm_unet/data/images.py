@@ -156,9 +156,11 @@ def orient(array: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def check_pixels(path: str | Path, shape: tuple[int, ...], max_pixels: float) -> None:
+def check_pixels(
+    path: str | Path, shape: tuple[int, ...], max_pixels: float, cure: str = ""
+) -> None:
     """Refuse shapes `[..., H, W, C]` without pixels, or of more than max_pixels million of them, or
-    four times so many values.
+    four times so many values. `cure` is said behind the message.
     """
     pixels = math.prod(shape[:-1])
     if not pixels * shape[-1]:
@@ -166,7 +168,7 @@ def check_pixels(path: str | Path, shape: tuple[int, ...], max_pixels: float) ->
     if pixels > max_pixels * 1e6 or pixels * shape[-1] > 4e6 * max_pixels:
         raise UserError(
             f"{path}: {' x '.join(map(str, shape))} is {pixels / 1e6:,.0f} million pixels, over "
-            f"the limit of {max_pixels:g}; if the file can be trusted, raise max_pixels"
+            f"the limit of {max_pixels:g}; if the file can be trusted, raise max_pixels{cure}"
         )
 
 

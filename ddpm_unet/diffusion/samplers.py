@@ -97,13 +97,6 @@ def make_sampler(sampler: Any, diffusion: Diffusion | None) -> Sampler:
             f"sampler {sampler}: is of the process ddpm, and the model was trained with process "
             f"edm; take {', '.join(solvers.SOLVERS)}"
         )
-    if sampler == "unipc":
-        settings = {"use_exponential_sigmas": True, "timestep_spacing": "linspace"}
-        settings = {**diffusion.scheduler_config(), **settings}
-        unipc = _scheduler("UniPCMultistepScheduler", settings, diffusion, sampler)
-        unipc.clips = diffusion.clip_sample
-        unipc.scheduler.alphas_cumprod = diffusion.alphas_cumprod_float64.clamp(min=2**-24)
-        return unipc
     return LinearSampler(diffusion, sampler)
 
 
@@ -177,7 +170,7 @@ class Sampler:
     Attributes:
         name: For messages.
         clip: Predicted images are kept in [-1, 1], for self-conditioning.
-        times: Of a plan: what the network is told, evaluation by evaluation.
+        times: Of a plan: what the network is given, evaluation by evaluation.
         initial_std: Of a plan: standard deviation of the noise at the beginning.
         order: Of a plan: a job may begin at every order-th evaluation.
     """
@@ -227,11 +220,12 @@ class LinearSampler(Sampler):
     A step is x_0 = clip(a x + b prediction), then x' = c x + d x_0 + e prediction + s noise, where
     a learned variance (Nichol 2021, arXiv:2102.09672, eq. 15) multiplies s. It gives
     what diffusers' schedulers give, except where those are wrong: "trailing" rounds to an extra
-    timestep -1 for some numbers of steps, DDIM takes t - T // steps for the next timestep, and goes
-    on from the clipped image with the noise of the unclipped one. So it does here, too, but not of
-    images whose noise is larger than noise is (`_no_noise`), as guidance makes it: of an image and
-    a noise that belong to no one state the errors add up, to images of another class. There the
-    noise is that of the clipped image, as with diffusers' `use_clipped_model_output`.
+    timestep -1 for some numbers of steps, DDPM adds noise to the finished image if the last
+    timestep is not 0, DDIM takes t - T // steps for the next timestep, and goes on from the clipped
+    image with the noise of the unclipped one. So it does here, too, but not of images whose noise
+    is larger than noise is (`_no_noise`), as guidance makes it: of an image and a noise that belong
+    to no one state the errors add up, to images of another class. There the noise is that of the
+    clipped image, as with diffusers' `use_clipped_model_output`.
 
     Args:
         diffusion: The forward process.
@@ -428,8 +422,7 @@ class SchedulerSampler(Sampler):
     """Any object with `set_timesteps(steps)`, `timesteps` and `step(prediction, t, x)`.
 
     It is asked as diffusers' pipelines ask it, with one generator for each image; clipping and
-    thresholding are its own, unless `clips` is set: then what the network predicts is clipped, as
-    "unipc" by name does for a process that clips.
+    thresholding are its own.
     """
 
     def __init__(
@@ -438,7 +431,6 @@ class SchedulerSampler(Sampler):
         self.scheduler, self.diffusion = scheduler, diffusion
         self.name = name or type(scheduler).__name__
         self.clip = diffusion is not None and diffusion.clip_sample
-        self.clips = False
 
     def _prepare(self, steps: int, eta: float | None, generators: Any) -> None:
         scheduler = self.scheduler
@@ -497,10 +489,6 @@ class SchedulerSampler(Sampler):
         """The scheduler draws the noise itself; x_0 is its own, if it says one."""
         means = mean_channels(prediction, x.shape[1])
         seen = self.model_input(index, x)
-        if self.clips and self._mix is not None:
-            from_x, from_prediction = self._mix[index]
-            clipped = (from_x * seen + from_prediction * means).clamp(-1, 1)
-            means = (clipped - from_x * seen) / from_prediction
         given = prediction if self._learned else means
         try:
             output = self.scheduler.step(given, self._times[index], x, **self._options)

@@ -27,7 +27,8 @@ class Job:
             the newest.
         digest: Of the data, to tell whether they changed between stop and resume; None where it is
             not known.
-        workers: Loader processes.
+        workers: Loader processes; None for those of `speed.loader_processes`.
+        reports: The loop writes the page of the run when it is done; else who trains does.
     """
 
     network: Build
@@ -35,7 +36,8 @@ class Job:
     description: str = ""
     criterion: str | None = None
     digest: str | None = None
-    workers: int = 0
+    workers: int | None = 0
+    reports: bool = True
 
     def describe(self) -> str:
         """What the data are, in lines."""

@@ -51,6 +51,7 @@ from ddpm_unet.training.distributed import (
 from ddpm_unet.training.job import Batch, Job
 from ddpm_unet.training.post_hoc_ema import Snapshots
 from ddpm_unet.training.run_folder import RunFolder, disk_faults
+from ddpm_unet.training.speed import in_memory_format, loader_processes
 from ddpm_unet.training.state import NOWHERE, TrainingState, build_optimizer, learning_rate_factor
 
 MAX_NONFINITE_STEPS = 3
@@ -88,7 +89,7 @@ def train(job: Job, run: RunFolder, settings: Any, signals: bool = True) -> nn.M
                 training.resume()
                 training.introduce()
                 training.run_steps(request)
-            if training.finished:
+            if training.finished and job.reports:
                 on_main(accelerator, lambda: write_pages(run.path))
             leave(accelerator)
         except RuntimeError as error:
@@ -284,7 +285,10 @@ class Training:
             config.micro_batch,
         )
         pinned = accelerator.device.type == "cuda"
-        return make_loader(stream, positions, workers=self.job.workers, pin_memory=pinned)
+        workers = loader_processes(self.job.workers, stream, accelerator.device)
+        if workers and self.job.workers is None:
+            self._say(f"data.workers: {workers} processes load (0 loads in the main one)")
+        return make_loader(stream, positions, workers=workers, pin_memory=pinned)
 
     def _shares(self, step: int) -> list[list[range]]:
         """Every process's micro-batches of a step."""
@@ -496,19 +500,3 @@ class Training:
 def has_batch_norm(network: nn.Module) -> bool:
     """Whether a network normalises over batches in training."""
     return any(isinstance(module, _BatchNorm) for module in network.modules())
-
-
-def in_memory_format(
-    network: nn.Module, channels_last: bool | None, device: torch.device
-) -> nn.Module:
-    """The network, in the memory format of the settings.
-
-    By default channels come last on a GPU, and for volumes. For images on a CPU they do not: with
-    Winograd's convolutions a step takes 1.1 to 1.4 times as long then.
-    """
-    volumes = any(parameter.ndim == 5 for parameter in network.parameters())
-    if channels_last is None:
-        channels_last = volumes or device.type != "cpu"
-    if not channels_last:
-        return network
-    return network.to(memory_format=torch.channels_last_3d if volumes else torch.channels_last)
