@@ -56,7 +56,10 @@ def test_the_samplers_of_a_model_are_scored_and_kept(tmp_path, monkeypatch, smal
     sampler_table.main()
     text = page.read_text()
     assert "old" not in text
-    assert text.startswith("# Samplers\n\n| exact |\n\n## Of mine\n\n| sampler |")
+    head = (
+        "# Samplers\n\n| exact |\n\n## Of mine\n\n    python scripts/experiments/sampler_table.py"
+    )
+    assert text.startswith(f"{head} --model mine/model")
     assert text.endswith("## Of other\n\nstays\n")
     assert "| FD of 8 | ratio | FD of 10 |" in text
     rows = [
