@@ -51,6 +51,7 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
     arguments = [a for a in given if a != "--check"]
     settings, name = read_settings(SegmentConfig, recipe("histology_nuclei.yaml"), arguments)
 
+    from ddpm_unet.data.folder import with_dims
     from ddpm_unet.data.preprocessing import target_settings
 
     data = target_settings(settings.data) if settings.task == "regress" else settings.data
@@ -60,6 +61,7 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
         print_check(data)
         return
     settings.run = settings.run or f"runs/{name}"
+    settings.data, data = (with_dims(each, each.images) for each in (settings.data, data))
 
     from ddpm_unet.training.from_config import choose_denoiser, run_pixel_job
     from ddpm_unet.training.run_folder import RunFolder, models_at_hand

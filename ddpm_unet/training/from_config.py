@@ -25,6 +25,7 @@ from ddpm_unet.config.network import UNetSettings
 from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data import histology
 from ddpm_unet.data.check import Report, check_pairs
+from ddpm_unet.data.folder import with_dims
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.labelled import (
     LabelledSet,
@@ -84,6 +85,7 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
     if config.lora.rank and (not config.init or config.train.ema_sigma_rel):
         cure = "set train.ema_sigma_rel []" if config.init else "give init, the denoiser to change"
         raise UserError(f"lora.rank {config.lora.rank}: {cure}")
+    config.data = with_dims(config.data, config.data.source)
     data, stream = config.data, open_stream(config.data, config.seed)
     images, latent = stream.images, _latent_space(config, stream.images)
     conditioning = Conditioning(
@@ -208,6 +210,7 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
     if regress:
         torchmetrics_of_images()
         config = replace(config, data=target_settings(config.data))
+    config = replace(config, data=with_dims(config.data, config.data.images))
     data, report = config.data, check_pairs(config.data)
     target, outputs = (_images if regress else _classes)(config, report)
     split = split_images(report.names, report.sizes, report.config.split)
