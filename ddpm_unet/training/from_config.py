@@ -42,6 +42,7 @@ from ddpm_unet.data.sources import concat_condition, held_out, open_stream
 from ddpm_unet.data.volumes import alike, in_mm, spacing_of
 from ddpm_unet.diffusion.edm import EDMDiffusion, make_diffusion
 from ddpm_unet.errors import UserError
+from ddpm_unet.evaluation.card import write_pages
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import read_diffusion
@@ -68,9 +69,14 @@ def run_pixel_job(config: SegmentConfig) -> dict[str, float]:
     """Train the job of `scripts/train_seg.py`; gives the scores on the images kept to test."""
     job: PixelwiseJob = build_pixel_job(config)
     run = RunFolder(Path(str(config.run)))
+    job.reports = False  # once, with the scores
     train(job, run, config)
     state = PartialState()
-    return job.score_test(run, state.device, config.train.native) if state.is_main_process else {}
+    if not state.is_main_process:
+        return {}
+    scores = job.score_test(run, state.device, config.train.native)
+    write_pages(run.path)
+    return scores
 
 
 def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  # type: ignore[assignment]
@@ -521,7 +527,7 @@ def fit_network(config: DenoiseConfig, conditioning: Conditioning, images: Image
     if config.condition_dropout and not (names or conditioning.concat_cond or context):
         raise UserError(
             f"condition_dropout {config.condition_dropout:g}: the images come without a class, "
-            "context or condition to withhold; set it to 0"
+            "context or condition to drop; set it to 0"
         )
     given = {
         f"the {what}'": channels,

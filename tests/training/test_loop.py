@@ -314,3 +314,25 @@ def test_numbers_and_images_go_to_tensorboard(settings):
     (image,) = read.Images("samples")
     with Image.open(folder.samples / "00000003.png") as drawn:
         assert (image.step, image.width, image.height) == (3, *drawn.size)
+
+
+def test_numbers_and_images_go_to_wandb(settings, tmp_path, monkeypatch):
+    """Of a run without a network, as `wandb sync` would send it."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    settings.tracker, settings.train.steps, settings.train.sample_every = "wandb", 3, 3
+    logged, real = [], wandb.Run.log
+    monkeypatch.setattr(
+        wandb.Run, "log", lambda own, *a, **k: [logged.append((a, k)), real(own, *a, **k)][1]
+    )
+    folder = run(settings)
+    assert wandb.run is None  # it has ended
+    (written,) = tmp_path.glob("wandb/offline-run-*")
+    assert [file for file in written.glob("*.wandb") if file.stat().st_size > 0]
+    (image,) = written.glob("files/media/images/samples_3_*.png")
+    with Image.open(folder.samples / "00000003.png") as drawn, Image.open(image) as sent:
+        np.testing.assert_array_equal(np.asarray(drawn.convert("RGB")), np.asarray(sent))
+    numbers = [values[0] for values, _ in logged if "loss" in values[0]]
+    assert numbers[-1]["loss"] == folder.read_metrics()[0]["loss"]

@@ -15,6 +15,7 @@ from small_cells import Bright, pair_data, records, write_cells
 
 from ddpm_unet.config import PairDataConfig, SplitConfig
 from ddpm_unet.errors import UserError
+from ddpm_unet.evaluation.card import write_pages
 from ddpm_unet.evaluation.metrics import write_scores
 from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.models.segmenter import load_segmentation_model
@@ -92,6 +93,7 @@ def test_pictures_kept_to_test_are_scored_in_the_end(settings, capsys):
     assert f"mean_dice {scores['mean_dice']:.4f}" in capsys.readouterr().out
     assert Image.open(folder.path / "test.png").size == (96, 40)
     assert Image.open(folder.path / "predictions" / "best.png").size == (96, 40)
+    write_pages(folder.path)
     page = (folder.path / "report.html").read_text()
     assert f"best: {image['name']}, Dice" in page
     assert "4 pairs of" in page
