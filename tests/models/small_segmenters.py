@@ -20,7 +20,10 @@ CONTEXT = SMALL | {
 
 FEATURES = {"transfer": "features", "feature_timesteps": (5, 50), "feature_alphas": (0.9, 0.5)}
 
-TRANSFERS = [{"transfer": "finetune"}, {"transfer": "frozen"}, {"transfer": "joint"}, FEATURES]
+TRANSFERS = [
+    *({"transfer": way} for way in ("multilevel", "finetune", "frozen", "joint")),
+    FEATURES,
+]
 
 
 def randomise(network: nn.Module) -> nn.Module:

@@ -45,6 +45,7 @@ def records(folder, key):
 
 
 CHANGES = {
+    "multilevel": {"transfer": "multilevel"},
     "finetune": {},
     "frozen": {"transfer": "frozen"},
     "features": {"transfer": "features"},
