@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ddpm_unet.config.reading import converted, described, from_text, refuse_unknown
 from ddpm_unet.config.reading import read_settings as read_settings
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, launcher_fault
 
 COMMANDS = {
     "train-ddpm": ("train:train_ddpm", "train a U-Net to denoise images"),
@@ -143,7 +143,7 @@ def user_errors() -> Iterator[None]:
         message = str(error)
         if type(error).__name__ == "PeerError":  # the main process says what it met
             sys.exit(2)
-    except (RuntimeError, MemoryError, OSError) as error:
+    except (RuntimeError, MemoryError, OSError, ValueError) as error:
         known = _cause_outside(error)
         if known is None:
             raise
@@ -172,6 +172,8 @@ def _repeat_after_launcher(line: str) -> None:
 def _cause_outside(error: Exception) -> str | None:
     """What to do about an error whose cause lies outside the program, None for others."""
     text = " ".join(str(error).split())
+    if "truth value" in text and (fault := launcher_fault(error)):
+        return str(fault)
     if MISMATCH in text:
         return (
             f"{MISMATCH}: torch and torchvision are of different builds; "

@@ -149,16 +149,14 @@ def draw(
 def main(arguments: Sequence[str] | None = None) -> None:
     args, others = parse(arguments)
 
-    import torch
-    from accelerate import Accelerator
-
     from ddpm_unet.data.stream import to_model_range
     from ddpm_unet.evaluation.extractors import load_extractor
     from ddpm_unet.evaluation.fidelity import describe, evaluate, plot_fidelity, table
     from ddpm_unet.inference.denoiser import Denoiser
     from ddpm_unet.inference.writers import output_folder
+    from ddpm_unet.training.distributed import open_processes
 
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    accelerator = open_processes()
     extractor = load_extractor(args.extractor).to(accelerator.device)
     with output_folder(args.out):
         folder = args.model

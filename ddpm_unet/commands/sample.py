@@ -52,19 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(described())
         return
 
-    import torch
-    from accelerate import Accelerator
-
     from ddpm_unet.diffusion.sampling import Trajectory
     from ddpm_unet.evaluation.plots import save_film
     from ddpm_unet.inference.conditioning import read_concat_cond, read_context
     from ddpm_unet.inference.denoiser import Denoiser, check_edit, check_guidance, read_guide
     from ddpm_unet.inference.readers import read_hole, read_images
     from ddpm_unet.inference.writers import output_folder
+    from ddpm_unet.training.distributed import open_processes
 
     check_edit(args.init_image, args.strength, args.mask, args.interpolate, args.num_images)
     folder = model_or_newest(args.model)
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    accelerator = open_processes()
     denoiser = Denoiser.from_pretrained(folder).to(accelerator.device)
     conditioning, config = denoiser.conditioning, denoiser.unet.config
     check_guidance(conditioning, args.guidance, args.guidance_interval, args.guide)

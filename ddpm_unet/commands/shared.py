@@ -48,11 +48,15 @@ def training_settings(model: Path | None, flags: list[str]) -> DenoiseConfig:
 
 
 def add_common(parser: argparse.ArgumentParser, out: str) -> None:
-    """Add --model, --out, --precision and --compile."""
+    """Add --model, --out, --precision, by default that of the launcher, and --compile."""
     add, precisions = parser.add_argument, list(PRECISIONS)
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()
+    default = "fp32" if launched in ("", "no") else launched
+    if default not in PRECISIONS:
+        raise UserError(f"accelerate's mixed_precision {launched}: set bf16, fp16 or no")
     add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
     add("--out", type=Path, default=Path(out), help=f"folder written to (default {out})")
-    add("--precision", choices=precisions, default="fp32", help="of the network (default fp32)")
+    add("--precision", choices=precisions, default=default, help="of the network (default fp32)")
     add("--compile", action="store_true", help="compile the network first: minutes, then faster")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,7 +69,7 @@ class Fit:
         dtype = np.dtype(np.float32) if self.value_range == "percentiles" else info.dtype
         channels = self.channels or info.channels
         depth = size[0] if len(size) == 3 else None
-        return ImageInfo(size[-2], size[-1], channels, dtype, depth, in_pieces)
+        return ImageInfo(size[-2], size[-1], channels, dtype, depth, in_pieces, info.spacing)
 
     def apply(self, image: np.ndarray, name: str) -> np.ndarray:
         """Convert channels, map floats to [-1, 1], and scale or resize and cut the centre.
@@ -103,6 +104,8 @@ class Layout:
     """uint8, uint16, float32 for values in [-1, 1], or int16 for classes."""
     in_pieces: np.ndarray
     """Whether windows of each can be read alone, `bool [N]`."""
+    spacings: np.ndarray
+    """Millimetres along (depth,) height and width, of those images whose files say it."""
 
     @property
     def nbytes(self) -> int:
@@ -123,9 +126,13 @@ class ImageSet(Dataset[Tensor]):
 
     def __init__(self, collection: Collection, fit: Fit, layout: Layout) -> None:
         self.fit, self.layout, self.collection = fit, layout, collection
-        digest = hashlib.blake2b(str(layout.sizes.tolist()).encode(), digest_size=16)
-        for index in range(len(collection)):
-            digest.update(f"{collection.key(index)}\n".encode("utf-8", "surrogateescape"))
+        digest = hashlib.blake2b(digest_size=16)
+        for start in range(0, len(collection), 4096):  # of the list's text, never of a million
+            text = str(layout.sizes[start : start + 4096].tolist())[1:-1]
+            digest.update(f"{', ' if start else '['}{text}".encode())
+        digest.update(b"]")
+        for key in collection.encoded_keys():
+            digest.update(key + b"\n")
         self.digest = digest.hexdigest()
         self.labels, self.classes = collection.labels, collection.classes
         self.note = collection.note
@@ -173,11 +180,11 @@ class ImageSet(Dataset[Tensor]):
         """A digest of the images: of their pixels, or if they are read as needed of their names
         and of the sizes and times of their files.
         """
-        digest = hashlib.blake2b(digest_size=16)
+        digest, stat = hashlib.blake2b(digest_size=16), lru_cache(maxsize=16)(os.stat)
         for index in range(len(self)):
             name = self.name(index)
             with suppress(OSError):  # not all sets have files
-                found = os.stat(self.collection.file(index))
+                found = stat(self.collection.file(index))
                 name += f" {found.st_size} {found.st_mtime_ns}"
             digest.update(f"{name}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
@@ -223,14 +230,13 @@ class PackedImages(ImageSet):
         super().__init__(collection, fit, layout)
         sizes = layout.channels * layout.sizes.prod(1)
         self.path, self.starts, self._values = path, np.cumsum(sizes) - sizes, int(sizes.sum())
-        self.names = [collection.name(index) for index in range(len(collection))]
         if path is None:
             self.flat = torch.empty(self._values, dtype=_STORAGE[layout.dtype.name])
             self._decode(self.flat)
         else:
             self._write(path)
             self.flat = self._mapped(path)
-        del self.collection  # which may hold the images too
+        self.collection = collection.without_images()
 
     def _write(self, path: Path) -> None:
         wanted = self.layout.nbytes
@@ -276,10 +282,6 @@ class PackedImages(ImageSet):
         self.__dict__.update(state)
         if self.path:
             self.flat = self._mapped(self.path)
-
-    @override
-    def name(self, index: int) -> str:
-        return self.names[index]
 
     def __getitem__(self, index: int) -> Tensor:
         layout = self.layout
@@ -345,28 +347,28 @@ def open_collection(
 
 def survey(collection: Collection, fit: Fit) -> Layout:
     """Shapes of the fitted images from their headers; errors as `open_collection`."""
-    sizes: list[tuple[int, ...]] = []
-    first: ImageInfo | None = None
-    seen: dict[ImageInfo, ImageInfo] = {}  # most images are like others
-    pieces: list[bool] = []
-    for index in with_progress(range(len(collection)), len(collection), "looking at images"):
-        info = collection.info(index)
-        if info not in seen:
-            fitted = fit.info(info, collection.name(index))
-            first = first or fitted
-            cure, other = "convert it, or set channels to 1, 3 or 4", collection.name(0)
-            said = f"channels are {fitted.channels}, those of {other} {first.channels}"
-            if fitted.channels == first.channels:
-                cure = "convert the files to one depth or keep them in separate folders"
-                said = f"depth is {fitted.dtype}, that of {other} {first.dtype}"
-            if (fitted.channels, fitted.dtype) != (first.channels, first.dtype):
-                raise UserError(f"{collection.name(index)}: {said}; {cure}")
-            seen[info] = fitted
-        sizes.append(seen[info].size)
-        pieces.append(seen[info].in_pieces)
-    assert first is not None, "no collection is empty"
-    places = np.array(sizes, dtype=np.int64)
-    return Layout(places, first.channels, first.dtype, np.array(pieces))
+    infos, which = collection.infos()
+    used, firsts = np.unique(which, return_index=True)
+    by_first = sorted(zip(firsts.tolist(), used.tolist(), strict=True))
+    first = fit.info(infos[by_first[0][1]], collection.name(0))
+    axes = len(first.size)
+    sizes, spacings = np.zeros((len(infos), axes), np.int64), np.full((len(infos), axes), np.nan)
+    pieces = np.zeros(len(infos), bool)
+    for index, kind in by_first:
+        name = collection.name(index)
+        fitted = fit.info(infos[kind], name)
+        cure, other = "convert it, or set channels to 1, 3 or 4", collection.name(0)
+        said = f"channels are {fitted.channels}, those of {other} {first.channels}"
+        if fitted.channels == first.channels:
+            cure = "convert the files to one depth or keep them in separate folders"
+            said = f"depth is {fitted.dtype}, that of {other} {first.dtype}"
+        if (fitted.channels, fitted.dtype) != (first.channels, first.dtype):
+            raise UserError(f"{name}: {said}; {cure}")
+        sizes[kind], pieces[kind] = fitted.size, fitted.in_pieces
+        spacings[kind] = infos[kind].along(axes) or np.nan
+    known = ~np.isnan(spacings).any(1)[which]
+    known_spacings = spacings[which[known]]
+    return Layout(sizes[which], first.channels, first.dtype, pieces[which], known_spacings)
 
 
 _STORAGE = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -27,7 +27,7 @@ from ddpm_unet.diffusion.conditioning import (
 from ddpm_unet.diffusion.editing import Inversion, inpaint, slerp
 from ddpm_unet.diffusion.edm import EDMDiffusion
 from ddpm_unet.diffusion.process import Diffusion
-from ddpm_unet.diffusion.samplers import LinearSampler, make_sampler
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import StepInfo, timesteps
 from ddpm_unet.diffusion.sampling import sample as sample_batch
 from ddpm_unet.diffusion.tiled import tiled
@@ -233,11 +233,7 @@ class Denoiser:
         if labels is None or isinstance(labels, str | int):
             labels = own.class_number(labels, config)
         cond = cond_in_turn(own.classes(config), labels, context, concat_cond, device)
-        name, chosen = self.named_sampler(sampler)
-        if name == "ddim" and guidance not in (None, 1) and isinstance(chosen, LinearSampler):
-            # DDIM's noise is that of the unclipped image; far beyond the range, as guidance leads,
-            # a clipped image and this noise are of no one point, and the errors add up.
-            chosen = replace(chosen, clip_sample=False)
+        _, chosen = self.named_sampler(sampler)
         times = timesteps(chosen, steps)
         network = self.network or precompute_time_embeddings(self.unet, times)
         denoise = self._guided(network, guidance, guidance_interval, guide)
