@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -129,7 +130,8 @@ def user_errors() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names of files may be in no encoding
             stream.reconfigure(errors="backslashreplace")
-    stdout = sys.stdout
+    stdout, formatted = sys.stdout, warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     output = _Output(stdout) if isinstance(stdout, TextIOWrapper) else None
     sys.stdout = output or stdout
     try:
@@ -149,7 +151,7 @@ def user_errors() -> Iterator[None]:
             raise
         message = known
     finally:
-        sys.stdout = stdout
+        sys.stdout, warnings.formatwarning = stdout, formatted
     if os.environ.get("RANK", "0") != "0":
         time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
     print(f"error: {message}", file=sys.stderr, flush=True)

@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sets[name], shown[name] = describe(images, extractor), images[:SHOWN]
         if folder:
             denoiser = Denoiser.from_pretrained(folder).to(accelerator.device)
-            with at_speed(denoiser.unet, accelerator.device, args) as network:
+            with at_speed(denoiser.unet, accelerator.device, args, denoiser.codec) as network:
                 denoiser.network = network if args.compile else None
                 job = (args, denoiser, folder, real, extractor, accelerator)
                 sets["drawn"], shown["drawn"] = draw(*job)

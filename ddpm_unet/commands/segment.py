@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 classes = predictor.class_names or [f"class {i}" for i in range(len(found))]
                 shares = found / max(1, found.sum())
                 said = ", ".join(f"{c} {s:.1%}" for c, s in zip(classes, shares, strict=True))
-            tqdm.write(f"{path.name}: {said}{predictor.resampling(path)}")
+            tqdm.write(f"{path.name}: {said}{predictor.changes(path)}")
     if processes > 1:
         from accelerate import PartialState
 
@@ -172,10 +172,10 @@ def score(folder: Path, truth: str, others: list[str], model: Path | None) -> No
     from ddpm_unet.evaluation.metrics import (
         confusion,
         mean_over_images,
+        object_scores,
         scores_of_image,
         write_scores,
     )
-    from ddpm_unet.evaluation.objects import object_scores
     from ddpm_unet.inference.objects import label_objects
     from ddpm_unet.training.pixelwise import ClassTarget
 

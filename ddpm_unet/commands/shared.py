@@ -88,17 +88,21 @@ def prepare_gpu() -> None:
 
 
 @contextmanager
-def at_speed(model: Any, device: Any, args: argparse.Namespace) -> Iterator[Any]:
+def at_speed(model: Any, device: Any, args: argparse.Namespace, codec: Any = None) -> Iterator[Any]:
     """Give what computes in place of a model, as --precision and --compile say, for a while.
 
-    On a CPU the model is accelerated.
+    On a CPU the model is accelerated; elsewhere, it and the codec of latents keep channels last.
     """
     import torch
 
     from ddpm_unet.cpu import accelerate_cpu
+    from ddpm_unet.training.speed import in_memory_format
 
     if device.type == "cpu":
         model = accelerate_cpu(model)
+    else:
+        for network in (model, *([codec.network] if codec else [])):
+            in_memory_format(network, None, device)
     prepare_gpu()
     name = PRECISIONS[args.precision]
     with torch.autocast(device.type, getattr(torch, name)) if name else nullcontext():

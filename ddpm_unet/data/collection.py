@@ -213,9 +213,9 @@ class Selection(Collection):
 
 
 def info_table(infos: Sequence[ImageInfo], dims: int = 2) -> np.ndarray:
-    """Type, in pieces or not, channels, size, spacing (nan if not known), `float64 [N, _]`."""
+    """Type, 1 in pieces + 2 colours, channels, size, spacing (nan: unknown), `float64 [N, _]`."""
     return np.array([
-        (DTYPES.index(i.dtype.name), i.in_pieces, i.channels, *i.size,
+        (DTYPES.index(i.dtype.name), i.in_pieces + 2 * i.colors, i.channels, *i.size,
          *(i.along(dims) or [np.nan] * dims))
         for i in infos
     ])  # fmt: skip
@@ -229,7 +229,8 @@ def infos_of(table: np.ndarray) -> list[ImageInfo]:
         depth = int(rest[0]) if dims == 3 else None
         spacing = None if np.isnan(rest[dims]) else tuple(rest[dims:])
         dtype, size = np.dtype(DTYPES[int(kind)]), (height, width, int(channels))
-        infos.append(ImageInfo(*size, dtype, depth, bool(pieces), spacing))
+        known = (depth, bool(int(pieces) & 1), spacing, pieces > 1)
+        infos.append(ImageInfo(*size, dtype, *known))
     return infos
 
 

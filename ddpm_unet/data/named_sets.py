@@ -141,7 +141,7 @@ class Rows(ItemCollection):
     def __init__(self, rows: Any, title: str, column: str) -> None:
         from datasets import Image
 
-        said = f"{rows._fingerprint} {column}"
+        said = f"{rows._fingerprint} {column} colours"
         key = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
         self._index = CACHE / "rows" / f"{key}.npz"
         self._files = [file["filename"] for file in rows.cache_files]

@@ -97,13 +97,6 @@ def make_sampler(sampler: Any, diffusion: Diffusion | None) -> Sampler:
             f"sampler {sampler}: is of the process ddpm, and the model was trained with process "
             f"edm; take {', '.join(solvers.SOLVERS)}"
         )
-    if sampler == "unipc":
-        settings = {"use_exponential_sigmas": True, "timestep_spacing": "linspace"}
-        settings = {**diffusion.scheduler_config(), **settings}
-        unipc = _scheduler("UniPCMultistepScheduler", settings, diffusion, sampler)
-        unipc.clips = diffusion.clip_sample
-        unipc.scheduler.alphas_cumprod = diffusion.alphas_cumprod_float64.clamp(min=2**-24)
-        return unipc
     return LinearSampler(diffusion, sampler)
 
 
@@ -428,8 +421,7 @@ class SchedulerSampler(Sampler):
     """Any object with `set_timesteps(steps)`, `timesteps` and `step(prediction, t, x)`.
 
     It is asked as diffusers' pipelines ask it, with one generator for each image; clipping and
-    thresholding are its own, unless `clips` is set: then what the network predicts is clipped, as
-    "unipc" by name does for a process that clips.
+    thresholding are its own.
     """
 
     def __init__(
@@ -438,7 +430,6 @@ class SchedulerSampler(Sampler):
         self.scheduler, self.diffusion = scheduler, diffusion
         self.name = name or type(scheduler).__name__
         self.clip = diffusion is not None and diffusion.clip_sample
-        self.clips = False
 
     def _prepare(self, steps: int, eta: float | None, generators: Any) -> None:
         scheduler = self.scheduler
@@ -497,10 +488,6 @@ class SchedulerSampler(Sampler):
         """The scheduler draws the noise itself; x_0 is its own, if it says one."""
         means = mean_channels(prediction, x.shape[1])
         seen = self.model_input(index, x)
-        if self.clips and self._mix is not None:
-            from_x, from_prediction = self._mix[index]
-            clipped = (from_x * seen + from_prediction * means).clamp(-1, 1)
-            means = (clipped - from_x * seen) / from_prediction
         given = prediction if self._learned else means
         try:
             output = self.scheduler.step(given, self._times[index], x, **self._options)

@@ -24,18 +24,18 @@ from ddpm_unet.diffusion.conditioning import (
     classifier_free_guidance,
     concat_cond,
 )
-from ddpm_unet.diffusion.editing import Inversion, inpaint, slerp
+from ddpm_unet.diffusion.editing import Inversion, inpaint, slerp, tiled
 from ddpm_unet.diffusion.edm import EDMDiffusion
 from ddpm_unet.diffusion.process import Diffusion
 from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import StepInfo, timesteps
 from ddpm_unet.diffusion.sampling import sample as sample_batch
-from ddpm_unet.diffusion.tiled import tiled
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Cond, Conditioning, cond_in_turn, uncond
 from ddpm_unet.inference.pipeline import image_shape, read_pipeline, read_sampler, write_pipeline
 from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import Autoencoder, autoencoder_of
+from ddpm_unet.models.lora import load_lora
 from ddpm_unet.models.precomputed import precompute_time_embeddings
 from ddpm_unet.models.pretrained import check_weights, read_file
 
@@ -99,14 +99,27 @@ class Denoiser:
         self._folder: Path | None = None  # whose scheduler names the sampler, read when it is used
 
     @classmethod
-    def from_pretrained(cls, folder: str | PathLike[str]) -> Denoiser:
+    def from_pretrained(
+        cls,
+        folder: str | PathLike[str],
+        *,
+        lora: str | PathLike[str] | None = None,
+        lora_scale: float = 1.0,
+    ) -> Denoiser:
         """Read the folder of a run's model or of a diffusers pipeline.
+
+        Args:
+            folder: The folder.
+            lora: A file of low-rank changes, or a folder with one; see `load_lora`.
+            lora_scale: Their factor.
 
         Raises:
             UserError: Something is missing or not supported; names it.
         """
         folder = Path(folder)
         unet, diffusion = read_pipeline(folder)
+        if lora is not None:
+            load_lora(unet, lora, lora_scale)
         conditioning = Conditioning.read(folder)
         conditioning.check(unet.config, folder)
         denoiser = cls(unet, diffusion, None, conditioning, autoencoder_of(folder))

@@ -32,6 +32,7 @@ from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from ddpm_unet.config import TrainConfig
 from ddpm_unet.errors import UserError, launcher_fault
+from ddpm_unet.training.speed import default_precision
 
 T = TypeVar("T")
 Tensors = dict[str, Tensor]
@@ -161,7 +162,10 @@ def launched_sharding(said: Mapping[str, str] = os.environ) -> Sharding | None:
 
 
 def launched_precision(config: TrainConfig, said: Mapping[str, str] = os.environ) -> str:
-    """The precision of the settings, else that of `accelerate launch`; both must not differ."""
+    """The precision of the settings, else that of `accelerate launch`, else of the device.
+
+    What the first two say must not differ; the launcher's "no" is what it says of itself.
+    """
     launched = said.get("ACCELERATE_MIXED_PRECISION", "no").lower() or "no"
     own = config.mixed_precision
     if launched not in ("no", "bf16", "fp16"):
@@ -171,7 +175,7 @@ def launched_precision(config: TrainConfig, said: Mapping[str, str] = os.environ
             f"train.mixed_precision {own}: accelerate launch says {launched}; set both alike, or "
             "train.mixed_precision to null"
         )
-    return own or launched
+    return own or (launched if launched != "no" else default_precision(said))
 
 
 def check_launch(

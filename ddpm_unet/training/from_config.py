@@ -26,12 +26,18 @@ from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data import histology
 from ddpm_unet.data.check import Report, check_pairs
 from ddpm_unet.data.image_set import ImageSet
-from ddpm_unet.data.labelled import LabelledSet, PairSet, PairStream, TargetSet, WithExtra
+from ddpm_unet.data.labelled import (
+    LabelledSet,
+    PairSet,
+    TargetSet,
+    WithExtra,
+    pair_stream,
+    split_images,
+)
 from ddpm_unet.data.pairs import POINTS, complete_settings, find_pairs
 from ddpm_unet.data.pixels import convert_channels
 from ddpm_unet.data.preprocessing import PixelType, Preprocessing, target_settings
 from ddpm_unet.data.sources import concat_condition, held_out, open_images, open_stream
-from ddpm_unet.data.splits import split_images
 from ddpm_unet.data.volumes import alike, in_mm, spacing_of
 from ddpm_unet.diffusion.edm import EDMDiffusion, make_diffusion
 from ddpm_unet.errors import UserError
@@ -42,6 +48,7 @@ from ddpm_unet.inference.predictor import SegmentationModel, dimensions, tiling
 from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import PLACES, Autoencoder
 from ddpm_unet.models.classic import ClassicUNet
+from ddpm_unet.models.lora import add_lora
 from ddpm_unet.models.pretrained import model_folder, read_config
 from ddpm_unet.models.segmenter import Segmenter
 from ddpm_unet.training.denoise import DenoiseJob
@@ -74,6 +81,9 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
             f"train.early_stopping_patience {patience}: is for segmentation, a denoiser has no "
             "score to wait for; set it to 0"
         )
+    if config.lora.rank and (not config.init or config.train.ema_sigma_rel):
+        cure = "set train.ema_sigma_rel []" if config.init else "give init, the denoiser to change"
+        raise UserError(f"lora.rank {config.lora.rank}: {cure}")
     data, stream = config.data, open_stream(config.data, config.seed)
     images, latent = stream.images, _latent_space(config, stream.images)
     conditioning = Conditioning(
@@ -101,7 +111,8 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
                 f"init {config.init}: has no table of classes; set data.class_labels false"
             )
         unet.config = fitting
-        return unet
+        own = config.lora
+        return add_lora(unet, own.rank, own.alpha, own.layers) if own.rank else unet
 
     said = stream.describe()
     if data.fit == "crop" and data.scale != 1:
@@ -222,10 +233,10 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
         joint = build_joint(config, report.channels)
 
     def windows(context: int) -> Any:
-        stream = PairStream(pairs, config.seed, context)
+        stream = pair_stream(pairs, config.seed, context)
         if extra is None:
             return stream
-        return WithExtra(stream, PairStream(extra, config.seed, context), data.extra.share)
+        return WithExtra(stream, pair_stream(extra, config.seed, context), data.extra.share)
 
     def scored(part: str) -> PairSet:
         kept = split[part]  # type: ignore[literal-required]
@@ -255,6 +266,7 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
         report.spacing,
         target.objects if isinstance(target, ClassTarget) else None,
         data.channel_names,
+        report.highest,
     )
     if config.init not in (None, SCRATCH):
         said += unlike(str(config.init), preprocessing)

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ddpm_unet.config import ImageLoss, LossName, PredictConfig
 from ddpm_unet.cpu import accelerate_cpu
+from ddpm_unet.data.labelled import Split
 from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.data.preprocessing import Preprocessing, Targets
-from ddpm_unet.data.splits import Split
 from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.card import write_pages
@@ -26,11 +26,11 @@ from ddpm_unet.evaluation.image_quality import image_scores
 from ddpm_unet.evaluation.metrics import (
     confusion,
     mean_over_images,
+    object_scores,
     overlap,
     scores_of_image,
     write_scores,
 )
-from ddpm_unet.evaluation.objects import object_scores
 from ddpm_unet.evaluation.plots import save_image
 from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.evaluation.report import best_median_worst
@@ -265,7 +265,7 @@ class PixelwiseJob(Job):
         lr: float = 2e-4,
         layer_decay: float = 1.0,
         split: Split | None = None,
-        workers: int = 0,
+        workers: int | None = 0,
         description: str = "",
         digest: str | None = None,
         loss: Callable[[nn.Module, Batch], Tensor] | None = None,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from oracles import Mixture, Oracle
 
-from ddpm_unet.diffusion.editing import Inversion
+from ddpm_unet.diffusion.editing import Inversion, tiled
 from ddpm_unet.diffusion.edm import diffusion_of_scheduler
 from ddpm_unet.diffusion.process import GaussianDiffusion, coefficients
 from ddpm_unet.diffusion.samplers import (
@@ -22,7 +22,7 @@ from ddpm_unet.diffusion.samplers import (
     saved_sampler,
 )
 from ddpm_unet.diffusion.sampling import sample
-from ddpm_unet.diffusion.tiled import tiled
+from ddpm_unet.diffusion.solvers import uni_pc
 from ddpm_unet.errors import UserError
 
 TYPES = ["epsilon", "sample", "v_prediction"]
@@ -176,6 +176,26 @@ def test_inversion_and_tiles_take_variances():
     x = torch.randn(1, 3, 12, 12)
     found = tiled(both, 8, 4)(x, torch.tensor([5]))
     torch.testing.assert_close(found, both(x, None), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 9])
+def test_unipc_is_that_of_diffusers(steps):
+    levels = torch.logspace(1.2, -1.5, steps, dtype=torch.float64)
+    sigmas = torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
+    weight, start = torch.randn(2, 5, 5, dtype=torch.float64)
+
+    def denoise(x, sigma):
+        return torch.tanh(x @ weight) / math.sqrt(1 + sigma**2)
+
+    theirs = diffusers.UniPCMultistepScheduler(prediction_type="sample")
+    theirs.set_timesteps(steps)
+    theirs.sigmas = sigmas
+    theirs.set_begin_index(0)
+    x = start * sigmas[0] / (1 + sigmas[0] ** 2) ** 0.5  # of variance 1
+    for t, sigma in zip(theirs.timesteps, levels.tolist(), strict=True):
+        prediction = denoise(x * math.sqrt(1 + sigma**2), sigma)
+        x = theirs.step(prediction, t, x).prev_sample
+    torch.testing.assert_close(uni_pc(denoise, start * sigmas[0], sigmas), x, rtol=1e-9, atol=1e-9)
 
 
 # --- Which sampler draws which data

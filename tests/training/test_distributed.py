@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import accelerate
 import pytest
@@ -21,7 +22,8 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.training import distributed
 from ddpm_unet.training.distributed import check_launch, launched_precision, launched_sharding
-from ddpm_unet.training.loop import has_batch_norm, in_memory_format
+from ddpm_unet.training.loop import has_batch_norm
+from ddpm_unet.training.speed import in_memory_format, loader_processes
 
 
 @pytest.mark.parametrize(
@@ -220,6 +222,19 @@ def test_the_faster_memory_format_is_the_default(setting, dims, device, expected
     last = torch.channels_last if dims == 2 else torch.channels_last_3d
     assert weight.is_contiguous(memory_format=last) == expected
     assert weight.is_contiguous() != expected
+
+
+def test_a_gpu_gets_loader_processes_where_loading_is_work(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(16), raising=False)
+    gpu, cpu = map(torch.device, ("cuda", "cpu"))
+    work = SimpleNamespace(laborious=True)
+    assert loader_processes(None, work, gpu) == 8
+    assert loader_processes(None, work, cpu) == 0
+    assert loader_processes(None, object(), gpu) == 0
+    assert loader_processes(0, work, gpu) == 0
+    assert loader_processes(3, object(), cpu) == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert loader_processes(None, work, gpu) == 4
 
 
 def test_batch_normalisation_is_seen():
