@@ -199,10 +199,9 @@ class HeadConfig:
         num_classes: Outputs per pixel, one score a class.
         class_names: One name per class, or empty.
         class_colors: One RGB colour (0 to 255) per class, or empty.
-        transfer: "multilevel" trains the encoder, decoder and a head that reads every layer of the
-            decoder; "finetune" likewise, with a head that reads the last one; "frozen" such a head
-            alone; "features" a per-pixel network on frozen activations of the decoder at several
-            noise levels (Baranchuk 2022); "joint" is "finetune" with denoising in the same steps.
+        transfer: "finetune" trains the encoder, decoder and head; "frozen" the head alone;
+            "features" a per-pixel network on frozen activations of the decoder at several noise
+            levels (Baranchuk 2022); "joint" everything, for denoising in the same steps.
         timestep: Timestep the U-Net is told when it segments; 0 is a clean image.
         class_label: Class that a class-conditional U-Net is told when it segments.
         repeat_grey: Images have one channel, repeated to the U-Net's number of channels.
@@ -217,7 +216,7 @@ class HeadConfig:
     num_classes: int = limited(2, 1, 256)
     class_names: tuple[str, ...] = ()
     class_colors: tuple[tuple[int, int, int], ...] = limited((), 0, 255)
-    transfer: Literal["multilevel", "finetune", "frozen", "features", "joint"] = "multilevel"
+    transfer: Literal["finetune", "frozen", "features", "joint"] = "finetune"
     timestep: int = limited(0, 0, 100_000)
     class_label: int | None = None
     repeat_grey: bool = False

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import reduce
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_unet.config import HeadConfig, UNetConfig
 from ddpm_unet.errors import UserError
-from ddpm_unet.models.architecture import up_levels
 from ddpm_unet.models.classic import ClassicUNet, check_classes
 from ddpm_unet.models.layers import NormAct, convolution
 from ddpm_unet.models.pixel_features import activations, pixel_head, schedule_alphas
@@ -26,48 +23,24 @@ FROZEN = ("frozen", "features")
 
 
 class SegmentationHead(nn.Module):
-    """From the layers of the decoder to one score a class.
+    """From `UNet.features` to one score a class, by the layers that predict the noise."""
 
-    The last layer passes what predicts the noise in the denoiser. With `multilevel` every layer
-    before it gives scores too, by a normalisation and a 1x1 convolution; they are enlarged and
-    added from coarse to fine, as FCN adds its scores (Long 2015, arXiv 1411.4038).
-    """
-
-    def __init__(self, config: UNetConfig, num_classes: int, multilevel: bool = False) -> None:
+    def __init__(self, config: UNetConfig, num_classes: int) -> None:
         super().__init__()
-        groups, eps, dims = config.norm_num_groups, config.norm_eps, config.dims
-        levels = up_levels(config)
-        *coarser, last = [level.channels for level in levels for _ in range(level.layers)]
-        self.norm = NormAct(groups, last, eps, "silu")
-        self.conv = convolution(dims, last, num_classes)
-        self.mode = "bilinear" if dims == 2 else "trilinear"
-        point = nn.Conv2d if dims == 2 else nn.Conv3d
-        self.coarser = nn.ModuleList(
-            nn.Sequential(NormAct(groups, channels, eps, "silu"), point(channels, num_classes, 1))
-            for channels in coarser * multilevel
-        )
+        channels = config.block_out_channels[0]
+        self.norm = NormAct(config.norm_num_groups, channels, config.norm_eps, "silu")
+        self.conv = convolution(config.dims, channels, num_classes)
 
-    def forward(self, layers: Sequence[Tensor]) -> Tensor:
-        """Layers `[B, c_i, *space_i]` from coarse to fine, to logits `[B, num_classes, *space]`.
-
-        They are those of `UNet.pyramid`; a head that is not multilevel reads the last one.
-        """
-        scores = [head(layer) for head, layer in zip(self.coarser, layers, strict=False)]
-        scores.append(self.conv(self.norm(layers[-1])))
-        return reduce(self._added, scores)
-
-    def _added(self, coarse: Tensor, fine: Tensor) -> Tensor:
-        if coarse.shape != fine.shape:
-            coarse = F.interpolate(coarse, fine.shape[2:], mode=self.mode)
-        return coarse + fine
+    def forward(self, features: Tensor) -> Tensor:
+        """`[B, block_out_channels[0], *space]` to logits `[B, num_classes, *space]`."""
+        return self.conv(self.norm(features))
 
 
 class Segmenter(Pretrained):
     """A `UNet` and a head that labels pixels, for images of any size.
 
-    What is trained is `config.transfer`: "multilevel" and "finetune" everything but the noise
-    prediction; "frozen" the head alone; "features" a `PixelHead` on the frozen decoder; "joint"
-    everything.
+    What is trained is `config.transfer`: "finetune" everything but the noise prediction;
+    "frozen" the head alone; "features" a `PixelHead` on the frozen decoder; "joint" everything.
 
     A U-Net with cross-attention that is given no context attends to one vector of zeros. Keys and
     values have no bias, so its cross-attention then adds its output bias and nothing else.
@@ -113,10 +86,9 @@ class Segmenter(Pretrained):
         if config.transfer == "features":
             self.head = pixel_head(config, unet.config)
         else:
-            multilevel = config.transfer == "multilevel"
-            self.head = SegmentationHead(unet.config, config.num_classes, multilevel)
+            self.head = SegmentationHead(unet.config, config.num_classes)
         unet.requires_grad_(config.transfer not in FROZEN)
-        if config.transfer in ("multilevel", "finetune"):
+        if config.transfer == "finetune":
             unet.conv_norm_out.requires_grad_(False)
             unet.conv_out.requires_grad_(False)
 
@@ -158,15 +130,9 @@ class Segmenter(Pretrained):
             if both or t is not None:
                 raise ValueError('transfer "features" has its own timesteps: neither t nor both')
             return self.head(activations(self.unet, config, images, cond), images.shape[2:])
-        t = config.timestep if t is None else t
-        multilevel = config.transfer == "multilevel"  # else the others need no memory
-        layers = (
-            self.unet.pyramid(images, t, *cond)
-            if multilevel
-            else [self.unet.features(images, t, *cond)]
-        )
-        logits = self.head(layers)
-        return (self.unet.head(layers[-1]), logits) if both else logits
+        features = self.unet.features(images, config.timestep if t is None else t, *cond)
+        logits = self.head(features)
+        return (self.unet.head(features), logits) if both else logits
 
     def activations(self, images: Tensor) -> Iterator[Tensor]:
         """What the head of transfer "features" reads of images, see `pixel_features.activations`.

@@ -66,13 +66,21 @@ RATE = "--train.lr=3e-3"
 ARMS = {
     "scratch": Arm("our U-Net, from scratch", SCRATCH, (RATE,)),
     "default": Arm("from the denoiser", "denoiser", (RATE,)),
-    "suggested": Arm("from the denoiser, images by suggest", "denoiser", (RATE,)),
-    "decay": Arm("layer_decay 0.8", "denoiser", (RATE, "--layer_decay=0.8")),
-    "finetune": Arm("head on the last layer", "denoiser", (RATE, "--head.transfer=finetune")),
+    "augmented": Arm("the same, stronger augmentation", "denoiser", (RATE,)),
+    "suggested": Arm("the same, images by suggest", "denoiser", (RATE,)),
+    "decay": Arm("the same, layer_decay 0.8", "denoiser", (RATE, "--layer_decay=0.8")),
     "features": Arm("frozen features", "denoiser", (RATE, "--head.transfer=features")),
     "imagenet": Arm("smp U-Net, ImageNet", "peer", ("--train.lr=1e-3",)),
     "milesial": Arm("milesial's U-Net", SCRATCH, MILESIAL),
 }
+AUGMENTED = {
+    1: [
+        f"--data.augment.{k}={v}"
+        for k, v in (("brightness", 0.2), ("contrast", 0.4), ("gamma", 0.4))
+    ],
+    3: ["--data.augment.color=0.1"],
+}
+"""Stronger augmentation of grey and of colour images, as `ddpm_unet.training.plan` chooses it."""
 
 # What one CPU core carries: half resolution, narrow networks, short runs.
 NETWORK = [
@@ -274,6 +282,7 @@ def train_segmenter(
             *SEGMENTER,
             *each.flags(),
             *way.settings,
+            *(AUGMENTED[each.settings["data.channels"]] if arm == "augmented" else []),
             *args.settings,
             f"--seed={draw}",
             f"--init={denoisers[each.denoiser] if way.init == 'denoiser' else SCRATCH}",

@@ -20,10 +20,7 @@ CONTEXT = SMALL | {
 
 FEATURES = {"transfer": "features", "feature_timesteps": (5, 50), "feature_alphas": (0.9, 0.5)}
 
-TRANSFERS = [
-    *({"transfer": way} for way in ("multilevel", "finetune", "frozen", "joint")),
-    FEATURES,
-]
+TRANSFERS = [{"transfer": "finetune"}, {"transfer": "frozen"}, {"transfer": "joint"}, FEATURES]
 
 
 def randomise(network: nn.Module) -> nn.Module:

@@ -19,9 +19,9 @@ def test_scores_for_every_pixel_of_any_size(transfer, size):
     assert (network.margin, network.valid_size(19)) == (0, 19)
 
 
-@pytest.mark.parametrize("head", [{"transfer": "multilevel"}, {"transfer": "finetune"}, FEATURES])
-def test_volumes(head):
-    network = segmenter({"dims": 3, "in_channels": 1, "out_channels": 1}, **head).eval()
+@pytest.mark.parametrize("transfer", [{"transfer": "finetune"}, FEATURES])
+def test_volumes(transfer):
+    network = segmenter({"dims": 3, "in_channels": 1, "out_channels": 1}, **transfer).eval()
     assert network(images(1, 1, 8, 5, 6)).shape == (1, 3, 8, 5, 6)
 
 
@@ -52,7 +52,6 @@ def test_gradients_reach_what_is_trained_and_nothing_else(transfer):
     loss = out.square().mean() if not both else out[0].square().mean() + out[1].square().mean()
     loss.backward()
     frozen = {
-        "multilevel": ("unet.conv_norm_out.", "unet.conv_out."),
         "finetune": ("unet.conv_norm_out.", "unet.conv_out."),
         "joint": (),
         "frozen": ("unet.",),
@@ -70,20 +69,8 @@ def test_gradients_reach_what_is_trained_and_nothing_else(transfer):
 def test_dropout_acts_only_in_a_unet_that_is_trained(transfer):
     network = segmenter(**transfer).train()
     assert network.head.training
-    assert network.unet.training == (transfer["transfer"] not in ("frozen", "features"))
+    assert network.unet.training == (transfer["transfer"] in ("finetune", "joint"))
     assert not network.eval().unet.training
-
-
-def test_a_multilevel_head_adds_the_scores_of_every_layer_enlarged():
-    network = segmenter(transfer="multilevel").eval()
-    x, head = images(2, 3, 20, 28), network.head
-    layers = network.unet.pyramid(x, 0)
-    assert len(head.coarser) == len(layers) - 1 == 3
-    scores = [f(layer) for f, layer in zip(head.coarser, layers[:-1], strict=True)]
-    total = head.conv(head.norm(layers[-1])) + scores[2]  # both as large as the image
-    half = scores[0] + scores[1]
-    enlarged = torch.nn.functional.interpolate(half, (20, 28), mode="bilinear")
-    torch.testing.assert_close(network(x), total + enlarged)
 
 
 @pytest.mark.parametrize("transfer", TRANSFERS)
@@ -237,7 +224,7 @@ def test_a_pipeline_is_pointed_at_training(tmp_path):
 @pytest.mark.parametrize(
     ("head", "words"),
     [
-        ({"transfer": "freeze"}, "transfer is 'freeze'; it must be one of multilevel"),
+        ({"transfer": "freeze"}, "transfer is 'freeze'; it must be one of finetune"),
         ({"num_classes": 0}, "must be between 1"),
         ({"class_label": 0}, "class_label 0: the U-Net knows 0 classes"),
         (FEATURES | {"feature_timesteps": (), "feature_alphas": ()}, "feature_timesteps is empty"),

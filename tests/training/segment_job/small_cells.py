@@ -45,7 +45,6 @@ def records(folder, key):
 
 
 CHANGES = {
-    "multilevel": {"transfer": "multilevel"},
     "finetune": {},
     "frozen": {"transfer": "frozen"},
     "features": {"transfer": "features"},

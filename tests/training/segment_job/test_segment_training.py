@@ -28,7 +28,7 @@ def test_training_lowers_the_loss_and_finds_the_cells(settings, way):
 
 
 @pytest.mark.parametrize(
-    ("way", "batches"), [("multilevel", 10), ("features", 10), ("joint", 14), ("teaching", 10)]
+    ("way", "batches"), [("finetune", 10), ("features", 10), ("joint", 14), ("teaching", 10)]
 )
 def test_killed_after_a_validation_and_resumed_ends_bit_for_bit_the_same(
     settings, tmp_path, way, batches
