@@ -63,8 +63,8 @@ class DenoiseConfig(RunConfig):
             network and the process are its own, and model and diffusion say nothing but the loss's
             weighting. Null begins from random weights.
         lora: Low-rank changes of it, in place of all its weights.
-        condition_dropout: Share of the images that are told nothing of their class, context and
-            condition, so that sampling can be guided (Ho 2022: 0.1 to 0.2). A table of classes
+        condition_dropout: Share of the images whose class, context and condition are dropped in
+            training, so that sampling can be guided (Ho 2022: 0.1 to 0.2). A table of classes
             then has a row more, the last, for none.
         self_conditioning: Tell the network, for half of the images in training and all in
             sampling, its own estimate of the clean image, in further input channels (Chen 2022).

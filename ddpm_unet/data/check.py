@@ -47,6 +47,8 @@ class Report:
     channels: int = 0
     """Channels of the images, after `data.channels`."""
     dtype: np.dtype = field(default_factory=lambda: np.dtype(np.uint8))
+    content: str = ""
+    """A digest of the pixels of images and masks."""
     highest: float | None = None
     """The largest pixel value of the images, as their files have it."""
     spacing: tuple[float, ...] | None = None
@@ -83,9 +85,7 @@ class Report:
         """The code of masks without faults; errors as `stop_at_faults`."""
         self.stop_at_faults()
         if self.code is None:
-            raise UserError(
-                'data.mask_kind pictures: images are for task "regress"; set task to that'
-            )
+            raise UserError('data.mask_kind images: they are for task "regress"; set task to that')
         return self.code
 
     def target_images(self) -> Targets:
@@ -94,7 +94,7 @@ class Report:
         if self.targets is None:
             raise UserError(
                 f'data.mask_kind {self.config.mask_kind}: is for task "segment"; for task '
-                '"regress" set pictures'
+                '"regress" set images'
             )
         return self.targets
 
@@ -110,6 +110,7 @@ class _Look:
     low: float
     high: float
     digest: bytes
+    content: bytes
     values: np.ndarray
     top: float
     target: Targets | None
@@ -132,8 +133,10 @@ def check_pairs(config: PairDataConfig, finished: bool = False) -> Report:
     if looks:
         report.pairs = [look.pair for look in looks]
         report.sizes = [look.size for look in looks]
+        contents = b"".join(look.content for look in looks)
+        report.content = hashlib.blake2b(contents, digest_size=16).hexdigest()
         _judge_images(looks, report)
-        if report.config.mask_kind == "pictures":
+        if report.config.mask_kind == "images":
             _judge_targets(looks, report)
         else:
             _judge_masks(looks, report)
@@ -149,7 +152,7 @@ def _check_extra(report: Report) -> None:
     config, extra, code = report.config, report.config.extra, report.code
     if not (extra.images and extra.masks):
         raise UserError("data.extra: give a folder for both, data.extra.images and .masks")
-    if config.mask_kind == "pictures":
+    if config.mask_kind == "images":
         raise UserError("data.extra: is for masks, not for images; set data.extra.images null")
     if code is None:
         return
@@ -178,7 +181,7 @@ def _look_at(pair: Pair, report: Report) -> _Look | None:
         image = convert_channels(original, config.channel_count, pair.image_file)
         if image.dtype.kind == "f":
             to_unit(image, config.value_range, pair.image_file)
-        if config.mask_kind == "pictures":
+        if config.mask_kind == "images":
             target, what = Targets.of(mask, config.target_range, pair.mask_file), "target"
             values = np.array([mask.min(), mask.max()])
         else:
@@ -203,10 +206,21 @@ def _look_at(pair: Pair, report: Report) -> _Look | None:
         )
         return None
     digest = hashlib.blake2b(f"{image.shape}".encode() + image.tobytes()).digest()
+    content = hashlib.blake2b(digest + mask.tobytes()).digest()
     top = 1 if mask.dtype.kind == "f" else np.iinfo(mask.dtype).max
     low, high = float(image.min()), float(image.max())
     return _Look(
-        pair, size, image.shape[-1], image.dtype, low, high, digest, np.unique(values), top, target
+        pair,
+        size,
+        image.shape[-1],
+        image.dtype,
+        low,
+        high,
+        digest,
+        content,
+        np.unique(values),
+        top,
+        target,
     )
 
 

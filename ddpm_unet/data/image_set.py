@@ -108,7 +108,7 @@ class Fit:
         planes = resize(planes, *(max(self.size, round(n * factor)) for n in lengths))
         return planes[box(((n - self.size) // 2 for n in planes.shape[1:]), self.size)]
 
-    def beside(self) -> Fit:
+    def of_conditions(self) -> Fit:
         """How condition images are fitted: as the images, but for their values."""
         return replace(self, channels=None, value_range=None)
 

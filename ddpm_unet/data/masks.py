@@ -191,6 +191,8 @@ def find_code(config: PairDataConfig, found: np.ndarray, tops: Mapping[float, fl
     the largest value that each of the masks' types can hold, and that its masks hold. Values that
     may mean several things are a UserError that says which setting decides.
     """
+    if not len(found):
+        raise UserError("the masks hold no labelled pixel; see data.ignore_value")
     kind, values = config.mask_kind, tuple(config.mask_values)
     if values and kind not in ("auto", "values"):
         raise UserError(f"data.mask_values is for data.mask_kind values, not for {kind}")
@@ -240,8 +242,6 @@ def find_code(config: PairDataConfig, found: np.ndarray, tops: Mapping[float, fl
 
 def _indices(found: np.ndarray, stated: int) -> tuple[int, ...]:
     """0 to K - 1, as stated or as the masks' largest value says."""
-    if not stated and not len(found):
-        raise UserError("the masks hold no labelled pixel; see data.ignore_value")
     last = stated - 1 if stated else found.max()
     if last >= MOST_CLASSES:
         raise UserError(

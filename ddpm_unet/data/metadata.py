@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 from xml.etree import ElementTree
 
 import numpy as np
@@ -79,11 +82,10 @@ class Metadata:
             if not places and name.isdecimal() and int(name) < count:
                 places = [int(name)]
             if len(places) != 1:
-                named = ", ".join(self.channels) or f"{count} without names"
+                named = f"the channels {', '.join(self.channels)}"
+                named = named if self.channels else f"{count} channels without names"
                 fault = "not one of them" if not places else "more than one of them"
-                raise UserError(
-                    f"{path}: has the channels {named}; {name} is {fault}, see data.channels"
-                )
+                raise UserError(f"{path}: has {named}; {name} is {fault}, see data.channels")
             found += places
         return None if found == list(range(count)) else found
 
@@ -107,16 +109,18 @@ def _of_ome(text: str) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
 
 
 def tiff_options(
-    axes: str, spacing: Sequence[float] | None = None, channels: Sequence[str] = ()
+    path: Path, axes: str, spacing: Sequence[float] | None = None, channels: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Arguments of `tifffile.imwrite` for an OME-TIFF, which Fiji, napari and others can scale.
 
     Args:
+        path: The file, whose name is its identity, so that the same values give the same bytes.
         axes: A letter for each axis of what is written, such as "ZCYX".
         spacing: Millimetres from pixel to pixel along (planes,) rows and columns; None: not known.
         channels: Names of the channels.
     """
-    metadata: dict[str, Any] = {"axes": axes}
+    identity = UUID(bytes=blake2b(os.fsencode(path.name), digest_size=16).digest(), version=4)
+    metadata: dict[str, Any] = {"axes": axes, "UUID": str(identity)}
     options: dict[str, Any] = {"ome": True, "metadata": metadata}
     if channels:
         metadata["Channel"] = {"Name": list(channels)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,8 +201,16 @@ def mean_over_images(images: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def write_scores(folder: Path, scores: dict[str, float], images: Sequence[dict[str, Any]]) -> None:
-    """Write scores.json, with a row of each image beside the scores, and scores.csv, the rows."""
-    replace_json(folder / "scores.json", {**scores, "images": list(images)})
+    """Write scores.json, with a row of each image beside the scores, and scores.csv, the rows.
+
+    A score that is not a number, of nothing that could be scored, is null and empty in them.
+    """
+
+    def known(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: None if value != value else value for name, value in values.items()}
+
+    images = [known(row) for row in images]
+    replace_json(folder / "scores.json", {**known(scores), "images": images})
     columns = list(dict.fromkeys(name for row in images for name in row))
     lines = io.StringIO()
     table = csv.DictWriter(lines, columns, lineterminator="\n")

@@ -127,8 +127,8 @@ class DenoiseJob(Job):
             images = torch.cat([images, levels.expand_as(images)], dim=-1)
         if own.concat_cond:
             given = cond(range(len(images)))["concat_cond"]
-            beside = own.concat_cond.shown(given, images.shape[1])
-            images = torch.cat([beside.to(images.device), images], dim=-1)
+            shown = own.concat_cond.shown(given, images.shape[1])
+            images = torch.cat([shown.to(images.device), images], dim=-1)
         save_grid(images, path)
 
     def export(self, model: nn.Module, state_dict: dict[str, Tensor], folder: Path) -> None:

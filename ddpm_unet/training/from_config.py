@@ -37,10 +37,11 @@ from ddpm_unet.data.labelled import (
 from ddpm_unet.data.pairs import POINTS, complete_settings, find_pairs
 from ddpm_unet.data.pixels import convert_channels
 from ddpm_unet.data.preprocessing import PixelType, Preprocessing, target_settings
-from ddpm_unet.data.sources import concat_condition, held_out, open_images, open_stream
+from ddpm_unet.data.sources import concat_condition, held_out, open_stream
 from ddpm_unet.data.volumes import alike, in_mm, spacing_of
 from ddpm_unet.diffusion.edm import EDMDiffusion, make_diffusion
 from ddpm_unet.errors import UserError
+from ddpm_unet.evaluation.card import write_pages
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import read_diffusion
@@ -67,9 +68,14 @@ def run_pixel_job(config: SegmentConfig) -> dict[str, float]:
     """Train the job of `scripts/train_seg.py`; gives the scores on the images kept to test."""
     job: PixelwiseJob = build_pixel_job(config)
     run = RunFolder(Path(str(config.run)))
+    job.reports = False  # once, with the scores
     train(job, run, config)
     state = PartialState()
-    return job.score_test(run, state.device, config.train.native) if state.is_main_process else {}
+    if not state.is_main_process:
+        return {}
+    scores = job.score_test(run, state.device, config.train.native)
+    write_pages(run.path)
+    return scores
 
 
 def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  # type: ignore[assignment]
@@ -145,7 +151,7 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
         seed=config.seed,
         workers=data.workers,
         description="\n".join(lines),
-        digest=stream.digest,
+        digest=f"{stream.digest}:{'' if images.laborious else images.fingerprint()}",
         preprocessing=preprocessing,
     )
 
@@ -253,6 +259,12 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
         return None
 
     said = [str(report), split["how"], f"training on {pairs.describe()}"]
+    turns = [name for name in ("flips", "rot90") if getattr(data.augment, name)]
+    if turns:
+        said[-1] += (
+            ", mirrored and turned at random (where left and up matter, set "
+            f"{' and '.join(f'data.augment.{name}' for name in turns)} to false)"
+        )
     said += [f"and on further {extra.describe()}"] if extra else []
     said += [joint.description] if joint else []
     preprocessing = Preprocessing(
@@ -285,7 +297,7 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
         split=split,
         workers=data.workers,
         description="\n".join(said),
-        digest=digest_of(report.names, report.sizes),
+        digest=f"{digest_of(report.names, report.sizes)}:{report.content}",
     )
 
 
@@ -378,14 +390,14 @@ def build_joint(config: SegmentConfig, channels: int) -> JointDenoising:
         channels=channels,
         value_range=config.unlabelled.value_range or config.data.value_range,
     )
-    images, scratch = open_images(data), config.init == SCRATCH
+    stream, scratch = open_stream(data, config.seed), config.init == SCRATCH
     return JointDenoising(
         make_diffusion(config.diffusion) if scratch else read_diffusion(Path(str(config.init))),
-        open_stream(data, config.seed, images),
+        stream,
         timestep=config.head.timestep,
         loss_options=config.diffusion.loss_options,
         seed=config.seed,
-        description=f"denoising {images.describe()}",
+        description=f"denoising {stream.describe()}",
     )
 
 
@@ -512,7 +524,7 @@ def fit_network(config: DenoiseConfig, conditioning: Conditioning, images: Image
     if config.condition_dropout and not (names or conditioning.concat_cond or context):
         raise UserError(
             f"condition_dropout {config.condition_dropout:g}: the images come without a class, "
-            "context or condition to withhold; set it to 0"
+            "context or condition to drop; set it to 0"
         )
     given = {
         f"the {what}'": channels,

@@ -21,7 +21,6 @@ from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.data.preprocessing import Preprocessing, Targets
 from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.errors import UserError
-from ddpm_unet.evaluation.card import write_pages
 from ddpm_unet.evaluation.image_quality import image_scores
 from ddpm_unet.evaluation.metrics import (
     confusion,
@@ -283,8 +282,12 @@ class PixelwiseJob(Job):
 
     @cached_property
     def test(self) -> Any:
-        """The images kept to test."""
-        return self._test()
+        """The images kept to test; None where no pixel of theirs is labelled, which is said."""
+        found = self._test()
+        if found is not None and not scorable(found):
+            print("no test: the masks of the images kept for it label no pixel")
+            return None
+        return found
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """One group a block where learning rates differ."""
@@ -400,7 +403,6 @@ class PixelwiseJob(Job):
             with torch.inference_mode():
                 seen = self.target.visualize(self.planes(model, item, device), item)
             save_image(seen, run.path / "predictions" / f"{word}.png")
-        write_pages(run.path)
         print(
             f"on {len(self.test)} test image(s): "
             + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
