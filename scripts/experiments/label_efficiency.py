@@ -1,14 +1,15 @@
 """Does a denoiser of unlabelled images save labels? A table that anybody can measure again.
 
-Segmenters are trained on n labelled images of each set that a YAML file names (see
-configs/label_efficiency.yaml). Draw k takes the first n of the k-th random order of the images to
-train on, so that every way of training sees the same ones, and all are scored on the same test
-images. Every result is a file below --out; what is finished is not repeated, so the same command
-goes on after a kill. Further flags are settings of every segmenter, such as --train.steps=1000.
+Segmenters are trained on n labelled images of each set that a YAML file names (see the one beside
+this script). Draw k takes the first n of the k-th random order of the images to train on, so that
+every way of training sees the same ones, and all are scored on the same test images. Every result
+is a file below --out; what is finished is not repeated, so the same command goes on after a kill.
+Further flags are settings of every segmenter, such as --train.steps=1000.
 """
 
 import argparse
 import json
+import math
 import random
 import time
 from dataclasses import dataclass, field
@@ -65,11 +66,11 @@ MILESIAL = (
 RATE = "--train.lr=3e-3"
 ARMS = {
     "scratch": Arm("our U-Net, from scratch", SCRATCH, (RATE,)),
-    "default": Arm("from the denoiser", "denoiser", (RATE,)),
-    "augmented": Arm("the same, stronger augmentation", "denoiser", (RATE,)),
-    "suggested": Arm("the same, images by suggest", "denoiser", (RATE,)),
-    "decay": Arm("the same, layer_decay 0.8", "denoiser", (RATE, "--layer_decay=0.8")),
-    "features": Arm("frozen features", "denoiser", (RATE, "--head.transfer=features")),
+    "default": Arm("from the denoiser (default)", "denoiser", (RATE,)),
+    "augmented": Arm("denoiser, stronger augmentation", "denoiser", (RATE,)),
+    "suggested": Arm("denoiser, images by suggest", "denoiser", (RATE,)),
+    "decay": Arm("denoiser, layer_decay 0.8", "denoiser", (RATE, "--layer_decay=0.8")),
+    "features": Arm("denoiser, frozen features", "denoiser", (RATE, "--head.transfer=features")),
     "imagenet": Arm("smp U-Net, ImageNet", "peer", ("--train.lr=1e-3",)),
     "milesial": Arm("milesial's U-Net", SCRATCH, MILESIAL),
 }
@@ -80,7 +81,7 @@ AUGMENTED = {
     ],
     3: ["--data.augment.color=0.1"],
 }
-"""Stronger augmentation of grey and of colour images, as `ddpm_unet.training.plan` chooses it."""
+"""Stronger augmentation, of grey and of colour images."""
 
 # What one CPU core carries: half resolution, narrow networks, short runs.
 NETWORK = [
@@ -145,10 +146,7 @@ class Set:
             return built_in(out)
         names = {k.removeprefix("data."): v for k, v in self.settings.items() if "_name" in k}
         found = find_pairs(PairDataConfig(images=self.images, masks=self.masks, **names)).pairs
-        return [
-            (Path(self.images, p.image_file).resolve(), Path(self.masks, p.mask_file).resolve())
-            for p in found
-        ]
+        return [(Path(p.image_file).resolve(), Path(p.mask_file).resolve()) for p in found]
 
     def flags(self) -> list[str]:
         """Its settings as flags."""
@@ -171,6 +169,7 @@ def main() -> None:
             for name in chosen:
                 for arm in args.arms if number < draws else ():
                     train_segmenter(name, sets[name], arm, n, number, denoisers, args)
+                    Table(args.out, sets).write()
     table = Table(args.out, sets)
     table.write()
     table.plot()
@@ -444,7 +443,7 @@ class Table:
         import matplotlib.pyplot as plt
 
         names = list(dict.fromkeys(name for name, _ in self.rows()))
-        columns = min(3, len(names))
+        columns = math.ceil(len(names) ** 0.5)
         rows = -(-len(names) // columns)
         size = (3.4 * columns, 2.9 * rows + 0.6)
         figure, axes = plt.subplots(
