@@ -11,6 +11,7 @@ from typing import Any
 from ddpm_unet.cli import read_settings
 from ddpm_unet.commands.shared import prepare_gpu, recipe, shipped
 from ddpm_unet.config import AutoencodeConfig, CheckConfig, DenoiseConfig, SegmentConfig
+from ddpm_unet.errors import UserError
 
 
 def train_ddpm(arguments: Sequence[str] | None = None) -> None:
@@ -44,7 +45,8 @@ def _train(build: Callable[[Any], Any], settings: Any, name: str) -> None:
 def train_seg(arguments: Sequence[str] | None = None) -> None:
     """Train a U-Net to segment from a handful of masks; with --task regress, to regress.
 
-    Without --init it starts from the newest run's denoiser that takes such images, and says which.
+    Without --init it starts from the newest run's denoiser that takes such images, and says which;
+    without any run, and where the shipped one takes others, from random weights.
     With --check it only looks at the images and masks, and says what it found.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -62,15 +64,22 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
     settings.run = settings.run or f"runs/{name}"
 
     from ddpm_unet.training.from_config import choose_denoiser, run_pixel_job
-    from ddpm_unet.training.run_folder import RunFolder, models_at_hand
+    from ddpm_unet.training.run_folder import RunFolder, newest_models
 
     run = RunFolder(Path(settings.run))
     settings.init = settings.init or run.setting("init")
     if settings.architecture == "unet" and not settings.init:
         cure = "train one with scripts/train_ddpm.py, or give --init DIR or --init scratch"
-        folders = models_at_hand(shipped("histology64"), "model_index.json", cure)
-        denoiser, chosen = choose_denoiser(settings, data, folders, cure)
-        settings.init = str(denoiser)
+        own, ours = newest_models(), shipped("histology64")
+        folders = [*own, *[ours] * (ours / "model_index.json").is_file()]
+        try:
+            denoiser, chosen = choose_denoiser(settings, data, folders, cure)
+            settings.init = str(denoiser)
+        except UserError:
+            if own:
+                raise
+            settings.init = "scratch"
+            chosen = "starting from random weights: no denoiser of such images is at hand"
         if os.environ.get("RANK", "0") == "0":
             print(chosen)
     prepare_gpu()

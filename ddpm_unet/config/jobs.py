@@ -111,7 +111,7 @@ class SegmentConfig(RunConfig):
         task: "segment" labels pixels; "regress" gives them numbers, those of the images in
             data.masks, of any number of channels (the validation score is then PSNR).
         init: Folder of the denoiser to start from; null takes the newest run's that takes such
-            images, else the one that ships; "scratch" starts from random weights. Architecture
+            images, else the one that ships, else "scratch", random weights. Architecture
             "classic" with an encoder of torchvision: "imagenet", or a safetensors file of its
             weights.
         architecture: "unet" (the denoiser's, with a head) or "classic" (2015, from scratch).
