@@ -416,7 +416,7 @@ class Table:
         for name, n in self.rows():
             cells = [spread(list(self.dice(name, n, arm).values())) for arm in self.arms]
             lines.append(f"| {self.sets[name].title} | {n} | {' | '.join(cells)} |")
-        others = [arm for arm in self.arms if arm != OURS]
+        others = [arm for arm in self.arms if arm not in (OURS, "suggested")]  # of other images
         labels = " | ".join(ARMS[arm].label for arm in others)
         lines += ["", f"| {ARMS[OURS].label}, less | n | {labels} |"]
         lines.append("|---" * (2 + len(others)) + "|")
