@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from accelerate import PartialState
 
 from ddpm_unet.config import (
     DenoiseConfig,
@@ -47,22 +46,11 @@ from ddpm_unet.models.segmenter import Segmenter
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.joint import JointDenoising
 from ddpm_unet.training.latent_space import LatentSpace
-from ddpm_unet.training.loop import train
 from ddpm_unet.training.pixelwise import ClassTarget, ImageTarget, PixelwiseJob
-from ddpm_unet.training.run_folder import RunFolder
 
 SCRATCH, INTERIOR = "scratch", "interior"
 D = TypeVar("D", bound=DenoiseJob)
 P = TypeVar("P", bound=PixelwiseJob)
-
-
-def run_pixel_job(config: SegmentConfig) -> dict[str, float]:
-    """Train the job of `scripts/train_seg.py`; gives the scores on the images kept to test."""
-    job: PixelwiseJob = build_pixel_job(config)
-    run = RunFolder(Path(str(config.run)))
-    train(job, run, config)
-    state = PartialState()
-    return job.score_test(run, state.device, config.train.native) if state.is_main_process else {}
 
 
 def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  # type: ignore[assignment]
@@ -190,8 +178,14 @@ def unlike(folder: str, now: Preprocessing) -> list[str]:
     return said
 
 
-def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  # type: ignore[assignment]
+def build_pixel_job(
+    config: SegmentConfig,
+    kind: type[P] = PixelwiseJob,  # type: ignore[assignment]
+    report: Report | None = None,
+) -> P:
     """The job of `scripts/train_seg.py`, of either task; `init` is a folder or "scratch".
+
+    `report` is of a check of the same images and masks, which is not repeated then.
 
     Raises:
         UserError: The labelled set has faults (a line each), or settings contradict each other.
@@ -201,7 +195,12 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
     if regress:
         torchmetrics_of_images()
         config = replace(config, data=target_settings(config.data))
-    data, report = config.data, check_pairs(config.data)
+    data = config.data
+    if report is None:
+        report = check_pairs(data)
+    else:
+        kept = {"mask_kind": report.config.mask_kind, "class_names": report.config.class_names}
+        report = replace(report, config=replace(data, **kept))
     target, outputs = (_images if regress else _classes)(config, report)
     split = split_images(report.names, report.sizes, report.config.split)
     patience = config.train.early_stopping_patience
