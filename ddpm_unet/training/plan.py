@@ -30,6 +30,8 @@ HALF_OF_A_DISC = 0.404
 """Share of a disc's diameter by which it is shifted to cover half of itself."""
 FORWARD = 0.45
 """Time a pixel of a prediction takes, with the overlap of tiles, as a share of one in a step."""
+FEWEST_STEPS = 10
+"""Of any budget."""
 TO_TEST = 10
 """So many labelled images are enough to keep some to test."""
 
@@ -340,8 +342,8 @@ def measure(
         for number in range(num_classes):
             if number == 1 and cells is not None:
                 pieces = _middle(cells, dims)
-                near = ndimage.maximum_filter(pieces, 3)
-                other = (pieces > 0) & (near != pieces)
+                nearest = ndimage.minimum_filter(np.where(pieces > 0, pieces, pieces.max()), 3)
+                other = (ndimage.maximum_filter(pieces, 3) != pieces) | (nearest != pieces)
                 present = np.unique(pieces[pieces > 0])
                 touch += np.isin(present, pieces[other]).tolist()
                 every[number] += widths(np.unique(pieces, return_inverse=True)[1].reshape(
@@ -392,16 +394,13 @@ def _value_range(found: Fingerprint) -> tuple[Any, str]:
 def _window(plan: Plan, found: Fingerprint, scale: float, least: float, large: bool) -> int:
     """Side of the training windows, at `scale`."""
     room = max(8, int(found.least_side * scale) // 8 * 8)
-    if found.dims == 3:
-        size, most = 40, 64 if large else 40
-    else:
-        size, most = 64, 256 if large else 128
-    while size < min(least, most):
-        size *= 2
+    sizes = (40, 64) if found.dims == 3 else (64, 96, 128, 192, 256)
+    most = sizes[-1] if large else sizes[len(sizes) // 2 - (found.dims == 3)]
+    size = next((side for side in sizes if side >= min(least, most)), most)
     said = f"{least:.0f} pixels hold four objects"
     if room < size:
         size, said = room, f"the smallest image is {found.least_side} pixels, x {scale:g}"
-    return int(plan.choose("data.size", min(size, most), said))
+    return int(plan.choose("data.size", size, said))
 
 
 def _batch(plan: Plan, dims: int, size: int, pixels: int) -> None:
@@ -486,16 +485,18 @@ def _unet(plan: Plan, dims: int, large: bool) -> None:
     widths = [64, 128, 192, 256] if large else [32, 48, 96, 128]
     if dims == 3:
         widths = [width // 2 for width in widths[:3]]
-    levels = len(plan.choose("model.block_out_channels", widths,
-                             f"of {'an accelerator' if large else 'a CPU'}"))  # fmt: skip
+    widths = plan.choose(
+        "model.block_out_channels", widths, f"of {'an accelerator' if large else 'a CPU'}"
+    )
+    levels = len(widths)
     attention = "attention at the coarsest level"
     down = ["DownBlock2D"] * (levels - 1) + ["AttnDownBlock2D"]
     plan.choose("model.down_block_types", down, attention)
     up = ["AttnUpBlock2D"] + ["UpBlock2D"] * (levels - 1)
     plan.choose("model.up_block_types", up, attention)
     plan.choose("model.layers_per_block", 2 if large else 1, "as wide")
-    plan.choose("model.norm_num_groups", 8, "divides the widths")
-    plan.choose("model.attention_head_dim", 32, "divides the widths")
+    plan.choose("model.norm_num_groups", math.gcd(8, *widths), "divides the widths")
+    plan.choose("model.attention_head_dim", math.gcd(32, widths[-1]), "divides the widths")
 
 
 def _augment(plan: Plan, found: Fingerprint, size: int, split_apart: bool) -> None:
@@ -614,7 +615,7 @@ def schedule(
     shown = FORWARD * step * preview
     sample_every = max(1, int(max(40.0, 20 * shown) / step))
     steps = int((left - shown) / (step + shown / sample_every))
-    steps = max(1, min(wanted or steps, steps))
+    steps = max(FEWEST_STEPS, steps) if wanted is None else max(1, min(wanted, steps))
     return of_steps(steps, looks) | {"sample_every": min(sample_every, steps)}
 
 
