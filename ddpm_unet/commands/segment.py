@@ -38,13 +38,13 @@ def parse(arguments: Sequence[str] | None) -> tuple[Namespace, list[str]]:
         "--outlines", choices=["geojson", "imagej"], action="append", help="write objects' outlines"
     )
     millimetres = (
-        "millimetres from pixel to pixel here, where files do not say it: one number or all"
+        "millimetres from pixel to pixel here, where NIfTI does not say it: one number or all"
     )
     add(
         "--spacing",
         type=within(float, 1e-9, 1e6),
         nargs="+",
-        help=f"{millimetres} (default: as in training)",
+        help=f"{millimetres} (default: as the file says, else as in training)",
     )
     add("--probabilities", choices=["tiff", "npz"], help="write probabilities too, float32")
     add("--format", choices=["tiff", "png"], default="tiff", help="task regress: format written")
@@ -65,10 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
     from tqdm.auto import tqdm
 
+    from ddpm_unet.data.bio import is_bio
     from ddpm_unet.data.folder import list_images
     from ddpm_unet.data.points import list_points
     from ddpm_unet.data.preprocessing import FILES
-    from ddpm_unet.data.volumes import in_mm, is_nifti
+    from ddpm_unet.data.volumes import in_mm
     from ddpm_unet.inference.predictor import Predictor
     from ddpm_unet.inference.results import check_image_format
     from ddpm_unet.inference.writers import output_folder, output_names
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
         inside = ["."]
-        if path.is_dir():
+        if path.is_dir() and not is_bio(path):
             inside = list_points(path) if own.voxel else list_images(path, predictor.dims)[0]
         paths += [path / p for p in inside]
     names = output_names(paths, args.out)
@@ -106,9 +107,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if process == 0:
             shared = f", shared by {processes} processes" if processes > 1 else ""
             print(f"{len(paths)} image(s) with {folder}{shared}")
-            if own.spacing and not predictor.spacing and not all(map(is_nifti, paths)):
+            unsaid = [path.name for path in paths if own.spacing and not predictor.spacing_of(path)]
+            if unsaid:
                 print(
-                    f"pixels are taken to be of {in_mm(own.spacing)}, as in training; see --spacing"
+                    f"{unsaid[0]}{' and others' * (len(unsaid) > 1)}: pixels are taken to be of "
+                    f"{in_mm(own.spacing or ())}, as in training; see --spacing"
                 )
         for path, name in tqdm(mine, "Segmenting", disable=process > 0 or None):
             base = args.out / name

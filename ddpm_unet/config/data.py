@@ -23,13 +23,15 @@ class DataConfig:
         size: Height and width (and depth) of the training windows, pixels.
         scale: Factor applied to images and masks before anything is cut (0.5 halves them).
         channels: 1 (grey), 3 (RGB), 4 or, of labelled images, any number; null keeps what the
-            images have.
+            images have. Or a list of those wanted, [DAPI, GFP], by the names that OME-TIFF,
+            OME-Zarr, CZI or ND2 give them, or by their numbers from 0; files of just so many
+            without names are taken as they are.
         value_range: Pixel values that become black and white, -1 and 1; outside is clipped. Null
             is the full range: 255 for 8 bits, 65535 for 16, and floats must be within 0 to 1;
             "percentiles" are the 0.5 and 99.5 percentiles of each image's channels (for MRI).
         spacing: Millimetres from pixel to pixel along (depth,) height and width, or one number for
-            all, where the files (NIfTI) do not say it; 0.0005 is half a micrometre. The model keeps
-            it, and segments images of another spacing as if they had this one.
+            all, where the files (NIfTI, OME, ImageJ) do not say it; 0.0005 is half a micrometre.
+            The model keeps it, and segments images of another spacing as if they had this one.
         include_held_out: Train on what the source keeps for scoring too.
         workers: Loader processes; 0 loads in the main one (best for sets kept in memory).
         memory_limit: Sets whose decoded images fit in so many MB are decoded once and kept.
@@ -39,13 +41,23 @@ class DataConfig:
     dims: Literal[2, 3] = 2
     size: int = limited(64, 1, 65_536)
     scale: float = limited(1.0, 1e-3, 1e3)
-    channels: int | None = limited(None, 1, 1024)
+    channels: int | tuple[int | str, ...] | None = limited(None, 0, 1024)
     value_range: ValueRange = limited(None, *FINITE)
     spacing: float | tuple[float, ...] | None = limited(None, 1e-9, 1e6)
     include_held_out: bool = False
     workers: int = limited(0, 0, 1024)
     memory_limit: int = 2048
     max_pixels: float = limited(200.0, 1e-6, 10**9)
+
+    @property
+    def channel_count(self) -> int | None:
+        """How many channels images are converted to; None for none, or where they are chosen."""
+        return self.channels if isinstance(self.channels, int) else None
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Channels that are chosen, by name or number; empty for all."""
+        return tuple(map(str, self.channels)) if isinstance(self.channels, tuple) else ()
 
 
 @dataclass
@@ -60,7 +72,7 @@ class ImageDataConfig(DataConfig):
         root: Folder of a data set's files (torchvision: downloaded there when missing).
         fit: "crop" cuts size x size windows at random places (at the images' own scale);
             "resize" scales the shorter side to size and cuts the centre.
-        level: Of TIFFs of several resolutions (OME-TIFF, SVS) which one, 0 the finest.
+        level: Of files of several resolutions (OME-TIFF, SVS, OME-Zarr) which one, 0 the finest.
         flips: Mirror at random: left-right and, for "crop", along the other axes. Null does so for
             folders and builtin:histology; the other sets are of things that have a left and an up.
         rot90: Turn by a random multiple of 90 degrees, volumes in the plane of their slices; null
@@ -80,7 +92,8 @@ class ImageDataConfig(DataConfig):
         disk_limit: Larger folders that fit in so many MB are decoded once into a file in
             ~/.cache/ddpm_unet/images, which all processes of a host share and later runs find.
         max_pixels: Refuse images of more than so many million pixels (decompression bombs), but
-            for tiled TIFFs, of which windows are read alone where scale is 1 and they are cropped.
+            for tiled TIFFs, OME-Zarr, CZI and ND2, of which windows are read alone where scale is
+            1 and they are cropped.
     """
 
     source: str = "builtin:histology"
@@ -264,6 +277,8 @@ def check_data_settings(config: DataConfig) -> None:
         UserError: Names the setting.
     """
     check_limits(config, "data.")
+    if config.channels in (0, ()):
+        raise UserError("data.channels: must be at least 1, a list of channels, or null")
     for name in ("value_range", "target_range"):
         found = getattr(config, name, None)
         if isinstance(found, tuple) and not found[0] < found[1]:

@@ -173,7 +173,7 @@ def _look_at(pair: Pair, report: Report) -> _Look | None:
     try:
         original = normalised(pair.read_image(), config.value_range)
         mask = pair.read_mask()
-        image = convert_channels(original, config.channels, pair.image_file)
+        image = convert_channels(original, config.channel_count, pair.image_file)
         if image.dtype.kind == "f":
             to_unit(image, config.value_range, pair.image_file)
         if config.mask_kind == "pictures":
@@ -247,12 +247,12 @@ def _judge_images(looks: Sequence[_Look], report: Report) -> None:
 
 def _judge_spacing(looks: Sequence[_Look], report: Report) -> None:
     """Voxel sizes, which a network takes for one."""
-    spaces, config = [look.pair.space for look in looks if look.pair.space], report.config
-    if not spaces and config.spacing is None:
+    spacings, config = [look.pair.spacing for look in looks if look.pair.spacing], report.config
+    if not spacings and config.spacing is None:
         return
     if config.masks == POINTS:
         raise UserError("data.spacing: is of images, the points have data.voxel; leave it out")
-    report.spacing, shown = spacing_of(spaces, config.spacing, config.dims)
+    report.spacing, shown = spacing_of(spacings, config.spacing, config.dims)
     report.lines.append(f"{'voxels' if config.dims == 3 else 'pixels'} of {shown}")
     if report.spacing is None:
         report.warnings.append(

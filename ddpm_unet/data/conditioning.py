@@ -22,10 +22,10 @@ from typing_extensions import override
 from ddpm_unet import randomness
 from ddpm_unet.data.collection import Collection
 from ddpm_unet.data.folder import split_ending, visible_files
-from ddpm_unet.data.images import EXTENSIONS, ImageInfo
+from ddpm_unet.data.images import ImageInfo
 from ddpm_unet.data.pixels import shown_size, to_unit
 from ddpm_unet.data.stream import to_model_range
-from ddpm_unet.data.volumes import VOLUME_EXTENSIONS, file_info, read_file
+from ddpm_unet.data.volumes import IMAGE_EXTENSIONS, VOLUME_EXTENSIONS, file_info, read_file
 from ddpm_unet.errors import UserError
 
 SEQUENCE_EXTENSIONS = frozenset((".npy", ".safetensors"))
@@ -181,7 +181,7 @@ class ConditionImages(Collection):
     ) -> None:
         self.images, self.dims, self.num_classes = images, dims, classes
         self.max_pixels = max_pixels
-        endings = VOLUME_EXTENSIONS if dims == 3 else EXTENSIONS
+        endings = VOLUME_EXTENSIONS if dims == 3 else IMAGE_EXTENSIONS
         self.paths = sidecar_files(images, root, endings, "condition")
 
     def __len__(self) -> int:

@@ -17,9 +17,9 @@ import numpy as np
 from typing_extensions import override
 
 from ddpm_unet.data.collection import CACHE, Collection, one_at_a_time, with_progress
-from ddpm_unet.data.images import EXTENSIONS, ImageInfo
-from ddpm_unet.data.slides import read_slide, read_window, slide_info
-from ddpm_unet.data.volumes import VOLUME_EXTENSIONS
+from ddpm_unet.data.images import ImageInfo
+from ddpm_unet.data.slides import Source
+from ddpm_unet.data.volumes import IMAGE_EXTENSIONS, VOLUME_EXTENSIONS
 from ddpm_unet.errors import UserError
 
 INDEXED = 1000
@@ -27,6 +27,8 @@ INDEXED = 1000
 RACE = 2_000_000_000
 """Nanoseconds within which a folder may change again without another time of change."""
 DTYPES = ("uint8", "uint16", "float32")
+ZARR = ".zarr"
+"""The ending of folders that are an image."""
 
 
 class Folder(Collection):
@@ -46,16 +48,19 @@ class Folder(Collection):
         class_labels: bool = False,
         dims: int = 2,
         level: int = 0,
+        channels: tuple[str, ...] = (),
     ) -> None:
         """List the files; with `class_labels` the first folder level names the class."""
-        self.level = level
+        self.source = Source(dims, max_pixels, level, channels)
         self.root, self.max_pixels, self.dims = Path(root), max_pixels, dims
-        said = f"{self.root.resolve()} {dims} {max_pixels} {level} in pieces"
+        said = f"{self.root.resolve()} {self.source} with spacing"
         key = hashlib.blake2b(said.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
         self._index = CACHE / "folders" / f"{key}.npz"
         # Paths are encoded in one array: a list of many str grows in every worker, as they count
-        # references. Headers are (depth,) height, width, channels, type and in pieces or not.
+        # references. Headers are (depth,) height, width, channels, type and in pieces or not;
+        # spacings are nan where they are not known.
         self._paths, self._headers = np.empty(0, "S1"), np.empty((0, 0), np.int64)
+        self._spacings = np.empty((0, dims))
         self._places = np.empty((0, 0), np.int64)  # of what lies in larger files
         with one_at_a_time(self._index):
             if not self._read_index():
@@ -91,11 +96,13 @@ class Folder(Collection):
         if len(paths) < INDEXED:
             return
         headers = np.empty((len(self), self.dims + 3), np.int64)
+        spacings = np.full((len(self), self.dims), np.nan)
         for number in with_progress(range(len(paths)), len(paths), "looking at images"):
             info = self.info(number)
             kind = DTYPES.index(info.dtype.name)
             headers[number] = (*info.size, info.channels, kind, info.in_pieces)
-        self._headers = headers
+            spacings[number] = info.along(self.dims) or np.nan
+        self._headers, self._spacings = headers, spacings
         if max(folders.values()) > start - RACE:
             return
         names = np.array([os.fsencode(name) for name in folders])
@@ -105,7 +112,7 @@ class Folder(Collection):
             times, note = np.array(list(folders.values())), np.array(self.note)
             np.savez(
                 part, paths=self._paths, headers=headers, note=note, folders=names, times=times,
-                places=self._places,
+                places=self._places, spacings=spacings,
             )  # fmt: skip
             os.replace(part, self._index)
 
@@ -118,6 +125,7 @@ class Folder(Collection):
                         return False
                 self._paths, self._headers = index["paths"], index["headers"]
                 self.note, self._places = str(index["note"]), index["places"]
+                self._spacings = index["spacings"]
             return True
         return False
 
@@ -138,7 +146,7 @@ class Folder(Collection):
 
     @override
     def read(self, index: int) -> np.ndarray:
-        return read_slide(self.name(index), self.dims, self.level, self.max_pixels)
+        return self.source.read(self.name(index))
 
     @override
     def info(self, index: int) -> ImageInfo:
@@ -146,15 +154,17 @@ class Folder(Collection):
             *size, channels, kind, pieces = self._headers[index].tolist()
             depth = size[0] if self.dims == 3 else None
             dtype = np.dtype(DTYPES[kind])
-            return ImageInfo(size[-2], size[-1], channels, dtype, depth, bool(pieces))
+            sides = self._spacings[index].tolist()
+            spacing = None if np.isnan(sides).any() else tuple(sides)
+            return ImageInfo(size[-2], size[-1], channels, dtype, depth, bool(pieces), spacing)
         return self._info(index)
 
     def _info(self, index: int) -> ImageInfo:
-        return slide_info(self.name(index), self.dims, self.level, self.max_pixels)
+        return self.source.info(self.name(index))
 
     @override
     def read_window(self, index: int, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
-        return read_window(self.name(index), self.level, corner, size)
+        return self.source.window(self.name(index), corner, size)
 
 
 def list_images(
@@ -168,13 +178,14 @@ def list_images(
     if not root.is_dir():
         what = "is a file, not a folder of images" if root.exists() else "no such folder"
         raise UserError(f"{root}: {what}; give a folder of images")
-    extensions = VOLUME_EXTENSIONS if dims == 3 else EXTENSIONS
+    extensions = VOLUME_EXTENSIONS if dims == 3 else IMAGE_EXTENSIONS
     files = [(path, split_ending(path)[1].lower()) for path in visible_files(root, folders)]
     paths = [path for path, ending in files if ending in extensions]
     others = Counter(e or "without extension" for _, e in files if e not in extensions)
     if not paths:
         found = f"only {others.total()} other files" if others else "nothing"
-        known, cure = " ".join(sorted(extensions)), "give a folder of images"
+        known = " ".join(sorted(e for e in extensions if not e.startswith(".ome")))
+        cure = "give a folder of images"
         if VOLUME_EXTENSIONS & others.keys():
             cure = "set data.dims 3 for volumes"
         raise UserError(f"{root}: holds {found}, no image ({known}); {cure}")
@@ -182,11 +193,11 @@ def list_images(
 
 
 def split_ending(path: str | Path) -> tuple[str, str]:
-    """A file's path without its ending, and that ending, of which ".nii.gz" is one."""
+    """A file's path without its ending, and that ending, such as ".nii.gz" or ".ome.tif"."""
     stem, ending = os.path.splitext(path)
-    if ending.lower() == ".gz":
-        stem, inner = os.path.splitext(stem)
-        ending = inner + ending
+    before, inner = os.path.splitext(stem)
+    if ending.lower() == ".gz" or inner.lower() == ".ome":
+        return before, inner + ending
     return stem, ending
 
 
@@ -213,8 +224,8 @@ _DIGITS = re.compile(r"(\d+)")
 def visible_files(root: Path, folders: dict[str, int] | None = None) -> Iterator[str]:
     """Relative paths of the files below root, hidden files and folders passed over.
 
-    Links to folders are followed, each folder once. `folders` gets each folder with the time of
-    its last change before it was listed.
+    An OME-Zarr, which is a folder, counts as a file. Links to folders are followed, each folder
+    once. `folders` gets each folder with the time of its last change before it was listed.
     """
 
     def refuse(error: OSError) -> None:
@@ -229,7 +240,9 @@ def visible_files(root: Path, folders: dict[str, int] | None = None) -> Iterator
             subfolders.clear()
             continue
         seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        seen_here = [name for name in subfolders if not name.startswith(".")]
+        subfolders[:] = sorted(name for name in seen_here if not name.lower().endswith(ZARR))
+        files += [name for name in seen_here if name.lower().endswith(ZARR)]
         below = os.path.relpath(folder, root)
         for path in (os.path.join(folder, name) for name in subfolders):
             folders[path] = os.stat(path).st_mtime_ns

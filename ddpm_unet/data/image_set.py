@@ -68,7 +68,7 @@ class Fit:
         dtype = np.dtype(np.float32) if self.value_range == "percentiles" else info.dtype
         channels = self.channels or info.channels
         depth = size[0] if len(size) == 3 else None
-        return ImageInfo(size[-2], size[-1], channels, dtype, depth, in_pieces)
+        return ImageInfo(size[-2], size[-1], channels, dtype, depth, in_pieces, info.spacing)
 
     def apply(self, image: np.ndarray, name: str) -> np.ndarray:
         """Convert channels, map floats to [-1, 1], and scale or resize and cut the centre.
@@ -103,6 +103,8 @@ class Layout:
     """uint8, uint16, float32 for values in [-1, 1], or int16 for classes."""
     in_pieces: np.ndarray
     """Whether windows of each can be read alone, `bool [N]`."""
+    spacings: np.ndarray
+    """Millimetres along (depth,) height and width, of those images whose files say it."""
 
     @property
     def nbytes(self) -> int:
@@ -349,6 +351,7 @@ def survey(collection: Collection, fit: Fit) -> Layout:
     first: ImageInfo | None = None
     seen: dict[ImageInfo, ImageInfo] = {}  # most images are like others
     pieces: list[bool] = []
+    spacings: list[Any] = []
     for index in with_progress(range(len(collection)), len(collection), "looking at images"):
         info = collection.info(index)
         if info not in seen:
@@ -364,9 +367,11 @@ def survey(collection: Collection, fit: Fit) -> Layout:
             seen[info] = fitted
         sizes.append(seen[info].size)
         pieces.append(seen[info].in_pieces)
+        sides = info.along(len(info.size))
+        spacings += [sides] * (sides is not None)
     assert first is not None, "no collection is empty"
     places = np.array(sizes, dtype=np.int64)
-    return Layout(places, first.channels, first.dtype, np.array(pieces))
+    return Layout(places, first.channels, first.dtype, np.array(pieces), np.array(spacings))
 
 
 _STORAGE = {

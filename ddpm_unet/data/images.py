@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -23,6 +23,7 @@ import numpy as np
 import tifffile
 from PIL import ExifTags, Image
 
+from ddpm_unet.data.metadata import Metadata
 from ddpm_unet.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -47,6 +48,8 @@ class ImageInfo:
     dtype: np.dtype
     depth: int | None = None
     in_pieces: bool = False
+    spacing: tuple[float, ...] | None = None
+    """Millimetres along (planes,) rows and columns, where OME, ImageJ or NIfTI say it."""
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -54,12 +57,18 @@ class ImageInfo:
         depth = () if self.depth is None else (self.depth,)
         return (*depth, self.height, self.width)
 
+    def along(self, dims: int) -> tuple[float, ...] | None:
+        """The spacing along so many axes, None where it is not known of all."""
+        found = (self.spacing or ())[-dims:]
+        return found if len(found) == dims else None
+
 
 def read_image(
     path: str | Path,
     max_pixels: float = 200.0,
     keep_palette: bool = False,
     data: bytes | None = None,
+    channels: Sequence[str] = (),
 ) -> np.ndarray:
     """Decode one image, whose content decides the format, not its name.
 
@@ -72,6 +81,7 @@ def read_image(
         max_pixels: Refuse images of more than so many million pixels before decoding them.
         keep_palette: Return a palette image's indices, `[H, W, 1]`, instead of its colours.
         data: What the file holds, where it is none; `path` is then for messages.
+        channels: Names or numbers of those wanted, see `Metadata.numbers`; empty for all.
 
     Returns:
         `[H, W, C]` uint8, uint16 or float32 (finite), C = 1 grey, 2 grey and alpha, 3 RGB,
@@ -79,11 +89,11 @@ def read_image(
 
     Raises:
         UserError: Damaged, too large, CMYK or of another colour space that has no single
-            conversion to RGB, animated or of many pages (see `read_stack`), NaN or infinite.
+            conversion to RGB, animated or of many pages, NaN or infinite.
     """
     with faults_named(path), _file(path, data) as file:
-        if _is_tiff(file, path):
-            return read_tiff(path, max_pixels, keep_palette, file=file)[0]
+        if is_tiff_file(file, path):
+            return read_tiff(path, max_pixels, keep_palette, file=file, channels=channels)[0]
         with _opened(file, path, max_pixels) as image:
             if _deep_channels(image):
                 if image.info.get("interlace"):
@@ -91,37 +101,33 @@ def read_image(
                 import imagecodecs
 
                 file.seek(0)
-                return orient(imagecodecs.png_decode(file.read()), _orientation(image))
-            return orient(_pixels(image, keep_palette), _orientation(image))
+                pixels = imagecodecs.png_decode(file.read())
+            else:
+                pixels = _pixels(image, keep_palette)
+            numbers = Metadata().numbers(channels, pixels.shape[-1], path)
+            return orient(pixels[..., numbers] if numbers else pixels, _orientation(image))
 
 
-def read_stack(
-    path: str | Path, max_pixels: float = 200.0, keep_palette: bool = False
-) -> np.ndarray:
-    """Decode a TIFF of one or more pages of equal shape, `[N, H, W, C]`; else as `read_image`.
-
-    `max_pixels` counts the pixels of all pages.
-    """
-    with faults_named(path), open(path, "rb", opener=_without_waiting) as file:
-        if not _is_tiff(file, path):
-            raise UserError(f"{path}: is not a TIFF; stacks are read from multi-page TIFF files")
-        return read_tiff(path, max_pixels, keep_palette, stack=True)
-
-
-def image_info(path: str | Path, max_pixels: float = 200.0, data: bytes | None = None) -> ImageInfo:
+def image_info(
+    path: str | Path,
+    max_pixels: float = 200.0,
+    data: bytes | None = None,
+    channels: Sequence[str] = (),
+) -> ImageInfo:
     """Shape and type of an image from its header alone, with the errors it can show."""
     with faults_named(path), _file(path, data) as file:
-        if _is_tiff(file, path):
-            return tiff_info(path, max_pixels, file=file)
+        if is_tiff_file(file, path):
+            return tiff_info(path, max_pixels, file=file, channels=channels)
         with _opened(file, path, max_pixels) as image:
             width, height = image.size
             if _orientation(image) >= 5:
                 width, height = height, width
-            if deep := _deep_channels(image):
-                return ImageInfo(height, width, deep, np.dtype(np.uint16))
             mode = _target_mode(image, keep_palette=False)
-            dtype = np.dtype(np.uint16 if mode.startswith("I") else np.uint8)
-            return ImageInfo(height, width, Image.getmodebands(mode), dtype)
+            deep = _deep_channels(image)
+            dtype = np.dtype(np.uint16 if deep or mode.startswith("I") else np.uint8)
+            count = deep or Image.getmodebands(mode)
+            numbers = Metadata().numbers(channels, count, path)
+            return ImageInfo(height, width, len(numbers) if numbers else count, dtype)
 
 
 def image_array(image: object, name: str) -> np.ndarray:
@@ -188,10 +194,10 @@ def faults_named(path: str | Path) -> Iterator[None]:
 
 
 def _file(path: str | Path, data: bytes | None) -> BinaryIO:
-    return open(path, "rb", opener=_without_waiting) if data is None else BytesIO(data)
+    return open(path, "rb", opener=without_waiting) if data is None else BytesIO(data)
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def without_waiting(path: str, flags: int) -> int:
     """Open a file; a pipe, which has no image yet and perhaps never, gives nothing."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
@@ -267,7 +273,8 @@ def _deep_channels(image: Image.Image) -> int:
 # tifffile
 
 
-def _is_tiff(file: BinaryIO, path: str | Path) -> bool:
+def is_tiff_file(file: BinaryIO, path: str | Path) -> bool:
+    """Whether an open file is a TIFF by its first bytes; refuse an empty one."""
     head = file.read(4)
     if not head:
         raise UserError(f"{path}: is empty (0 bytes); replace or remove the file")
@@ -281,8 +288,9 @@ def read_tiff(
     keep_palette: bool = False,
     stack: bool = False,
     file: BinaryIO | None = None,
+    channels: Sequence[str] = (),
 ) -> np.ndarray:
-    """`[N, H, W, C]` uint8, uint16 or float32; N = 1 unless a stack.
+    """`[N, H, W, C]` uint8, uint16 or float32; N = 1 unless a stack, whose pixels all count.
 
     Half and double floats and integers of other types become float32, where that is exact for
     integers.
@@ -296,7 +304,9 @@ def read_tiff(
         axes = "".join(axis for axis in series.axes if axis not in "YXSC") + "YX"
         axes += "".join(axis for axis in series.axes if axis in "SC")
         array = array.transpose([series.axes.index(axis) for axis in axes]).reshape(shape)
-        return orient(page_values(array, page, path, keep_palette), tiff_orientation(page))
+        array = page_values(array, page, path, keep_palette)
+        numbers = Metadata.of_tiff(tiff).numbers(channels, array.shape[-1], path)
+        return orient(array[..., numbers] if numbers else array, tiff_orientation(page))
 
 
 def page_values(
@@ -318,19 +328,28 @@ def page_values(
 
 
 def tiff_info(
-    path: str | Path, max_pixels: float, stack: bool = False, file: BinaryIO | None = None
+    path: str | Path,
+    max_pixels: float,
+    stack: bool = False,
+    file: BinaryIO | None = None,
+    channels: Sequence[str] = (),
 ) -> ImageInfo:
     """What `read_tiff` gives, from the header."""
     with tifffile.TiffFile(file or path) as tiff:
         series, page = tiff_series(tiff, path)
-        pages, height, width, channels = _tiff_shape(series, path, stack)
-        check_pixels(path, (*[pages] * stack, height, width, channels), max_pixels)
+        pages, height, width, count = _tiff_shape(series, path, stack)
+        check_pixels(path, (*[pages] * stack, height, width, count), max_pixels)
+        about = Metadata.of_tiff(tiff)
+        spacing = about.spacing
         if tiff_orientation(page) >= 5:
             height, width = width, height
+            spacing = spacing and (*spacing[:-2], spacing[-1], spacing[-2])
         dtype = result_type(series.dtype, path)
         if page.photometric == _PALETTE:
-            channels, dtype = 3, np.dtype(np.uint8)
-        return ImageInfo(height, width, channels, dtype, depth=pages if stack else None)
+            count, dtype = 3, np.dtype(np.uint8)
+        numbers = about.numbers(channels, count, path)
+        count = len(numbers) if numbers else count
+        return ImageInfo(height, width, count, dtype, pages if stack else None, spacing=spacing)
 
 
 def tiff_series(

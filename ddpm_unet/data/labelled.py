@@ -110,7 +110,7 @@ class PairSet(Dataset[Batch], ABC):
         """The image at `data.scale`."""
         pair, config = self._pairs[index], self.config
         image = normalised(pair.read_image(), config.value_range)
-        image = convert_channels(image, config.channels, pair.image_file)
+        image = convert_channels(image, config.channel_count, pair.image_file)
         return self._scaled(image, index)
 
     def _scaled(self, array: np.ndarray, index: int) -> np.ndarray:

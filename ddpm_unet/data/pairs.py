@@ -13,14 +13,20 @@ import numpy as np
 
 from ddpm_unet.config import PairDataConfig
 from ddpm_unet.data import histology, points
+from ddpm_unet.data.bio import is_bio
 from ddpm_unet.data.folder import list_images, natural, split_ending
-from ddpm_unet.data.images import read_stack
+from ddpm_unet.data.images import ImageInfo
 from ddpm_unet.data.masks import half_of, mask_values
-from ddpm_unet.data.volumes import Space, read_file, volume_info, volume_space
+from ddpm_unet.data.volumes import (
+    TIFF_EXTENSIONS,
+    file_info,
+    read_file,
+    read_volume,
+    volume_space,
+)
 from ddpm_unet.errors import UserError
 
 POINTS = "points"
-TIFF_ENDINGS = (".tif", ".tiff")
 MODALITY = re.compile(r"(.+)_(\d{4})")
 """Files of one image each of a channel, as nnU-Net names them: case_0000, case_0001."""
 
@@ -30,7 +36,7 @@ class Pair:
     """An image and its mask, not read yet, by what they share of their names.
 
     `read_image` and `read_mask` decode `[(D,) H, W, C]`, uint8, uint16 or float32; messages say
-    `image_file` and `mask_file`; `space` is where the voxels of a NIfTI file lie.
+    `image_file` and `mask_file`; `spacing` is in millimetres along (depth,) height and width.
     """
 
     name: str
@@ -38,7 +44,7 @@ class Pair:
     mask_file: str
     read_image: Callable[[], np.ndarray]
     read_mask: Callable[[], np.ndarray]
-    space: Space | None = None
+    spacing: tuple[float, ...] | None = None
 
 
 @dataclass
@@ -59,6 +65,8 @@ def complete_settings(config: PairDataConfig) -> PairDataConfig:
             f"data.masks {config.masks}: are masks, not images to predict; set data.images and "
             "data.masks to folders of images"
         )
+    if config.channel_names and (config.masks == POINTS or _is_builtin(config)):
+        raise UserError("data.channels: can be chosen of files only; give a number or null")
     if config.masks == POINTS:
         if config.dims != 3 or config.scale != 1:
             raise UserError(
@@ -150,7 +158,7 @@ def find_pairs(config: PairDataConfig, finished: bool = False) -> Pairing:
         return Pairing([_builtin_pair(config)], [], [])
     if config.masks == POINTS:
         return _point_sets(config)
-    if Path(config.images).is_file() and Path(config.masks).is_file():
+    if all(Path(p).is_file() or is_bio(p) for p in (config.images, config.masks)):
         name = Path(split_ending(config.images)[0]).name
         pairing = Pairing([], [], [])
         _add_pairs(pairing, {name: (config.images,)}, {name: (config.masks,)}, config, finished)
@@ -251,17 +259,15 @@ def _add_pairs(
     colors = config.mask_kind in ("colors", "pictures")
     for name in sorted(images.keys() & masks.keys(), key=natural):
         (image, *_), (mask, *_) = images[name], masks[name]
-        space, pages = None, 1
         try:
+            own = _info(image, config, config.channel_names if len(images[name]) == 1 else ())
+            pages = (own.depth or 1) if config.dims == 2 else 1
             if config.dims == 3:
-                space = volume_space(image)
-                _check_space(space, (*images[name][1:], *masks[name]), config, image)
-            else:
-                pages, mask_pages = (_pages(file, config.max_pixels) for file in (image, mask))
-                if pages != mask_pages:
-                    raise UserError(
-                        f"{mask}: has {mask_pages} pages, {image} {pages}; make them the same"
-                    )
+                _check_space(own.along(3), image, (*images[name][1:], *masks[name]), config)
+            elif pages != (mask_pages := _info(mask, config).depth or 1):
+                raise UserError(
+                    f"{mask}: has {mask_pages} pages, {image} {pages}; make them the same"
+                )
         except UserError as error:
             pairing.faults.append(str(error))
             continue
@@ -269,24 +275,27 @@ def _add_pairs(
         for page in [None] if pages == 1 else range(pages):
             number = "" if page is None else f"{page:0{len(str(pages - 1))}}"
             full, at = (f"{name}/{number}", f" page {number}") if number else (name, "")
-            read_image = partial(reads[0], images[name], page, config, keep_palette)
+            chosen = config.channel_names
+            read_image = partial(reads[0], images[name], page, config, keep_palette, chosen)
             read_mask = partial(reads[1], masks[name], page, config, not colors)
-            pairing.pairs.append(Pair(full, image + at, mask + at, read_image, read_mask, space))
+            spacing = own.along(config.dims)
+            pairing.pairs.append(Pair(full, image + at, mask + at, read_image, read_mask, spacing))
 
 
 def _check_space(
-    space: Space | None, others: Sequence[str], config: PairDataConfig, image: str
+    spacing: tuple[float, ...] | None, image: str, others: Sequence[str], config: PairDataConfig
 ) -> None:
     """Refuse volumes that do not lie on their image, and turns of voxels that are no squares."""
+    space = volume_space(image)
     for path, other in zip(others, map(volume_space, others), strict=True):
         if space and other and space.size == other.size and not space.agrees(other):
             raise UserError(
                 f"{path} ({image}): its voxels lie elsewhere than its image's (the affines "
                 "differ); resample it"
             )
-    if space is None:
+    if spacing is None:
         return
-    _, y, x = space.spacing
+    _, y, x = spacing
     if config.augment.rot90 and abs(y - x) > 0.01 * min(y, x):
         raise UserError(
             f"{image}: quarter turns would distort slices of {x:.3g} x {y:.3g} mm voxels; "
@@ -294,17 +303,25 @@ def _check_space(
         )
 
 
-def _pages(path: str, max_pixels: float) -> int:
-    """Pages of a TIFF, which are images of their own; 1 of another file."""
-    tiff = path.lower().endswith(TIFF_ENDINGS)
-    return (volume_info(path, max_pixels).depth or 1) if tiff else 1
+def _info(path: str, config: PairDataConfig, channels: tuple[str, ...] = ()) -> ImageInfo:
+    """Of a volume, or a stack, whose pages are images of their own; else of an image."""
+    stack = config.dims == 3 or path.lower().endswith(TIFF_EXTENSIONS) or is_bio(path)
+    return file_info(path, 3 if stack else 2, config.max_pixels, channels)
 
 
 def _read(
-    files: Sequence[str], page: int | None, config: PairDataConfig, keep_palette: bool
+    files: Sequence[str],
+    page: int | None,
+    config: PairDataConfig,
+    keep_palette: bool,
+    channels: tuple[str, ...] = (),
 ) -> np.ndarray:
     """One image or mask, whose channels may lie in several files."""
-    arrays = [_read_file(file, page, config, keep_palette) for file in files]
+    if len(files) > 1 and channels:
+        raise UserError(
+            f"{files[0]}: is of one channel in files of several; choose none by data.channels"
+        )
+    arrays = [_read_file(file, page, config, keep_palette, channels) for file in files]
     for file, array in zip(files, arrays, strict=True):
         if (array.shape[:-1], array.dtype) != (arrays[0].shape[:-1], arrays[0].dtype):
             raise UserError(f"{file}: has not the size and type of {files[0]}; resample it")
@@ -327,17 +344,19 @@ def _read_objects(
 
 
 def _read_file(
-    path: str, page: int | None, config: PairDataConfig, keep_palette: bool
+    path: str,
+    page: int | None,
+    config: PairDataConfig,
+    keep_palette: bool,
+    channels: tuple[str, ...] = (),
 ) -> np.ndarray:
     if page is None:
-        return read_file(path, config.dims, config.max_pixels, keep_palette)
-    return _stack(path, config.max_pixels, keep_palette)[page]
+        return read_file(path, config.dims, config.max_pixels, keep_palette, channels)
+    return _stack(path, config.max_pixels, keep_palette, channels)[page]
 
 
-@lru_cache(maxsize=2)
-def _stack(path: str, max_pixels: float, keep_palette: bool) -> np.ndarray:
-    """The image's and the mask's stack stay in memory while their pages are read in turn."""
-    return read_stack(path, max_pixels, keep_palette)
+_stack = lru_cache(maxsize=2)(read_volume)
+"""The image's and the mask's stack stay in memory while their pages are read in turn."""
 
 
 def _point_sets(config: PairDataConfig) -> Pairing:

@@ -96,6 +96,8 @@ class Preprocessing:
     """Millimetres from voxel to voxel along (depth,) height and width; None if unknown."""
     objects: int | None = None
     """Where the last output is of objects' interiors: pixels of the training's small objects."""
+    channel_names: tuple[str, ...] = ()
+    """Channels that were chosen of the files' by name or number; empty for all."""
 
     def write(self, folder: Path) -> None:
         """Keep it in a model's folder."""

@@ -105,11 +105,12 @@ def check_settings(config: ImageDataConfig) -> None:
         f"dims 3: {config.source} holds images; volumes come from folders, or set dims 2": (
             config.dims == 3 and named
         ),
-        f"level {config.level}: is of TIFFs of a folder; set it to 0": (
-            config.level > 0 and (named or config.dims == 3)
+        f"level {config.level}: is of files of a folder; set it to 0": (config.level > 0 and named),
+        f"channels {config.channels}: must be 1, 3, 4, a list of some, or null": (
+            config.channel_count not in (None, 1, 3, 4)
         ),
-        f"channels {config.channels}: must be 1, 3, 4 or null": (
-            config.channels not in (None, 1, 3, 4)
+        "channels: can be chosen of the files of a folder only; give 1, 3, 4 or null": (
+            bool(config.channel_names) and named
         ),
         f"condition {condition}: {histology.SOURCE} has {' and '.join(histology.MASKS)}, other "
         "images a folder of their own": kind == "builtin" and not masks,
@@ -141,7 +142,7 @@ def check_settings(config: ImageDataConfig) -> None:
 
 def _open(collection: Collection, config: ImageDataConfig) -> ImageSet:
     """The images with their conditions."""
-    channels, value_range, most = config.channels, config.value_range, config.max_pixels
+    channels, value_range, most = config.channel_count, config.value_range, config.max_pixels
     fit = Fit(config.size, config.fit, config.scale, channels, value_range, most)
     limits = config.memory_limit, config.disk_limit
     images = open_collection(collection, fit, *limits)
@@ -166,15 +167,17 @@ def _collection(config: ImageDataConfig, part: Share) -> Collection | None:
     kind, _, name = config.source.partition(":")
     if f"{kind}:" not in NAMED:
         if shard_paths(config.source):
-            if config.dims == 3 or config.level:
+            if config.dims == 3 or config.level or config.channel_names:
                 raise UserError(
-                    f"{config.source}: tar files have images; set data.dims 2 and level 0"
+                    f"{config.source}: tar files have images; set data.dims 2 and level 0, and "
+                    "choose no channels"
                 )
             folder: Folder = Shards(config.source, config.max_pixels, config.class_labels)
         else:
             folder = Folder(
-                config.source, config.max_pixels, config.class_labels, config.dims, config.level
-            )
+                config.source, config.max_pixels, config.class_labels, config.dims, config.level,
+                config.channel_names,
+            )  # fmt: skip
         return _hashed_part(folder, part)
     if part == "all":
         parts = [_collection(config, "train"), _collection(config, "held out")]

@@ -1,6 +1,6 @@
 """Reads one volume, a NIfTI file or a TIFF whose pages are its slices, and writes NIfTI.
 
-nibabel, of the extra `volumes`, decodes NIfTI.
+nibabel, of the extra `volumes`, decodes NIfTI; bioio, of `bio`, OME-Zarr, CZI and ND2.
 """
 
 from __future__ import annotations
@@ -8,27 +8,35 @@ from __future__ import annotations
 import gzip
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ddpm_unet.data.bio import READERS, is_bio, open_bio
 from ddpm_unet.data.images import (
+    EXTENSIONS,
     ImageInfo,
     check_pixels,
     faults_named,
     image_info,
+    is_tiff_file,
     plain_type,
     read_image,
     read_tiff,
     result_type,
     tiff_info,
+    without_waiting,
 )
+from ddpm_unet.data.metadata import Metadata
 from ddpm_unet.errors import UserError
 
 NIFTI_EXTENSIONS = (".nii", ".nii.gz")
-VOLUME_EXTENSIONS = frozenset((*NIFTI_EXTENSIONS, ".tif", ".tiff"))
+TIFF_EXTENSIONS = (".tif", ".tiff", ".ome.tif", ".ome.tiff")
+BIO_EXTENSIONS = (*READERS, ".ome.zarr")
+IMAGE_EXTENSIONS = EXTENSIONS.union(TIFF_EXTENSIONS, BIO_EXTENSIONS)
+VOLUME_EXTENSIONS = frozenset((*NIFTI_EXTENSIONS, *TIFF_EXTENSIONS, *BIO_EXTENSIONS))
 
 
 @dataclass(frozen=True)
@@ -83,66 +91,107 @@ class Space:
 
 
 def read_volume(
-    path: str | Path, max_pixels: float = 200.0, keep_palette: bool = False
+    path: str | Path,
+    max_pixels: float = 200.0,
+    keep_palette: bool = False,
+    channels: Sequence[str] = (),
 ) -> np.ndarray:
-    """Decode one volume: a NIfTI file, or a TIFF whose pages are its slices.
+    """Decode one volume: NIfTI, OME-Zarr, CZI or ND2, or a TIFF whose pages are its slices.
 
     NIfTI is brought to one orientation (nibabel's closest canonical, RAS+): slices go from
     inferior to superior, rows from posterior to anterior, columns from left to right. Values are
     scaled by the file's slope and intercept; a fourth axis is C. The file's name decides the
-    format; the other arguments, and the errors, are those of `read_image`.
+    format; the other arguments, and the errors, are those of `read_image`, but that `max_pixels`
+    counts the pixels of all slices.
 
     Returns:
         `[D, H, W, C]` uint8, uint16 or float32 (finite).
     """
     with faults_named(path):
+        if is_bio(path):
+            found = open_bio(path, channels=channels)
+            check_pixels(path, found.shape, max_pixels)
+            return found.read()
         if not is_nifti(path):
-            return read_tiff(path, max_pixels, keep_palette, stack=True)
+            with open(path, "rb", opener=without_waiting) as file:
+                if not is_tiff_file(file, path):
+                    raise UserError(f"{path}: is not a TIFF, and by its name no other volume")
+            return read_tiff(path, max_pixels, keep_palette, stack=True, channels=channels)
         image, space, info = _nifti(path, max_pixels)
         from nibabel.orientations import apply_orientation
 
         array = np.asanyarray(image.dataobj).reshape(*space.shape, info.channels)
         array = apply_orientation(array, space.orientation).transpose(2, 1, 0, 3)
+        numbers = Metadata().numbers(channels, info.channels, path)
+        array = array[..., numbers] if numbers else array
         return np.ascontiguousarray(plain_type(array, path))
 
 
-def volume_info(path: str | Path, max_pixels: float = 200.0) -> ImageInfo:
+def volume_info(
+    path: str | Path, max_pixels: float = 200.0, channels: Sequence[str] = ()
+) -> ImageInfo:
     """Shape and type of a volume from its header alone, with the errors it can show."""
     with faults_named(path):
-        if is_nifti(path):
-            return _nifti(path, max_pixels)[2]
-        return tiff_info(path, max_pixels, stack=True)
+        if is_bio(path):
+            found = open_bio(path, channels=channels).info(3)
+            check_pixels(path, (*found.size, found.channels), max_pixels)
+            return found
+        if not is_nifti(path):
+            return tiff_info(path, max_pixels, stack=True, channels=channels)
+        info = _nifti(path, max_pixels)[2]
+        numbers = Metadata().numbers(channels, info.channels, path)
+        return replace(info, channels=len(numbers)) if numbers else info
 
 
 def volume_space(path: str | Path) -> Space | None:
-    """Where the voxels lie; None for a TIFF, which does not say."""
+    """Where the voxels of a NIfTI file lie; None for others, which do not say."""
     with faults_named(path):
         return _nifti(path, math.inf)[1] if is_nifti(path) else None
 
 
 def read_file(
-    path: str | Path, dims: int, max_pixels: float = 200.0, keep_palette: bool = False
+    path: str | Path,
+    dims: int,
+    max_pixels: float = 200.0,
+    keep_palette: bool = False,
+    channels: Sequence[str] = (),
 ) -> np.ndarray:
     """`read_image`, or of 3 dimensions `read_volume`."""
-    return (read_volume if dims == 3 else read_image)(path, max_pixels, keep_palette)
+    if dims == 3:
+        return read_volume(path, max_pixels, keep_palette, channels)
+    if is_bio(path):
+        file_info(path, dims, max_pixels, channels)
+        return read_volume(path, max_pixels, channels=channels)[0]
+    return read_image(path, max_pixels, keep_palette, channels=channels)
 
 
-def file_info(path: str | Path, dims: int, max_pixels: float = 200.0) -> ImageInfo:
+def file_info(
+    path: str | Path, dims: int, max_pixels: float = 200.0, channels: Sequence[str] = ()
+) -> ImageInfo:
     """`image_info`, or of 3 dimensions `volume_info`."""
-    return (volume_info if dims == 3 else image_info)(path, max_pixels)
+    if dims == 3:
+        return volume_info(path, max_pixels, channels)
+    if is_bio(path):
+        with faults_named(path):
+            found = open_bio(path, channels=channels).info(2)
+        check_pixels(path, (*found.size, found.channels), max_pixels)
+        return found
+    return image_info(path, max_pixels, channels=channels)
 
 
 def spacing_of(
-    spaces: Sequence[Space], said: float | tuple[float, ...] | None = None, dims: int = 3
+    spacings: Sequence[Sequence[float]] | np.ndarray,
+    said: float | tuple[float, ...] | None = None,
+    dims: int = 3,
 ) -> tuple[tuple[float, ...] | None, str]:
     """The spacing of all, None where it differs by more than 3 %; and its range for messages.
 
-    Without spaces it is what is `said` of `dims` axes, which must not contradict the spaces.
+    Without any it is what is `said` of `dims` axes, which must not contradict them.
     """
     own = said if isinstance(said, tuple | None) else (float(said),) * dims
-    if not spaces:
+    if not len(spacings):
         return own, in_mm(own) if own else "unknown size"
-    found = np.array([space.spacing for space in spaces])
+    found = np.array(spacings)
     low, high = found.min(0), found.max(0)
     shown = in_mm(high)
     if in_mm(low) != shown:
@@ -206,4 +255,4 @@ def _nifti(path: str | Path, max_pixels: float) -> tuple[Any, Space, ImageInfo]:
         dtype = np.dtype(np.float32)
     depth, height, width = space.size
     check_pixels(path, (depth, height, width, sizes[3]), max_pixels)
-    return image, space, ImageInfo(height, width, sizes[3], dtype, depth)
+    return image, space, ImageInfo(height, width, sizes[3], dtype, depth, spacing=space.spacing)

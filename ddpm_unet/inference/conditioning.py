@@ -21,7 +21,7 @@ from ddpm_unet.data.conditioning import (
     read_sequence,
 )
 from ddpm_unet.data.folder import natural, visible_files
-from ddpm_unet.data.images import EXTENSIONS
+from ddpm_unet.data.volumes import IMAGE_EXTENSIONS
 from ddpm_unet.data.volumes import VOLUME_EXTENSIONS as VOLUMES
 from ddpm_unet.errors import UserError
 from ddpm_unet.files import replace_json
@@ -176,7 +176,7 @@ def read_concat_cond(
             f"condition: is missing, the model is conditioned on {what}; give files or a folder"
         )
     found = []
-    paths = _files(files, VOLUMES if dims == 3 else EXTENSIONS)
+    paths = _files(files, VOLUMES if dims == 3 else IMAGE_EXTENSIONS)
     wanted = None if size is None else [*size] * (dims if len(size) == 1 else 1)
     for path in paths:
         values = wanted_kind.of_file(path, dims)[None]

@@ -145,6 +145,7 @@ def write_objects(
     dims = len(rows[0][1].centroid) if rows else 2
     axes = ("plane", "row", "column")[-dims:]
     sides = tuple(spacing or ())[-dims:]
+    sides = sides if len(sides) == dims else ()
     channels = len(rows[0][1].mean_intensity) if rows else 0
     header = ["image", *["page"] * (len(pages) > 1), "id", "class", "class_name", "area", *axes]
     header += [f"{side}_{axis}" for side in ("first", "end") for axis in axes]

@@ -16,14 +16,23 @@ import torch
 from torch import Tensor
 
 from ddpm_unet.config import PredictConfig, ValueRange
-from ddpm_unet.data.images import image_array, image_info, read_image
+from ddpm_unet.data.bio import is_bio
+from ddpm_unet.data.images import ImageInfo, image_array
 from ddpm_unet.data.points import PointSet, from_grid, read_points, to_grid
 from ddpm_unet.data.preprocessing import Preprocessing
-from ddpm_unet.data.volumes import Space, in_mm, is_nifti, read_volume, volume_info, volume_space
+from ddpm_unet.data.volumes import (
+    Space,
+    file_info,
+    in_mm,
+    is_nifti,
+    read_file,
+    read_volume,
+    volume_space,
+)
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.objects import ObjectRow, find_objects, label_objects
 from ddpm_unet.inference.overlay import displayable
-from ddpm_unet.inference.readers import Prepared, is_tiff, open_planes, tiff_spacing
+from ddpm_unet.inference.readers import Prepared, is_tiff, lengths_of, open_planes
 from ddpm_unet.inference.resampling import predict_scaled
 from ddpm_unet.inference.tiles import Predict, Rows, Tiling, predict_tiles
 from ddpm_unet.models.classic import ClassicUNet
@@ -213,8 +222,9 @@ class Predictor:
         tta: Average over flips and quarter turns.
         value_range: Pixel values of black and white here, where they are not the training's.
         spacing: Millimetres from pixel to pixel along (depth,) height and width here, or one
-            number, where the files (NIfTI) do not say it. Images of another spacing than the
-            training's are resampled to it, and the results back; without one it is the training's.
+            number, instead of what the files say (of NIfTI, where they do not). Images of another
+            spacing than the training's are resampled to it, and the results back; where neither
+            says it, it is the training's.
         max_pixels: Refuse to decode more than so many million pixels at once.
         stream_above: Million pixels from which on a TIFF is read row by row.
     """
@@ -326,7 +336,7 @@ class Predictor:
         whole = self.preprocessing.whole
         with torch.inference_mode():
             source = whole(pixels) if whole else pixels
-            found = [band.cpu() for band in self.bands(source, name, self._spacing(image))]
+            found = [band.cpu() for band in self.bands(source, name, self.spacing_of(image))]
         values = torch.cat(found, dim=1).numpy()
         targets = self.preprocessing.targets
         if targets:
@@ -334,23 +344,28 @@ class Predictor:
         interior, regresses = None, targets is not None
         if self.preprocessing.objects is not None:
             values, interior = values[:-1], values[-1]
-        least = self.least_object(self._spacing(image), name)
+        least = self.least_object(self.spacing_of(image), name)
         return Prediction(values, self.class_names, pixels, regresses, interior, least)
 
-    def _spacing(self, image: Any) -> tuple[float, ...] | None:
-        """Of a NIfTI file its own, else what was said of all."""
-        if self.dims == 3 and isinstance(image, str | PathLike):
-            space = volume_space(Path(image))
-            if space is not None:
-                return space.spacing
-        return self.spacing
+    def spacing_of(self, image: Any) -> tuple[float, ...] | None:
+        """Of a NIfTI file its own; else what was said of all, or what the file says."""
+        if not isinstance(image, str | PathLike):
+            return self.spacing
+        if self.spacing is not None and not is_nifti(str(image)):
+            return self.spacing
+        return self._info(Path(image)).along(self.dims)
+
+    def _info(self, path: Path) -> ImageInfo:
+        """Of a volume, or of a stack, of which any size can be read; else of an image."""
+        stack = self.dims == 3 or is_bio(path) or is_tiff(path)
+        most = math.inf if stack and self.dims == 2 else self.max_pixels
+        return file_info(path, 3 if stack else 2, most, self.preprocessing.channel_names)
 
     def _pixels(self, image: Any) -> tuple[np.ndarray, str]:
         """`[*space, C]` and a name for messages."""
         if isinstance(image, str | PathLike):
-            path = Path(image)
-            read = read_volume if self.dims == 3 else read_image
-            return read(path, self.max_pixels), path.name
+            path, chosen = Path(image), self.preprocessing.channel_names
+            return read_file(path, self.dims, self.max_pixels, channels=chosen), path.name
         if not isinstance(image, Tensor | np.ndarray):
             return image_array(image, "the image"), "the image"
         array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
@@ -404,17 +419,13 @@ class Predictor:
             return
         if self.dims == 3:
             _check_volume(path)
-            info = volume_info(path, self.max_pixels)
-        elif is_tiff(path):
-            info = volume_info(path, math.inf)
-        else:
-            info = image_info(path, self.max_pixels)
+        info = self._info(path)
         own.check_depth(info.dtype, math.inf, path.name)
-        own.scales(self._spacing(path), path.name)
+        own.scales(self.spacing_of(path), path.name)
 
     def resampling(self, path: Path) -> str:
         """What is done to a file whose spacing is not the training's, in a few words."""
-        own, here = self.preprocessing, self._spacing(path)
+        own, here = self.preprocessing, self.spacing_of(path)
         if own.scales(here, path.name) == own.scale:
             return ""
         return f" (pixels of {in_mm(here or ())}, resampled to {in_mm(own.spacing or ())})"
@@ -426,38 +437,42 @@ class Predictor:
         Raises:
             UserError: It cannot be read, or with a network of volumes is none.
         """
-        whole, interior = self.preprocessing.whole, self.preprocessing.objects is not None
         if self.dims == 3:
             _check_volume(path)
-            volume, space = read_volume(path, self.max_pixels), volume_space(path)
+        own, spacing = self.preprocessing, self.spacing_of(path)
+        whole, chosen = own.whole, own.channel_names
+        about: tuple[Any, ...] = own.objects is not None, self.least_object(spacing, path.name)
+        about = (*about, spacing or lengths_of(path))
+        tiff = is_tiff(path) or is_bio(path)
+        if self.dims == 3:
+            volume = read_volume(path, self.max_pixels, channels=chosen)
             self._check_depth([volume], path)
             parts = self._volume(volume, whole(volume) if whole else volume, path)
-            spacing = space.spacing if space else tiff_spacing(path) or self.spacing
-            about = interior, self.least_object(self._spacing(path), path.name), spacing
-            yield OpenFile(volume.shape, parts, space, is_tiff(path), [volume], *about)
+            yield OpenFile(volume.shape, parts, volume_space(path), tiff, [volume], *about)
             return
         streamed = math.inf if whole else self.stream_above
-        with open_planes(path, self.max_pixels, streamed) as planes:
+        with open_planes(path, self.max_pixels, streamed, chosen) as planes:
             self._check_depth(planes, path)
             shape = (len(planes), *planes[0].shape)
             arrays = [plane for plane in planes if isinstance(plane, np.ndarray)]
             images = arrays if len(arrays) == len(planes) else None
-            parts, tiff = self._planes(planes, path.name), is_tiff(path)
-            spacing = (tiff_spacing(path) if tiff else None) or self.spacing
-            about = interior, self.least_object(self.spacing, path.name), spacing
-            yield OpenFile(shape, parts, None, tiff, images, *about)
+            yield OpenFile(
+                shape, self._planes(planes, path.name, spacing), None, tiff, images, *about
+            )
 
     def _check_depth(self, planes: Sequence[Any], path: Path) -> None:
         arrays = [plane for plane in planes if isinstance(plane, np.ndarray)]
         highest = max(float(a.max()) for a in arrays) if len(arrays) == len(planes) else None
         self.preprocessing.check_depth(planes[0].dtype, highest, path.name)
 
-    def _planes(self, planes: Sequence[Rows], name: str) -> Iterator[Part]:
+    def _planes(
+        self, planes: Sequence[Rows], name: str, spacing: tuple[float, ...] | None
+    ) -> Iterator[Part]:
         whole = self.preprocessing.whole
         for number, plane in enumerate(planes):
             row = 0
             source = whole(np.asarray(plane)) if whole else plane
-            for band in self.bands(source, name, self.spacing):
+            for band in self.bands(source, name, spacing):
                 rows = band.shape[1]
                 pixels = np.asarray(plane[row : row + rows])[None]
                 yield number, row, pixels, band.cpu().numpy()[None]
@@ -465,7 +480,7 @@ class Predictor:
 
     def _volume(self, volume: np.ndarray, source: np.ndarray, path: Path) -> Iterator[Part]:
         plane, shown = 0, displayable(volume)
-        for band in self.bands(source, path.name, self._spacing(path)):
+        for band in self.bands(source, path.name, self.spacing_of(path)):
             planes = band.shape[1]
             values = band.cpu().numpy().swapaxes(0, 1)
             yield plane, 0, shown[plane : plane + planes], values
@@ -504,5 +519,7 @@ class OpenFile:
 
 
 def _check_volume(path: Path) -> None:
-    if not is_tiff(path) and not is_nifti(path):
-        raise UserError(f"{path}: is no volume; give NIfTI, or a TIFF of a page per plane")
+    if not (is_tiff(path) or is_nifti(path) or is_bio(path)):
+        raise UserError(
+            f"{path}: is no volume; give NIfTI, OME-Zarr, CZI, ND2 or a TIFF of a page per plane"
+        )

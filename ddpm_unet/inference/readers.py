@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,21 +13,14 @@ import tifffile
 import torch
 from torch import Tensor
 
-from ddpm_unet.data.images import TIFF_MAGIC, read_image, read_stack
+from ddpm_unet.data.bio import BioRows, is_bio, open_bio
+from ddpm_unet.data.images import TIFF_MAGIC, faults_named, read_image, read_tiff
+from ddpm_unet.data.metadata import Metadata
 from ddpm_unet.data.preprocessing import Preprocessing
+from ddpm_unet.data.volumes import read_file
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.tiles import Rows
 
-UNITS = {
-    "mm": 1.0,
-    "cm": 10.0,
-    "um": 1e-3,
-    "µm": 1e-3,
-    "\\u00B5m": 1e-3,
-    "micron": 1e-3,
-    "nm": 1e-6,
-}
-"""Millimetres of what ImageJ calls them."""
 _BLACK_IS_ZERO, _RGB = 1, 2
 _LARGEST_SEGMENT = 2**24  # pixels of a strip or tile that memory can hold a few times
 
@@ -41,24 +34,18 @@ def is_tiff(path: str | Path) -> bool:
         return False
 
 
-def tiff_spacing(path: str | Path) -> tuple[float, ...] | None:
-    """Millimetres along (planes,) rows and columns, as ImageJ, OME or a resolution in cm say.
+def lengths_of(path: str | Path) -> tuple[float, ...] | None:
+    """Millimetres along (planes,) rows and columns, as OME, ImageJ or a resolution in cm say.
 
-    None where a TIFF does not; a resolution in inches is one of printing.
+    None where a file does not; a resolution in inches is one of printing.
     """
+    if is_bio(path):
+        return open_bio(path).about.spacing
+    if not is_tiff(path):
+        return None
     with tifffile.TiffFile(path) as file:
-        about_ome = file.ome_metadata or ""
-        ome = dict(re.findall(r'PhysicalSize([XYZ])="([^"]+)"', about_ome))
-        if ome and set(re.findall(r'PhysicalSize.Unit="([^"]+)"', about_ome)) <= {"µm"}:
-            return tuple(float(ome[axis]) / 1000 for axis in "ZYX" if axis in ome)
-        page = file.pages.first
-        about = file.imagej_metadata or (file.shaped_metadata or ({},))[0]
-        unit, depth = UNITS.get(about.get("unit", ""), 0.0), about.get("spacing", 0.0)
-        flat = 10.0 if page.resolutionunit == 3 else unit
-        per_x, per_y = page.resolution
-        if not (flat and per_x and per_y):
-            return None
-        return (*[depth * unit] * bool(depth * unit), flat / per_y, flat / per_x)
+        about = Metadata.of_tiff(file)
+    return about.spacing or about.resolution
 
 
 class Prepared:
@@ -139,34 +126,51 @@ class TiffRows:
 
 @contextmanager
 def open_planes(
-    path: str | Path, max_pixels: float = 200.0, stream_above: float = 16.0
+    path: str | Path,
+    max_pixels: float = 200.0,
+    stream_above: float = 16.0,
+    channels: Sequence[str] = (),
 ) -> Iterator[Sequence[Rows]]:
-    """The planes of an image file: one, or every page of a TIFF.
+    """The planes of an image file: one, or every page of a TIFF, OME-Zarr, CZI or ND2.
 
-    A TIFF of more than `stream_above` million pixels whose pixels need no conversion (grey or
-    colour, 8 or 16 bits or float32, stored plainly or in moderate strips or tiles) is read row by
-    row and may be of any size.
+    The latter three, and TIFFs whose pixels need no conversion (grey or colour, 8 or 16 bits or
+    float32, stored plainly or in moderate strips or tiles), are read row by row where they have
+    more than `stream_above` million pixels, and may be of any size.
 
     Args:
         path: The file.
         max_pixels: Refuse to decode more than so many million pixels at once.
         stream_above: Million pixels.
+        channels: Names or numbers of those wanted, see `Metadata.numbers`; empty for all.
 
     Yields:
         Per plane rows `[H, W, C]`, uint8, uint16 or float32, to be read within the context.
 
     Raises:
-        UserError: As `read_image` and `read_stack`; also while reading rows.
+        UserError: As `read_image` and `read_volume`; also while reading rows.
     """
-    if not is_tiff(path):
-        yield [read_image(path, max_pixels)]
-        return
-    with _streamed(path, stream_above) as planes:
-        yield planes or list(read_stack(path, max_pixels))
+    if is_bio(path):
+        file = open_bio(path, channels=channels)
+        if math.prod(file.shape[:3]) > stream_above * 1e6:
+            yield [BioRows(file, number) for number in range(file.shape[0])]
+        else:
+            yield list(file.read())
+    elif not is_tiff(path):
+        yield [read_image(path, max_pixels, channels=channels)]
+    else:
+        with _streamed(path, stream_above, channels) as planes:
+            yield planes or list(_stack(path, max_pixels, channels))
+
+
+def _stack(path: str | Path, max_pixels: float, channels: Sequence[str]) -> np.ndarray:
+    with faults_named(path):
+        return read_tiff(path, max_pixels, stack=True, channels=channels)
 
 
 @contextmanager
-def _streamed(path: str | Path, stream_above: float) -> Iterator[list[TiffRows]]:
+def _streamed(
+    path: str | Path, stream_above: float, channels: Sequence[str]
+) -> Iterator[list[TiffRows]]:
     """The pages of a TIFF that can and should be streamed, else an empty list."""
     try:
         file = tifffile.TiffFile(path)
@@ -175,6 +179,9 @@ def _streamed(path: str | Path, stream_above: float) -> Iterator[list[TiffRows]]
         return
     with file:
         pages = _pages(file, stream_above * 1e6)
+        if pages and channels:
+            about, count = Metadata.of_tiff(file), file.series[0].keyframe.samplesperpixel
+            pages = 0 if about.numbers(channels, count, path) else pages
         yield [TiffRows(file, number) for number in range(pages)]
 
 
@@ -229,7 +236,7 @@ def read_images(
     images = []
     wanted = None if size is None else (size[0], size[-1])
     for path in paths:
-        image = read_image(path)
+        image = read_file(path, 2, channels=own.channel_names)
         own.check_depth(image.dtype, float(image.max()), path.name)
         wanted = wanted or (image.shape[0], image.shape[1])
         if image.shape[:2] != wanted:

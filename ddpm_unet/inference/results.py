@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import tifffile
 
+from ddpm_unet.data.metadata import tiff_options
 from ddpm_unet.data.points import PointSet
 from ddpm_unet.data.preprocessing import Targets
 from ddpm_unet.errors import UserError
@@ -57,7 +58,8 @@ def write_masks(
 ) -> np.ndarray:
     """Write what a network of classes sees in a file; each file appears when it is complete.
 
-    `NAME_mask` is a palette PNG, or a palette TIFF in the input's shape when that is a TIFF;
+    `NAME_mask` is a palette PNG, or a palette TIFF in the input's shape when that is a TIFF, an
+    OME-Zarr, a CZI or an ND2; TIFFs are OME-TIFFs of the input's pixel size, where that is known;
     `NAME_overlay` a PNG, or a TIFF for many pages; `NAME_probabilities.tif` or `.npz` float32
     `[(pages,) K, H, W]`. Where the image fits in memory, `NAME_objects.csv` has a row an object and
     `NAME_objects.tif` the number of the object at every pixel, uint16 or uint32. Of a NIfTI file,
@@ -87,7 +89,7 @@ def write_masks(
         if source.space:
             mask = nifti_planes(file("mask.nii.gz"), source.shape[:3], np.uint8, source.space)
         elif source.tiff:
-            mask = TiffPlanes(file("mask.tif"), size, np.uint8, axes, colors)
+            mask = TiffPlanes(file("mask.tif"), size, np.uint8, axes, colors, source.spacing)
         else:
             mask = png_planes(file("mask.png"), (1, height, width), colors=colors)
         stack.enter_context(closing(mask))
@@ -105,7 +107,9 @@ def write_masks(
                 scores = nifti_planes(path, every, np.float32, source.space)
             else:
                 path, letters = file("probabilities.tif"), axes.replace("YX", "CYX")
-                scores = TiffPlanes(path, every, np.float32, letters)
+                scores = TiffPlanes(
+                    path, every, np.float32, letters, None, source.spacing, class_names
+                )
             stack.enter_context(closing(scores))
         for plane, row, pixels, values in source.parts:
             if source.interior:
@@ -138,7 +142,8 @@ def write_masks(
             else:
                 tifffile.imwrite(
                     file("objects.tif"), found.labels.reshape(size).astype(dtype),
-                    photometric="minisblack", compression="zlib", metadata={"axes": axes},
+                    photometric="minisblack", compression="zlib",
+                    **tiff_options(axes, source.spacing),
                 )  # fmt: skip
             planes = [*zip(found.labels, found.rows, strict=True)]
             if source.images[0].ndim == 3 and "geojson" in outlines:
@@ -228,7 +233,7 @@ def write_regression(
             kept = {axis: n for axis, n in sizes.items() if n > 1 or axis in "YX"}
             axes = "".join(kept)
             path = file("predicted.tif")
-            result = TiffPlanes(path, tuple(kept.values()), np.float32, axes)
+            result = TiffPlanes(path, tuple(kept.values()), np.float32, axes, None, source.spacing)
         stack.enter_context(closing(result))
         for plane, row, _, unit in source.parts:
             values = targets.to_values(unit)

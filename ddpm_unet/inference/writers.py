@@ -14,6 +14,7 @@ import tifffile
 from PIL import Image, ImageDraw, ImageFont
 
 from ddpm_unet.data.folder import split_ending
+from ddpm_unet.data.metadata import tiff_options
 from ddpm_unet.data.volumes import Space, write_nifti
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.objects import ObjectRow
@@ -95,6 +96,8 @@ class TiffPlanes:
         dtype: Of the values.
         axes: tifffile's letters for the axes, for instance "ZYX".
         colors: A colour per value, `uint8 [K, 3]`: the TIFF becomes a palette image.
+        spacing: Millimetres along (planes,) rows and columns, where it is known.
+        channels: Names of the channels.
     """
 
     def __init__(
@@ -104,17 +107,18 @@ class TiffPlanes:
         dtype: type,
         axes: str,
         colors: np.ndarray | None = None,
+        spacing: Sequence[float] | None = None,
+        channels: Sequence[str] = (),
     ) -> None:
         self.dtype, self.shape = np.dtype(dtype).newbyteorder("<"), shape
-        options: dict[str, Any] = {"photometric": "minisblack"}
+        options = tiff_options(axes, spacing, channels) | {"photometric": "minisblack"}
         if colors is not None:
             table = np.zeros((3, 256), dtype=np.uint16)
             table[:, : len(colors)] = colors.T.astype(np.uint16) * 257
-            options = {"photometric": "palette", "colormap": table}
+            options |= {"photometric": "palette", "colormap": table}
         place = tifffile.imwrite(
-            path, shape=shape, dtype=self.dtype, byteorder="<", metadata={"axes": axes},
-            returnoffset=True, **options,
-        )  # fmt: skip
+            path, shape=shape, dtype=self.dtype, byteorder="<", returnoffset=True, **options
+        )
         assert place is not None
         self._offset = place[0]
         self._file = open(path, "r+b")  # noqa: SIM115 (closed by close)
@@ -268,11 +272,6 @@ def write_image(path: Path, pixels: np.ndarray, spacing: Sequence[float] | None 
             Image.fromarray(flat).save(part, "PNG")
         else:
             axes = "ZYX"[-pixels.ndim + 1 :] + "S" * (not grey)
-            options: dict[str, Any] = {"metadata": {"axes": axes}}
-            if spacing:
-                options["resolution"] = tuple(10 / s for s in spacing[:-3:-1])
-                options["resolutionunit"] = "CENTIMETER"
-                options["metadata"] |= {"spacing": spacing[0], "unit": "mm"}
             color = pixels.shape[-1] in (3, 4) and pixels.dtype.kind == "u"
             tifffile.imwrite(
                 part,
@@ -280,7 +279,7 @@ def write_image(path: Path, pixels: np.ndarray, spacing: Sequence[float] | None 
                 photometric="rgb" if color else "minisblack",
                 planarconfig=None if grey else "contig",
                 compression="zlib",
-                **options,
+                **tiff_options(axes, spacing),
             )
 
 

@@ -31,7 +31,7 @@ from ddpm_unet.data.pixels import convert_channels
 from ddpm_unet.data.preprocessing import PixelType, Preprocessing, target_settings
 from ddpm_unet.data.sources import concat_condition, held_out, open_images, open_stream
 from ddpm_unet.data.splits import split_images
-from ddpm_unet.data.volumes import alike, in_mm, is_nifti, spacing_of, volume_space
+from ddpm_unet.data.volumes import alike, in_mm, spacing_of
 from ddpm_unet.diffusion.edm import EDMDiffusion, make_diffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
@@ -94,21 +94,17 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
     said = stream.describe()
     if data.fit == "crop" and data.scale != 1:
         said += f", at data.scale {data.scale:g}"
-    names = (
-        [images.name(number) for number in range(len(images))]
-        if data.dims == 3 and data.fit == "crop"
-        else []
-    )
-    spaces = [volume_space(name) for name in names if is_nifti(name)]
-    spacing, sizes = spacing_of([s for s in spaces if s], data.spacing, data.dims)
-    if spaces and spacing is None:
-        said += f", voxels of {sizes} taken as equal"
+    known: Any = images.layout.spacings if data.fit == "crop" else []
+    spacing, sizes = spacing_of(known, data.spacing, data.dims)
+    if len(known) and spacing is None:
+        said += f", {'voxels' if data.dims == 3 else 'pixels'} of {sizes} taken as equal"
     preprocessing = Preprocessing(
         images.layout.channels,
         data.scale if data.fit == "crop" else 1.0,
         data.value_range,
         dtype=cast(PixelType, images.layout.dtype.name),
         spacing=spacing,
+        channel_names=data.channel_names,
     )
     lines = [said, *([latent.describe()] if latent else [])]
     lines += unlike(config.init, preprocessing) if config.init else []
@@ -257,6 +253,7 @@ def build_pixel_job(
         cast(PixelType, report.dtype.name),
         report.spacing,
         target.objects if isinstance(target, ClassTarget) else None,
+        data.channel_names,
     )
     if config.init not in (None, SCRATCH):
         said += unlike(str(config.init), preprocessing)
@@ -476,7 +473,9 @@ def channels_of(data: PairDataConfig) -> int | None:
     with suppress(UserError):
         check_data_settings(data)
         for pair in find_pairs(complete_settings(data)).pairs[:1]:
-            return convert_channels(pair.read_image(), data.channels, pair.image_file).shape[-1]
+            return convert_channels(pair.read_image(), data.channel_count, pair.image_file).shape[
+                -1
+            ]
     return None
 
 

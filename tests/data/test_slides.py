@@ -9,7 +9,7 @@ from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.image_set import Fit, PackedImages, open_collection
 from ddpm_unet.data.images import read_image
-from ddpm_unet.data.slides import read_window
+from ddpm_unet.data.slides import Source
 from ddpm_unet.data.sources import open_stream
 from ddpm_unet.errors import UserError
 
@@ -81,7 +81,7 @@ def test_a_level_of_a_pyramid(tmp_path):
     Image.fromarray(base).save(tmp_path / "png" / "a.png")
     with pytest.raises(UserError, match=r"a.png: has no resolutions"):
         Folder(tmp_path / "png", 200.0, level=1).info(0)
-    with pytest.raises(UserError, match=r"data\.level 1: is of TIFFs of a folder"):
+    with pytest.raises(UserError, match=r"data\.level 1: is of files of a folder"):
         open_stream(ImageDataConfig(level=1), 0)
 
 
@@ -127,12 +127,12 @@ def test_the_index_of_a_folder_knows_what_is_in_pieces(tmp_path, monkeypatch):
 def test_a_file_that_shrank_or_is_damaged_is_said(tmp_path):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, values((200, 200), np.uint8), tile=(32, 32), compression="zlib")
-    assert read_window(path, 0, (150, 150), (40, 40)).shape == (40, 40, 1)
+    assert Source().window(path, (150, 150), (40, 40)).shape == (40, 40, 1)
     tifffile.imwrite(path, values((100, 100), np.uint8), tile=(32, 32), compression="zlib")
     with pytest.raises(UserError, match="has changed while it was in use"):
-        read_window(path, 0, (150, 150), (40, 40))
+        Source().window(path, (150, 150), (40, 40))
     data = bytearray(path.read_bytes())
     data[-3000:] = bytes(3000)
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"a.tif: is damaged"):
-        read_window(path, 0, (50, 50), (50, 50))
+        Source().window(path, (50, 50), (50, 50))

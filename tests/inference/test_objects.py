@@ -20,7 +20,7 @@ from ddpm_unet.inference.objects import (
     write_rois,
 )
 from ddpm_unet.inference.predictor import Predictor
-from ddpm_unet.inference.readers import tiff_spacing
+from ddpm_unet.inference.readers import lengths_of
 from ddpm_unet.inference.results import write_masks
 from ddpm_unet.inference.writers import write_image
 from ddpm_unet.models.classic import ClassicUNet
@@ -175,4 +175,4 @@ def test_no_objects_make_an_empty_table(tmp_path):
 )
 def test_spacing_of_tiffs(tmp_path, options, spacing):
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((5, 8, 8), np.uint8), **options)
-    assert tiff_spacing(tmp_path / "a.tif") == (spacing and pytest.approx(spacing))
+    assert lengths_of(tmp_path / "a.tif") == (spacing and pytest.approx(spacing))

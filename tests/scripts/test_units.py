@@ -62,7 +62,7 @@ def test_generated_volumes_have_the_units_and_spacing_of_the_training(
     assert -1000 <= values.min() < -500 < 500 < values.max() <= 1000  # noise yet
     with tifffile.TiffFile(tmp_path / "stacks" / "00000.tif") as file:
         np.testing.assert_array_equal(file.asarray(), values.transpose(2, 1, 0))
-        assert file.shaped_metadata[0]["spacing"] == spacing
+        assert f'PhysicalSizeZ="{1000 * spacing}"' in file.ome_metadata
         numerator, denominator = file.pages[0].tags["XResolution"].value
         assert numerator / denominator == 10 / spacing
 
@@ -115,6 +115,40 @@ def test_a_spacing_is_kept_and_checked(tmp_path, monkeypatch):
     done("train_seg.py", *small, "--run", "unknown")
     outcome = run("segment.py", ["--model", "unknown/model", "images/0.png", "--spacing", "1"])
     assert outcome.err.startswith("error: spacing: the model does not know that of its training")
+
+
+def test_a_channel_by_name_from_training_to_the_mask(tmp_path, monkeypatch):
+    """What is trained on GFP finds it in files of other channels, at the scale that they say."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks", "others"):
+        (tmp_path / folder).mkdir()
+    for i in range(3):
+        values = rng.integers(0, 4000, (2, 32, 32)).astype(np.uint16)
+        for place, names, size in (("images", ["DAPI", "GFP"], 0.5), ("others", ["GFP", "X"], 1.0)):
+            sizes = {"PhysicalSizeX": size, "PhysicalSizeY": size}
+            metadata = {"axes": "CYX", "Channel": {"Name": names}, **sizes}
+            options = {"ome": True, "photometric": "minisblack", "metadata": metadata}
+            tifffile.imwrite(tmp_path / place / f"{i}.ome.tif", values, **options)
+        Image.fromarray((values[1] > 2000).astype(np.uint8)).save(tmp_path / f"masks/{i}.png")
+    small = ["--architecture", "classic", "--classic.base_width", "2", "--classic.depth", "2"]
+    small += ["--classic.padding", "same", "--data.images", "images", "--data.masks", "masks"]
+    small += ["--data.size", "16", "--data.value_range", "[0, 4000]", *ONCE]
+    said = done("train_seg.py", *small, "--data.channels", "[GFP]", "--run", "run")
+    assert "1 channel of uint16" in said
+    assert "pixels of 0.0005 x 0.0005 mm" in said
+    kept = Preprocessing.read(tmp_path / "run/model", 1)
+    assert (kept.channels, kept.channel_names, kept.spacing) == (1, ("GFP",), (5e-4, 5e-4))
+    said = done("segment.py", "--model", "run/model", "others", "--out", "out")
+    assert "pixels of 0.001 x 0.001 mm, resampled to 0.0005 x 0.0005 mm" in said
+    assert "taken to be of" not in said
+    with tifffile.TiffFile(tmp_path / "out" / "0_mask.tif") as file:
+        assert 'PhysicalSizeX="1.0"' in file.ome_metadata
+    outcome = run("train_seg.py", [*small, "--data.channels", "[RFP]", "--run", "b"])
+    assert outcome.status == 2
+    assert "has the channels DAPI, GFP; RFP is not one of them" in outcome.err
+    outcome = run("train_seg.py", ["--data.channels", "[RFP]", "--run", "c"])
+    assert "data.channels: can be chosen of files only" in outcome.err
 
 
 def test_a_model_of_one_depth_segments_the_other_right_or_not_at_all(tmp_path, monkeypatch):
