@@ -255,9 +255,8 @@ def _plan_segmentation(wish: _Wish, settings: SegmentConfig) -> tuple[Plan, Repo
     def looks() -> Iterator[Look]:
         for number in chosen_images(len(pairs)):
             with suppress(UserError):  # which the check names
-                space = pairs[number].space
-                spacing = tuple(space.spacing) if space else None
-                yield look_at(pairs[number].read_image(), data.dims, spacing)
+                pair = pairs[number]
+                yield look_at(pair.read_image(), data.dims, pair.spacing)
 
     found = _fingerprint(len(pairs), looks(), data)
     start = _start(wish, replace(settings, data=data), found)

@@ -28,6 +28,7 @@ from ddpm_unet.evaluation.metrics import (
     mean_over_images,
     overlap,
     scores_of_image,
+    shown_scores,
     write_scores,
 )
 from ddpm_unet.evaluation.objects import object_scores
@@ -401,10 +402,7 @@ class PixelwiseJob(Job):
                 seen = self.target.visualize(self.planes(model, item, device), item)
             save_image(seen, run.path / "predictions" / f"{word}.png")
         write_pages(run.path)
-        print(
-            f"on {len(self.test)} test image(s): "
-            + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        )
+        print(f"on {len(self.test)} test image(s):\n{shown_scores(scores)}")
         return scores
 
     def _first(self) -> dict[str, Tensor]:
