@@ -98,6 +98,8 @@ class Preprocessing:
     """Where the last output is of objects' interiors: pixels of the training's small objects."""
     channel_names: tuple[str, ...] = ()
     """Channels that were chosen of the files' by name or number; empty for all."""
+    sure: float | None = None
+    """With `objects`, least probability of an interior, as validation images chose it, if any."""
 
     def write(self, folder: Path) -> None:
         """Keep it in a model's folder."""
