@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -18,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ddpm_unet.config.reading import converted, described, from_text, refuse_unknown
 from ddpm_unet.config.reading import read_settings as read_settings
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, launcher_fault
 
 COMMANDS = {
     "train-ddpm": ("train:train_ddpm", "train a U-Net to denoise images"),
@@ -128,7 +129,8 @@ def user_errors() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names of files may be in no encoding
             stream.reconfigure(errors="backslashreplace")
-    stdout = sys.stdout
+    stdout, formatted = sys.stdout, warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     output = _Output(stdout) if isinstance(stdout, TextIOWrapper) else None
     sys.stdout = output or stdout
     try:
@@ -142,13 +144,13 @@ def user_errors() -> Iterator[None]:
         message = str(error)
         if type(error).__name__ == "PeerError":  # the main process says what it met
             sys.exit(2)
-    except (RuntimeError, MemoryError, OSError) as error:
+    except (RuntimeError, MemoryError, OSError, ValueError) as error:
         known = _cause_outside(error)
         if known is None:
             raise
         message = known
     finally:
-        sys.stdout = stdout
+        sys.stdout, warnings.formatwarning = stdout, formatted
     if os.environ.get("RANK", "0") != "0":
         time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
     print(f"error: {message}", file=sys.stderr, flush=True)
@@ -171,6 +173,8 @@ def _repeat_after_launcher(line: str) -> None:
 def _cause_outside(error: Exception) -> str | None:
     """What to do about an error whose cause lies outside the program, None for others."""
     text = " ".join(str(error).split())
+    if "truth value" in text and (fault := launcher_fault(error)):
+        return str(fault)
     if MISMATCH in text:
         return (
             f"{MISMATCH}: torch and torchvision are of different builds; "

@@ -1,8 +1,34 @@
 """Errors that a user can mend."""
 
+from __future__ import annotations
+
+import os
+import re
+
+LAUNCHER = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
+"""How the variables begin that accelerate reads."""
+
 
 class UserError(Exception):
     """Bad input. The message is one line that names the thing at fault and the cure.
 
     The scripts print it and exit with status 2.
     """
+
+
+def launcher_fault(error: Exception) -> UserError | None:
+    """The error of a variable that accelerate does not take; None where it speaks of none."""
+    text = " ".join(str(error).split())[:200]
+    said = [f"{n} {v}" for n, v in os.environ.items() if n.startswith(LAUNCHER) and v.strip()]
+    usual = ("no", "false", "true", "cpu")
+    found = [
+        each
+        for each in said
+        if (value := each.partition(" ")[2].lower()) not in usual
+        and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE)
+    ]
+    if not found:
+        return None
+    return UserError(
+        f"{' or '.join(found)}: accelerate does not take it ({text}); set another, or leave it out"
+    )

@@ -9,8 +9,11 @@ from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 from ddpm_unet.cli import ArgumentParser, whole
-from ddpm_unet.commands.shared import best_device
+from ddpm_unet.commands.shared import best_device, prepare_gpu
 from ddpm_unet.errors import UserError
+
+MOST_PIXELS = 512 * 512
+"""Of an image that is begun from."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -20,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1", help=here)
     parser.add_argument("--port", type=whole(1, 65_535), default=7860, help="default 7860")
     args = parser.parse_args(arguments)
+    prepare_gpu()
     with TemporaryDirectory() as folder:
         page = page_of(args.model, Path(folder))
         page.queue(default_concurrency_limit=1)
@@ -60,7 +64,7 @@ def _shown_errors(gradio: Any, act: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _predictor(gradio: Any, model: Path, folder: Path) -> None:
-    """An image in; what is seen in it, its objects, and the files to download."""
+    """An image in; what is seen in it, its objects and their counts, and the files to download."""
     import csv
 
     import torch
@@ -74,66 +78,85 @@ def _predictor(gradio: Any, model: Path, folder: Path) -> None:
     if device.type == "cpu":
         accelerate_cpu(predictor.model)
 
-    def segment(file: str | None) -> tuple[Any, Any, list[str]]:
+    def segment(file: str | None) -> tuple[Any, str, Any, list[str]]:
         if file is None:
             raise UserError("no image is given; drop one into the field")
         path, out = Path(file), Path(mkdtemp(dir=folder))
         predictor.look(path)
         with torch.inference_mode():
-            write_results(predictor, path, out / path.stem, format="png")
+            totals = write_results(predictor, path, out / path.stem, format="png")
         files = sorted(out.iterdir())
         tables = [f for f in files if f.suffix == ".csv"]
         rows = list(csv.reader(tables[0].open(newline=""))) if tables else [[""]]
-        return _shown(files), {"headers": rows[0], "data": rows[1:]}, [str(f) for f in files]
+        said = ""
+        if not predictor.preprocessing.targets:
+            names = predictor.class_names or [f"class {k}" for k in range(len(totals))]
+            column = rows[0].index("class") if tables else 0
+            said = "\n".join(
+                ["| class | objects | share of the image |", "|---|---|---|"]
+                + [
+                    f"| {name} | {sum(r[column] == str(k) for r in rows[1:]) if k else ''} | "
+                    f"{share:.1%} |"
+                    for k, (name, share) in enumerate(
+                        zip(names, totals / max(1, totals.sum()), strict=True)
+                    )
+                ]
+            )
+        return _shown(files), said, {"headers": rows[0], "data": rows[1:]}, [str(f) for f in files]
 
     with gradio.Row():
         with gradio.Column():
-            image = gradio.File(label="An image, of any format that is read", type="filepath")
+            image = gradio.File(
+                label="An image, of any format that is read: drop it here", type="filepath",
+                height=140,
+            )  # fmt: skip
             button = gradio.Button("Segment", variant="primary")
-            files = gradio.Files(label="Download", interactive=False, height=140)
-        seen = gradio.Image(label="What is seen in it", interactive=False, format="png")
+            counts = gradio.Markdown()
+            files = gradio.Files(label="Download", interactive=False, height=180)
+        seen = gradio.Image(label="What is seen in it", **_output())
     objects = gradio.Dataframe(label="Objects", interactive=False)
-    button.click(_shown_errors(gradio, segment), image, [seen, objects, files], api_name="segment")
+    shown = [seen, counts, objects, files]
+    button.click(_shown_errors(gradio, segment), image, shown, api_name="segment")
+    image.upload(_shown_errors(gradio, segment), image, shown, api_visibility="private")
 
 
 def _denoiser(gradio: Any, model: Path, folder: Path) -> None:
-    """Images drawn, also from one that is given, or into a hole in it."""
+    """Images drawn, also from one that is given, or into a hole painted in it."""
+    import numpy as np
     import torch
 
     from ddpm_unet.cpu import accelerate_cpu
     from ddpm_unet.evaluation.plots import grid
     from ddpm_unet.inference.denoiser import Denoiser
-    from ddpm_unet.inference.readers import read_hole, read_images
 
     device = best_device()
     denoiser = Denoiser.from_pretrained(model).to(device)
     if device.type == "cpu":
         accelerate_cpu(denoiser.unet)
-    own = denoiser.conditioning
+    own, seen_in_training = denoiser.conditioning, denoiser.preprocessing
+    editable = denoiser.unet.config.dims == 2 and seen_in_training.dtype in (None, "uint8")
 
     def generate(
         count: float, steps: float, seed: float, label: str | None, guidance: float,
-        image: str | None, strength: float, hole: str | None,
+        edited: dict[str, Any] | None, strength: float,
     ) -> tuple[Any, list[str]]:  # fmt: skip
-        if hole and not image:
-            raise UserError("a hole is given without an image; give the image too")
-        start = read_images([Path(image)], denoiser.preprocessing) if image else None
+        start, hole = _painted(edited, seen_in_training)
         options: dict[str, Any] = {}
-        if start is not None and hole:
-            options["mask"] = read_hole(Path(hole), start.shape[2:])
+        if hole is not None:
+            options["mask"] = hole
         elif start is not None:
             options["strength"] = strength
         job = denoiser.job(
             int(count), steps=int(steps), seed=int(seed), init_image=start,
             class_labels=None if label in (None, "in turn") else label,
             guidance=guidance if own.cond_dropout and guidance != 1 else None,
-            sampler=None if steps > 200 or hole or start is not None else "ddim", **options,
+            sampler=None if steps > 200 or start is not None else "ddim", **options,
         )  # fmt: skip
         images = torch.cat([drawn.cpu() for _, drawn, _ in job])
         out = Path(mkdtemp(dir=folder))
         for number, one in enumerate(images):
             grid(one[None]).save(out / f"{number:05d}.png")
-        return grid(images), [str(file) for file in sorted(out.iterdir())]
+        return _enlarged(np.asarray(grid(images))), [str(file) for file in sorted(out.iterdir())]
 
     with gradio.Row():
         with gradio.Column():
@@ -145,16 +168,45 @@ def _denoiser(gradio: Any, model: Path, folder: Path) -> None:
             guidance = gradio.Slider(
                 0, 10, 1, label="Guidance (1 for none)", visible=own.cond_dropout
             )
-            with gradio.Accordion("Begin from an image", open=False):
-                image = gradio.File(label="Image", type="filepath")
-                strength = gradio.Slider(0.05, 1, 0.5, label="Share of the steps taken from it")
-                hole = gradio.File(label="Hole: white where it is painted anew", type="filepath")
             button = gradio.Button("Generate", variant="primary")
-        with gradio.Column():
-            seen = gradio.Image(label="Drawn", interactive=False, format="png")
             files = gradio.Files(label="Download", interactive=False, height=140)
-    given = [count, steps, seed, label, guidance, image, strength, hole]
+        with gradio.Column():
+            seen = gradio.Image(label="Drawn", **_output())
+            edited = gradio.ImageEditor(
+                label="Begin from an image; what you paint over is made anew", type="numpy",
+                image_mode="RGBA", visible=editable, sources=["upload", "clipboard"], height=420,
+                brush=gradio.Brush(10, colors=["#ff00ff"], color_mode="fixed"),
+            )  # fmt: skip
+            strength = gradio.Slider(
+                0.05, 1, 0.5, label="Strength: share of the steps taken from it", visible=editable
+            )
+    given = [count, steps, seed, label, guidance, edited, strength]
     button.click(_shown_errors(gradio, generate), given, [seen, files], api_name="generate")
+
+
+def _painted(edited: dict[str, Any] | None, seen: Any) -> tuple[Any, Any]:
+    """The image of an editor `float32 [1, C, H, W]` in [-1, 1], and the hole `bool [1, 1, H, W]`.
+
+    None for what is not there.
+    """
+    import numpy as np
+    import torch
+
+    if edited is None or edited["background"] is None or not edited["background"].any():
+        return None, None
+    background = edited["background"]
+    height, width = background.shape[:2]
+    if height * width > MOST_PIXELS:
+        raise UserError(
+            f"the image: has {width} x {height} pixels; cut out at most {MOST_PIXELS:,} with the "
+            "tool at its left, or take `ddpm-unet sample --init_image`"
+        )
+    unit = seen.to_unit(np.ascontiguousarray(background[..., :3]), "the image")
+    hole = np.zeros((height, width), bool)
+    for layer in edited["layers"]:
+        hole |= layer[..., 3] > 0
+    image = torch.from_numpy(unit).movedim(-1, 0)[None]
+    return image, torch.from_numpy(hole)[None, None] if hole.any() else None
 
 
 def _shown(files: Sequence[Path]) -> Any:
@@ -169,6 +221,17 @@ def _shown(files: Sequence[Path]) -> Any:
     if not images:
         return None
     if images[0].suffix == ".png":
-        return displayable(read_image(images[0]))
+        return _enlarged(displayable(read_image(images[0])))
     pages = tifffile.imread(images[0])
-    return displayable(pages[len(pages) // 2] if pages.ndim > 3 else pages)
+    return _enlarged(displayable(pages[len(pages) // 2] if pages.ndim > 3 else pages))
+
+
+def _output() -> dict[str, Any]:
+    """Arguments of an image that is shown."""
+    return {"interactive": False, "format": "png", "buttons": ["download", "fullscreen"]}
+
+
+def _enlarged(image: Any) -> Any:
+    """An image `[H, W, C]` a whole number of times larger, where it is small."""
+    factor = max(1, 560 // image.shape[1])
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)

@@ -149,16 +149,14 @@ def draw(
 def main(arguments: Sequence[str] | None = None) -> None:
     args, others = parse(arguments)
 
-    import torch
-    from accelerate import Accelerator
-
     from ddpm_unet.data.stream import to_model_range
     from ddpm_unet.evaluation.extractors import load_extractor
     from ddpm_unet.evaluation.fidelity import describe, evaluate, plot_fidelity, table
     from ddpm_unet.inference.denoiser import Denoiser
     from ddpm_unet.inference.writers import output_folder
+    from ddpm_unet.training.distributed import open_processes
 
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    accelerator = open_processes()
     extractor = load_extractor(args.extractor).to(accelerator.device)
     with output_folder(args.out):
         folder = args.model
@@ -175,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sets[name], shown[name] = describe(images, extractor), images[:SHOWN]
         if folder:
             denoiser = Denoiser.from_pretrained(folder).to(accelerator.device)
-            with at_speed(denoiser.unet, accelerator.device, args) as network:
+            with at_speed(denoiser.unet, accelerator.device, args, denoiser.codec) as network:
                 denoiser.network = network if args.compile else None
                 job = (args, denoiser, folder, real, extractor, accelerator)
                 sets["drawn"], shown["drawn"] = draw(*job)

@@ -35,7 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args, others = parse(arguments)
 
     import torch
-    from accelerate import Accelerator
     from tqdm import tqdm
 
     from ddpm_unet.data.stream import Grid, to_model_range
@@ -46,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
     from ddpm_unet.inference.writers import output_folder
     from ddpm_unet.training.denoise import DenoiseJob
-    from ddpm_unet.training.distributed import merge_rows
+    from ddpm_unet.training.distributed import merge_rows, open_processes
     from ddpm_unet.training.from_config import build_denoise_job
 
     folder = model_or_newest(args.model)
@@ -70,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     windows = Grid(images) if args.all else job.held_out
     if not isinstance(windows, Grid):
         raise UserError(f"data.source {settings.data.source}: holds no image out; give --all")
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    accelerator = open_processes()
     device, main_one = accelerator.device, accelerator.is_main_process
     count = min(args.images, len(windows))
     batched = [range(i, min(i + args.batch_size, count)) for i in range(0, count, args.batch_size)]

@@ -30,6 +30,8 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     add("--guidance", type=float, help="scale of guidance: above 1, closer to the condition")
     add("--guidance_interval", type=float, nargs=2, metavar=("LO", "HI"), help="timesteps guided")
     add("--guide", type=Path, help="a checkpoint or model that guides (autoguidance)")
+    add("--lora", type=Path, help="LoRA file, or a folder with one, that changes the model")
+    add("--lora_scale", type=float, default=1.0, help="factor of its changes (default 1)")
     add("--init_image", type=Path, help="image to noise and go on from, or to fill by --mask")
     add("--strength", type=float, help="share of the steps taken from --init_image (default 0.5)")
     add("--mask", type=Path, help="paint --init_image anew where this image is white")
@@ -52,20 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(described())
         return
 
-    import torch
-    from accelerate import Accelerator
-
     from ddpm_unet.diffusion.sampling import Trajectory
     from ddpm_unet.evaluation.plots import save_film
     from ddpm_unet.inference.conditioning import read_concat_cond, read_context
     from ddpm_unet.inference.denoiser import Denoiser, check_edit, check_guidance, read_guide
     from ddpm_unet.inference.readers import read_hole, read_images
     from ddpm_unet.inference.writers import output_folder
+    from ddpm_unet.training.distributed import open_processes
 
     check_edit(args.init_image, args.strength, args.mask, args.interpolate, args.num_images)
     folder = model_or_newest(args.model)
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
-    denoiser = Denoiser.from_pretrained(folder).to(accelerator.device)
+    accelerator = open_processes()
+    changes: dict[str, Any] = {"lora": args.lora, "lora_scale": args.lora_scale}
+    denoiser = Denoiser.from_pretrained(folder, **changes).to(accelerator.device)
     conditioning, config = denoiser.conditioning, denoiser.unet.config
     check_guidance(conditioning, args.guidance, args.guidance_interval, args.guide)
     concat_cond = read_concat_cond(conditioning, args.condition, config.dims, args.size)
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     hole = None if images is None or not args.mask else read_hole(args.mask, images.shape[2:])
     film = Trajectory(args.film) if args.film > 0 else None
     shard = (accelerator.process_index, accelerator.num_processes)
-    with at_speed(denoiser.unet, accelerator.device, args) as network:
+    with at_speed(denoiser.unet, accelerator.device, args, denoiser.codec) as network:
         denoiser.network = network if args.compile else None
         kept: set[int] = set()
         job = denoiser.job(

@@ -73,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.inference.predictor import Predictor
     from ddpm_unet.inference.results import check_image_format
     from ddpm_unet.inference.writers import output_folder, output_names
+    from ddpm_unet.training.distributed import check_launch
 
+    check_launch()
     process, processes = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1)))
     if args.value_range and not args.value_range[0] < args.value_range[1]:
         raise UserError("--value_range: must be two numbers, black below white")
@@ -125,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 classes = predictor.class_names or [f"class {i}" for i in range(len(found))]
                 shares = found / max(1, found.sum())
                 said = ", ".join(f"{c} {s:.1%}" for c, s in zip(classes, shares, strict=True))
-            tqdm.write(f"{path.name}: {said}{predictor.resampling(path)}")
+            tqdm.write(f"{path.name}: {said}{predictor.changes(path)}")
     if processes > 1:
         from accelerate import PartialState
 

@@ -48,11 +48,15 @@ def training_settings(model: Path | None, flags: list[str]) -> DenoiseConfig:
 
 
 def add_common(parser: argparse.ArgumentParser, out: str) -> None:
-    """Add --model, --out, --precision and --compile."""
+    """Add --model, --out, --precision, by default that of the launcher, and --compile."""
     add, precisions = parser.add_argument, list(PRECISIONS)
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()
+    default = "fp32" if launched in ("", "no") else launched
+    if default not in PRECISIONS:
+        raise UserError(f"accelerate's mixed_precision {launched}: set bf16, fp16 or no")
     add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
     add("--out", type=Path, default=Path(out), help=f"folder written to (default {out})")
-    add("--precision", choices=precisions, default="fp32", help="of the network (default fp32)")
+    add("--precision", choices=precisions, default=default, help="of the network (default fp32)")
     add("--compile", action="store_true", help="compile the network first: minutes, then faster")
 
 
@@ -84,17 +88,21 @@ def prepare_gpu() -> None:
 
 
 @contextmanager
-def at_speed(model: Any, device: Any, args: argparse.Namespace) -> Iterator[Any]:
+def at_speed(model: Any, device: Any, args: argparse.Namespace, codec: Any = None) -> Iterator[Any]:
     """Give what computes in place of a model, as --precision and --compile say, for a while.
 
-    On a CPU the model is accelerated.
+    On a CPU the model is accelerated; elsewhere, it and the codec of latents keep channels last.
     """
     import torch
 
     from ddpm_unet.cpu import accelerate_cpu
+    from ddpm_unet.training.speed import in_memory_format
 
     if device.type == "cpu":
         model = accelerate_cpu(model)
+    else:
+        for network in (model, *([codec.network] if codec else [])):
+            in_memory_format(network, None, device)
     prepare_gpu()
     name = PRECISIONS[args.precision]
     with torch.autocast(device.type, getattr(torch, name)) if name else nullcontext():

@@ -237,7 +237,9 @@ def _plan_denoiser(wish: _Wish) -> Plan:
                 part = look_at(images.read_window(number, corner, side))
                 yield replace(part, size=info.size)
 
-    return plan_denoiser(_fingerprint(len(images), looks(), data), _machine(), wish.values)
+    start = _seen(settings.init, "given") if settings.init else None
+    found = _fingerprint(len(images), looks(), data)
+    return plan_denoiser(found, _machine(), wish.values, start)
 
 
 def _plan_segmentation(wish: _Wish, settings: SegmentConfig) -> tuple[Plan, Report]:
@@ -310,7 +312,6 @@ def _objects(report: Report, numbers: Sequence[int]) -> Objects:
 
 def _start(wish: _Wish, settings: SegmentConfig, found: Fingerprint) -> Start:
     """The newest denoiser that takes such images, else none."""
-    from ddpm_unet.data.preprocessing import Preprocessing
     from ddpm_unet.training.from_config import choose_denoiser
     from ddpm_unet.training.plan import Start
     from ddpm_unet.training.run_folder import newest_models
@@ -332,9 +333,16 @@ def _start(wish: _Wish, settings: SegmentConfig, found: Fingerprint) -> Start:
             why = str(error).removeprefix("no denoiser to start from: ").rpartition(";")[0]
             return Start(None, f"no denoiser at hand takes these images ({why or 'there is none'})")
         given = str(folder)
-    seen = Preprocessing.read(Path(given), 1)
-    own = Path(given) != shipping and seen.dtype is not None
-    return Start(given, why, *((seen.scale, seen.value_range) if own else ()))
+    return Start(given, why) if Path(given) == shipping else _seen(given, why)
+
+
+def _seen(folder: str, why: str) -> Start:
+    """A denoiser, and how its images were prepared if that is known."""
+    from ddpm_unet.data.preprocessing import Preprocessing
+    from ddpm_unet.training.plan import Start
+
+    seen = Preprocessing.read(Path(folder), 1)
+    return Start(folder, why, *((seen.scale, seen.value_range) if seen.dtype else ()))
 
 
 def _volumes(place: str) -> bool:

@@ -33,7 +33,8 @@ class DataConfig:
             all, where the files (NIfTI, OME, ImageJ) do not say it; 0.0005 is half a micrometre.
             The model keeps it, and segments images of another spacing as if they had this one.
         include_held_out: Train on what the source keeps for scoring too.
-        workers: Loader processes; 0 loads in the main one (best for sets kept in memory).
+        workers: Loader processes; 0 loads in the main one (best for sets kept in memory), null
+            takes some for a GPU where images are decoded or deformed window by window.
         memory_limit: Sets whose decoded images fit in so many MB are decoded once and kept.
         max_pixels: Refuse images of more than so many million pixels (decompression bombs).
     """
@@ -45,7 +46,7 @@ class DataConfig:
     value_range: ValueRange = limited(None, *FINITE)
     spacing: float | tuple[float, ...] | None = limited(None, 1e-9, 1e6)
     include_held_out: bool = False
-    workers: int = limited(0, 0, 1024)
+    workers: int | None = limited(None, 0, 1024)
     memory_limit: int = 2048
     max_pixels: float = limited(200.0, 1e-6, 10**9)
 

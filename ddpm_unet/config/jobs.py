@@ -42,6 +42,22 @@ class RunConfig:
 
 
 @dataclass
+class LoraConfig:
+    """Training of low-rank changes alone (Hu 2021, arXiv:2106.09685), of a denoiser given as init.
+
+    Args:
+        rank: Their rank, 4 to 64; 0 trains the weights themselves. The model's folder has a LoRA
+            file that diffusers loads beside the whole, changed model.
+        alpha: Their factor times the rank; null for the rank.
+        layers: "attention" (its projections) or "all" (linear layers and convolutions).
+    """
+
+    rank: int = limited(0, 0, 4096)
+    alpha: float | None = limited(None, 1e-6, 10**6)
+    layers: Literal["attention", "all"] = "attention"
+
+
+@dataclass
 class DenoiseConfig(RunConfig):
     """Settings of `scripts/train_ddpm.py`.
 
@@ -49,6 +65,7 @@ class DenoiseConfig(RunConfig):
         init: Folder of a denoiser, of this toolkit or of diffusers, that is trained further: the
             network and the process are its own, and model and diffusion say nothing but the loss's
             weighting. Null begins from random weights.
+        lora: Low-rank changes of it, in place of all its weights.
         condition_dropout: Share of the images that are told nothing of their class, context and
             condition, so that sampling can be guided (Ho 2022: 0.1 to 0.2). A table of classes
             then has a row more, the last, for none.
@@ -62,6 +79,7 @@ class DenoiseConfig(RunConfig):
     """
 
     init: str | None = None
+    lora: LoraConfig = field(default_factory=LoraConfig)
     condition_dropout: float = limited(0.0, *SHARE)
     self_conditioning: bool = False
     data: ImageDataConfig = field(default_factory=ImageDataConfig)

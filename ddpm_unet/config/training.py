@@ -111,7 +111,8 @@ class TrainConfig:
             afterwards (Karras 2024): their standard deviations as shares of the training, usually
             [0.05, 0.1]; empty for none.
         ema_every: Steps between snapshots of these averages.
-        mixed_precision: Autocast of the forward pass; null takes what `accelerate launch` says.
+        mixed_precision: Autocast of the forward pass; null takes what `accelerate launch` says,
+            else bf16 on a GPU that computes in it.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, slower.
         compile: torch.compile the network.
         channels_last: Memory layout of images and convolutions; null takes it on a GPU and for

@@ -58,6 +58,7 @@ class Bio:
         if numbers:
             self.array = self.array[..., numbers]
         self.shape: tuple[int, ...] = tuple(self.array.shape)
+        self.colors = self.shape[-1] == 1 or sizes["C"] == 1
         check_pixels(path, self.shape, float("inf"))
 
     def info(self, dims: int = 2) -> ImageInfo:
@@ -69,7 +70,8 @@ class Bio:
                 "data.dims 3"
             )
         depth = pages if dims == 3 else None
-        return ImageInfo(height, width, channels, self.dtype, depth, True, self.about.spacing)
+        known = (self.dtype, depth, True, self.about.spacing, self.colors)
+        return ImageInfo(height, width, channels, *known)
 
     def read(self, *place: slice) -> np.ndarray:
         """Part of the array, `[N, H, W, C]` uint8, uint16 or float32."""

@@ -47,6 +47,8 @@ class Report:
     channels: int = 0
     """Channels of the images, after `data.channels`."""
     dtype: np.dtype = field(default_factory=lambda: np.dtype(np.uint8))
+    highest: float | None = None
+    """The largest pixel value of the images, as their files have it."""
     spacing: tuple[float, ...] | None = None
     """Millimetres along slices, rows and columns; None where files do not say or differ."""
     code: MaskCode | None = None
@@ -224,6 +226,7 @@ def _judge_images(looks: Sequence[_Look], report: Report) -> None:
             f"{first.pair.image_file} has {_kind(first)}; set it 0"
         )
     low, high = min(look.low for look in looks), max(look.high for look in looks)
+    report.highest = high
     sizes = sorted({look.size for look in looks}, key=math.prod)
     shown = " to ".join(dict.fromkeys(shown_size(size) for size in (sizes[0], sizes[-1])))
     report.lines.append(f"images: {shown} pixels, {_kind(first)}, values {low:g} to {high:g}")
@@ -295,6 +298,12 @@ def _judge_masks(looks: Sequence[_Look], report: Report) -> None:
         try:
             values = code.read(look.pair.read_mask(), file)
             classes = code.classes(values, file)
+            held = look.values[look.values != code.ignore]
+            if code.half is not None and len(held) == 2 and held[0] == 0 and held[1] <= code.half:
+                raise UserError(
+                    f"{file}: holds 0 and {held[1]:g}, and other masks more than twice that, so "
+                    "that data.mask_kind threshold finds nothing in it; save all with one range"
+                )
         except UserError as error:
             report.faults.append(str(error))
         else:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from copy import copy
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 from filelock import FileLock
@@ -20,6 +25,10 @@ from ddpm_unet.data.images import ImageInfo, image_array
 
 T = TypeVar("T")
 CACHE = Path.home() / ".cache" / "ddpm_unet"
+INDEXED = 1000
+"""Sets of so many images are looked through once; what is known of them is kept in an index."""
+DTYPES = ("uint8", "uint16", "float32")
+NO_INDEX = (OSError, ValueError, KeyError, EOFError, BadZipFile)
 
 
 class Collection(ABC):
@@ -59,6 +68,23 @@ class Collection(ABC):
         *depth, height, width, channels = image.shape
         return ImageInfo(height, width, channels, image.dtype, *depth)
 
+    def encoded_keys(self, indices: np.ndarray | None = None) -> Iterator[bytes]:
+        """The keys of all images, or of these in increasing order, encoded."""
+        chosen = range(len(self)) if indices is None else indices.tolist()
+        return (self.key(index).encode("utf-8", "surrogateescape") for index in chosen)
+
+    def infos(self, indices: np.ndarray | None = None) -> tuple[list[ImageInfo], np.ndarray]:
+        """Likewise the shapes and types: those that differ, and which of them each image has."""
+        chosen = range(len(self)) if indices is None else indices.tolist()
+        kinds: dict[ImageInfo, int] = {}
+        found = with_progress(map(self.info, chosen), len(chosen), "looking at images")
+        which = [kinds.setdefault(info, len(kinds)) for info in found]
+        return list(kinds), np.array(which, np.int32)
+
+    def without_images(self) -> Collection:
+        """What gives the same names and keys, and holds no image in memory."""
+        return self
+
     def read_window(self, index: int, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
         """A part of an image, `[H, W, C]`; decodes no more than that if the image is in pieces."""
         return self.read(index)[tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))]
@@ -90,6 +116,10 @@ class ArrayCollection(Collection):
     def read(self, index: int) -> np.ndarray:
         return self.images[index]
 
+    @override
+    def without_images(self) -> Collection:
+        return ArrayCollection(range(len(self)), self.names)
+
 
 class ItemCollection(ArrayCollection):
     """The images in the items of a map-style data set; `column` is theirs where items are dicts."""
@@ -113,8 +143,8 @@ class Selection(Collection):
         """Take of each collection the images with these indices, in this order; None for all."""
         chosen = [np.arange(len(c)) if indices is None else indices for c, indices in parts]
         self.parts = [collection for collection, _ in parts]
-        self.owners = np.repeat(np.arange(len(parts)), list(map(len, chosen)))
-        self.indices = np.concatenate(chosen)
+        self.owners = np.repeat(np.arange(len(parts), dtype=np.int8), list(map(len, chosen)))
+        self.indices = np.concatenate(chosen, dtype=np.int32)
         first = self.parts[0]
         if first.labels is not None:
             of_each = zip((c.labels for c in self.parts), chosen, strict=True)
@@ -123,6 +153,32 @@ class Selection(Collection):
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def _chosen(self, indices: np.ndarray | None) -> Iterator[tuple[Collection, np.ndarray]]:
+        """Each collection, and which of its images are among these."""
+        chosen = slice(None) if indices is None else indices
+        owners, own = self.owners[chosen], self.indices[chosen]
+        return ((part, own[owners == number]) for number, part in enumerate(self.parts))
+
+    @override
+    def encoded_keys(self, indices: np.ndarray | None = None) -> Iterator[bytes]:
+        return chain.from_iterable(part.encoded_keys(own) for part, own in self._chosen(indices))
+
+    @override
+    def infos(self, indices: np.ndarray | None = None) -> tuple[list[ImageInfo], np.ndarray]:
+        kinds: dict[ImageInfo, int] = {}
+        places = []
+        for part, own in self._chosen(indices):
+            found, which = part.infos(own)
+            numbers = [kinds.setdefault(info, len(kinds)) for info in found]
+            places.append(np.array(numbers, np.int32)[which])
+        return list(kinds), np.concatenate(places)
+
+    @override
+    def without_images(self) -> Collection:
+        bare = copy(self)
+        bare.parts = [part.without_images() for part in self.parts]
+        return bare
 
     def _ask(self, what: str, index: int, *more: Any) -> Any:
         return getattr(self.parts[self.owners[index]], what)(int(self.indices[index]), *more)
@@ -154,6 +210,49 @@ class Selection(Collection):
     @override
     def changed(self, index: int) -> None:
         self._ask("changed", index)
+
+
+def info_table(infos: Sequence[ImageInfo], dims: int = 2) -> np.ndarray:
+    """Type, 1 in pieces + 2 colours, channels, size, spacing (nan: unknown), `float64 [N, _]`."""
+    return np.array([
+        (DTYPES.index(i.dtype.name), i.in_pieces + 2 * i.colors, i.channels, *i.size,
+         *(i.along(dims) or [np.nan] * dims))
+        for i in infos
+    ])  # fmt: skip
+
+
+def infos_of(table: np.ndarray) -> list[ImageInfo]:
+    """What an `info_table` was made of."""
+    infos, dims = [], (table.shape[1] - 3) // 2
+    for kind, pieces, channels, *rest in table.tolist():
+        *_, height, width = map(int, rest[:dims])
+        depth = int(rest[0]) if dims == 3 else None
+        spacing = None if np.isnan(rest[dims]) else tuple(rest[dims:])
+        dtype, size = np.dtype(DTYPES[int(kind)]), (height, width, int(channels))
+        known = (depth, bool(int(pieces) & 1), spacing, pieces > 1)
+        infos.append(ImageInfo(*size, dtype, *known))
+    return infos
+
+
+def save_index(path: Path, **arrays: Any) -> None:
+    """Write what is known of a set for later runs; a cache that cannot be written is none."""
+    part = path.with_suffix(f".{os.getpid()}.npz")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(part, **arrays)
+        os.replace(part, path)
+
+
+def load_index(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an index, the same ones for all who ask; one of `NO_INDEX` if there is none."""
+    found = os.stat(path)
+    return _load(path, found.st_mtime_ns, found.st_ino)
+
+
+@lru_cache(maxsize=4)
+def _load(path: Path, *version: int) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as index:
+        return dict(index)
 
 
 def with_progress(items: Iterable[T], total: int, title: str) -> Iterable[T]:

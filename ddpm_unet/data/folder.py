@@ -9,24 +9,30 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from itertools import chain
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from typing_extensions import override
 
-from ddpm_unet.data.collection import CACHE, Collection, one_at_a_time, with_progress
+from ddpm_unet.data.collection import (
+    CACHE,
+    INDEXED,
+    NO_INDEX,
+    Collection,
+    info_table,
+    infos_of,
+    load_index,
+    one_at_a_time,
+    save_index,
+)
 from ddpm_unet.data.images import ImageInfo
 from ddpm_unet.data.slides import Source
 from ddpm_unet.data.volumes import IMAGE_EXTENSIONS, VOLUME_EXTENSIONS
 from ddpm_unet.errors import UserError
 
-INDEXED = 1000
-"""Folders of so many images are listed and looked through once; the index is kept in the cache."""
 RACE = 2_000_000_000
 """Nanoseconds within which a folder may change again without another time of change."""
-DTYPES = ("uint8", "uint16", "float32")
 ZARR = ".zarr"
 """The ending of folders that are an image."""
 
@@ -53,14 +59,13 @@ class Folder(Collection):
         """List the files; with `class_labels` the first folder level names the class."""
         self.source = Source(dims, max_pixels, level, channels)
         self.root, self.max_pixels, self.dims = Path(root), max_pixels, dims
-        said = f"{self.root.resolve()} {self.source} with spacing"
+        said = f"{self.root.resolve()} {self.source} with spacing and colours"
         key = hashlib.blake2b(said.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
         self._index = CACHE / "folders" / f"{key}.npz"
         # Paths are encoded in one array: a list of many str grows in every worker, as they count
-        # references. Headers are (depth,) height, width, channels, type and in pieces or not;
-        # spacings are nan where they are not known.
-        self._paths, self._headers = np.empty(0, "S1"), np.empty((0, 0), np.int64)
-        self._spacings = np.empty((0, dims))
+        # references. Of a large folder it is known which of some shapes and types each image has.
+        self._paths, self._which = np.empty(0, "S1"), np.empty(0, np.int32)
+        self._kinds: list[ImageInfo] = []
         self._places = np.empty((0, 0), np.int64)  # of what lies in larger files
         with one_at_a_time(self._index):
             if not self._read_index():
@@ -95,37 +100,29 @@ class Folder(Collection):
         self._paths = np.array([os.fsencode(path) for path in paths])
         if len(paths) < INDEXED:
             return
-        headers = np.empty((len(self), self.dims + 3), np.int64)
-        spacings = np.full((len(self), self.dims), np.nan)
-        for number in with_progress(range(len(paths)), len(paths), "looking at images"):
-            info = self.info(number)
-            kind = DTYPES.index(info.dtype.name)
-            headers[number] = (*info.size, info.channels, kind, info.in_pieces)
-            spacings[number] = info.along(self.dims) or np.nan
-        self._headers, self._spacings = headers, spacings
+        del paths
+        self._kinds, self._which = super().infos()
         if max(folders.values()) > start - RACE:
             return
+        table = info_table(self._kinds, self.dims)
         names = np.array([os.fsencode(name) for name in folders])
-        part = self._index.with_suffix(f".{os.getpid()}.npz")
-        with suppress(OSError):  # a cache that cannot be written is none
-            self._index.parent.mkdir(parents=True, exist_ok=True)
-            times, note = np.array(list(folders.values())), np.array(self.note)
-            np.savez(
-                part, paths=self._paths, headers=headers, note=note, folders=names, times=times,
-                places=self._places, spacings=spacings,
-            )  # fmt: skip
-            os.replace(part, self._index)
+        times, note = np.array(list(folders.values())), np.array(self.note)
+        save_index(
+            self._index, paths=self._paths, kinds=table, which=self._which, note=note,
+            folders=names, times=times, places=self._places,
+        )  # fmt: skip
+        self._read_index()  # whose arrays the next one shares
 
     def _read_index(self) -> bool:
         """Take what the index holds, if the folders are as they were."""
-        with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile):
-            with np.load(self._index, allow_pickle=False) as index:
-                for name, when in zip(index["folders"], index["times"].tolist(), strict=True):
-                    if os.stat(os.fsdecode(bytes(name))).st_mtime_ns != when:
-                        return False
-                self._paths, self._headers = index["paths"], index["headers"]
-                self.note, self._places = str(index["note"]), index["places"]
-                self._spacings = index["spacings"]
+        with suppress(*NO_INDEX):
+            index = load_index(self._index)
+            for name, when in zip(index["folders"], index["times"].tolist(), strict=True):
+                if os.stat(os.fsdecode(bytes(name))).st_mtime_ns != when:
+                    return False
+            self._paths, self._which = index["paths"], index["which"]
+            self.note, self._places = str(index["note"]), index["places"]
+            self._kinds = infos_of(index["kinds"])
             return True
         return False
 
@@ -150,14 +147,18 @@ class Folder(Collection):
 
     @override
     def info(self, index: int) -> ImageInfo:
-        if len(self._headers):
-            *size, channels, kind, pieces = self._headers[index].tolist()
-            depth = size[0] if self.dims == 3 else None
-            dtype = np.dtype(DTYPES[kind])
-            sides = self._spacings[index].tolist()
-            spacing = None if np.isnan(sides).any() else tuple(sides)
-            return ImageInfo(size[-2], size[-1], channels, dtype, depth, bool(pieces), spacing)
-        return self._info(index)
+        return self._kinds[self._which[index]] if self._kinds else self._info(index)
+
+    @override
+    def infos(self, indices: np.ndarray | None = None) -> tuple[list[ImageInfo], np.ndarray]:
+        if not self._kinds:
+            return super().infos(indices)
+        return self._kinds, self._which if indices is None else self._which[indices]
+
+    @override
+    def encoded_keys(self, indices: np.ndarray | None = None) -> Iterator[bytes]:
+        paths = self._paths if indices is None else self._paths[indices]
+        return chain.from_iterable(paths[i : i + 4096].tolist() for i in range(0, len(paths), 4096))
 
     def _info(self, index: int) -> ImageInfo:
         return self.source.info(self.name(index))
@@ -179,9 +180,13 @@ def list_images(
         what = "is a file, not a folder of images" if root.exists() else "no such folder"
         raise UserError(f"{root}: {what}; give a folder of images")
     extensions = VOLUME_EXTENSIONS if dims == 3 else IMAGE_EXTENSIONS
-    files = [(path, split_ending(path)[1].lower()) for path in visible_files(root, folders)]
-    paths = [path for path, ending in files if ending in extensions]
-    others = Counter(e or "without extension" for _, e in files if e not in extensions)
+    paths, others = list[str](), Counter[str]()
+    for path in visible_files(root, folders):
+        ending = split_ending(path)[1].lower()
+        if ending in extensions:
+            paths.append(path)
+        else:
+            others[ending or "without extension"] += 1
     if not paths:
         found = f"only {others.total()} other files" if others else "nothing"
         known = " ".join(sorted(e for e in extensions if not e.startswith(".ome")))
@@ -189,7 +194,8 @@ def list_images(
         if VOLUME_EXTENSIONS & others.keys():
             cure = "set data.dims 3 for volumes"
         raise UserError(f"{root}: holds {found}, no image ({known}); {cure}")
-    return sorted(paths, key=natural), others
+    paths.sort(key=natural)
+    return paths, others
 
 
 def split_ending(path: str | Path) -> tuple[str, str]:
@@ -201,24 +207,21 @@ def split_ending(path: str | Path) -> tuple[str, str]:
     return stem, ending
 
 
-def natural(path: str) -> tuple[object, ...]:
-    """Sort key by which numbers count as numbers, a folder's files stay together."""
-    folder, _, name = path.casefold().rpartition(os.sep)
-    return (*_folder_key(folder), _name_key(name), path)
+def natural(path: str) -> str:
+    """Sort key by which numbers count as numbers, a folder's files stay together.
+
+    One string, as of a million paths each object counts; what ends a part sorts before all else.
+    """
+    return f"{_DIGITS.sub(_number, path.casefold()).replace(os.sep, _END)}{_END}{_END}{path}"
 
 
-@lru_cache(maxsize=1024)
-def _folder_key(folder: str) -> tuple[object, ...]:
-    return tuple(map(_name_key, folder.split(os.sep))) if folder else ()
+def _number(found: re.Match[str]) -> str:
+    digits = found.group()
+    value = str(int(digits))
+    return f"\x01{chr(len(value))}{value}{digits}{_END}"
 
 
-def _name_key(name: str) -> tuple[object, ...]:
-    parts: list[object] = _DIGITS.split(name)
-    parts[1::2] = [(int(str(digits)), digits) for digits in parts[1::2]]
-    return tuple(parts)
-
-
-_DIGITS = re.compile(r"(\d+)")
+_DIGITS, _END = re.compile(r"\d+"), "\0"
 
 
 def visible_files(root: Path, folders: dict[str, int] | None = None) -> Iterator[str]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +24,17 @@ from typing_extensions import override
 from ddpm_unet.config import ValueRange
 from ddpm_unet.data.collection import CACHE, Collection, one_at_a_time, with_progress
 from ddpm_unet.data.images import ImageInfo, check_pixels
-from ddpm_unet.data.pixels import box, convert_channels, normalised, resize, shown_size, to_unit
+from ddpm_unet.data.pixels import (
+    box,
+    check_channels,
+    convert_channels,
+    normalised,
+    resampled,
+    resampling,
+    resize,
+    shown_size,
+    to_unit,
+)
 from ddpm_unet.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,14 +57,21 @@ class Fit:
 
     @property
     def window_by_window(self) -> bool:
-        """Whether `apply` to a window gives the window of the fitted image."""
-        return self.mode == "crop" and self.scale == 1 and self.value_range != "percentiles"
+        """Whether a window of the fitted image can be made of a part of the image."""
+        return self.mode == "crop" and self.value_range != "percentiles"
 
     def info(self, info: ImageInfo, name: str) -> ImageInfo:
         """What `apply` will make of an image; UserError if too small or large."""
+        check_channels(info, self.channels, name)
         in_pieces = info.in_pieces and self.window_by_window
         if info.in_pieces and not in_pieces:
-            check_pixels(name, (*info.size, info.channels), self.max_pixels)
+            cure = "set fit crop" if self.mode == "resize" else "give value_range two numbers"
+            reads = f"; or {cure}, by which windows are read alone"
+            check_pixels(name, (*info.size, info.channels), self.max_pixels, reads)
+        if in_pieces:
+            read = [math.ceil(self.size / self.scale) for _ in info.size]
+            coarser = "; or raise level, if the file has coarser ones"
+            check_pixels(f"{name}: a window", (*read, info.channels), self.max_pixels, coarser)
         size = [self.size] * len(info.size)
         if self.mode == "crop":
             size = [max(1, round(n * self.scale)) for n in info.size]
@@ -70,17 +88,19 @@ class Fit:
         depth = size[0] if len(size) == 3 else None
         return ImageInfo(size[-2], size[-1], channels, dtype, depth, in_pieces, info.spacing)
 
-    def apply(self, image: np.ndarray, name: str) -> np.ndarray:
+    def apply(self, image: np.ndarray, name: str, weights: Sequence[np.ndarray] = ()) -> np.ndarray:
         """Convert channels, map floats to [-1, 1], and scale or resize and cut the centre.
 
         Of `[(D,) H, W, C]`, uint8, uint16 or float32, it is `[C, (D',) H', W']`, integers of the
-        same depth as they came.
+        same depth as they came. `weights` make a window of a part of the image: `resampling`.
         """
         image = convert_channels(normalised(image, self.value_range), self.channels, name)
         if image.dtype == np.float32:
             image = to_unit(image, self.value_range, name)
         lengths = image.shape[:-1]
         planes = np.moveaxis(image, -1, 0).copy()
+        if weights:
+            return resampled(planes, weights)
         if self.mode == "crop":
             return resize(planes, *(max(1, round(n * self.scale)) for n in lengths))
         factor = self.size / min(lengths)
@@ -125,9 +145,13 @@ class ImageSet(Dataset[Tensor]):
 
     def __init__(self, collection: Collection, fit: Fit, layout: Layout) -> None:
         self.fit, self.layout, self.collection = fit, layout, collection
-        digest = hashlib.blake2b(str(layout.sizes.tolist()).encode(), digest_size=16)
-        for index in range(len(collection)):
-            digest.update(f"{collection.key(index)}\n".encode("utf-8", "surrogateescape"))
+        digest = hashlib.blake2b(digest_size=16)
+        for start in range(0, len(collection), 4096):  # of the list's text, never of a million
+            text = str(layout.sizes[start : start + 4096].tolist())[1:-1]
+            digest.update(f"{', ' if start else '['}{text}".encode())
+        digest.update(b"]")
+        for key in collection.encoded_keys():
+            digest.update(key + b"\n")
         self.digest = digest.hexdigest()
         self.labels, self.classes = collection.labels, collection.classes
         self.note = collection.note
@@ -149,12 +173,27 @@ class ImageSet(Dataset[Tensor]):
     def _window(self, index: int, corner: Sequence[int], size: int) -> np.ndarray:
         if not self.layout.in_pieces[index]:
             return self._fitted(index)[box(corner, size)]
-        sides = [size] * len(corner)
-        return self._checked(index, self.collection.read_window(index, corner, sides), sides)
+        read, sides = self.collection.read_window, [size] * len(corner)
+        if self.fit.scale == 1:
+            return self._checked(index, read(index, corner, sides), sides)
+        lengths = zip(
+            self.collection.info(index).size, self.layout.sizes[index].tolist(), corner, strict=True
+        )
+        firsts, weights = zip(
+            *(resampling(old, new, start, size) for old, new, start in lengths), strict=True
+        )
+        image = read(index, firsts, [each.shape[1] for each in weights])
+        return self._checked(index, image, sides, weights)
 
-    def _checked(self, index: int, image: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    def _checked(
+        self,
+        index: int,
+        image: np.ndarray,
+        size: Sequence[int],
+        weights: Sequence[np.ndarray] = (),
+    ) -> np.ndarray:
         name = self.name(index)
-        planes = self.fit.apply(image, name)
+        planes = self.fit.apply(image, name, weights)
         expected = (self.layout.channels, *size)
         if planes.shape != expected or planes.dtype != self.layout.dtype:
             self.collection.changed(index)
@@ -175,11 +214,11 @@ class ImageSet(Dataset[Tensor]):
         """A digest of the images: of their pixels, or if they are read as needed of their names
         and of the sizes and times of their files.
         """
-        digest = hashlib.blake2b(digest_size=16)
+        digest, stat = hashlib.blake2b(digest_size=16), lru_cache(maxsize=16)(os.stat)
         for index in range(len(self)):
             name = self.name(index)
             with suppress(OSError):  # not all sets have files
-                found = os.stat(self.collection.file(index))
+                found = stat(self.collection.file(index))
                 name += f" {found.st_size} {found.st_mtime_ns}"
             digest.update(f"{name}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
@@ -225,14 +264,13 @@ class PackedImages(ImageSet):
         super().__init__(collection, fit, layout)
         sizes = layout.channels * layout.sizes.prod(1)
         self.path, self.starts, self._values = path, np.cumsum(sizes) - sizes, int(sizes.sum())
-        self.names = [collection.name(index) for index in range(len(collection))]
         if path is None:
             self.flat = torch.empty(self._values, dtype=_STORAGE[layout.dtype.name])
             self._decode(self.flat)
         else:
             self._write(path)
             self.flat = self._mapped(path)
-        del self.collection  # which may hold the images too
+        self.collection = collection.without_images()
 
     def _write(self, path: Path) -> None:
         wanted = self.layout.nbytes
@@ -278,10 +316,6 @@ class PackedImages(ImageSet):
         self.__dict__.update(state)
         if self.path:
             self.flat = self._mapped(self.path)
-
-    @override
-    def name(self, index: int) -> str:
-        return self.names[index]
 
     def __getitem__(self, index: int) -> Tensor:
         layout = self.layout
@@ -347,31 +381,28 @@ def open_collection(
 
 def survey(collection: Collection, fit: Fit) -> Layout:
     """Shapes of the fitted images from their headers; errors as `open_collection`."""
-    sizes: list[tuple[int, ...]] = []
-    first: ImageInfo | None = None
-    seen: dict[ImageInfo, ImageInfo] = {}  # most images are like others
-    pieces: list[bool] = []
-    spacings: list[Any] = []
-    for index in with_progress(range(len(collection)), len(collection), "looking at images"):
-        info = collection.info(index)
-        if info not in seen:
-            fitted = fit.info(info, collection.name(index))
-            first = first or fitted
-            cure, other = "convert it, or set channels to 1, 3 or 4", collection.name(0)
-            said = f"channels are {fitted.channels}, those of {other} {first.channels}"
-            if fitted.channels == first.channels:
-                cure = "convert the files to one depth or keep them in separate folders"
-                said = f"depth is {fitted.dtype}, that of {other} {first.dtype}"
-            if (fitted.channels, fitted.dtype) != (first.channels, first.dtype):
-                raise UserError(f"{collection.name(index)}: {said}; {cure}")
-            seen[info] = fitted
-        sizes.append(seen[info].size)
-        pieces.append(seen[info].in_pieces)
-        sides = info.along(len(info.size))
-        spacings += [sides] * (sides is not None)
-    assert first is not None, "no collection is empty"
-    places = np.array(sizes, dtype=np.int64)
-    return Layout(places, first.channels, first.dtype, np.array(pieces), np.array(spacings))
+    infos, which = collection.infos()
+    used, firsts = np.unique(which, return_index=True)
+    by_first = sorted(zip(firsts.tolist(), used.tolist(), strict=True))
+    first = fit.info(infos[by_first[0][1]], collection.name(0))
+    axes = len(first.size)
+    sizes, spacings = np.zeros((len(infos), axes), np.int64), np.full((len(infos), axes), np.nan)
+    pieces = np.zeros(len(infos), bool)
+    for index, kind in by_first:
+        name = collection.name(index)
+        fitted = fit.info(infos[kind], name)
+        cure, other = "convert it, or set channels to 1, 3 or 4", collection.name(0)
+        said = f"channels are {fitted.channels}, those of {other} {first.channels}"
+        if fitted.channels == first.channels:
+            cure = "convert the files to one depth or keep them in separate folders"
+            said = f"depth is {fitted.dtype}, that of {other} {first.dtype}"
+        if (fitted.channels, fitted.dtype) != (first.channels, first.dtype):
+            raise UserError(f"{name}: {said}; {cure}")
+        sizes[kind], pieces[kind] = fitted.size, fitted.in_pieces
+        spacings[kind] = infos[kind].along(axes) or np.nan
+    known = ~np.isnan(spacings).any(1)[which]
+    known_spacings = spacings[which[known]]
+    return Layout(sizes[which], first.channels, first.dtype, pieces[which], known_spacings)
 
 
 _STORAGE = {

@@ -50,6 +50,8 @@ class ImageInfo:
     in_pieces: bool = False
     spacing: tuple[float, ...] | None = None
     """Millimetres along (planes,) rows and columns, where OME, ImageJ or NIfTI say it."""
+    colors: bool = True
+    """Whether the channels are grey or colours and transparency, which have a conversion."""
 
     @property
     def size(self) -> tuple[int, ...]:
@@ -67,7 +69,7 @@ def read_image(
     path: str | Path,
     max_pixels: float = 200.0,
     keep_palette: bool = False,
-    data: bytes | None = None,
+    data: bytes | BinaryIO | None = None,
     channels: Sequence[str] = (),
 ) -> np.ndarray:
     """Decode one image, whose content decides the format, not its name.
@@ -111,7 +113,7 @@ def read_image(
 def image_info(
     path: str | Path,
     max_pixels: float = 200.0,
-    data: bytes | None = None,
+    data: bytes | BinaryIO | None = None,
     channels: Sequence[str] = (),
 ) -> ImageInfo:
     """Shape and type of an image from its header alone, with the errors it can show."""
@@ -154,9 +156,11 @@ def orient(array: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def check_pixels(path: str | Path, shape: tuple[int, ...], max_pixels: float) -> None:
+def check_pixels(
+    path: str | Path, shape: tuple[int, ...], max_pixels: float, cure: str = ""
+) -> None:
     """Refuse shapes `[..., H, W, C]` without pixels, or of more than max_pixels million of them, or
-    four times so many values.
+    four times so many values. `cure` is said behind the message.
     """
     pixels = math.prod(shape[:-1])
     if not pixels * shape[-1]:
@@ -164,7 +168,7 @@ def check_pixels(path: str | Path, shape: tuple[int, ...], max_pixels: float) ->
     if pixels > max_pixels * 1e6 or pixels * shape[-1] > 4e6 * max_pixels:
         raise UserError(
             f"{path}: {' x '.join(map(str, shape))} is {pixels / 1e6:,.0f} million pixels, over "
-            f"the limit of {max_pixels:g}; if the file can be trusted, raise max_pixels"
+            f"the limit of {max_pixels:g}; if the file can be trusted, raise max_pixels{cure}"
         )
 
 
@@ -193,8 +197,10 @@ def faults_named(path: str | Path) -> Iterator[None]:
         ) from error
 
 
-def _file(path: str | Path, data: bytes | None) -> BinaryIO:
-    return open(path, "rb", opener=without_waiting) if data is None else BytesIO(data)
+def _file(path: str | Path, data: bytes | BinaryIO | None) -> BinaryIO:
+    if data is None:
+        return open(path, "rb", opener=without_waiting)
+    return BytesIO(data) if isinstance(data, bytes) else data
 
 
 def without_waiting(path: str, flags: int) -> int:
@@ -321,6 +327,11 @@ def page_values(
             array = (colors >> 8 * (colors.max() > 255)).astype(np.uint8).T[array[..., 0]]
     else:
         if page.photometric == _WHITE_IS_ZERO:
+            if bits == 1 and keep_palette and page.software.startswith("tifffile"):
+                raise UserError(
+                    f"{path}: tifffile wrote Boolean values with 0 as white, which programs read "
+                    "as their opposite; save them as uint8"
+                )
             array = ~array if bits == 1 else array.dtype.type(2**bits - 1) - array
         if bits in (2, 4):
             array = array * np.uint8(255 // (2**bits - 1))
@@ -349,7 +360,14 @@ def tiff_info(
             count, dtype = 3, np.dtype(np.uint8)
         numbers = about.numbers(channels, count, path)
         count = len(numbers) if numbers else count
-        return ImageInfo(height, width, count, dtype, pages if stack else None, spacing=spacing)
+        depth, colors = pages if stack else None, are_colors(page, count)
+        return ImageInfo(height, width, count, dtype, depth, spacing=spacing, colors=colors)
+
+
+def are_colors(page: tifffile.TiffPage, channels: int) -> bool:
+    """Whether a page's channels are grey or colours and transparency."""
+    alpha = tuple(page.extrasamples or ()) in ((1,), (2,))
+    return channels == 1 or page.photometric != _BLACK_IS_ZERO or (channels == 2 and alpha)
 
 
 def tiff_series(

@@ -214,6 +214,7 @@ class PairStream(PositionStream):
     """
 
     images: PairSet
+    laborious = True  # each window is deformed by itself
 
     def __init__(self, images: PairSet, seed: int, context: int = 0) -> None:
         config = images.config
@@ -262,6 +263,8 @@ class PairStream(PositionStream):
 
 class WithExtra(Dataset[Batch]):
     """Windows of the one stream or, for a share of the positions, of another of the same seed."""
+
+    laborious = True
 
     def __init__(self, pairs: PairStream, extra: PairStream, share: float) -> None:
         self.streams, self.share = (pairs, extra), share

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import difflib
 import gzip
+import hashlib
 import inspect
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import numpy as np
+from typing_extensions import override
 
-from ddpm_unet.data.collection import ArrayCollection, ItemCollection, one_at_a_time
+from ddpm_unet.data.collection import (
+    CACHE,
+    INDEXED,
+    NO_INDEX,
+    ArrayCollection,
+    ItemCollection,
+    info_table,
+    infos_of,
+    load_index,
+    one_at_a_time,
+    save_index,
+    with_progress,
+)
 from ddpm_unet.data.dataset import find_columns
+from ddpm_unet.data.images import ImageInfo, image_info, read_image
 from ddpm_unet.errors import UserError
 
+T = TypeVar("T")
 FASHION = "builtin:fashion-mnist"
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -73,7 +89,8 @@ def huggingface_set(
     Only the columns of the images and the classes are read from its Arrow files. Behind the name
     may stand options: config (the set's configuration), split, held_out (the split for validation),
     image and label (columns), as in "cifar100?label=fine_label&held_out=test". `root` is its cache
-    folder. None when held_out is asked of a set that has no such split.
+    folder. The name of a folder may be one that `save_to_disk` wrote. None when held_out is asked
+    of a set that has no such split.
     """
     title = f"huggingface:{name}"
     name, _, said = name.partition("?")
@@ -86,7 +103,11 @@ def huggingface_set(
         raise UserError(f"source {title}: needs `pip install datasets`") from None
     with named_faults(title, "check the name and the network, or give its cache folder as root"):
         config = {"name": options["config"]} if "config" in options else {}
-        splits = datasets.load_dataset(name, cache_dir=root, **config)
+        if any(Path(name, file).is_file() for file in ("state.json", "dataset_dict.json")):
+            saved = datasets.load_from_disk(name)
+            splits = saved if isinstance(saved, dict) else {"train": saved}
+        else:
+            splits = datasets.load_dataset(name, cache_dir=root, **config)
     asked = options.get("held_out" if held_out else "split")
     usual = ("test", "validation") if held_out else ("train",)
     split = next((split for split in ((asked,) if asked else usual) if split in splits), None)
@@ -98,7 +119,7 @@ def huggingface_set(
     rows = splits[split]
     given = {key: options[key] for key in OPTIONS[-2:] if key in options}
     columns = find_columns(rows.features, given, f"source {title}")
-    collection = ItemCollection(rows.select_columns([columns["image"]]), title, columns["image"])
+    collection = Rows(rows, title, columns["image"])
     if class_labels:
         if "label" not in columns:
             raise UserError(
@@ -106,9 +127,83 @@ def huggingface_set(
                 "set class_labels to false"
             )
         column = columns["label"]
-        labels = list(rows.select_columns([column])[column])
+        labels = rows.select_columns([column]).with_format("numpy")[:][column]
         _label(collection, labels, getattr(rows.features[column], "names", None))
     return collection
+
+
+class Rows(ItemCollection):
+    """Images in a column of a Hugging Face set; the files stored there are decoded when read.
+
+    Shapes and types come from their headers, of a large set once: an index is kept of it.
+    """
+
+    def __init__(self, rows: Any, title: str, column: str) -> None:
+        from datasets import Image
+
+        said = f"{rows._fingerprint} {column} colours"
+        key = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+        self._index = CACHE / "rows" / f"{key}.npz"
+        self._files = [file["filename"] for file in rows.cache_files]
+        self.encoded = isinstance(rows.features[column], Image)
+        rows = rows.select_columns([column])
+        if self.encoded:
+            rows = rows.cast_column(column, Image(decode=False))
+        super().__init__(rows, title, column)
+
+    @override
+    def file(self, index: int) -> str:
+        return self._files[0] if self._files else self.name(index)
+
+    @override
+    def read(self, index: int) -> np.ndarray:
+        if not self.encoded:
+            return super().read(index)
+        return self._file(read_image, index, **self.images[index][self.column])
+
+    @override
+    def info(self, index: int) -> ImageInfo:
+        if not self.encoded:
+            return super().info(index)
+        return self._file(image_info, index, **self.images[index][self.column])
+
+    def _file(self, read: Callable[..., T], index: int, bytes: Any, path: str | None) -> T:
+        """What a function makes of a row's file: its content, or if it is not stored its path."""
+        name = self.name(index)
+        if bytes is None and path is None:
+            raise UserError(f"{name}: has no image; leave the row out")
+        return read(name if path is None or bytes is not None else path, data=bytes)
+
+    @override
+    def infos(self, indices: np.ndarray | None = None) -> tuple[list[ImageInfo], np.ndarray]:
+        if not self.encoded:
+            return super().infos(indices)
+        with one_at_a_time(self._index):
+            try:
+                index = load_index(self._index)
+            except NO_INDEX:
+                kinds, which = self._look()
+                index = {"kinds": info_table(kinds), "which": which}
+                if len(self) >= INDEXED:
+                    save_index(self._index, **index)
+        which = index["which"]
+        return infos_of(index["kinds"]), which if indices is None else which[indices]
+
+    def _look(self) -> tuple[list[ImageInfo], np.ndarray]:
+        import pyarrow
+
+        def found() -> Iterator[ImageInfo]:
+            for batch in self.images.with_format("arrow").iter(1000):
+                for cell in batch[self.column]:
+                    content = cell["bytes"]
+                    data = pyarrow.BufferReader(content.as_buffer()) if content.is_valid else None
+                    yield self._file(image_info, len(which), data, cell["path"].as_py())
+
+        kinds: dict[ImageInfo, int] = {}
+        which: list[int] = []
+        for info in with_progress(found(), len(self), "looking at images"):
+            which.append(kinds.setdefault(info, len(kinds)))
+        return list(kinds), np.array(which, np.int32)
 
 
 def fashion_mnist(

@@ -17,6 +17,7 @@ from ddpm_unet.data.bio import is_bio
 from ddpm_unet.data.folder import list_images, natural, split_ending
 from ddpm_unet.data.images import ImageInfo
 from ddpm_unet.data.masks import half_of, mask_values
+from ddpm_unet.data.pixels import check_channels
 from ddpm_unet.data.volumes import (
     TIFF_EXTENSIONS,
     file_info,
@@ -262,6 +263,7 @@ def _add_pairs(
         try:
             own = _info(image, config, config.channel_names if len(images[name]) == 1 else ())
             pages = (own.depth or 1) if config.dims == 2 else 1
+            check_channels(own, config.channel_count, image)
             if config.dims == 3:
                 _check_space(own.along(3), image, (*images[name][1:], *masks[name]), config)
             elif pages != (mask_pages := _info(mask, config).depth or 1):

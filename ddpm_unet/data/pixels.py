@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from ddpm_unet.config import ValueRange
+from ddpm_unet.data.images import ImageInfo
 from ddpm_unet.errors import UserError
 
 PERCENTILES = (0.5, 99.5)
@@ -30,8 +31,8 @@ def convert_channels(image: np.ndarray, channels: int | None, name: str) -> np.n
         return image
     if have > 4 or channels not in (1, 3, 4):
         raise UserError(
-            f"{name}: has {have} channels, which cannot become {channels}; convert it, or set "
-            "data.channels null"
+            f"{name}: has {have} channel{'s' * (have > 1)}, which cannot become {channels}; "
+            "convert it, or train with data.channels null"
         )
     colour = image[..., : 1 if have <= 2 else 3]
     if channels == 1 and colour.shape[-1] == 3:
@@ -44,6 +45,16 @@ def convert_channels(image: np.ndarray, channels: int | None, name: str) -> np.n
         alpha = image[..., 1:] if have == 2 else np.full_like(image[..., :1], opaque)
         colour = np.concatenate([colour, alpha], axis=-1)
     return colour.astype(image.dtype)
+
+
+def check_channels(info: ImageInfo, channels: int | None, name: str) -> None:
+    """Refuse to make other channels of those of a microscope or scanner, which are no colours."""
+    if channels not in (None, info.channels) and not info.colors:
+        raise UserError(
+            f"{name}: has {info.channels} channels that are no colours, {channels} "
+            f"{'is' if channels == 1 else 'are'} wanted; choose them by data.channels in training, "
+            "or save them alone"
+        )
 
 
 def box(corner: Iterable[int], size: int | Sequence[int]) -> tuple[Any, ...]:
@@ -128,6 +139,31 @@ def resize(planes: np.ndarray, *size: int) -> np.ndarray:
 
 def _bilinear(planes: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return interpolate(planes, (height, width), mode="bilinear", antialias=True)
+
+
+def resampling(old: int, new: int, start: int, count: int) -> tuple[int, np.ndarray]:
+    """How `count` pixels of a line resized from `old` to `new`, from `start` on, come from it.
+
+    Gives the first pixel of the old line that is needed, and the weights `[count, needed]`, those
+    of `resize`: triangles as wide as two new pixels, or two old ones where the line grows.
+    """
+    factor = old / new
+    half = max(factor, 1.0)
+    centres = (np.arange(start, start + count) + 0.5) * factor
+    first, last = max(int(centres[0] - half + 0.5), 0), min(int(centres[-1] + half + 0.5), old)
+    places = np.arange(first, last) + 0.5
+    weights = np.maximum(0, 1 - np.abs(places - centres[:, None]) / half)
+    return first, (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def resampled(planes: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:
+    """Planes `[C, (D,) H, W]` by the weights of each axis, type kept: a window of `resize`'s."""
+    values = planes.astype(np.float32)
+    for axis, each in enumerate(weights, start=1):
+        values = np.moveaxis(np.tensordot(each, values, (1, axis)), 0, axis)
+    if planes.dtype.kind == "f":
+        return np.ascontiguousarray(values.clip(planes.min(), planes.max()))
+    return values.round().astype(planes.dtype)
 
 
 def nearest(array: np.ndarray, size: Sequence[int]) -> np.ndarray:

@@ -98,6 +98,8 @@ class Preprocessing:
     """Where the last output is of objects' interiors: pixels of the training's small objects."""
     channel_names: tuple[str, ...] = ()
     """Channels that were chosen of the files' by name or number; empty for all."""
+    highest: float | None = None
+    """The largest pixel value in training; None where it is not known."""
     sure: float | None = None
     """With `objects`, least probability of an interior, as validation images chose it, if any."""
 
@@ -176,6 +178,15 @@ class Preprocessing:
             low, high = self.value_range
         of_type = Targets(self.channels, cast(PixelType, dtype.name), low, high)
         return of_type.to_pixels(np.clip(unit, -1, 1).astype(np.float32))
+
+    def unlike(self, highest: float | None) -> str:
+        """Whether an image's largest value is far from the training's, in words; else empty."""
+        most = self.highest
+        if not (highest and most) or self.value_range == "percentiles" or self.dtype is None:
+            return ""
+        if 0 < highest * 8 <= most or highest >= 8 * most > 0:
+            return f"values up to {highest:g}, in training up to {most:g}; see value_range"
+        return ""
 
     def check_depth(self, dtype: np.dtype, highest: float | None, name: str) -> None:
         """Refuse an image of another type than the training's, if its black is not known.

@@ -20,6 +20,7 @@ import tifffile
 from ddpm_unet.data.bio import Bio, is_bio, open_bio
 from ddpm_unet.data.images import (
     ImageInfo,
+    are_colors,
     check_pixels,
     faults_named,
     page_values,
@@ -72,7 +73,8 @@ class Slide:
     def info(self) -> ImageInfo:
         """Shape and type of what `window` gives."""
         height, width = self.shape
-        known = (self.dtype, None, self.in_pieces, self.spacing)
+        colors = are_colors(self.page, self.channels)
+        known = (self.dtype, None, self.in_pieces, self.spacing, colors)
         return ImageInfo(height, width, self.channels, *known)
 
     def __del__(self) -> None:

@@ -233,9 +233,8 @@ def _hashed_part(whole: Collection, part: Share) -> Collection | None:
         nothing = f"nothing held out for validation (fewer than {ONE_IN} images)"
         whole.note = ", ".join([nothing, *rest])
         return None if part == "held out" else whole
-    keys = [whole.key(i).encode("utf-8", "surrogateescape") for i in range(len(whole))]
-    digests = [hashlib.blake2b(key, digest_size=8).digest() for key in keys]
-    numbers = np.array([int.from_bytes(d, "big") for d in digests], dtype=np.uint64)
+    digests = (hashlib.blake2b(key, digest_size=8).digest() for key in whole.encoded_keys())
+    numbers = np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
     chosen = numbers % np.uint64(ONE_IN) == 0
     if not chosen.any():
         chosen[numbers.argmin()] = True

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from ddpm_unet.config import ValueRange
-from ddpm_unet.data.image_set import ImageSet, Layout
+from ddpm_unet.data.image_set import ImageSet, Layout, PackedImages
 from ddpm_unet.data.pixels import to_unit
 from ddpm_unet.randomness import bits, integers
 
@@ -87,6 +87,11 @@ class _ImageWindows(PositionStream):
 
     images: ImageSet
     _choices: tuple[object, ...] = ()
+
+    @property
+    def laborious(self) -> bool:
+        """Whether images are decoded for each window."""
+        return not isinstance(self.images, PackedImages)
 
     @abstractmethod
     def windows(self, positions: Positions) -> Windows:

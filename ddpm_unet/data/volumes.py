@@ -255,4 +255,10 @@ def _nifti(path: str | Path, max_pixels: float) -> tuple[Any, Space, ImageInfo]:
         dtype = np.dtype(np.float32)
     depth, height, width = space.size
     check_pixels(path, (depth, height, width, sizes[3]), max_pixels)
-    return image, space, ImageInfo(height, width, sizes[3], dtype, depth, spacing=space.spacing)
+    return (
+        image,
+        space,
+        ImageInfo(
+            height, width, sizes[3], dtype, depth, spacing=space.spacing, colors=sizes[3] == 1
+        ),
+    )

@@ -97,13 +97,6 @@ def make_sampler(sampler: Any, diffusion: Diffusion | None) -> Sampler:
             f"sampler {sampler}: is of the process ddpm, and the model was trained with process "
             f"edm; take {', '.join(solvers.SOLVERS)}"
         )
-    if sampler == "unipc":
-        settings = {"use_exponential_sigmas": True, "timestep_spacing": "linspace"}
-        settings = {**diffusion.scheduler_config(), **settings}
-        unipc = _scheduler("UniPCMultistepScheduler", settings, diffusion, sampler)
-        unipc.clips = diffusion.clip_sample
-        unipc.scheduler.alphas_cumprod = diffusion.alphas_cumprod_float64.clamp(min=2**-24)
-        return unipc
     return LinearSampler(diffusion, sampler)
 
 
@@ -227,7 +220,11 @@ class LinearSampler(Sampler):
     A step is x_0 = clip(a x + b prediction), then x' = c x + d x_0 + e prediction + s noise, where
     a learned variance (Nichol 2021, arXiv:2102.09672, eq. 15) multiplies s. It gives
     what diffusers' schedulers give, except where those are wrong: "trailing" rounds to an extra
-    timestep -1 for some numbers of steps, and DDIM takes t - T // steps for the next timestep.
+    timestep -1 for some numbers of steps, DDIM takes t - T // steps for the next timestep, and goes
+    on from the clipped image with the noise of the unclipped one. So it does here, too, but not of
+    images whose noise is larger than noise is (`_no_noise`), as guidance makes it: of an image and
+    a noise that belong to no one state the errors add up, to images of another class. There the
+    noise is that of the clipped image, as with diffusers' `use_clipped_model_output`.
 
     Args:
         diffusion: The forward process.
@@ -285,7 +282,7 @@ class LinearSampler(Sampler):
         mix = coefficients(self.diffusion.prediction_type, abar)
         beta = 1 - abar / following
         variance = (1 - following) / (1 - abar) * beta  # Ho 2020, eq. 7
-        widest, from_prediction = torch.zeros_like(abar), torch.zeros_like(abar)
+        widest, from_prediction, direction = torch.zeros(3, len(abar), dtype=abar.dtype)
         if self.name == "ddpm":
             from_x = (abar / following).sqrt() * (1 - following) / (1 - abar)
             from_x0 = following.sqrt() * beta / (1 - abar)
@@ -303,7 +300,7 @@ class LinearSampler(Sampler):
         columns = (
             mix["x0_from_x"].tolist(),
             mix["x0_from_prediction"].unbind(),
-            *(c.tolist() for c in (from_x, from_x0, from_prediction, noise, widest)),
+            *(c.tolist() for c in (from_x, from_x0, from_prediction, direction, noise, widest)),
         )
         self._steps = list(map(Coefficients._make, zip(*columns, strict=True)))
 
@@ -318,19 +315,35 @@ class LinearSampler(Sampler):
         x0 = prediction * c.x0_from_prediction
         if c.x0_from_x:
             x0.add_(x, alpha=c.x0_from_x)
+        whole = x0
         if self.thresholding:
             sizes = x0.flatten(1).abs().quantile(self.dynamic_thresholding_ratio, dim=1)
             limit = sizes.clamp(1, self.sample_max_value).reshape(-1, *[1] * (x0.ndim - 1))
             x0 = x0.clamp(-limit, limit) / limit
         elif self.clip:
-            x0.clamp_(-self.clip_sample_range, self.clip_sample_range)
+            x0 = x0.clamp(-self.clip_sample_range, self.clip_sample_range)
         following = draw(c.noise) if c.noise else torch.zeros_like(x)
         if c.widest:
             following.mul_(torch.exp((output[:, x.shape[1] :] + 1) * (c.widest / 4)))
         following.add_(x, alpha=c.next_from_x).add_(x0, alpha=c.next_from_x0)
-        if c.next_from_prediction:
+        if c.direction:
             following.add_(prediction, alpha=c.next_from_prediction)
+            if x0 is not whole:
+                a, s = self.abar[index] ** 0.5, (1 - self.abar[index]) ** 0.5
+                lost = (whole - x0) * _no_noise((x - a * whole) / s)
+                following.add_(lost, alpha=c.direction * a / s)
         return following, x0
+
+
+def _no_noise(noise: Tensor) -> Tensor:
+    """Of which images `[B, ...]` the root mean square is more than that of noise, `[B, 1, ...]`.
+
+    That of noise, or of what is expected of it, is at most 1, give or take three deviations of it;
+    networks that nobody guides are rarely wrong by a quarter.
+    """
+    values = noise.flatten(1)
+    most = 1.25 + 3 / values.shape[1] ** 0.5
+    return (values.square().mean(1).sqrt() > most).reshape(-1, *[1] * (noise.ndim - 1))
 
 
 class Coefficients(NamedTuple):
@@ -341,6 +354,7 @@ class Coefficients(NamedTuple):
     next_from_x: float
     next_from_x0: float
     next_from_prediction: float
+    direction: float  # how much of the noise goes on, of DDIM
     noise: float
     widest: float  # log of the largest over the smallest learned variance; 0: it is fixed
 
@@ -407,8 +421,7 @@ class SchedulerSampler(Sampler):
     """Any object with `set_timesteps(steps)`, `timesteps` and `step(prediction, t, x)`.
 
     It is asked as diffusers' pipelines ask it, with one generator for each image; clipping and
-    thresholding are its own, unless `clips` is set: then what the network predicts is clipped, as
-    "unipc" by name does for a process that clips.
+    thresholding are its own.
     """
 
     def __init__(
@@ -417,7 +430,6 @@ class SchedulerSampler(Sampler):
         self.scheduler, self.diffusion = scheduler, diffusion
         self.name = name or type(scheduler).__name__
         self.clip = diffusion is not None and diffusion.clip_sample
-        self.clips = False
 
     def _prepare(self, steps: int, eta: float | None, generators: Any) -> None:
         scheduler = self.scheduler
@@ -476,10 +488,6 @@ class SchedulerSampler(Sampler):
         """The scheduler draws the noise itself; x_0 is its own, if it says one."""
         means = mean_channels(prediction, x.shape[1])
         seen = self.model_input(index, x)
-        if self.clips and self._mix is not None:
-            from_x, from_prediction = self._mix[index]
-            clipped = (from_x * seen + from_prediction * means).clamp(-1, 1)
-            means = (clipped - from_x * seen) / from_prediction
         given = prediction if self._learned else means
         try:
             output = self.scheduler.step(given, self._times[index], x, **self._options)

@@ -98,12 +98,47 @@ def _multistep(
     return x
 
 
+def uni_pc(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
+    """UniPC (Zhao 2023, arXiv:2302.04867, algorithms 5 to 8), second order, B(h) = exp(h) - 1.
+
+    Each evaluation also corrects the step that led to it.
+    """
+    start, last = x, 1.0
+    earlier: list[tuple[float, Tensor]] = []  # widths and predictions that x was made of
+    for sigma, following in pairwise(sigmas.tolist()):
+        x0 = denoise(x, sigma)
+        if earlier and following:  # of the step before, which had no x_0 at its end
+            (width, x1), *rest = earlier
+            gain = -math.expm1(-width)  # h phi_1
+            phi_2 = 1 - gain / width
+            whole, half = phi_2 / gain, (width - 2 * phi_2) / (width * gain)
+            x = sigma / last * start + gain * x1
+            if rest:  # the weights solve R rho = b (their eq. 5)
+                ratio = -rest[0][0] / width
+                before = (whole - half) / (1 - ratio)
+                x = x + gain * before / ratio * (rest[0][1] - x1)
+                x = x + gain * (whole - before) * (x0 - x1)
+            else:
+                x = x + gain / 2 * (x0 - x1)
+        if following == 0:
+            return x0
+        start, last = x, sigma
+        width = math.log(sigma / following)
+        gain = -math.expm1(-width)
+        x = following / sigma * x + gain * x0
+        if earlier:
+            x = x + gain * width / (2 * earlier[0][0]) * (x0 - earlier[0][1])
+        earlier = [(width, x0), *earlier[:1]]
+    return x
+
+
 SOLVERS: dict[str, Solver] = {
     "euler": euler,
     "heun": heun,
     "churn": churn,
     "dpm++": dpm_solver_pp,
     "dpm++sde": dpm_solver_pp_sde,
+    "unipc": uni_pc,
 }
 EVALUATIONS: dict[Solver, Callable[[int], int]] = {
     heun: lambda steps: 2 * steps - 1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -27,7 +27,7 @@ from ddpm_unet.diffusion.conditioning import (
 from ddpm_unet.diffusion.editing import Inversion, inpaint, slerp
 from ddpm_unet.diffusion.edm import EDMDiffusion
 from ddpm_unet.diffusion.process import Diffusion
-from ddpm_unet.diffusion.samplers import LinearSampler, make_sampler
+from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import StepInfo, timesteps
 from ddpm_unet.diffusion.sampling import sample as sample_batch
 from ddpm_unet.diffusion.tiled import tiled
@@ -36,6 +36,7 @@ from ddpm_unet.inference.conditioning import Cond, Conditioning, cond_in_turn, u
 from ddpm_unet.inference.pipeline import image_shape, read_pipeline, read_sampler, write_pipeline
 from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import Autoencoder, autoencoder_of
+from ddpm_unet.models.lora import load_lora
 from ddpm_unet.models.precomputed import precompute_time_embeddings
 from ddpm_unet.models.pretrained import check_weights, read_file
 
@@ -99,14 +100,27 @@ class Denoiser:
         self._folder: Path | None = None  # whose scheduler names the sampler, read when it is used
 
     @classmethod
-    def from_pretrained(cls, folder: str | PathLike[str]) -> Denoiser:
+    def from_pretrained(
+        cls,
+        folder: str | PathLike[str],
+        *,
+        lora: str | PathLike[str] | None = None,
+        lora_scale: float = 1.0,
+    ) -> Denoiser:
         """Read the folder of a run's model or of a diffusers pipeline.
+
+        Args:
+            folder: The folder.
+            lora: A file of low-rank changes, or a folder with one; see `load_lora`.
+            lora_scale: Their factor.
 
         Raises:
             UserError: Something is missing or not supported; names it.
         """
         folder = Path(folder)
         unet, diffusion = read_pipeline(folder)
+        if lora is not None:
+            load_lora(unet, lora, lora_scale)
         conditioning = Conditioning.read(folder)
         conditioning.check(unet.config, folder)
         denoiser = cls(unet, diffusion, None, conditioning, autoencoder_of(folder))
@@ -233,11 +247,7 @@ class Denoiser:
         if labels is None or isinstance(labels, str | int):
             labels = own.class_number(labels, config)
         cond = cond_in_turn(own.classes(config), labels, context, concat_cond, device)
-        name, chosen = self.named_sampler(sampler)
-        if name == "ddim" and guidance not in (None, 1) and isinstance(chosen, LinearSampler):
-            # DDIM's noise is that of the unclipped image; far beyond the range, as guidance leads,
-            # a clipped image and this noise are of no one point, and the errors add up.
-            chosen = replace(chosen, clip_sample=False)
+        _, chosen = self.named_sampler(sampler)
         times = timesteps(chosen, steps)
         network = self.network or precompute_time_embeddings(self.unet, times)
         denoise = self._guided(network, guidance, guidance_interval, guide)

@@ -103,11 +103,15 @@ def read_diffusion(folder: Path) -> Diffusion:
         diffusion = diffusion_of_scheduler(settings)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    if not isinstance(diffusion, EDMDiffusion) and any(
-        (path.parents[1] / name).is_dir() for name in ("vae", "vqvae", "movq")
-    ):
-        diffusion.clip_sample = False  # latents have no bounds
+    if not isinstance(diffusion, EDMDiffusion) and _draws_latents(path):
+        diffusion.clip_sample = False
     return diffusion
+
+
+def _draws_latents(scheduler_config: Path) -> bool:
+    """Whether a pipeline's images are decoded from latents, which have no bounds to clip at."""
+    root = scheduler_config.parents[1]
+    return any((root / name).is_dir() for name in ("vae", "vqvae", "movq"))
 
 
 def read_sampler(folder: Path) -> Sampler:
@@ -117,6 +121,8 @@ def read_sampler(folder: Path) -> Sampler:
         UserError: As `read_diffusion`; or it is no sampler known here.
     """
     path, settings = _read_scheduler_config(folder)
+    if _draws_latents(path):
+        settings = {**settings, "clip_sample": False, "thresholding": False}
     try:
         return saved_sampler(settings, read_diffusion(folder))
     except UserError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from torch import Tensor
 from ddpm_unet.config import PredictConfig, ValueRange
 from ddpm_unet.data.bio import is_bio
 from ddpm_unet.data.images import ImageInfo, image_array
+from ddpm_unet.data.pixels import check_channels
 from ddpm_unet.data.points import PointSet, from_grid, read_points, to_grid
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.volumes import (
@@ -334,7 +336,7 @@ class Predictor:
         """
         pixels, name = self._pixels(image)
         highest = float(pixels.max()) if pixels.size else None
-        self.preprocessing.check_depth(pixels.dtype, highest, name)
+        self._check_values(pixels.dtype, highest, name)
         whole = self.preprocessing.whole
         with torch.inference_mode():
             source = whole(pixels) if whole else pixels
@@ -367,6 +369,7 @@ class Predictor:
         """`[*space, C]` and a name for messages."""
         if isinstance(image, str | PathLike):
             path, chosen = Path(image), self.preprocessing.channel_names
+            self.look(path)
             return read_file(path, self.dims, self.max_pixels, channels=chosen), path.name
         if not isinstance(image, Tensor | np.ndarray):
             return image_array(image, "the image"), "the image"
@@ -422,15 +425,19 @@ class Predictor:
         if self.dims == 3:
             _check_volume(path)
         info = self._info(path)
+        check_channels(info, own.channels, path.name)
         own.check_depth(info.dtype, math.inf, path.name)
         own.scales(self.spacing_of(path), path.name)
 
-    def resampling(self, path: Path) -> str:
-        """What is done to a file whose spacing is not the training's, in a few words."""
-        own, here = self.preprocessing, self.spacing_of(path)
-        if own.scales(here, path.name) == own.scale:
-            return ""
-        return f" (pixels of {in_mm(here or ())}, resampled to {in_mm(own.spacing or ())})"
+    def changes(self, path: Path) -> str:
+        """How a file is unlike the training's, and what is done about it, in a few words."""
+        own, here, info = self.preprocessing, self.spacing_of(path), self._info(path)
+        found = []
+        if info.channels != own.channels:
+            found.append(f"{info.channels} channel{'s' * (info.channels > 1)} made {own.channels}")
+        if own.scales(here, path.name) != own.scale:
+            found.append(f"pixels of {in_mm(here or ())}, resampled to {in_mm(own.spacing or ())}")
+        return f" ({'; '.join(found)})" if found else ""
 
     @contextmanager
     def open(self, path: Path) -> Iterator[OpenFile]:
@@ -465,7 +472,14 @@ class Predictor:
     def _check_depth(self, planes: Sequence[Any], path: Path) -> None:
         arrays = [plane for plane in planes if isinstance(plane, np.ndarray)]
         highest = max(float(a.max()) for a in arrays) if len(arrays) == len(planes) else None
-        self.preprocessing.check_depth(planes[0].dtype, highest, path.name)
+        self._check_values(planes[0].dtype, highest, path.name)
+
+    def _check_values(self, dtype: np.dtype, highest: float | None, name: str) -> None:
+        """Refuse a depth that is not known; warn of values far from the training's."""
+        own = self.preprocessing
+        own.check_depth(dtype, highest, name)
+        if own.dtype == dtype.name and (remark := own.unlike(highest)):
+            warnings.warn(f"{name}: {remark}", stacklevel=3)
 
     def _planes(
         self, planes: Sequence[Rows], name: str, spacing: tuple[float, ...] | None

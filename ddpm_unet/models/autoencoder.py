@@ -87,13 +87,18 @@ class Autoencoder:
         return mean, deviation
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images `float32 [B, channels, H, W]`, about in [-1, 1], of latents on its device."""
+        """Images `float32 [B, channels, H, W]`, about in [-1, 1], of latents on its device.
+
+        Within bfloat16's autocast it decodes so; float16 does not hold what such networks make.
+        """
 
         def decode(part: Tensor) -> Tensor:
             return self.network.decode(part / self.scale + self.shift).sample
 
         pixels = latents.shape[-2] * latents.shape[-1] * self.factor**2
-        return _in_parts(decode, latents, pixels)
+        kind = latents.device.type
+        short = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
+        return _in_parts(decode, latents, pixels, short)
 
     def latent_size(self, size: int, setting: str) -> int:
         """A side of the latents of images of side `size`, which messages call `setting`.
@@ -126,11 +131,16 @@ class Autoencoder:
         replace_json(folder / CONFIG, self.settings)
 
 
-def _in_parts(function: Callable[[Tensor], Tensor], batch: Tensor, pixels: int) -> Tensor:
-    """A function of a batch of images of so many pixels, in float32, of parts of bounded size."""
-    with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
+def _in_parts(
+    function: Callable[[Tensor], Tensor], batch: Tensor, pixels: int, short: bool = False
+) -> Tensor:
+    """A function of a batch of images of so many pixels, of parts of bounded size: `float32`.
+
+    It is computed in float32, unless `short`.
+    """
+    with torch.no_grad(), torch.autocast(batch.device.type, torch.bfloat16, enabled=short):
         parts = batch.float().split(max(1, PIXELS // pixels))
-        return torch.cat([function(part) for part in parts])
+        return torch.cat([function(part).float() for part in parts])
 
 
 def autoencoder_of(folder: Path) -> Autoencoder | None:

@@ -23,6 +23,7 @@ from ddpm_unet.evaluation.plots import save_grid
 from ddpm_unet.inference.conditioning import Cond, Conditioning, cond_in_turn
 from ddpm_unet.inference.denoiser import generate_together
 from ddpm_unet.inference.pipeline import image_shape, write_pipeline
+from ddpm_unet.models.lora import has_lora, merge_lora, write_lora
 from ddpm_unet.training.job import Batch, Build, Job, even_batches
 from ddpm_unet.training.latent_space import LatentSpace
 
@@ -65,7 +66,7 @@ class DenoiseJob(Job):
         preview: PreviewConfig | None = None,
         batch_size: int = 16,
         seed: int = 0,
-        workers: int = 0,
+        workers: int | None = 0,
         description: str = "",
         digest: str | None = None,
         loss: Callable[[nn.Module, Batch], Tensor] | None = None,
@@ -131,9 +132,12 @@ class DenoiseJob(Job):
         save_grid(images, path)
 
     def export(self, model: nn.Module, state_dict: dict[str, Tensor], folder: Path) -> None:
-        """Write a diffusers pipeline folder."""
+        """Write a diffusers pipeline folder; of low-rank changes their file too."""
         network: Any = model
         autoencoder = self.latent.autoencoder if self.latent else None
+        if has_lora(network):
+            write_lora(network, state_dict, folder)
+            network, state_dict = merge_lora(network, state_dict)
         write_pipeline(folder, network, self.diffusion, state_dict, autoencoder)
         if self.conditioning != Conditioning(image_channels=self.conditioning.image_channels):
             self.conditioning.write(folder)

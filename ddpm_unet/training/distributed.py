@@ -31,7 +31,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from ddpm_unet.config import TrainConfig
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, launcher_fault
+from ddpm_unet.training.speed import default_precision
 
 T = TypeVar("T")
 Tensors = dict[str, Tensor]
@@ -53,7 +54,9 @@ ACCEPTED = {
     "ACCELERATE_USE_MEGATRON_LM": (NO, "use_megatron_lm: is not supported; take FSDP"
                                    " (configs/accelerate/hosts_fsdp.yaml)"),
     "ACCELERATE_USE_PARALLELISM_CONFIG": (NO, "parallelism_config: is not supported; leave it out"),
-    "ACCELERATE_DYNAMO_BACKEND": (NO, "dynamo_backend {}: set it to no, and train.compile to true"),
+    "ACCELERATE_USE_SAGEMAKER": (NO, "use_sagemaker: is not supported; leave it out"),
+    "ACCELERATE_DYNAMO_BACKEND": (NO, "dynamo_backend {}: set it to no; train.compile and --compile"
+                                  " compile"),
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
         ("", "1"), "gradient_accumulation_steps {}: set it to 1, and train.micro_batch to the"
                    " images of a pass"),
@@ -159,7 +162,10 @@ def launched_sharding(said: Mapping[str, str] = os.environ) -> Sharding | None:
 
 
 def launched_precision(config: TrainConfig, said: Mapping[str, str] = os.environ) -> str:
-    """The precision of the settings, else that of `accelerate launch`; both must not differ."""
+    """The precision of the settings, else that of `accelerate launch`, else of the device.
+
+    What the first two say must not differ; the launcher's "no" is what it says of itself.
+    """
     launched = said.get("ACCELERATE_MIXED_PRECISION", "no").lower() or "no"
     own = config.mixed_precision
     if launched not in ("no", "bf16", "fp16"):
@@ -169,7 +175,7 @@ def launched_precision(config: TrainConfig, said: Mapping[str, str] = os.environ
             f"train.mixed_precision {own}: accelerate launch says {launched}; set both alike, or "
             "train.mixed_precision to null"
         )
-    return own or launched
+    return own or (launched if launched != "no" else default_precision(said))
 
 
 def check_launch(
@@ -193,28 +199,13 @@ def open_accelerator(
         )
     check_launch()
     sharding, precision = launched_sharding(), launched_precision(config)
-    device = os.environ.get("ACCELERATE_TORCH_DEVICE")
-    try:
-        torch.empty(0, device=device)
-        # Weights are sharded here, not by accelerate, which does not on a CPU.
-        with _environment(ACCELERATE_USE_FSDP="false"):
-            accelerator = Accelerator(
-                cpu=not torch.accelerator.is_available(),
-                mixed_precision=precision,
-                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-                kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.timeout))],
-                log_with=None if tracker == "none" else tracker,
-                project_dir=folder,
-            )
-    except RuntimeError as error:
-        if device is None:
-            raise
-        cause = str(error).partition("\n")[0]
-        raise UserError(
-            f"ACCELERATE_TORCH_DEVICE {device}: {cause}; set another, or leave it out"
-        ) from error
-    except ValueError as error:
-        raise UserError(f"train.mixed_precision {precision}: {error} Else set another") from error
+    accelerator = open_processes(
+        mixed_precision=precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=config.timeout))],
+        log_with=None if tracker == "none" else tracker,
+        project_dir=folder,
+    )
     kind = accelerator.distributed_type
     if kind not in SUPPORTED:
         raise UserError(f"distributed_type {kind}: is not supported; take MULTI_GPU or FSDP")
@@ -232,6 +223,28 @@ def open_accelerator(
     if sharding and config.compile:
         raise UserError("train.compile: with sharded weights (FSDP) set it to false")
     return accelerator, sharding
+
+
+def open_processes(**options: Any) -> Accelerator:
+    """The processes of a command, as the launcher says; of what it says, nothing is ignored."""
+    check_launch()
+    device, said = os.environ.get("ACCELERATE_TORCH_DEVICE"), options.get("mixed_precision")
+    try:
+        torch.empty(0, device=device)
+        # Weights are sharded here, not by accelerate, which does not on a CPU.
+        with _environment(ACCELERATE_USE_FSDP="false"):
+            return Accelerator(cpu=not torch.accelerator.is_available(), **options)
+    except (RuntimeError, ValueError, ImportError) as error:
+        fault, cause = launcher_fault(error), " ".join(str(error).split())[:200]
+        if device is not None and isinstance(error, RuntimeError):
+            fault = UserError(
+                f"ACCELERATE_TORCH_DEVICE {device}: {cause}; set another, or leave it out"
+            )
+        elif fault is None and isinstance(error, ValueError) and said:
+            fault = UserError(f"train.mixed_precision {said}: {cause} Else set another")
+        if fault is None:
+            raise
+        raise fault from error
 
 
 @contextmanager

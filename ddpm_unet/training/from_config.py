@@ -41,6 +41,7 @@ from ddpm_unet.inference.predictor import SegmentationModel, dimensions, tiling
 from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import PLACES, Autoencoder
 from ddpm_unet.models.classic import ClassicUNet
+from ddpm_unet.models.lora import add_lora
 from ddpm_unet.models.pretrained import model_folder, read_config
 from ddpm_unet.models.segmenter import Segmenter
 from ddpm_unet.training.denoise import DenoiseJob
@@ -62,6 +63,9 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
             f"train.early_stopping_patience {patience}: is for segmentation, a denoiser has no "
             "score to wait for; set it to 0"
         )
+    if config.lora.rank and (not config.init or config.train.ema_sigma_rel):
+        cure = "set train.ema_sigma_rel []" if config.init else "give init, the denoiser to change"
+        raise UserError(f"lora.rank {config.lora.rank}: {cure}")
     data, stream = config.data, open_stream(config.data, config.seed)
     images, latent = stream.images, _latent_space(config, stream.images)
     conditioning = Conditioning(
@@ -89,7 +93,8 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
                 f"init {config.init}: has no table of classes; set data.class_labels false"
             )
         unet.config = fitting
-        return unet
+        own = config.lora
+        return add_lora(unet, own.rank, own.alpha, own.layers) if own.rank else unet
 
     said = stream.describe()
     if data.fit == "crop" and data.scale != 1:
@@ -254,6 +259,7 @@ def build_pixel_job(
         report.spacing,
         target.objects if isinstance(target, ClassTarget) else None,
         data.channel_names,
+        report.highest,
     )
     if config.init not in (None, SCRATCH):
         said += unlike(str(config.init), preprocessing)

@@ -27,7 +27,7 @@ class Job:
             the newest.
         digest: Of the data, to tell whether they changed between stop and resume; None where it is
             not known.
-        workers: Loader processes.
+        workers: Loader processes; None for those of `speed.loader_processes`.
     """
 
     network: Build
@@ -35,7 +35,7 @@ class Job:
     description: str = ""
     criterion: str | None = None
     digest: str | None = None
-    workers: int = 0
+    workers: int | None = 0
 
     def describe(self) -> str:
         """What the data are, in lines."""
@@ -47,7 +47,7 @@ class Job:
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """The optimizer's groups, each with its `params` and, if it has its own, `lr`."""
-        return [{"params": list(model.parameters())}]
+        return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
     def stream(self, model: nn.Module, accelerator: Accelerator) -> Any:
         """The training data, once the network is built."""

@@ -53,6 +53,7 @@ from ddpm_unet.training.job import Batch, Job
 from ddpm_unet.training.plan import time_steps
 from ddpm_unet.training.post_hoc_ema import Snapshots
 from ddpm_unet.training.run_folder import RunFolder, disk_faults
+from ddpm_unet.training.speed import in_memory_format, loader_processes
 from ddpm_unet.training.state import NOWHERE, TrainingState, build_optimizer, learning_rate_factor
 
 MAX_NONFINITE_STEPS = 3
@@ -220,6 +221,7 @@ class Training:
         """Say what is about to run, and on what."""
         a = self.accelerator
         count, data = sum(p.numel() for p in self.network.parameters()), self.job.describe()
+        trained = sum(p.numel() for _, p in self.state.named)
         about = {
             "data": data.splitlines(), "parameters": count, "device": a.device.type,
             "processes": a.num_processes, "precision": a.mixed_precision, "versions": versions(),
@@ -227,7 +229,9 @@ class Training:
         on_main(a, lambda: replace_json(self.run.path / ABOUT, about))
         self._say(
             f"{data}\n"
-            f"network: {count:,} parameters; {a.num_processes} process"
+            f"network: {count:,} parameters"
+            f"{f', of which {trained:,} are trained' if trained < count else ''}; "
+            f"{a.num_processes} process"
             f"{'es' if a.num_processes > 1 else ''} on {a.device.type}, precision "
             f"{a.mixed_precision if a.mixed_precision != 'no' else 'float32'}"
             f"{', weights sharded' * sharded(self.network)}\n"
@@ -305,7 +309,10 @@ class Training:
             config.micro_batch,
         )
         pinned = accelerator.device.type == "cuda"
-        return make_loader(stream, positions, workers=self.job.workers, pin_memory=pinned)
+        workers = loader_processes(self.job.workers, stream, accelerator.device)
+        if workers and self.job.workers is None:
+            self._say(f"data.workers: {workers} processes load (0 loads in the main one)")
+        return make_loader(stream, positions, workers=workers, pin_memory=pinned)
 
     def _shares(self, step: int) -> list[list[range]]:
         """Every process's micro-batches of a step."""
@@ -517,19 +524,3 @@ class Training:
 def has_batch_norm(network: nn.Module) -> bool:
     """Whether a network normalises over batches in training."""
     return any(isinstance(module, _BatchNorm) for module in network.modules())
-
-
-def in_memory_format(
-    network: nn.Module, channels_last: bool | None, device: torch.device
-) -> nn.Module:
-    """The network, in the memory format of the settings.
-
-    By default channels come last on a GPU, and for volumes. For images on a CPU they do not: with
-    Winograd's convolutions a step takes 1.1 to 1.4 times as long then.
-    """
-    volumes = any(parameter.ndim == 5 for parameter in network.parameters())
-    if channels_last is None:
-        channels_last = volumes or device.type != "cpu"
-    if not channels_last:
-        return network
-    return network.to(memory_format=torch.channels_last_3d if volumes else torch.channels_last)

@@ -275,7 +275,7 @@ class PixelwiseJob(Job):
         lr: float = 2e-4,
         layer_decay: float = 1.0,
         split: Split | None = None,
-        workers: int = 0,
+        workers: int | None = 0,
         description: str = "",
         digest: str | None = None,
         loss: Callable[[nn.Module, Batch], Tensor] | None = None,

@@ -356,7 +356,7 @@ def measure(
     return Objects(tuple(map(tuple, every)), touching, shares)
 
 
-def _data(plan: Plan, found: Fingerprint, known: Any, wanted: float, why: str) -> float:
+def _data(plan: Plan, found: Fingerprint, known: Start | None, wanted: float, why: str) -> float:
     """Channels, range and scale; `known` is the denoiser to start from."""
     looks = found.looks
     channels = sorted({look.channels for look in looks})
@@ -540,9 +540,12 @@ def _split(plan: Plan, found: Fingerprint, scale: float) -> None:
 
 
 def plan_denoiser(
-    found: Fingerprint, machine: Machine, given: Mapping[str, Any] | None = None
+    found: Fingerprint,
+    machine: Machine,
+    given: Mapping[str, Any] | None = None,
+    start: Start | None = None,
 ) -> Plan:
-    """Settings of `train-ddpm` for a folder of images."""
+    """Settings of `train-ddpm` for a folder of images, from scratch or from a denoiser."""
     plan, large = Plan(given), machine.large
     plan.notes += [f"found: {found}", f"on: {machine.device}, {machine.cores} cores"]
     if found.dims == 3:
@@ -557,7 +560,7 @@ def plan_denoiser(
         why += f", four of which are to fit in {side}"
     if plan.given.get("data.fit") == "resize":
         wanted, why = 1.0, "images are resized to data.size"
-    scale = _data(plan, found, None, wanted, why)
+    scale = _data(plan, found, start, wanted, why)
     size = int(plan.choose("data.size", side, f"of {'an accelerator' if large else 'a CPU'}, and "
                            f"the smallest image is {room} pixels, x {scale:g}"))  # fmt: skip
     _batch(plan, found.dims, size, 2**20 if large else 2**15)

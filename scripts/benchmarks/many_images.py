@@ -1,14 +1,18 @@
 """Start, memory and images a second of large sets of images, which it makes in a temp folder.
 
-    python scripts/benchmarks/many_images.py tar files slide hf
+    python scripts/benchmarks/many_images.py files tar hf slide
 
-    tar    --count PNG images of 32 x 32 in ten tar files
-    files  as many files in folders of 10,000
+    files  --count PNG images of 32 x 32 in folders of 10,000
+    tar    as many in ten tar files
+    hf     as many rows of a Hugging Face set, with a column that is never to be decoded
     slide  a tiled, JPEG-compressed TIFF of --side x --side pixels, windows of 256 x 256
-    hf     --count rows of a Hugging Face set (Arrow), read as `train` reads it
 
-Every figure is of a process of its own, on one core: the first start makes the index, the second
-one finds it. Memory is what a process has more at its peak than before it opened the set.
+Each line is of processes of their own, on one core: `first` has no index, `again` finds it, `two at
+once` start together without one (the one that waits is given), `packed, first` decodes all images
+into a file, which `packed` finds. `start` is from the settings to the first batch; seconds are of
+the processor, so that other work on the machine changes them little; `own` and `shared` are the
+megabytes that this takes of the process alone and of mapped files, `peak` both at their most. Files
+are in the page cache, as they have just been written.
 """
 
 from __future__ import annotations
@@ -17,11 +21,14 @@ import argparse
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +36,10 @@ import numpy as np
 from PIL import Image
 
 from ddpm_unet.config import ImageDataConfig
-from ddpm_unet.data.dataset import as_dataset, stream_of
 from ddpm_unet.data.sources import open_stream
 
 BATCH, SECONDS = 64, 5.0
+WAYS = ("first", "again", "two at once", "packed, first", "packed")
 
 
 def pngs(count: int) -> list[bytes]:
@@ -62,15 +69,19 @@ def make(kind: str, place: Path, count: int, side: int) -> None:
                 folder.mkdir()
             (folder / f"{number:08d}.png").write_bytes(image)
     elif kind == "hf":
-        from datasets import Dataset, Features, Value
+        from datasets import Dataset, Features
         from datasets import Image as ImageFeature
 
-        rows: dict[str, list[Any]] = {
-            "image": [{"bytes": image, "path": None} for image in pngs(count)],
-        }
-        rows["number"] = list(range(count))
-        features = Features({"image": ImageFeature(), "number": Value("int64")})
-        Dataset.from_dict(rows, features=features).save_to_disk(place / "set")
+        images = pngs(count)
+
+        def rows() -> Iterator[dict[str, Any]]:
+            for image in images:
+                yield {"image": {"bytes": image}, "unused": {"bytes": b"no image"}}
+
+        features = Features({"image": ImageFeature(), "unused": ImageFeature()})
+        made = Dataset.from_generator(rows, features, str(place / "made"))
+        made.save_to_disk(place / "set")
+        shutil.rmtree(place / "made")
     else:
         import tifffile
 
@@ -84,43 +95,71 @@ def make(kind: str, place: Path, count: int, side: int) -> None:
         )  # fmt: skip
 
 
-def measure(kind: str, place: Path) -> dict[str, float]:
-    """Seconds to the first batch, megabytes, images a second."""
-    before, begin = _peak(), time.perf_counter()
-    stream: Any
+def measure(kind: str, place: Path, packed: bool = False) -> dict[str, float]:
+    """Seconds of the processor to the first batch, megabytes, images a second."""
+    source = str(place)
     if kind == "hf":
-        from datasets import load_from_disk
+        import datasets  # noqa: F401  (whose memory is not the set's)
 
-        stream = stream_of(as_dataset(load_from_disk(place / "set")), size=32, seed=0)
-    else:
-        size = 256 if kind == "slide" else 32
-        settings = ImageDataConfig(source=str(place), size=size, memory_limit=0)
-        stream = open_stream(settings, 0)
+        source = f"huggingface:{place / 'set'}?image=image"
+    settings = ImageDataConfig(
+        source=source, size=256 if kind == "slide" else 32, memory_limit=0,
+        disk_limit=1e6 if packed else 0,
+    )  # fmt: skip
+    with suppress(OSError):  # forget the peak
+        Path("/proc/self/clear_refs").write_text("5")
+    before, begin = memory(), time.process_time()
+    stream = open_stream(settings, 0)
     stream.__getitems__(range(BATCH))
-    start, done, rate = time.perf_counter() - begin, BATCH, time.perf_counter()
-    while time.perf_counter() - rate < SECONDS:
+    start, done, rate = time.process_time() - begin, BATCH, time.process_time()
+    while time.process_time() - rate < SECONDS or done == BATCH:
         stream.__getitems__(range(done, done + BATCH))
         done += BATCH
-    took = time.perf_counter() - rate
-    return {"start": start, "MB": _peak() - before, "images/s": (done - BATCH) / took}
+    took, after = time.process_time() - rate, memory()
+    used = {name: after[name] - before[name] for name in ("own", "shared")}
+    peak = after["peak"] - before["own"] - before["shared"]
+    return {"start": start, **used, "peak": peak, "images/s": (done - BATCH) / took}
 
 
-def _peak() -> float:
+def memory() -> dict[str, float]:
     """Of this process alone, megabytes; getrusage counts that of the parent before exec, too."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return float(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+    lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
+    found = {words[0]: float(words[1]) / 1024 for words in lines if words[-1] == "kB"}
+    shared = found["RssFile:"] + found["RssShmem:"]
+    return {"own": found["RssAnon:"], "shared": shared, "peak": found["VmHWM:"]}
 
 
-def main() -> None:
-    """Make each set, and measure it in two processes one after the other."""
+def in_processes(kind: str, place: Path, way: str, home: Path) -> dict[str, float]:
+    """What a new process finds; of two the one that looked at less."""
+    if way == "two at once":
+        shutil.rmtree(home / ".cache" / "ddpm_unet")
+    line = [sys.executable, __file__, kind, "--place", str(place)]
+    line += ["--packed"] if way.startswith("packed") else []
+    running = [
+        subprocess.Popen(
+            line, env={**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(1 + (way == "two at once"))
+    ]  # fmt: skip
+    said = [process.communicate()[0] for process in running]
+    if any(process.returncode for process in running):
+        raise SystemExit(1)
+    return min((json.loads(s.splitlines()[-1]) for s in said), key=lambda found: found["start"])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make each set, and measure it in each way."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kinds", nargs="+", choices=["tar", "files", "slide", "hf"])
+    parser.add_argument("kinds", nargs="+", choices=["files", "tar", "hf", "slide"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--side", type=int, default=20_000)
     parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
-    flags = parser.parse_args()
+    parser.add_argument("--packed", action="store_true", help=argparse.SUPPRESS)
+    flags = parser.parse_args(arguments)
     if flags.place:
-        print(json.dumps(measure(flags.kinds[0], flags.place)))
+        print(json.dumps(measure(flags.kinds[0], flags.place, flags.packed)))
         return
     for kind in flags.kinds:
         with tempfile.TemporaryDirectory() as folder:
@@ -128,12 +167,13 @@ def main() -> None:
             place.mkdir()
             make(kind, place, flags.count, flags.side)
             print(f"{kind}: made in {time.perf_counter() - begin:.0f} s", flush=True)
-            home = {**os.environ, "HOME": folder, "OMP_NUM_THREADS": "1"}
-            for which in ("first", "second"):
-                line = [sys.executable, __file__, kind, "--place", str(place)]
-                said = subprocess.run(line, env=home, check=True, capture_output=True, text=True)
-                values = json.loads(said.stdout.splitlines()[-1])
-                print(kind, which, {name: round(value, 1) for name, value in values.items()})
+            time.sleep(3)  # what has just changed is not kept in an index
+            for way in flags.ways:
+                if kind == "slide" and way != "first":  # it has no index, and is not packed
+                    continue
+                found = in_processes(kind, place, way, Path(folder))
+                said = [f"{name} {value:,.1f}" for name, value in found.items()]
+                print(f"{kind}, {way}: {', '.join(said)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -152,7 +152,6 @@ def _rank_correlation(a: Tensor, b: Tensor) -> float:
 def main() -> None:
     args = arguments()
 
-    from accelerate import Accelerator
     from tqdm import tqdm
 
     from ddpm_unet.cpu import accelerate_cpu
@@ -165,9 +164,9 @@ def main() -> None:
     from ddpm_unet.inference.denoiser import generate
     from ddpm_unet.inference.pipeline import image_shape, read_pipeline
     from ddpm_unet.inference.writers import output_folder
-    from ddpm_unet.training.distributed import merge_rows
+    from ddpm_unet.training.distributed import merge_rows, open_processes
 
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    accelerator = open_processes()
     device = accelerator.device
     unet, diffusion = read_pipeline(args.model)
     told = Conditioning.read(args.model)

@@ -50,10 +50,10 @@ Noise that is added anew at each step covers it: in the highest frequencies 8 im
 of 19 by `dpm++` in 20 steps, 3.4 by `dpm++sde` in 20, 1.7 by `ddpm` in 100, and real tiles 1.5.
 Without clipping predicted images the grain is ten times stronger.
 
-Guidance leads the predicted image out of its range. DDIM with clipping, as diffusers has it by
-default, then goes on from a clipped image and the noise of the unclipped one, which led an exact
-denoiser of two classes to the other class (`tests/inference/test_denoiser_conditioning.py`); with
-guidance `ddim` does not clip here.
+Guidance leads the predicted image out of its range. DDIM with clipping or thresholding, as
+diffusers has it by default, then goes on from a clipped image and the noise of the unclipped one,
+which led an exact denoiser of two classes to the other class (`tests/diffusion/test_samplers.py`).
+Here an image whose noise is larger than noise can be goes on with the noise of the clipped image.
 
 A narrow Gaussian is fine detail: what `ddpm` and `ddim` lose of it in few steps is why they
 want many. A sampler is refused where its figures do not go to 0 and 1 (`unipc` with "sample" stays

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tifffile
 from data_files import write
 from PIL import Image
 
@@ -172,7 +173,9 @@ def test_any_depth_and_number_of_channels(tmp_path):
         report = check(tmp_path)
         assert (report.channels, report.faults) == (channels, [])
         assert (report.dtype, report.mask_code().num_classes, report.config.dims) == (dtype, 2, 2)
-    assert check(tmp_path, channels=3).channels == 3
+    assert check(tmp_path, channels=(0, 1, 2)).channels == 3
+    (fault,) = check(tmp_path, channels=3).faults
+    assert "has 4 channels that are no colours, 3 are wanted; choose them by data.channels" in fault
 
 
 def test_alone(folders, capsys):
@@ -191,3 +194,39 @@ def test_alone(folders, capsys):
 def test_colour_changes_are_for_rgb(folders):
     (fault,) = check(folders, augment=AugmentConfig(color=0.1)).faults
     assert fault.startswith("data.augment.color 0.1: is for RGB images, but ")
+
+
+TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "int64", "float16", "float32",
+         "float64")  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("most", [1, 100, 255, 65535])
+def test_threshold_of_masks_of_any_type_and_range(folders, dtype, most):
+    info = np.finfo(dtype) if dtype.startswith("float") else np.iinfo(dtype)
+    most = min(most, info.max)
+    for name in "123":
+        write(folders / f"masks/{name}.tif", half(0, most, dtype=dtype))
+        (folders / f"masks/{name}.png").unlink()
+    report = check(folders, mask_kind="threshold")
+    assert report.faults == []
+    np.testing.assert_array_equal(report.class_pixels, [[400, 1600]] * 3)
+
+
+@pytest.mark.parametrize(("dtype", "most", "other"), [("uint8", 255, 1), ("uint16", 65535, 255)])
+def test_threshold_of_masks_of_two_ranges_is_refused(folders, dtype, most, other):
+    for name, high in (("1", most), ("2", other), ("3", most)):
+        write(folders / f"masks/{name}.tif", half(0, high, dtype=dtype))
+        (folders / f"masks/{name}.png").unlink()
+    (fault,) = check(folders, mask_kind="threshold").faults
+    assert f"masks/2.tif: holds 0 and {other}, and other masks more than twice that" in fault
+
+
+@pytest.mark.parametrize("kind", ["auto", "threshold", "classes"])
+def test_boolean_masks_as_tifffile_writes_them_are_refused(folders, kind):
+    """It says that 0 is white; tifffile alone reads them back as they were."""
+    for name in "123":
+        tifffile.imwrite(folders / f"masks/{name}.tif", half() > 0)
+        (folders / f"masks/{name}.png").unlink()
+    fault = check(folders, mask_kind=kind).faults[0]
+    assert fault.endswith("which programs read as their opposite; save them as uint8")

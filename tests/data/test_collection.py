@@ -5,6 +5,7 @@ import multiprocessing
 import struct
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 from torchvision.datasets import FakeData
 
 from ddpm_unet.config import ImageDataConfig
+from ddpm_unet.data import image_set, named_sets
 from ddpm_unet.data.collection import one_at_a_time
 from ddpm_unet.data.named_sets import fashion_mnist, read_idx
 from ddpm_unet.data.sources import held_out, open_images, open_stream
@@ -205,6 +207,57 @@ def test_hugging_face_faults(
     assert "no split train, only all" in message(source=source)
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert "needs `pip install datasets`" in message(source=source)
+
+
+def test_hugging_face_rows_are_decoded_when_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shapes come from headers, once; columns that are not used are never decoded."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(named_sets, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(named_sets, "INDEXED", 6)
+    files = []
+    for number in range(6):
+        files.append(tmp_path / f"{number}.png")
+        Image.new("RGB", (8 + number % 2, 8), (number, 0, 0)).save(files[-1])
+    columns = {
+        "photo": [
+            {"bytes": file.read_bytes(), "path": "gone"} if i % 3 else {"path": str(file)}
+            for i, file in enumerate(files)
+        ],
+        "other": [{"bytes": b"no image", "path": None}] * 6,
+        "kind": [0, 1, 1] * 2,
+    }
+    kinds = {"photo": datasets.Image(), "other": datasets.Image()}
+    features = datasets.Features(kinds | {"kind": datasets.ClassLabel(names=["a", "b"])})
+    made = datasets.Dataset.from_dict(columns, features=features)
+    with pytest.raises(OSError, match="cannot identify"):
+        made[0]["other"]
+    made.save_to_disk(tmp_path / "saved")
+    source = f"huggingface:{tmp_path / 'saved'}?image=photo"
+    config = ImageDataConfig(source=source, size=8, class_labels=True, memory_limit=0)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("decoded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(named_sets, "read_image", refuse)
+        first = open_images(config)
+        patch.setattr(named_sets, "image_info", refuse)
+        second = open_images(config)
+    for images in (first, second):
+        assert images.layout.sizes.tolist() == [[8, 8], [8, 9]] * 3
+        assert [int(image[0, 0, 0]) for image in images] == list(range(6))
+        assert images.labels.tolist() == [0, 1, 1] * 2
+    assert first.digest == second.digest
+    monkeypatch.setattr(image_set, "CACHE", tmp_path / "cache")
+    packed = open_images(replace(config, disk_limit=1))
+    assert str(tmp_path / "cache" / "images") in packed.describe()
+    assert [int(image[0, 0, 0]) for image in packed] == list(range(6))
+    hole = made.select_columns(["photo"]).add_item({"photo": None})
+    hole.save_to_disk(tmp_path / "hole")
+    fault = message(source=f"huggingface:{tmp_path / 'hole'}")
+    assert "hole[6]: has no image; leave the row out" in fault
 
 
 def fill(folder: Path) -> None:

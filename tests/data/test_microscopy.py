@@ -274,4 +274,4 @@ def test_the_spacing_of_a_file_decides_the_scale_it_is_seen_at(tmp_path):
     assert own.scales(SPACING[1:], "a") == pytest.approx((1.0, 0.5))
     said = Predictor(model, own, spacing=5e-4)
     assert said.spacing_of(path) == (5e-4, 5e-4)
-    assert "0.00025 x 0.0005 mm, resampled to 0.0005" in Predictor(model, own).resampling(path)
+    assert "0.00025 x 0.0005 mm, resampled to 0.0005" in Predictor(model, own).changes(path)

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from functools import partial
 from itertools import pairwise
 
 import diffusers
@@ -12,7 +13,7 @@ from oracles import Mixture, Oracle
 
 from ddpm_unet.diffusion.editing import Inversion
 from ddpm_unet.diffusion.edm import diffusion_of_scheduler
-from ddpm_unet.diffusion.process import GaussianDiffusion
+from ddpm_unet.diffusion.process import GaussianDiffusion, coefficients
 from ddpm_unet.diffusion.samplers import (
     SAMPLERS,
     LinearSampler,
@@ -21,6 +22,7 @@ from ddpm_unet.diffusion.samplers import (
     saved_sampler,
 )
 from ddpm_unet.diffusion.sampling import sample
+from ddpm_unet.diffusion.solvers import uni_pc
 from ddpm_unet.diffusion.tiled import tiled
 from ddpm_unet.errors import UserError
 
@@ -46,18 +48,31 @@ def check_steps(scheduler, sampler, steps, eta=0.0, but_last=False, learned=Fals
     ours = sampler.plan(steps, eta)
     assert ours.times == scheduler.timesteps.tolist()
     options = {"eta": eta} if isinstance(scheduler, diffusers.DDIMScheduler) else {}
+    other = options and {**options, "use_clipped_model_output": True}
     for i, t in enumerate(scheduler.timesteps[: -1 if but_last else None]):
         x, prediction, variances = torch.randn(3, *SHAPE, dtype=torch.float64)
+        prediction *= (0.5, 1.0, 2.0)[i % 3]
         if learned:
             prediction = torch.cat([prediction, variances], dim=1)
-        generators = [torch.Generator().manual_seed(i) for _ in range(2)]
-        expected = scheduler.step(prediction, t, x, generator=generators[0], **options)
 
-        def noise(std, generator=generators[1]):
+        def drawn(i=i):
+            return torch.Generator().manual_seed(i)
+
+        def noise(std, generator):
             return std * torch.randn(SHAPE, generator=generator, dtype=torch.float64)
 
-        following, x0 = ours.step(i, x, prediction, noise)
-        torch.testing.assert_close(following, expected.prev_sample, rtol=1e-8, atol=1e-8)
+        expected = scheduler.step(prediction, t, x, generator=drawn(), **options)
+        following = expected.prev_sample.clone()
+        if other:  # of images whose noise is larger than noise is
+            abar = scheduler.alphas_cumprod[t]
+            mix = coefficients(scheduler.config.prediction_type, abar[None])
+            from_x, from_prediction = mix["noise_from_x"], mix["noise_from_prediction"]
+            size = (from_x * x + from_prediction * prediction).square().mean((1, 2, 3)).sqrt()
+            odd = size > 1.25 + 3 / math.prod(SHAPE[1:]) ** 0.5
+            clipped = scheduler.step(prediction, t, x, generator=drawn(), **other).prev_sample
+            following[odd] = clipped[odd]
+        found, x0 = ours.step(i, x, prediction, partial(noise, generator=drawn()))
+        torch.testing.assert_close(found, following, rtol=1e-8, atol=1e-8)
         torch.testing.assert_close(x0, expected.pred_original_sample, rtol=1e-8, atol=1e-8)
 
 
@@ -81,7 +96,9 @@ def test_ddpm_steps_are_those_of_diffusers(kind, clip, spacing, variance):
 
 
 @pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize(
+    "clip", [{}, {"clip_sample": False}, {"thresholding": True, "sample_max_value": 4.0}]
+)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(
     ("spacing", "steps"), [("leading", 50), ("trailing", 50), ("linspace", 100)]
@@ -93,9 +110,9 @@ def test_ddim_steps_are_those_of_diffusers(kind, clip, eta, spacing, steps):
         num_train_timesteps=100,
         beta_end=0.2,
         prediction_type=kind,
-        clip_sample=clip,
         timestep_spacing=spacing,
-        set_alpha_to_one=clip,
+        set_alpha_to_one=not clip,
+        **clip,
     )
     check_steps(scheduler, sampler, steps, eta)
 
@@ -160,6 +177,26 @@ def test_inversion_and_tiles_take_variances():
     x = torch.randn(1, 3, 12, 12)
     found = tiled(both, 8, 4)(x, torch.tensor([5]))
     torch.testing.assert_close(found, both(x, None), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 9])
+def test_unipc_is_that_of_diffusers(steps):
+    levels = torch.logspace(1.2, -1.5, steps, dtype=torch.float64)
+    sigmas = torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
+    weight, start = torch.randn(2, 5, 5, dtype=torch.float64)
+
+    def denoise(x, sigma):
+        return torch.tanh(x @ weight) / math.sqrt(1 + sigma**2)
+
+    theirs = diffusers.UniPCMultistepScheduler(prediction_type="sample")
+    theirs.set_timesteps(steps)
+    theirs.sigmas = sigmas
+    theirs.set_begin_index(0)
+    x = start * sigmas[0] / (1 + sigmas[0] ** 2) ** 0.5  # of variance 1
+    for t, sigma in zip(theirs.timesteps, levels.tolist(), strict=True):
+        prediction = denoise(x * math.sqrt(1 + sigma**2), sigma)
+        x = theirs.step(prediction, t, x).prev_sample
+    torch.testing.assert_close(uni_pc(denoise, start * sigmas[0], sigmas), x, rtol=1e-9, atol=1e-9)
 
 
 # --- Which sampler draws which data
@@ -262,6 +299,24 @@ def test_samplers_by_name_clip_on_the_way_as_the_process_says(name):
         )  # fmt: skip
         known = torch.full_like(drawn, 1.0 if clip else 1.5)
         torch.testing.assert_close(drawn, known, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5, 3.0, 8.0, 20.0])
+@pytest.mark.parametrize("how", ["clip_sample", "thresholding"])
+@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+def test_guidance_by_hand_stays_with_its_class(name, how, scale):
+    """Two classes of grey in closed form, guided by a formula that no sampler knows of."""
+    diffusion = GaussianDiffusion()
+    dark = Oracle(Mixture([1.0], [[-0.9]], [[[0.0025]]]), diffusion)
+    either = Oracle(Mixture([0.5, 0.5], [[-0.9], [0.9]], [[[0.0025]], [[0.0025]]]), diffusion)
+
+    def guided(x, t):
+        return either(x, t) + scale * (dark(x, t) - either(x, t))
+
+    sampler = LinearSampler(diffusion, name, sample_max_value=4.0, **{how: True})
+    drawn = sample(guided, sampler, (1, 8, 8), seed=0, indices=range(4), steps=50)
+    assert -1 <= drawn.min() < drawn.max() < -0.65
+    assert drawn.mean() < -0.75
 
 
 def test_names_are_explained_and_mistakes_answered():

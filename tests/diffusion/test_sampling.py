@@ -158,7 +158,7 @@ def test_images_are_ordinary_tensors():
     assert weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "unipc"])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_the_loop_never_waits_for_the_device(name):
     """Reading a number out of a tensor would make the host wait for an accelerator."""
 

@@ -183,3 +183,21 @@ def test_impossible_sizes(size):
         image_shape(SMALL, size)
     with pytest.raises(UserError, match="give size"):
         image_shape(replace(SMALL, sample_size=None))
+
+
+@pytest.mark.parametrize("kind", ["DDIM", "DDPM", "DPMSolverMultistep", "UniPCMultistep", "LCM"])
+@pytest.mark.parametrize("written", [{}, {"clip_sample": True}, {"thresholding": True}])
+def test_latents_are_never_clipped(folder, kind, written):
+    """An exact denoiser of N(0, 2^2), whatever the file says, or leaves out."""
+    (folder / "vae").mkdir()
+    said = {"_class_name": f"{kind}Scheduler", "_diffusers_version": "0.30.0", **written}
+    said |= {"beta_schedule": "scaled_linear", "timestep_spacing": "trailing"}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(said))
+    table = read_diffusion(folder).alphas_cumprod_float64.float()
+
+    def noise(x, t):
+        abar = table[t.long()].reshape(-1, 1, 1, 1)
+        return x * (1 - abar).sqrt() / (4 * abar + 1 - abar)
+
+    drawn = sample(noise, read_sampler(folder), (4, 16, 16), seed=0, indices=[0], steps=20)
+    assert drawn.std() > (1.3 if kind == "LCM" else 1.7)

@@ -258,3 +258,34 @@ def test_a_large_tiff_at_half_scale_is_segmented_in_windows_as_in_one_piece(tmp_
     np.testing.assert_array_equal(mask, found.argmax(axis=0))
     assert counts.tolist() == np.bincount(mask.ravel(), minlength=3).tolist()
     assert Image.open(tmp_path / "out" / "a_overlay.png").size == (270, 315)
+
+
+@pytest.mark.parametrize(("channels", "alpha"), [(2, False), (2, True), (3, False), (4, False)])
+def test_channels_that_are_no_colours_are_not_mixed(tmp_path, channels, alpha):
+    stored = np.random.default_rng(0).integers(0, 256, (channels, 20, 30), np.uint8)
+    options = {"extrasamples": ["unassalpha"]} if alpha else {}
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack",
+                     planarconfig="separate", **options)  # fmt: skip
+    predictor = Predictor(classic(), Preprocessing(1))
+    assert predictor(np.zeros((20, 30, 1), np.uint8)).mask.shape == (20, 30)
+    if alpha:
+        grey = predictor(stored[0][..., None]).probabilities
+        np.testing.assert_array_equal(predictor(tmp_path / "a.tif").probabilities, grey)
+        assert predictor.changes(tmp_path / "a.tif") == " (2 channels made 1)"
+        return
+    for use in (predictor, predictor.look):
+        with pytest.raises(UserError, match=f"has {channels} channels that are no colours, 1 is"):
+            use(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    ("highest", "most", "told"),
+    [(4095, 4095, False), (4095, 255, True), (4095, 60000, True), (4095, 0, False),
+     (None, 255, False), (4095, 1000, False)],
+)  # fmt: skip
+def test_values_far_from_those_of_the_training_are_told(highest, most, told, recwarn):
+    own = Preprocessing(1, value_range=(0.0, 4095.0), dtype="uint16", highest=highest)
+    Predictor(classic(), own)(np.full((20, 30), most, np.uint16))
+    said = [str(w.message) for w in recwarn if w.category is UserWarning]
+    expected = f"the array: values up to {most}, in training up to 4095; see value_range"
+    assert said == [expected] * told

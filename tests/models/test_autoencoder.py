@@ -36,7 +36,12 @@ def test_it_encodes_and_decodes_as_diffusers_does(peer, folder, parts, monkeypat
     images = torch.rand(3, 3, 16, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.autocast("cpu", torch.bfloat16):
         mean, deviation = ours.encode(images)
+        short = ours.decode(mean)
+    with torch.autocast("cpu", torch.float16):
         decoded = ours.decode(mean)
+    assert short.dtype == decoded.dtype == torch.float32
+    assert not torch.equal(short, decoded)
+    torch.testing.assert_close(short, decoded, atol=0.05, rtol=0.05)
     with torch.no_grad():
         found = peer.encode(images).latent_dist
         torch.testing.assert_close(mean / 0.4 + 0.25, found.mode())

@@ -15,7 +15,7 @@ import torch
 from cases import CASES, avoidable, run_cases
 
 HERE = Path(__file__).parent
-TOLERANCE = {"bf16": 2e-2, "fp16": 2e-2}
+TOLERANCE = {"bf16": 2e-2, "fp16": 2e-2, "by default": 2e-2}
 """Of values that are computed otherwise on a CPU, relative; in float32 1e-3."""
 
 
@@ -68,6 +68,14 @@ def test_gives_what_a_cpu_gives(found, name):
     assert values
     tolerance = TOLERANCE.get(name, 1e-3)
     assert values == pytest.approx(expected, rel=tolerance, abs=tolerance)
+
+
+def test_says_what_it_takes_by_default(found):
+    cpu, cuda = (found[device]["by default"]["said"] for device in ("cpu", "cuda"))
+    assert "on cpu, precision float32" in cpu
+    assert "data.workers" not in cpu
+    assert "on cuda, precision bf16" in cuda
+    assert "processes load (0 loads in the main one)" in cuda
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,6 +1,7 @@
-"""The page to try a model on, asked through its own client, on this machine."""
+"""The page to try a model on, asked by gradio's client and in Chromium, on this machine."""
 
 import builtins
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,47 +14,115 @@ from ddpm_unet.errors import UserError
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def client(tmp_path):
-    gradio = pytest.importorskip("gradio")
-    from gradio_client import Client
+NUCLEI, TISSUE = (ROOT / "samples" / n for n in ("histology_nuclei", "histology64"))
 
+
+@pytest.fixture
+def served(tmp_path):
+    """From a model to the address of its page, whose results lie in `results`."""
+    pytest.importorskip("gradio")
+    (tmp_path / "results").mkdir()
     pages = []
 
-    def open_page(model):
-        page = page_of(model, tmp_path)
+    def serve(model):
+        page = page_of(model, tmp_path / "results")
         _, url, _ = page.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
         pages.append(page)
-        return Client(url, verbose=False)
+        return url
 
-    yield open_page
+    yield serve
     for page in pages:
         page.close()
-    assert gradio
 
 
-def test_a_segmenter_gives_an_overlay_objects_and_files(client, tmp_path):
-    from gradio_client import handle_file
-    from gradio_client.exceptions import AppError
+@pytest.fixture
+def tab():
+    """A page of headless Chromium."""
+    api = pytest.importorskip("playwright.sync_api")
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        pytest.skip("there is no Chromium")
+    with api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(120_000)
+        yield page
+        browser.close()
 
-    page = client(ROOT / "samples" / "histology_nuclei")
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "tissue.png")
-    seen, objects, files = page.predict(handle_file(tmp_path / "tissue.png"), api_name="/segment")
-    assert Image.open(seen).size == (80, 64)
+
+def save(path, *shape):
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def test_a_segmenter_gives_an_overlay_counts_objects_and_files(served, tmp_path):
+    client = pytest.importorskip("gradio_client")
+    page = client.Client(served(NUCLEI), verbose=False)
+    save(tmp_path / "tissue.png", 64, 80)
+    given = client.handle_file(tmp_path / "tissue.png")
+    seen, said, objects, files = page.predict(given, api_name="/segment")
+    assert Image.open(seen).size == (7 * 80, 7 * 64)
     assert {"class", "area"} <= set(objects["headers"])
-    names = {Path(f).name for f in files}
-    assert names == {"tissue_mask.png", "tissue_overlay.png", "tissue_objects.csv"}
-    with pytest.raises(AppError, match="no image is given"):
+    nuclei = sum(
+        row[objects["headers"].index("class_name")] == "nucleus" for row in objects["data"]
+    )
+    assert f"| nucleus | {nuclei} |" in said
+    kinds = ("mask.png", "objects.csv", "objects.tif", "overlay.png")
+    assert [Path(f).name for f in files] == [f"tissue_{kind}" for kind in kinds]
+    with pytest.raises(client.exceptions.AppError, match="no image is given"):
         page.predict(None, api_name="/segment")
 
 
-def test_a_denoiser_draws(client):
-    page = client(ROOT / "samples" / "histology64" / "model")
-    given = (2, 5, 0, "in turn", 1, None, 0.5, None)
-    seen, files = page.predict(*given, api_name="/generate")
+def test_an_image_dropped_into_a_browser_is_segmented_and_downloaded(served, tab, tmp_path):
+    save(tmp_path / "tissue.png", 64, 80)
+    tab.goto(served(NUCLEI))
+    tab.set_input_files("input[type=file]", tmp_path / "tissue.png")
+    tab.wait_for_selector("text=share of the image")
+    assert tab.locator("th:has-text('class_name')").count() >= 1
+    with tab.expect_download() as download:
+        tab.click("a:has-text('KB'), a:has-text('B')")
+    assert download.value.path().stat().st_size > 0
+    (mask,) = (tmp_path / "results").glob("*/tissue_mask.png")
+    assert Image.open(mask).size == (80, 64)
+
+
+def test_a_hole_painted_in_a_browser_is_made_anew_and_nothing_else(served, tab, tmp_path):
+    pixels = save(tmp_path / "tissue.png", 64, 64)
+    tab.goto(served(TISSUE))
+    tab.get_by_label("number input for Images").fill("1")
+    tab.get_by_label("number input for Steps (up to 200 by DDIM)").fill("5")
+    tab.set_input_files("input[type=file]", tmp_path / "tissue.png")
+    canvas = tab.locator("canvas").first
+    canvas.wait_for()
+    tab.wait_for_timeout(1500)  # it sizes itself
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    tab.mouse.move(x - 10, y)
+    tab.mouse.down()
+    tab.mouse.move(x + 10, y + 5, steps=5)
+    tab.mouse.up()
+    tab.wait_for_timeout(1500)
+    tab.click("button:has-text('Generate')")
+    tab.wait_for_selector("img[src*='/file=']")
+    (file,) = (tmp_path / "results").glob("*/00000.png")
+    same = (np.asarray(Image.open(file)) == pixels).all(axis=-1)
+    assert not same[28:36, 28:36].any()
+    assert same[:8].all()
+    assert 0.5 < same.mean() < 1
+
+
+def test_a_denoiser_draws_also_from_an_image(served, tmp_path):
+    client = pytest.importorskip("gradio_client")
+    page = client.Client(served(TISSUE), verbose=False)
+    seen, files = page.predict(2, 5, 0, "in turn", 1, None, 0.5, api_name="/generate")
     assert [Image.open(f).size for f in files] == [(64, 64)] * 2
-    assert Image.open(seen).width > 128
+    assert Image.open(seen).width > 500
+    save(tmp_path / "large.png", 600, 600)
+    large = client.handle_file(tmp_path / "large.png")
+    edited = {"background": large, "layers": [], "composite": large}
+    with pytest.raises(client.exceptions.AppError, match="has 600 x 600 pixels; cut out"):
+        page.predict(1, 5, 0, "in turn", 1, edited, 0.5, api_name="/generate")
 
 
 def test_without_gradio_its_name_is_said(monkeypatch, tmp_path):

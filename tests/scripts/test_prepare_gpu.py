@@ -1,7 +1,11 @@
+from argparse import Namespace
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 
-from ddpm_unet.commands.shared import prepare_gpu
+from ddpm_unet.commands.shared import at_speed, prepare_gpu
 
 
 @pytest.fixture
@@ -13,6 +17,15 @@ def flags():
     yield
     for (module, name), value in zip(flags, before, strict=True):
         setattr(module, name, value)
+
+
+def test_a_network_and_the_codec_of_its_latents_keep_channels_last_on_a_gpu(flags):
+    network, codec = nn.Conv2d(4, 4, 3), SimpleNamespace(network=nn.Conv2d(4, 4, 3))
+    args = Namespace(precision="fp32", compile=False)
+    with at_speed(network, torch.device("cuda"), args, codec) as computes:
+        assert computes is network
+    for module in (network, codec.network):
+        assert module.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_command_says_how_a_gpu_computes(flags, monkeypatch, capsys):

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import accelerate
 import pytest
@@ -14,11 +15,15 @@ from accelerate.utils.launch import prepare_multi_gpu_env
 from runs import run
 from torch import nn
 
+from ddpm_unet import GaussianDiffusion, UNet, cli
+from ddpm_unet.commands.sample import parse as parse_sample
 from ddpm_unet.config import TrainConfig
 from ddpm_unet.errors import UserError
+from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.training import distributed
 from ddpm_unet.training.distributed import check_launch, launched_precision, launched_sharding
-from ddpm_unet.training.loop import has_batch_norm, in_memory_format
+from ddpm_unet.training.loop import has_batch_norm
+from ddpm_unet.training.speed import in_memory_format, loader_processes
 
 
 @pytest.mark.parametrize(
@@ -27,9 +32,11 @@ from ddpm_unet.training.loop import has_batch_norm, in_memory_format
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "use_deepspeed: is not supported"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "use_megatron_lm: is not supported"),
         ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "parallelism_config"),
-        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend inductor: set it to no, and"),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend inductor: set it to no; train"),
         ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "steps 4: set it to 1, and train.micro"),
         ({"ACCELERATE_DOWNCAST_BF16": "true"}, "downcast_bf16: is for TPUs"),
+        ({"ACCELERATE_USE_SAGEMAKER": "true"}, "use_sagemaker: is not supported"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "banana"}, "use_megatron_lm: is not supported"),
     ],
 )
 def test_what_would_be_ignored_is_refused(said, words):
@@ -38,6 +45,7 @@ def test_what_would_be_ignored_is_refused(said, words):
     assert "\n" not in str(caught.value)
 
 
+SMALL = {"sample_size": 8, "block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4}
 FSDP = ["--use_fsdp", "--fsdp_version"]
 
 
@@ -77,6 +85,55 @@ def test_a_device_that_is_none_is_refused(settings, monkeypatch, device):
     assert not Path(settings.run).exists()
 
 
+NO_VALUE = {
+    "ACCELERATE_DEBUG_MODE": "banana", "ACCELERATE_CPU_AFFINITY": "7",
+    "ACCELERATE_USE_CPU": "maybe",
+    "ACCELERATE_DYNAMO_USE_DYNAMIC": "banana", "ACCELERATE_FP8_BACKEND": "banana",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), NO_VALUE.items())
+def test_a_value_that_accelerate_does_not_take_is_refused_in_its_name(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with (
+        distributed.own_accelerator(),
+        pytest.raises(UserError, match=rf"^{name} {value}: acceler"),
+    ):
+        distributed.open_processes()
+
+
+@pytest.mark.parametrize("command", ["sample", "segment images", "evaluate", "likelihood"])
+def test_commands_refuse_what_a_training_refuses(monkeypatch, tmp_path, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    write_pipeline(tmp_path / "model", UNet(**SMALL), GaussianDiffusion())
+    with pytest.raises(SystemExit):
+        cli.run(command.split()[0], [*command.split()[1:], "--model", "model"])
+    assert capsys.readouterr().err.startswith("error: accelerate's use_deepspeed: is not supported")
+
+
+def test_a_variable_that_accelerate_reads_as_it_is_imported_is_refused_in_one_line():
+    said = {"ACCELERATE_USE_MEGATRON_LM": "banana"}
+    code = "from ddpm_unet.cli import main; main(['sample', '--model', 'nowhere'])"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=os.environ | said, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: ACCELERATE_USE_MEGATRON_LM banana: accelerate does not")
+
+
+def test_the_precision_of_a_launcher_is_that_of_other_commands_too(monkeypatch):
+    def precision(*flags):
+        return parse_sample(flags).precision
+
+    assert precision() == "fp32"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert (precision(), precision("--precision", "fp32")) == ("bf16", "fp32")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(UserError, match="accelerate's mixed_precision fp8: set bf16, fp16 or no"):
+        precision()
+
+
 HONOURED = """ACCELERATE_MIXED_PRECISION ACCELERATE_USE_CPU ACCELERATE_USE_FSDP
     ACCELERATE_TORCH_DEVICE FSDP_RESHARD_AFTER_FORWARD FSDP_TRANSFORMER_CLS_TO_WRAP"""
 WITHOUT_EFFECT = """ACCELERATE_BYPASS_DEVICE_MAP ACCELERATE_CPU_AFFINITY ACCELERATE_DEBUG_MODE
@@ -85,7 +142,7 @@ WITHOUT_EFFECT = """ACCELERATE_BYPASS_DEVICE_MAP ACCELERATE_CPU_AFFINITY ACCELER
     FSDP_STATE_DICT_TYPE FSDP_SYNC_MODULE_STATES FSDP_USE_ORIG_PARAMS"""  # speed, files not written
 OF_THE_REFUSED = (
     "ACCELERATE_DEEPSPEED_", "ACCELERATE_CONFIG_DS_", "ACCELERATE_GRADIENT_CLIPPING",
-    "ACCELERATE_DYNAMO_", "ACCELERATE_FP8_", "ACCELERATE_USE_SAGEMAKER", "ACCELERATE_SAGEMAKER_",
+    "ACCELERATE_DYNAMO_", "ACCELERATE_FP8_", "ACCELERATE_SAGEMAKER_",
     "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD", "FSDP_MIN_NUM_PARAMS", "MEGATRON_LM_",
     "PARALLELISM_CONFIG_",
 )  # fmt: skip
@@ -165,6 +222,19 @@ def test_the_faster_memory_format_is_the_default(setting, dims, device, expected
     last = torch.channels_last if dims == 2 else torch.channels_last_3d
     assert weight.is_contiguous(memory_format=last) == expected
     assert weight.is_contiguous() != expected
+
+
+def test_a_gpu_gets_loader_processes_where_loading_is_work(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(16), raising=False)
+    gpu, cpu = map(torch.device, ("cuda", "cpu"))
+    work = SimpleNamespace(laborious=True)
+    assert loader_processes(None, work, gpu) == 8
+    assert loader_processes(None, work, cpu) == 0
+    assert loader_processes(None, object(), gpu) == 0
+    assert loader_processes(0, work, gpu) == 0
+    assert loader_processes(3, object(), cpu) == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert loader_processes(None, work, gpu) == 4
 
 
 def test_batch_normalisation_is_seen():
