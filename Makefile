@@ -32,7 +32,11 @@ demo: $(READY)  ## what the shipped models do, then a short training; images in 
 		--train.steps 100
 	@echo "Images: runs/demo/shipped.png and demo.png (generated beside real), runs/demo_nuclei/test.png (nuclei: mask, prediction)"
 
-test: $(READY)  ## all tests
+$(VENV)/.tests: $(READY) pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[dev,metrics,volumes,track,bio,demo,lora,tests]"
+	touch $(VENV)/.tests
+
+test: $(VENV)/.tests  ## all tests
 	$(BIN)/python -m pytest
 
 bench: $(READY)  ## speed and memory beside other toolkits

@@ -35,6 +35,7 @@ COMMANDS = {
     "report": ("report:main", "a page on a run, or on several beside each other"),
     "push": ("push:main", "put a model on the Hugging Face hub"),
     "convert": ("convert:main", "bring in a checkpoint of another toolkit"),
+    "completion": ("completion:main", "complete commands and flags in bash, zsh or fish"),
 }
 """Where each command is, and what it does."""
 Number = TypeVar("Number", int, float)

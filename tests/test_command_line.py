@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_unet.cli import read_settings, user_errors
+from ddpm_unet.cli import main, read_settings, user_errors
 from ddpm_unet.config import AutoencodeConfig, DenoiseConfig, SegmentConfig
 from ddpm_unet.errors import UserError
 
@@ -107,3 +107,22 @@ def test_a_run_goes_on_with_its_own_settings(tmp_path):
     assert (settings.seed, settings.train.steps) == (7, 20)
     with pytest.raises(UserError, match=r"--run: --resume .* has one already"):
         read_settings(DenoiseConfig, None, ["--resume", str(run), "--run", "x"])
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_and_flags(shell, tmp_path, capsys):
+    main(["completion", shell])
+    script = capsys.readouterr().out
+    assert "train-autoencoder" in script
+    for flag in ("--init_image", "--train.batch_size", "--data.images", "--license"):
+        assert (f"-l {flag[2:]}\n" if shell == "fish" else f"{flag} ") in script, flag
+    if shell != "bash":
+        return
+    (tmp_path / "script").write_text(script)
+    for typed, expected in (("se", "segment"), ("sample --gui", "--guidance"),
+                            ("train-seg --data.mask_k", "--data.mask_kind")):  # fmt: skip
+        words = ["ddpm-unet", *typed.split()]
+        asked = f"source ./script; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
+        command = ["bash", "-c", asked + "_ddpm_unet; echo ${COMPREPLY[@]}"]
+        found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert expected in found.stdout.split()

@@ -141,7 +141,7 @@ def known_flags() -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_flags_of_the_pages_exist(page):
     text = page.read_text().replace("\\\n", " ")
-    used = re.findall(r"(?:scripts/[\w/]+\.py|ddpm-unet [\w-]+)([^`\n#|]*)", text)
+    used = re.findall(r"(?:\w+\.py|ddpm-unet [\w-]+)([^`\n#|]*)", text)
     flags = {flag for rest in used for flag in re.findall(r"(?<=\s)--[\w.-]*\w", rest)}
     assert flags - known_flags() == set()
 

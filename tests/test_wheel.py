@@ -1,23 +1,29 @@
 """The wheel, installed into a folder outside the checkout: complete, typed, with its command."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tomllib
+import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-NEEDED = ("ddpm_unet", "configs", "pyproject.toml", "README.md", "LICENSE")
+NEEDED = (
+    "ddpm_unet", "configs", "docs", "scripts", "tests", "pyproject.toml", "setup.py", "MANIFEST.in",
+    "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "Makefile",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The folder that a wheel of a copy of the checkout is installed in."""
+    """The folder that a wheel of an sdist of a copy of the checkout is installed in."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     for name in NEEDED:
@@ -28,7 +34,10 @@ def installed(tmp_path_factory):
             source.mkdir(exist_ok=True)
             shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source]
+    sdist = f"from setuptools.build_meta import build_sdist; build_sdist({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", sdist], cwd=source, check=True, capture_output=True)
+    (archive,) = folder.glob("*.tar.gz")
+    build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, archive]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", folder / "site", wheel], check=True)
@@ -51,6 +60,32 @@ def test_every_package_is_listed():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "ddpm_unet").rglob("*.py")}
     assert {str(f).replace(os.sep, ".") for f in folders} | {"ddpm_unet.recipes"} == set(listed)
+
+
+def test_the_page_of_an_index_has_no_image_or_link_that_breaks(installed):
+    (file,) = installed.glob("ddpm_unet-*.dist-info/METADATA")
+    header, _, page = file.read_text(encoding="utf-8").partition("\n\n")
+    assert "Description-Content-Type: text/markdown" in header
+    assert page.startswith("# ddpm_unet")
+    assert "from ddpm_unet import Denoiser" in page
+    assert "![" not in page
+    links = re.findall(r"\]\(([^)]*)\)", page)
+    assert all(link.startswith("https://") for link in links)
+    assert "Left: images drawn" not in page  # the words below an image
+
+
+def test_the_sdist_has_what_a_checkout_has(installed):
+    (archive,) = installed.parent.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    wanted = {"CITATION.cff", "CHANGELOG.md", "Makefile", "tests/test_wheel.py", "docs/train.md"}
+    wanted |= {"scripts/train_ddpm.py", "configs/histology64.yaml", "ddpm_unet/cpu/winograd.cpp"}
+    assert wanted <= names
+    assert not any(name.endswith((".pyc", ".so")) for name in names)
+    said = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert said["version"] == project["version"]
+    assert f"[{project['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_files_that_are_not_python_are_in_it(installed):

@@ -48,7 +48,7 @@ def convert(
     learned = variances and not process.drop_variance
     kind = "learned_range" if learned else "fixed_small"
     diffusion = GaussianDiffusion(**forward_process(file, process), variance_type=kind)
-    write_pipeline(out, unet, diffusion)
+    write_pipeline(out, unet, diffusion, note=f"Converted from {file.name}.")
     return unet, diffusion
 
 

@@ -28,6 +28,7 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
 
+    from ddpm_unet.evaluation.card import write_card
     from ddpm_unet.inference.writers import output_folder
     from ddpm_unet.training.post_hoc_ema import Snapshots, put_in_place
 
@@ -54,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with output_folder(out):
         shutil.copytree(model, out, dirs_exist_ok=True)
         put_in_place(weights, out)
+        write_card(
+            run, out, f"Its weights are the average of length {args.length:g} at step {step}."
+        )
     print(
         f"average of length {args.length:g} at step {step} from {len(steps)} snapshots, "
         f"its profile met to {distance:.2%}\nwritten: {out}"

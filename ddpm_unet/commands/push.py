@@ -21,8 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    from ddpm_unet.evaluation.card import UNKNOWN, license_of, with_license, write_card
+    from ddpm_unet.evaluation.card import write_card
     from ddpm_unet.files import replace_text
+    from ddpm_unet.models.card import UNKNOWN, license_of, with_license
 
     transport: Any = HfHubHTTPError.__bases__[0]  # of whichever library the hub's client uses
     folder = args.folder

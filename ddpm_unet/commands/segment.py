@@ -172,11 +172,11 @@ def score(folder: Path, truth: str, others: list[str], model: Path | None) -> No
     from ddpm_unet.evaluation.metrics import (
         confusion,
         mean_over_images,
+        object_scores,
         scores_of_image,
         shown_scores,
         write_scores,
     )
-    from ddpm_unet.evaluation.objects import object_scores
     from ddpm_unet.inference.objects import label_objects
     from ddpm_unet.training.pixelwise import ClassTarget
 

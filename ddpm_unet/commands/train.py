@@ -128,13 +128,17 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
         settings.init = str(denoiser)
         _say(chosen)
     job = build_pixel_job(settings, report=report)
+    job.reports = False  # once, with the scores
     _train(job, settings, wish, plan)
 
     from accelerate import PartialState
 
+    from ddpm_unet.evaluation.card import write_pages
+
     state = PartialState()
     if state.is_main_process:
         job.score_test(run, state.device, settings.train.native)
+        write_pages(run.path)
 
 
 def check(arguments: Sequence[str] | None = None) -> None:

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
-from ddpm_unet.cpu.compiler import plain, unseen
-from ddpm_unet.cpu.kernels import functions
+from ddpm_unet.cpu.kernels import functions, plain, unseen
 
 
 class Average(Protocol):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_unet.cpu import kernels
-from ddpm_unet.cpu.compiler import differentiated, serves, transformed, unseen
+from ddpm_unet.cpu.kernels import differentiated, serves, transformed, unseen
 from ddpm_unet.cpu.recompute import keep_recipe, recompute
 from ddpm_unet.models import layers
 from ddpm_unet.models.attention import Attention, SelfAttention

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
-from ddpm_unet.cpu.compiler import transformed
+from ddpm_unet.cpu.kernels import transformed
 
 Function = Callable[..., Tensor]
 

@@ -10,10 +10,8 @@ Every draw comes from torch's global generator, to be set by `randomness.seeded`
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +19,6 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ddpm_unet.config import AugmentConfig
-from ddpm_unet.data.pixels import box
 
 
 def augmentation(config: AugmentConfig, size: int, dims: int = 2) -> v2.Transform:
@@ -45,25 +42,6 @@ def augmentation(config: AugmentConfig, size: int, dims: int = 2) -> v2.Transfor
 def window_margin(config: AugmentConfig) -> int:
     """Pixels around a window that its elastic deformation may draw on: three sigma."""
     return math.ceil(3 * config.elastic_sigma)
-
-
-def cut_window(planes: np.ndarray, corner: Sequence[int], size: int) -> np.ndarray:
-    """The window `[..., size, size]` at (top, left), which may be below 0, of `[..., H, W]`.
-
-    Beyond its edges the image is mirrored. A corner of three numbers cuts volumes.
-    """
-    lengths = planes.shape[planes.ndim - len(corner) :]
-    places = list(zip(corner, lengths, strict=True))
-    if all(start >= 0 and start + size <= length for start, length in places):
-        return planes[box(corner, size)]
-    index: Any = (..., *np.ix_(*(_mirrored(start, size, length) for start, length in places)))
-    return planes[index]
-
-
-def _mirrored(start: int, count: int, length: int) -> np.ndarray:
-    """Indices of an endless row that runs to and fro between 0 and length - 1."""
-    places = np.arange(start, start + count) % max(2 * (length - 1), 1)
-    return np.minimum(places, 2 * (length - 1) - places)
 
 
 class ElasticDeformation(v2.Transform):

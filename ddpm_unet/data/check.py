@@ -47,6 +47,8 @@ class Report:
     channels: int = 0
     """Channels of the images, after `data.channels`."""
     dtype: np.dtype = field(default_factory=lambda: np.dtype(np.uint8))
+    content: str = ""
+    """A digest of the pixels of images and masks."""
     highest: float | None = None
     """The largest pixel value of the images, as their files have it."""
     spacing: tuple[float, ...] | None = None
@@ -110,6 +112,7 @@ class _Look:
     low: float
     high: float
     digest: bytes
+    content: bytes
     values: np.ndarray
     top: float
     target: Targets | None
@@ -132,6 +135,8 @@ def check_pairs(config: PairDataConfig, finished: bool = False) -> Report:
     if looks:
         report.pairs = [look.pair for look in looks]
         report.sizes = [look.size for look in looks]
+        contents = b"".join(look.content for look in looks)
+        report.content = hashlib.blake2b(contents, digest_size=16).hexdigest()
         _judge_images(looks, report)
         if report.config.mask_kind == "pictures":
             _judge_targets(looks, report)
@@ -203,10 +208,21 @@ def _look_at(pair: Pair, report: Report) -> _Look | None:
         )
         return None
     digest = hashlib.blake2b(f"{image.shape}".encode() + image.tobytes()).digest()
+    content = hashlib.blake2b(digest + mask.tobytes()).digest()
     top = 1 if mask.dtype.kind == "f" else np.iinfo(mask.dtype).max
     low, high = float(image.min()), float(image.max())
     return _Look(
-        pair, size, image.shape[-1], image.dtype, low, high, digest, np.unique(values), top, target
+        pair,
+        size,
+        image.shape[-1],
+        image.dtype,
+        low,
+        high,
+        digest,
+        content,
+        np.unique(values),
+        top,
+        target,
     )
 
 

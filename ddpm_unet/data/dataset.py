@@ -8,7 +8,7 @@ training stream over it, in which everything is a function of (seed, position).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -17,27 +17,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
 from typing_extensions import override
 
-from ddpm_unet.data.border import connected_cells, interiors
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.images import image_array
-from ddpm_unet.data.masks import IGNORE_INDEX
-from ddpm_unet.data.pixels import box, shown_size, to_unit
-from ddpm_unet.data.stream import (
-    Batch,
-    Grid,
-    Positions,
-    PositionStream,
-    Stream,
-    Windows,
-    orient_windows,
-    random_windows,
-    to_model_range,
-)
+from ddpm_unet.data.masks import IGNORE_INDEX, connected_cells, interiors
+from ddpm_unet.data.pixels import shown_size, to_unit
+from ddpm_unet.data.stream import Batch, Change, Grid, Stream, WindowSource
 from ddpm_unet.errors import UserError
-from ddpm_unet.randomness import seeded
 
 RANGE_CURE = "; say what is black and white with value_range=(low, high)"
 LOOKED_AT = 64
@@ -72,7 +59,7 @@ class Item(TypedDict, total=False):
     context: Tensor
 
 
-class ImageDataset(Dataset[Item]):
+class ImageDataset(Dataset[Item], WindowSource):
     """The items of any data set of images in one form, dicts (see `Item`).
 
     It takes everything with a length and items by number: lists of tensors, arrays or Pillow
@@ -163,13 +150,30 @@ class ImageDataset(Dataset[Item]):
                 raise UserError(f"{name}: its context must be finite vectors [L, C]")
         return item
 
+    @override
+    def item(self, index: int) -> dict[str, Any]:
+        found = self[index].items()
+        return {key: x.numpy() if isinstance(x, Tensor) else x for key, x in found}
+
+    @override
+    def whole(self, numbers: np.ndarray, items: Sequence[dict[str, Any]] = ()) -> Batch:
+        batch: Batch = {}
+        if items and "label" in items[0]:
+            batch["label"] = torch.tensor([item["label"] for item in items])
+        if items and "context" in items[0]:
+            vectors = [torch.from_numpy(item["context"]) for item in items]
+            lengths = torch.tensor(list(map(len, vectors)))
+            batch["context"] = pad_sequence(vectors, batch_first=True)
+            batch["context_mask"] = torch.arange(int(lengths.max())) < lengths[:, None]
+        return batch
+
+    @override
     def name(self, index: int) -> str:
-        """What messages call an item."""
         named = getattr(self.items, "name", None)
         return named(index) if callable(named) else f"{self.title}[{index}]"
 
     @property
-    def digest(self) -> str:
+    def digest(self) -> str:  # type: ignore[override]
         """A digest of the number of items, and of the shapes and values of 16 of them."""
         digest = hashlib.blake2b(f"{len(self)}".encode(), digest_size=16)
         for index in _spread(len(self), 16):
@@ -177,8 +181,8 @@ class ImageDataset(Dataset[Item]):
             digest.update(f"{tuple(image.shape)}".encode() + image.numpy().tobytes())
         return digest.hexdigest()
 
+    @override
     def describe(self) -> str:
-        """One line for the log."""
         own = f", values {self.value_range or 'of the type'}"
         values = "" if self.dtype == torch.uint8 else own
         kind = "image" if self.dims == 2 else "volume"
@@ -321,125 +325,6 @@ def as_dataset(data: Any, **reading: Any) -> ImageDataset:
     return ImageDataset(data, **reading)
 
 
-class DatasetStream(PositionStream):
-    """Windows of a data set's images, endlessly; an epoch visits each item once.
-
-    The arguments are those of `stream_of`; `middle` cuts windows in the middle of each image.
-    """
-
-    images: ImageDataset
-
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        *,
-        size: int | None = None,
-        flips: bool = False,
-        rot90: bool = False,
-        seed: int = 0,
-        for_masks: bool = False,
-        middle: bool = False,
-        transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
-    ) -> None:
-        super().__init__(dataset, seed, np.ones(len(dataset), np.int64))
-        self.size, self.flips, self.rot90, self.middle = size, flips, rot90, middle
-        self.for_masks, self.transform = for_masks, transform
-        first = dataset[0]
-        self.space = [size] * dataset.dims if size else list(first["image"].shape[1:])
-        self._keys = first.keys()
-        if for_masks and not self._keys & {"mask", "target"}:
-            raise UserError(
-                f"{dataset.name(0)}: has no mask; give items (image, mask), or dicts with both"
-            )
-        if rot90 and self.space[-1] != self.space[-2]:
-            raise UserError("rot90: turns square images only; give size, or set rot90 to False")
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @override
-    def __getitems__(self, positions: Positions) -> Batch:
-        """The batch at these positions, whatever they are.
-
-        Returns:
-            "image" `[B, C, *space]`, uint8 for `to_model_range` or float32 in [-1, 1] (always
-            float32 with for_masks); "position" `int64 [B]`; whatever else the items have, "context"
-            with zeros behind the shorter ones and "context_mask" `bool [B, L]`.
-        """
-        positions = np.asarray(positions, dtype=np.int64)
-        numbers = self.numbers(positions)
-        items = [self._item(number) for number in numbers.tolist()]
-        sizes = np.array([item["image"].shape[1:] for item in items], dtype=np.int64)
-        room = sizes.reshape(len(items), -1) - self.space + 1
-        flips = [self.flips] * self.images.dims
-        windows = random_windows(room, numbers, flips, self.rot90, self.seed, positions)
-        if self.middle:
-            windows = windows._replace(corner=(room - 1) // 2)
-        batch: Batch = {}
-        for key in self._keys:
-            values = [item[key] for item in items]  # type: ignore[literal-required]
-            if key == "context":
-                batch |= _padded(values)
-            else:
-                label = key == "label"
-                batch[key] = torch.tensor(values) if label else self._windows(values, windows)
-        if self.for_masks:
-            batch["image"] = to_model_range(batch["image"])
-        if self.transform:
-            batch = self._transformed(batch, positions, self.transform)
-        return batch | {"position": torch.from_numpy(positions)}
-
-    def describe(self) -> str:
-        """One line for the log."""
-        size = shown_size(self.space)
-        changes = " and ".join(["mirrored"] * self.flips + ["turned"] * self.rot90)
-        cut = "in the middle" if self.middle else "at random"
-        how = f"windows of {size} {cut}" if self.size else size
-        return f"{self.images.describe()}, {how}{', ' * bool(changes)}{changes}"
-
-    def _item(self, number: int) -> Item:
-        item, name = self.images[number], self.images.name(number)
-        if item.keys() != self._keys:
-            missing = ", ".join(sorted(self._keys ^ item.keys()))
-            raise UserError(f"{name}: differs from the first item in its {missing}; give all alike")
-        lengths = list(item["image"].shape[1:])
-        if self.size is None and lengths != self.space:
-            raise UserError(
-                f"{name}: is {shown_size(lengths)} pixels, the first image "
-                f"{shown_size(self.space)}; give size, to train on windows, or resize the images"
-            )
-        if min(lengths) < min(self.space):
-            raise UserError(
-                f"{name}: {shown_size(lengths)} pixels hold no window of size {self.size}; "
-                "lower size, or resize the images"
-            )
-        return item
-
-    def _windows(self, values: list[Tensor], windows: Windows) -> Tensor:
-        """Planes `[..., *space]` of each item, cut and turned."""
-        leading = values[0].shape[: values[0].ndim - len(self.space)]
-        batch = np.empty((len(values), *leading, *self.space), dtype=values[0].numpy().dtype)
-        for window, planes, corner in zip(batch, values, windows.corner.tolist(), strict=True):
-            window[:] = planes.numpy()[box(corner, self.space)]
-        orient_windows(batch.reshape(len(values), -1, *self.space), windows)
-        return torch.from_numpy(batch)
-
-    def _transformed(self, batch: Batch, positions: np.ndarray, transform: Any) -> Batch:
-        """Each item changed under torch's generator set by its position."""
-        changed = []
-        for row, position in enumerate(positions.tolist()):
-            item: dict[str, Any] = {key: values[row] for key, values in batch.items()}
-            item["image"] = tv_tensors.Image(to_model_range(item["image"]))
-            for key in item.keys() & {"mask", "objects", "interior", "weight", "target"}:
-                item[key] = tv_tensors.Mask(item[key])
-            with seeded(self.seed, "data/augment", position):
-                changed.append(transform(item))
-        return {
-            key: torch.stack([torch.as_tensor(item[key]).as_subclass(Tensor) for item in changed])
-            for key in changed[0]
-        }
-
-
 def stream_of(
     data: Any,
     *,
@@ -448,9 +333,9 @@ def stream_of(
     rot90: bool = False,
     seed: int = 0,
     for_masks: bool = False,
-    transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    transform: Change | None = None,
     **reading: Any,
-) -> DatasetStream | Stream:
+) -> Stream:
     """The training stream over a data set: `stream.__getitems__(positions)` is a finished batch.
 
     Order, windows and orientations are functions of (seed, position), so that a run resumes bit
@@ -474,25 +359,21 @@ def stream_of(
         >>> stream.__getitems__(range(4))["image"].shape
         torch.Size([4, 3, 32, 32])
     """
-    if isinstance(data, ImageSet) and not for_masks and transform is None:
-        if size not in (None, data.fit.size):
-            raise UserError(f"size {size}: the image set was opened for windows of {data.fit.size}")
-        return Stream(data, flips=flips, rot90=rot90, seed=seed)
-    how: dict[str, Any] = {"flips": flips, "rot90": rot90, "seed": seed, "transform": transform}
-    return DatasetStream(as_dataset(data, **reading), size=size, for_masks=for_masks, **how)
+    source = data if isinstance(data, WindowSource) else as_dataset(data, **reading)
+    if for_masks and not source.item(0).keys() & {"mask", "target"}:
+        raise UserError(
+            f"{source.name(0)}: has no mask; give items (image, mask), or dicts with both"
+        )
+    how: dict[str, Any] = {"flips": flips, "rot90": rot90, "seed": seed, "change": transform}
+    return Stream(source, size=size, floats=for_masks, **how)
 
 
-def grid_of(
-    data: Any, *, size: int | None = None, for_masks: bool = False, **reading: Any
-) -> DatasetStream | Grid:
-    """Each item once, unturned and cut in its middle, in a fixed shuffled order: for validation.
-
-    Of an ImageSet it is a `Grid`, all windows side by side.
+def grid_of(data: Any, *, size: int | None = None, **reading: Any) -> Grid:
+    """All windows side by side, or where sizes are not known the one in the middle of each image,
+    unturned and in a fixed shuffled order: for validation.
     """
-    if isinstance(data, ImageSet) and not for_masks and size in (None, data.fit.size):
-        return Grid(data)
-    dataset = as_dataset(data, **reading)
-    return DatasetStream(dataset, size=size, for_masks=for_masks, middle=True)
+    source = data if isinstance(data, WindowSource) else as_dataset(data, **reading)
+    return Grid(source, size=size)
 
 
 def find_columns(
@@ -587,13 +468,6 @@ def _check_within(values: np.ndarray, limits: Range, name: str, cure: str = "") 
             f"{name}: float values from {values.min():g} to {values.max():g}, not within "
             f"{low:g} to {high:g}{cure}"
         )
-
-
-def _padded(sequences: list[Tensor]) -> Batch:
-    """Sequences `[L, C]`, zeros behind the shorter ones, and where they are."""
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    return {"context": pad_sequence(sequences, batch_first=True), "context_mask": mask}
 
 
 def _is_number(value: Any) -> bool:

@@ -35,6 +35,7 @@ from ddpm_unet.data.pixels import (
     shown_size,
     to_unit,
 )
+from ddpm_unet.data.stream import Batch, WindowSource
 from ddpm_unet.errors import UserError
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Layout:
         return int(self.sizes.prod(1).sum()) * self.channels * self.dtype.itemsize
 
 
-class ImageSet(Dataset[Tensor]):
+class ImageSet(Dataset[Tensor], WindowSource):
     """A map-style data set of fitted images `[C, H, W]`, or volumes `[C, D, H, W]`.
 
     An image is decoded again whenever a window of it is needed. `digest` is of names and sizes:
@@ -142,9 +143,12 @@ class ImageSet(Dataset[Tensor]):
 
     condition: ImageSet | None = None
     context: Sequences | None = None
+    sizes: np.ndarray
+    laborious = True
 
     def __init__(self, collection: Collection, fit: Fit, layout: Layout) -> None:
         self.fit, self.layout, self.collection = fit, layout, collection
+        self.window, self.sizes, self.resized = fit.size, layout.sizes, fit.mode == "resize"
         digest = hashlib.blake2b(digest_size=16)
         for start in range(0, len(collection), 4096):  # of the list's text, never of a million
             text = str(layout.sizes[start : start + 4096].tolist())[1:-1]
@@ -159,31 +163,38 @@ class ImageSet(Dataset[Tensor]):
     def __len__(self) -> int:
         return len(self.layout.sizes)
 
+    @override
     def name(self, index: int) -> str:
-        """What messages call an image."""
         return self.collection.name(index)
 
     def __getitem__(self, index: int) -> Tensor:
         """One image, `[C, (D,) H, W]`."""
-        return torch.from_numpy(self._fitted(index))
+        return torch.from_numpy(np.array(self.planes(index)[...]))
 
-    def _fitted(self, index: int) -> np.ndarray:
-        return self._checked(index, self.collection.read(index), self.layout.sizes[index])
+    def planes(self, index: int) -> Any:
+        """One image, `[C, (D,) H, W]`, or what gives windows of it in the place of an array."""
+        if self.layout.in_pieces[index]:
+            return InPieces(self, index)
+        return self._checked(index, self.collection.read(index), self.sizes[index])
 
-    def _window(self, index: int, corner: Sequence[int], size: int) -> np.ndarray:
-        if not self.layout.in_pieces[index]:
-            return self._fitted(index)[box(corner, size)]
-        read, sides = self.collection.read_window, [size] * len(corner)
-        if self.fit.scale == 1:
-            return self._checked(index, read(index, corner, sides), sides)
-        lengths = zip(
-            self.collection.info(index).size, self.layout.sizes[index].tolist(), corner, strict=True
-        )
-        firsts, weights = zip(
-            *(resampling(old, new, start, size) for old, new, start in lengths), strict=True
-        )
-        image = read(index, firsts, [each.shape[1] for each in weights])
-        return self._checked(index, image, sides, weights)
+    @override
+    def item(self, index: int) -> dict[str, Any]:
+        beside = {} if self.condition is None else {"condition": self.condition.planes(index)}
+        return {"image": self.planes(index), **beside}
+
+    @override
+    def finished(self, key: str, windows: np.ndarray) -> np.ndarray:
+        value_range = self.fit.value_range if key == "image" else None
+        if windows.dtype == np.uint16 or (windows.dtype == np.uint8 and value_range):
+            return to_unit(windows, value_range)
+        return windows
+
+    @override
+    def whole(self, numbers: np.ndarray, items: Sequence[dict[str, Any]] = ()) -> Batch:
+        batch = {} if self.labels is None else {"label": torch.from_numpy(self.labels[numbers])}
+        if self.context is not None:
+            batch["context"], batch["context_mask"] = self.context.take(numbers)
+        return batch
 
     def _checked(
         self,
@@ -199,16 +210,6 @@ class ImageSet(Dataset[Tensor]):
             self.collection.changed(index)
             raise UserError(f"{name}: has changed while it was in use; start again")
         return planes
-
-    def cut(self, index: np.ndarray, corner: np.ndarray, size: int) -> np.ndarray:
-        """Windows `[B, C, (size,) size, size]` of the images `index`, `int64 [B]`, from their
-        (front,) top and left corner on, `int64 [B, 2]` or `[B, 3]`.
-        """
-        shape = (len(index), self.layout.channels, *[size] * corner.shape[1])
-        windows = np.empty(shape, dtype=self.layout.dtype)
-        for window, i, starts in zip(windows, index.tolist(), corner.tolist(), strict=True):
-            window[:] = self._window(i, starts, size)
-        return windows
 
     def fingerprint(self) -> str:
         """A digest of the images: of their pixels, or if they are read as needed of their names
@@ -230,8 +231,8 @@ class ImageSet(Dataset[Tensor]):
         cure = f" (to keep them decoded on disk, set disk_limit to {wanted})" * files
         return f"read as needed{cure}"
 
+    @override
     def describe(self) -> str:
-        """One line for the log."""
         layout = self.layout
         sizes = [shown_size(f(layout.sizes, 0)) for f in (np.min, np.max)]
         what = "image" if layout.sizes.shape[1] == 2 else "volume"
@@ -249,6 +250,29 @@ class ImageSet(Dataset[Tensor]):
         return ", ".join(parts)
 
 
+class InPieces:
+    """Stands for the array of an image that is stored in pieces: windows of it are read alone."""
+
+    def __init__(self, images: ImageSet, index: int) -> None:
+        self.images, self.index, self.dtype = images, index, images.layout.dtype
+        self.shape = (images.layout.channels, *images.sizes[index].tolist())
+
+    def __getitem__(self, place: Any) -> np.ndarray:
+        """A window of all channels, `[..., rows, columns]`."""
+        slices = place[1:] if isinstance(place, tuple) else [slice(None)] * 2
+        rows = [range(n)[part] for n, part in zip(self.shape[1:], slices, strict=True)]
+        corner, sides = [part.start for part in rows], [len(part) for part in rows]
+        images, index = self.images, self.index
+        read = images.collection.read_window
+        if images.fit.scale == 1:
+            return images._checked(index, read(index, corner, sides), sides)
+        whole = images.collection.info(index).size
+        lengths = zip(whole, self.shape[1:], corner, sides, strict=True)
+        firsts, weights = zip(*(resampling(*each) for each in lengths), strict=True)
+        image = read(index, firsts, [each.shape[1] for each in weights])
+        return images._checked(index, image, sides, weights)
+
+
 class PackedImages(ImageSet):
     """All images, decoded once into one flat tensor: in memory, or in a file that is mapped.
 
@@ -256,6 +280,8 @@ class PackedImages(ImageSet):
     sends tensors through shared memory. A file is shared by all processes of a host, and found
     by later runs.
     """
+
+    laborious = False
 
     def __init__(
         self, collection: Collection, fit: Fit, layout: Layout, path: Path | None = None
@@ -291,10 +317,10 @@ class PackedImages(ImageSet):
                     part.unlink(missing_ok=True)
 
     def _decode(self, flat: Tensor) -> None:
-        values = flat.numpy().view(self.layout.dtype)
+        values, read = flat.numpy().view(self.layout.dtype), super().planes
 
         def store(i: int) -> None:
-            planes = self._fitted(i).ravel()
+            planes = read(i)[...].ravel()
             values[self.starts[i] : self.starts[i] + len(planes)] = planes
 
         # Threads pay where decoding, which frees the interpreter, outweighs what does not.
@@ -317,11 +343,11 @@ class PackedImages(ImageSet):
         if self.path:
             self.flat = self._mapped(self.path)
 
-    def __getitem__(self, index: int) -> Tensor:
-        layout = self.layout
-        shape = (layout.channels, *layout.sizes[index].tolist())
-        planes = self.flat[self.starts[index] :][: int(np.prod(shape))].clone()
-        return torch.from_numpy(planes.numpy().view(layout.dtype).reshape(shape))
+    @override
+    def planes(self, index: int) -> np.ndarray:
+        shape = (self.layout.channels, *self.sizes[index].tolist())
+        values = self.flat.numpy()[self.starts[index] :][: math.prod(shape)]
+        return values.view(self.layout.dtype).reshape(shape)
 
     @override
     def fingerprint(self) -> str:
@@ -333,27 +359,6 @@ class PackedImages(ImageSet):
 
     def _place(self) -> str:
         return f"in {self.path}" if self.path else "in memory"
-
-    @override
-    def cut(self, index: np.ndarray, corner: np.ndarray, size: int) -> np.ndarray:
-        sizes = self.layout.sizes[index]
-        axes = sizes.shape[1]
-        begin, run = self.starts[index], self.layout.channels * size**axes
-        if (sizes != size).any():  # no whole images, which are in one piece
-            run = size
-            # Values from a channel to the next, a slice, a row and a pixel.
-            steps = [sizes[:, axis:].prod(1) for axis in range(axes + 1)]
-            counts = (self.layout.channels, *[size] * (axes - 1))
-            begin = begin + (corner * np.stack(steps[1:], axis=1)).sum(1)
-            # Each row of each window is one entry of a single index_select.
-            for step, count in zip(steps, counts, strict=False):
-                begin = begin[..., None] + np.multiply.outer(step, np.arange(count)).reshape(
-                    len(index), *[1] * (begin.ndim - 1), count
-                )  # in the end [B, C, (size,) size]
-        runs = self.flat.unfold(0, run, 1)  # a view: run i is the values i to i + run
-        cut = runs.index_select(0, torch.from_numpy(begin.ravel())).numpy()
-        shape = (len(index), self.layout.channels, *[size] * axes)
-        return cut.view(self.layout.dtype).reshape(shape)
 
 
 def open_collection(

@@ -1,55 +1,38 @@
-"""Labelled images, or the parts of them that a split names, and the training stream over them."""
+"""Labelled images, their parts for training, validation and test, and the training stream."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Literal, TypedDict, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
 from typing_extensions import override
 
-from ddpm_unet.data.augment import augmentation, cut_window, window_margin
-from ddpm_unet.data.border import balanced_weights, border_weights, interiors
+from ddpm_unet.config import SplitConfig
+from ddpm_unet.data.augment import augmentation, window_margin
 from ddpm_unet.data.check import Report
+from ddpm_unet.data.masks import balanced_weights, border_weights, interiors
 from ddpm_unet.data.pixels import convert_channels, nearest, normalised, resize, to_unit
-from ddpm_unet.data.splits import AXES, Part
-from ddpm_unet.data.stream import (
-    Batch,
-    Positions,
-    PositionStream,
-    random_windows,
-    window_counts,
-)
-from ddpm_unet.randomness import seeded, uniform
+from ddpm_unet.data.stream import Batch, Positions, Stream, WindowSource
+from ddpm_unet.errors import UserError
+from ddpm_unet.randomness import bits, uniform
+
+Item = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Item:
-    """One image at `data.scale`, `[C, (D,) H, W]` of its file's type, and what changes with it.
+class PairSet(Dataset[Batch], WindowSource):
+    """A map-style data set of whole images and what lies beside them, at `data.scale`, to cut from.
 
-    `beside` are planes `[..., (D,) H, W]` by name: "mask", int16 classes with IGNORE_INDEX where
-    unlabelled; "target", "weight" and "interior", float32; "objects", int32. `cells` are numbered,
-    `int32 [(D,) H, W]`.
+    It is kept in memory if it fits in `data.memory_limit`, and read as needed otherwise.
     """
 
-    image: np.ndarray
-    beside: dict[str, np.ndarray]
-    cells: np.ndarray | None = None
-
-
-class PairSet(Dataset[Batch], ABC):
-    """A map-style data set of whole images and what lies beside them, to cut from.
-
-    It is kept in memory if it fits in `data.memory_limit`, and read as needed otherwise. `sizes`
-    are (depth,) height and width of each at `data.scale`, `int64 [N, dims]`.
-    """
+    sizes: np.ndarray
+    laborious = True
 
     def __init__(
         self, report: Report, parts: Sequence[Part] | None = None, bytes_beside: int = 0
@@ -59,6 +42,7 @@ class PairSet(Dataset[Batch], ABC):
         `bytes_beside` are those of a pixel of what lies beside the images.
         """
         self.config, self.channels = report.config, report.channels
+        self.window = self.config.size
         whole: list[Part] = [{"name": name} for name in report.names]
         self.parts = whole if parts is None else list(parts)
         place = {name: index for index, name in enumerate(report.names)}
@@ -76,27 +60,33 @@ class PairSet(Dataset[Batch], ABC):
 
     @abstractmethod
     def _decode(self, index: int) -> Item:
-        """Read one item."""
+        """Read one item, to which only its numbered "cells" may be added, that none sees."""
 
     def __len__(self) -> int:
         return len(self.parts)
 
+    @override
     def name(self, index: int) -> str:
-        """What messages call an item."""
         return self._pairs[index].image_file
 
+    @override
     def item(self, index: int) -> Item:
-        """One image, as its file has it."""
+        """One image `[C, (D,) H, W]` of its file's type, and by name what changes with it: "mask",
+        int16 classes with IGNORE_INDEX where unlabelled, "objects", int32, others float32.
+        """
         return self._decode(index) if self._kept is None else self._kept[index]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """The image `[C, (D,) H, W]` in [-1, 1] and what lies beside it, masks as int64."""
-        item = self.item(index)
-        image = torch.from_numpy(to_unit(item.image, self.config.value_range))
-        return {"image": image, **{n: _loss_type(torch.tensor(p)) for n, p in item.beside.items()}}
+        found = {n: torch.tensor(self.finished(n, a)) for n, a in self.item(index).items()}
+        return {n: x.long() if n == "mask" else x for n, x in found.items()}
 
+    @override
+    def finished(self, key: str, windows: np.ndarray) -> np.ndarray:
+        return to_unit(windows, self.config.value_range) if key == "image" else windows
+
+    @override
     def describe(self) -> str:
-        """One line for the log."""
         pixels = self.sizes.prod(1).sum()
         what, scale = "images" if self.config.dims == 2 else "volumes", self.config.scale
         scaled = f" at data.scale {scale:g}" if scale != 1 else ""
@@ -141,18 +131,19 @@ class LabelledSet(PairSet):
         self.interior, self.objects = interior, objects and self._code.kind == "instances"
         super().__init__(report, parts, 2 + 8 * border + 8 * interior + 8 * objects)
         if self._kept is not None:
-            self._kept = [self._with_weight(item) for item in self._kept]
+            self._kept = [self._weighted(item) for item in self._kept]
 
     @override
     def item(self, index: int) -> Item:
-        return self._with_weight(super().item(index))
+        found = self._weighted(super().item(index))
+        return {name: planes for name, planes in found.items() if name != "cells"}
 
     @cached_property
     def class_pixels(self) -> np.ndarray:
         """Pixels of each class, `int64 [K]`."""
         counts = np.zeros(len(self.class_names), np.int64)
         for index in range(len(self)):
-            mask = super().item(index).beside["mask"]
+            mask = super().item(index)["mask"]
             counts += np.bincount(mask[mask >= 0], minlength=len(counts))
         return counts
 
@@ -160,7 +151,7 @@ class LabelledSet(PairSet):
     def small_object(self) -> int:
         """Pixels of an object that only 5 % are smaller than, of a set with `interior`."""
         items = (super(LabelledSet, self).item(index) for index in range(len(self)))
-        areas = [np.bincount(item.cells.ravel())[1:] for item in items if item.cells is not None]
+        areas = [np.bincount(item["cells"].ravel())[1:] for item in items]
         present = np.concatenate(areas)
         return int(np.quantile(present[present > 0], 0.05)) if present.any() else 0
 
@@ -174,22 +165,21 @@ class LabelledSet(PairSet):
     def _decode(self, index: int) -> Item:
         pair, size, part = self._pairs[index], self.sizes[index].tolist(), self._cuts(index)
         values = nearest(self._code.read(pair.read_mask(), pair.mask_file)[part], size)
-        mask, cells = self._code.classes(values, pair.mask_file), None
-        beside = {"mask": mask}
+        mask = self._code.classes(values, pair.mask_file)
+        item = {"image": self._planes(index), "mask": mask}
         if self.border or self.interior or self.objects:
-            cells = self._code.cells(values, mask, self.config.border_classes)
-            beside |= {"interior": interiors(cells)} if self.interior else {}
-            beside |= {"objects": cells} if self.objects else {}
-        return Item(self._planes(index), beside, cells)
+            cells = item["cells"] = self._code.cells(values, mask, self.config.border_classes)
+            item |= {"interior": interiors(cells)} if self.interior else {}
+            item |= {"objects": cells} if self.objects else {}
+        return item
 
-    def _with_weight(self, item: Item) -> Item:
-        if not self.border or item.cells is None:
+    def _weighted(self, item: Item) -> Item:
+        if not self.border or "weight" in item:
             return item
         w0, sigma, balanced = (
             self.config.border_w0, self.config.border_sigma, balanced_weights(self.class_pixels)
         )  # fmt: skip
-        weight = border_weights(item.beside["mask"], item.cells, balanced, w0, sigma)
-        return Item(item.image, {**item.beside, "weight": weight})
+        return {**item, "weight": border_weights(item["mask"], item["cells"], balanced, w0, sigma)}
 
 
 class TargetSet(PairSet):
@@ -202,63 +192,19 @@ class TargetSet(PairSet):
     @override
     def _decode(self, index: int) -> Item:
         target = self.targets.to_unit(self._pairs[index].read_mask())
-        return Item(self._planes(index), {"target": self._scaled(target, index)})
+        return {"image": self._planes(index), "target": self._scaled(target, index)}
 
 
-class PairStream(PositionStream):
-    """Random augmented windows of labelled images, endlessly, as `images.config` says.
+def pair_stream(images: PairSet, seed: int, context: int = 0) -> Stream:
+    """The training stream of labelled images, augmented as their settings say.
 
-    An epoch visits each image as often as windows fit in its area, each time at a random
-    place. Images smaller than a window are mirrored at their borders. `context` are pixels added
-    on every side of a window, for a network that loses so many (Ronneberger 2015, figure 2).
+    `context` are pixels added on every side of a window, for a network that loses so many
+    (Ronneberger 2015, figure 2).
     """
-
-    images: PairSet
-    laborious = True  # each window is deformed by itself
-
-    def __init__(self, images: PairSet, seed: int, context: int = 0) -> None:
-        config = images.config
-        self.size, self.dims, self.context = config.size, config.dims, context
-        super().__init__(images, seed, window_counts(images.sizes, self.size))
-        self.margin = context + window_margin(config.augment)
-        self.augment = augmentation(config.augment, self.size + 2 * context, config.dims)
-
-    @override
-    def __getitems__(self, positions: Positions) -> Batch:
-        """The batch at these positions, whatever they are.
-
-        Returns:
-            "image" float32 `[B, C, side, side]` in [-1, 1], with side = size + 2 context; "mask"
-            int64 `[B, size, size]`, IGNORE_INDEX where unlabelled, and "weight" float32 if the set
-            has border weights, or "target" float32 `[B, K, size, size]`; "position" int64 `[B]`.
-            Volumes have one more axis of these lengths.
-        """
-        positions = np.asarray(positions, dtype=np.int64)
-        images = self.numbers(positions)
-        spare = self.images.sizes[images] - self.size
-        room, flips = np.maximum(spare, 0) + 1, [False] * self.dims
-        drawn = random_windows(room, images, flips, False, self.seed, positions)
-        corners = np.where(spare < 0, spare // 2, drawn.corner)  # centred where it is too small
-        places = zip(positions.tolist(), images.tolist(), corners.tolist(), strict=True)
-        windows = [self._window(*place) for place in places]
-        batch = {key: torch.stack([window[key] for window in windows]) for key in windows[0]}
-        batch = {key: _loss_type(planes) for key, planes in batch.items()}
-        return batch | {"position": torch.from_numpy(positions)}
-
-    def _window(self, position: int, index: int, corner: Sequence[int]) -> Batch:
-        item = self.images.item(index)
-        place = [start - self.margin for start in corner], self.size + 2 * self.margin
-        image = to_unit(cut_window(item.image, *place), self.images.config.value_range)
-        sample: dict[str, Any] = {"image": tv_tensors.Image(image)}
-        for key, planes in item.beside.items():
-            sample[key] = tv_tensors.Mask(cut_window(planes, *place).copy())
-        with seeded(self.seed, "data/augment", position):
-            window = self.augment(sample)
-        inner = (..., *[slice(self.context, self.context + self.size)] * self.dims)
-        return {
-            key: value.as_subclass(Tensor)[... if key == "image" else inner]
-            for key, value in window.items()
-        }
+    config = images.config
+    change = augmentation(config.augment, config.size + 2 * context, config.dims)
+    margin = window_margin(config.augment)
+    return Stream(images, seed=seed, change=change, margin=margin, context=context)
 
 
 class WithExtra(Dataset[Batch]):
@@ -266,11 +212,11 @@ class WithExtra(Dataset[Batch]):
 
     laborious = True
 
-    def __init__(self, pairs: PairStream, extra: PairStream, share: float) -> None:
+    def __init__(self, pairs: Stream, extra: Stream, share: float) -> None:
         self.streams, self.share = (pairs, extra), share
 
     def __getitems__(self, positions: Positions) -> Batch:
-        """The batch at these positions, as `PairStream` gives it."""
+        """The batch at these positions, as they give it."""
         positions = np.asarray(positions, dtype=np.int64)
         chosen = self._chosen(positions)
         places = [np.flatnonzero(chosen == number) for number in (0, 1)]
@@ -293,6 +239,116 @@ class WithExtra(Dataset[Batch]):
         return (uniform(self.streams[0].seed, "extra", positions) < self.share).astype(int)
 
 
-def _loss_type(planes: Tensor) -> Tensor:
-    """int16 classes as int64, which losses want; other planes as they are."""
-    return planes.long() if planes.dtype == torch.int16 else planes
+SMALLEST_STRIP = 16
+
+
+AXES: tuple[Literal["planes", "rows", "columns"], ...] = ("planes", "rows", "columns")
+
+
+class Part(TypedDict, total=False):
+    """An image, by name, or the window [first, end) of its planes, rows or columns."""
+
+    name: str
+    planes: list[int]
+    rows: list[int]
+    columns: list[int]
+
+
+class Split(TypedDict):
+    """Parts of images for each purpose, and how they came about in one sentence."""
+
+    how: str
+    train: list[Part]
+    validation: list[Part]
+    test: list[Part]
+
+
+PURPOSES = ("train", "validation", "test")
+
+
+def split_images(
+    names: Sequence[str], sizes: Sequence[tuple[int, ...]], config: SplitConfig
+) -> Split:
+    """Divide images among training, validation and test."""
+    for setting, share in (("validation", config.validation), ("test", config.test)):
+        if share < 0 or (share >= 1 and share != int(share)):
+            raise UserError(
+                f"data.split.{setting} is {share:g}: give a share from 0 to 1, or a whole number"
+            )
+    if len(names) == 1:
+        return _strips(names[0], sizes[0], config)
+    total = len(names)
+    order = np.arange(total)
+    if config.by == "files":
+        order = np.argsort(bits(config.seed, "split", order), kind="stable")
+    test = _count(config.test, total)
+    rest, test_part = order[: total - test], order[total - test :]
+    if config.folds:
+        if not 2 <= config.folds <= len(rest):
+            raise UserError(f"data.split.folds is {config.folds}: give 2 to {len(rest)}, or 0")
+        if not 0 <= config.fold < config.folds:
+            raise UserError(f"data.split.fold is {config.fold}: give 0 to {config.folds - 1}")
+        validation_part = np.array_split(rest, config.folds)[config.fold]
+        train_part = rest[~np.isin(rest, validation_part)]
+    else:
+        kept = len(rest) - _count(config.validation, total)
+        train_part, validation_part = rest[: max(kept, 0)], rest[max(kept, 0) :]
+    if not len(train_part):
+        raise UserError(
+            f"no image of {total} is left to train on: lower data.split.validation and .test"
+        )
+    chosen = (train_part[_spread(len(train_part), config.limit)], validation_part, test_part)
+    manner = "in blocks" if config.by == "blocks" else f"shuffled with seed {config.seed}"
+    manner += f", fold {config.fold} of {config.folds}" if config.folds else ""
+    manner += "" if config.limit is None else f", training limited to {config.limit}"
+    train, validation, tested = map(len, chosen)
+    how = f"{train} images train, {validation} validate, {tested} test ({manner})"
+    parts = [[{"name": names[i]} for i in sorted(numbers)] for numbers in chosen]
+    return cast(Split, {"how": how, **dict(zip(PURPOSES, parts, strict=True))})
+
+
+def _count(share: float, total: int) -> int:
+    """Images in a share (below 1, and then at least one) or a number (1 and more)."""
+    return int(share) if share >= 1 or share == 0 else max(1, round(share * total))
+
+
+def _spread(total: int, limit: int | None) -> np.ndarray:
+    """Indices of `limit` of `total` images, in the middles of as many equal stretches."""
+    if limit is None:
+        return np.arange(total)
+    if not 1 <= limit <= total:
+        raise UserError(f"data.split.limit is {limit}: give 1 to {total} training images")
+    return (2 * np.arange(limit) + 1) * total // (2 * limit)
+
+
+def _strips(name: str, size: tuple[int, ...], config: SplitConfig) -> Split:
+    """Strips of one image along its longer side: training, gap, validation, gap, test."""
+    if config.folds or config.limit not in (None, 1) or max(config.validation, config.test) >= 1:
+        raise UserError(
+            f"{name} is the only labelled image: data.split takes shares below 1, no folds"
+        )
+    if config.validation == config.test == 0:
+        how = f"{name}, the only labelled image, trains; nothing validates or tests"
+        return {"how": how, "train": [{"name": name}], "validation": [], "test": []}
+    along = max(zip(size, range(len(size)), AXES[-len(size) :], strict=True))[2]
+    length = end = max(size)
+    bounds: dict[str, list[tuple[int, int]]] = {purpose: [] for purpose in PURPOSES}
+    for purpose, share in (("test", config.test), ("validation", config.validation)):
+        if share > 0:
+            start = end - round(share * length)
+            bounds[purpose] = [(start, end)]
+            end = start - config.gap
+    bounds["train"] = [(0, end)]
+    if any(end - start < SMALLEST_STRIP for strip in bounds.values() for start, end in strip):
+        raise UserError(
+            f"{name} ({' x '.join(map(str, size))} pixels) is too small to hold parts of it out: "
+            "label another image, lower data.split.gap, or set data.split.validation 0"
+        )
+    held = [
+        f"its {along} {start} to {end - 1} {verb}"
+        for purpose, verb in zip(PURPOSES, ("train", "validate", "test"), strict=True)
+        for start, end in bounds[purpose]
+    ]
+    how = f"{name} is the only labelled image, parts of it are held out: {', '.join(held)}"
+    parts = {n: [{"name": name, along: [*ends]} for ends in found] for n, found in bounds.items()}
+    return cast(Split, {"how": how, **parts})

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 from xml.etree import ElementTree
 
 import numpy as np
@@ -107,16 +108,17 @@ def _of_ome(text: str) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
 
 
 def tiff_options(
-    axes: str, spacing: Sequence[float] | None = None, channels: Sequence[str] = ()
+    path: Path, axes: str, spacing: Sequence[float] | None = None, channels: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Arguments of `tifffile.imwrite` for an OME-TIFF, which Fiji, napari and others can scale.
 
     Args:
+        path: The file, whose name is its identity, so that the same values give the same bytes.
         axes: A letter for each axis of what is written, such as "ZCYX".
         spacing: Millimetres from pixel to pixel along (planes,) rows and columns; None: not known.
         channels: Names of the channels.
     """
-    metadata: dict[str, Any] = {"axes": axes}
+    metadata: dict[str, Any] = {"axes": axes, "UUID": str(uuid5(NAMESPACE_URL, path.name))}
     options: dict[str, Any] = {"ome": True, "metadata": metadata}
     if channels:
         metadata["Channel"] = {"Name": list(channels)}

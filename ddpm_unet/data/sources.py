@@ -22,10 +22,9 @@ from ddpm_unet.config.data import check_data_settings
 from ddpm_unet.data import histology
 from ddpm_unet.data.collection import CACHE, ArrayCollection, Collection, Selection
 from ddpm_unet.data.conditioning import ConcatCondition, ConditionImages, Sequences
-from ddpm_unet.data.folder import Folder
+from ddpm_unet.data.folder import Folder, Shards, shard_paths
 from ddpm_unet.data.image_set import Fit, ImageSet, open_collection
 from ddpm_unet.data.named_sets import FASHION, fashion_mnist, huggingface_set, torchvision_set
-from ddpm_unet.data.shards import Shards, shard_paths
 from ddpm_unet.data.stream import Grid, Stream
 from ddpm_unet.errors import UserError
 

@@ -1,4 +1,4 @@
-"""The training stream: a map from positions to images, with no state.
+"""The training stream: a map from positions to windows of images, with no state.
 
 A position is a place in the endless sequence of images that a run sees. What stands there is
 a function of (seed, position), so any process can make any part of any batch, in any order.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
@@ -19,13 +19,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from ddpm_unet.config import ValueRange
-from ddpm_unet.data.image_set import ImageSet, Layout, PackedImages
-from ddpm_unet.data.pixels import to_unit
-from ddpm_unet.randomness import bits, integers
+from ddpm_unet.data.pixels import cut_window, shown_size
+from ddpm_unet.errors import UserError
+from ddpm_unet.randomness import bits, integers, seeded
 
 Batch = dict[str, Tensor]
 Positions = Sequence[int] | np.ndarray
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+"""Of a sample, a dict of tv_tensors; it draws from torch's global generator."""
+WHOLE = ("label", "context", "context_mask")
+"""What belongs to an image as a whole."""
 CORNER = ("front", "top", "left")
 MIRRORED = ("reversed", "upended", "mirrored")
 """What is drawn for each axis, the last ones for images."""
@@ -42,6 +45,46 @@ class Windows(NamedTuple):
     """Quarter turns, `int64 [B]`."""
     mirrored: np.ndarray
     """Along each axis, `bool [B, axes]`."""
+
+
+class WindowSource(ABC):
+    """Numbered images, and what belongs to each, of which a stream cuts windows.
+
+    Attributes:
+        window: Side of the windows; None for whole images, all of one size.
+        sizes: (Depth,) height and width of each, `int64 [N, axes]`; None where only reading tells.
+        resized: All are of the windows' size, and have a left and an up that only flips change.
+        digest: Of the set, to tell whether it changed between stop and resume.
+        laborious: Images are decoded, or deformed, for each window.
+    """
+
+    laborious = False
+    window: int | None = None
+    sizes: np.ndarray | None = None
+    resized = False
+    digest: str
+
+    @abstractmethod
+    def item(self, index: int) -> dict[str, Any]:
+        """Arrays `[..., (D,) H, W]` to cut, "image" among them, and "label" and "context"."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What messages call an image."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line for the log."""
+
+    def finished(self, key: str, windows: np.ndarray) -> np.ndarray:
+        """Windows `[B, ...]` cut from what is called `key`, as a batch has them."""
+        return windows
+
+    def whole(self, numbers: np.ndarray, items: Sequence[dict[str, Any]]) -> Batch:
+        """What the images have as a whole: "label" `int64 [B]`, "context" `[B, L, C]` with
+        "context_mask" `bool [B, L]`.
+        """
+        return {}
 
 
 class PositionStream(Dataset[Batch], ABC):
@@ -82,78 +125,106 @@ class PositionStream(Dataset[Batch], ABC):
         return self.images.digest
 
 
-class _ImageWindows(PositionStream):
-    """Windows of an image set by position; `images.fit` has their size."""
+class Stream(PositionStream):
+    """Random windows of images, endlessly: epoch after epoch in a new order.
 
-    images: ImageSet
-    _choices: tuple[object, ...] = ()
+    An epoch visits each image as often as windows fit in its area, each time at a random place
+    (once where sizes are not known). Those smaller than a window are mirrored at their borders.
 
-    @property
-    def laborious(self) -> bool:
-        """Whether images are decoded for each window."""
-        return not isinstance(self.images, PackedImages)
-
-    @abstractmethod
-    def windows(self, positions: Positions) -> Windows:
-        """What stands at these positions."""
-
-    @override
-    def __getitems__(self, positions: Positions) -> Batch:
-        """The batch at these positions.
-
-        Returns:
-            "image" `[B, C, (size,) size, size]`, uint8 for `to_model_range` or float32 in [-1, 1];
-            "position" `int64 [B]`. If the set has them, "label" `int64 [B]`; "condition" `[B, K,
-            (size,) size, size]` as the image is, or int16 classes (K = 1), cut and turned with it;
-            "context" `float32 [B, L, C]` and "context_mask" `bool [B, L]`.
-        """
-        images, windows = self.images, self.windows(positions)
-        batch = {"image": self._turned(images, windows, images.fit.value_range)}
-        batch["position"] = torch.as_tensor(np.asarray(positions, dtype=np.int64))
-        if images.condition is not None:
-            batch["condition"] = self._turned(images.condition, windows, None)
-        return batch | of_images(images, windows)
-
-    def fingerprint(self) -> str:
-        """A digest of all that decides the pixels of the windows."""
-        images = self.images
-        said = [type(self).__name__, images.fingerprint(), str(images.fit), *self._choices]
-        return hashlib.blake2b(str(said).encode(), digest_size=16).hexdigest()
-
-    def _turned(self, images: ImageSet, windows: Windows, value_range: ValueRange) -> Tensor:
-        pixels = images.cut(windows.image, windows.corner, self.images.fit.size)
-        orient_windows(pixels, windows)
-        if pixels.dtype == np.uint16 or (pixels.dtype == np.uint8 and value_range):
-            pixels = to_unit(pixels, value_range)
-        return torch.from_numpy(pixels)
-
-
-class Stream(_ImageWindows):
-    """Random windows of an image set, endlessly: epoch after epoch in a new order.
-
-    An epoch visits each image as often as windows fit in its area, each time at a random place.
-    They are mirrored (resized images left-right only) and turned (volumes in the plane of their
-    slices) at random.
+    Args:
+        images: Where to cut.
+        size: Side of the windows, pixels; None for that of `images`.
+        flips: Mirror along every axis at random; resized images left-right only.
+        rot90: Turn by a random multiple of 90 degrees, volumes in the plane of their slices.
+        seed: Of the run.
+        change: A further change of each window, under torch's generator set by its position.
+            The image is `Image` float32 in [-1, 1], what is cut with it `Mask`, but for conditions.
+        margin: Pixels around a window that `change` may use, of which it leaves `context`.
+        context: Pixels added on every side of the image alone, for a network that loses so many.
+        floats: Images come as float32.
     """
 
     def __init__(
-        self, images: ImageSet, *, flips: bool = False, rot90: bool = False, seed: int = 0
+        self,
+        images: Any,
+        *,
+        size: int | None = None,
+        flips: bool = False,
+        rot90: bool = False,
+        seed: int = 0,
+        change: Change | None = None,
+        margin: int = 0,
+        context: int = 0,
+        floats: bool = False,
     ) -> None:
-        super().__init__(images, seed, window_counts(images.layout.sizes, images.fit.size))
+        if size and images.window not in (None, size):
+            raise UserError(f"size {size}: the image set was opened for windows of {images.window}")
+        self.size, self.change, self.floats = size or images.window, change, floats
+        self.margin, self.context = margin + context, context
+        super().__init__(images, seed, self._counts(images))
         self.flips, self.rot90 = flips, rot90
-        self._choices = (flips, rot90, seed)
+        self._first: dict[str, Any] = {} if images.sizes is not None else images.item(0)
+        shape = self._first["image"].shape[1:] if self._first else images.sizes[0]
+        self.space = [self.size] * len(shape) if self.size else list(shape)
+        if rot90 and self.space[-1] != self.space[-2]:
+            raise UserError("rot90: turns square images only; give size, or set rot90 to False")
+
+    def _counts(self, images: Any) -> np.ndarray:
+        if images.sizes is None or self.size is None:
+            return np.ones(len(images), np.int64)
+        return window_counts(images.sizes, self.size)
 
     @override
-    def windows(self, positions: Positions) -> Windows:
+    def __getitems__(self, positions: Positions) -> Batch:
+        """The batch at these positions, whatever they are.
+
+        Returns:
+            "image" `[B, C, *space]`, uint8 for `to_model_range` or float32 in [-1, 1]; "position"
+            `int64 [B]`. What else the items have: "mask" `int64 [B, *space]`, "target", "weight",
+            "interior", float32, "objects", int32, and "condition" `[B, K, *space]` as the image or
+            int16 classes, cut and turned with it; "label" `int64 [B]`; "context" `float32
+            [B, L, C]` and "context_mask" `bool [B, L]`.
+        """
         positions = np.asarray(positions, dtype=np.int64)
-        image, fit = self.numbers(positions), self.images.fit
-        room = self.images.layout.sizes[image] - fit.size + 1
-        flips = [self.flips and fit.mode == "crop"] * (room.shape[1] - 1) + [self.flips]
-        return random_windows(room, image, flips, self.rot90, self.seed, positions)
+        numbers = self.numbers(positions)
+        items = [self._item(number) for number in numbers.tolist()]
+        windows = self._windows(numbers, items, positions)
+        corners = (windows.corner - self.margin).tolist()
+        space = [length + 2 * self.margin for length in self.space]
+        batch: Batch = {}
+        first = items[0] if items else self.images.item(0)
+        for key in (key for key in first if key not in WHOLE):
+            leading = first[key].shape[: -len(space)]
+            planes = np.empty((len(items), *leading, *space), first[key].dtype)
+            for window, item, corner in zip(planes, items, corners, strict=True):
+                window[...] = cut_window(item[key], corner, space)
+            orient_windows(planes, windows)
+            batch[key] = torch.from_numpy(self.images.finished(key, planes))
+        batch |= self.images.whole(numbers, items)
+        if self.floats:
+            batch["image"] = to_model_range(batch["image"])
+        if self.change:
+            batch = self._changed(batch, positions, self.change)
+        if "mask" in batch:
+            batch["mask"] = batch["mask"].long()
+        return batch | {"position": torch.from_numpy(positions)}
+
+    @property
+    def laborious(self) -> bool:
+        """Whether a window is worth processes of its own."""
+        return getattr(self.images, "laborious", False)
+
+    def windows(self, positions: Positions) -> Windows:
+        """What stands at these positions."""
+        positions = np.asarray(positions, dtype=np.int64)
+        numbers = self.numbers(positions)
+        return self._windows(numbers, [self._item(n) for n in numbers.tolist()], positions)
 
     def describe(self) -> str:
         """One line on the images for the log, and on how they are changed."""
         said = self.images.describe()
+        if self.size and self.images.window is None:
+            said += f", windows of {shown_size(self.space)}"
         if not self.flips and not self.rot90:
             return said
         changes = ["mirrored"] * self.flips + ["turned by quarters"] * self.rot90
@@ -161,46 +232,104 @@ class Stream(_ImageWindows):
         where = f"(where left and up matter, set {cure} to false)"
         return f"{said}, {' and '.join(changes)} at random {where}"
 
+    def fingerprint(self) -> str:
+        """A digest of all that decides the pixels of the windows."""
+        said = [type(self).__name__, self.images.fingerprint(), self.flips, self.rot90, self.seed]
+        return hashlib.blake2b(str(said).encode(), digest_size=16).hexdigest()
 
-class Grid(_ImageWindows):
-    """Every window of a gapless grid over an image set, unturned, for validation.
+    def _item(self, number: int) -> dict[str, Any]:
+        """One item, which must be like the first where nothing else says that it is."""
+        item = self.images.item(number)
+        if self.images.sizes is not None:
+            return item
+        name, lengths = self.images.name(number), list(item["image"].shape[1:])
+        if item.keys() != self._first.keys():
+            missing = ", ".join(sorted(self._first.keys() ^ item.keys()))
+            raise UserError(f"{name}: differs from the first item in its {missing}; give all alike")
+        if self.size is None and lengths != self.space:
+            raise UserError(
+                f"{name}: is {shown_size(lengths)} pixels, the first image "
+                f"{shown_size(self.space)}; give size, to train on windows, or resize the images"
+            )
+        if min(lengths) < min(self.space):
+            raise UserError(
+                f"{name}: {shown_size(lengths)} pixels hold no window of size {self.size}; "
+                "lower size, or resize the images"
+            )
+        return item
 
-    They come in a fixed shuffled order, so the first n are a fair sample of all images.
+    def _windows(
+        self, numbers: np.ndarray, items: Sequence[dict[str, Any]], positions: np.ndarray
+    ) -> Windows:
+        spare = self._spare(items)
+        flips = [self.flips and not self.images.resized] * (len(self.space) - 1) + [self.flips]
+        room = np.maximum(spare, 0) + 1
+        found = random_windows(room, numbers, flips, self.rot90, self.seed, positions)
+        centred = np.where(spare < 0, spare // 2, found.corner)  # where it is too small
+        return found._replace(corner=centred)
+
+    def _spare(self, items: Sequence[dict[str, Any]]) -> np.ndarray:
+        """By how much images are larger than a window, `int64 [B, axes]`."""
+        sizes = np.array([item["image"].shape[1:] for item in items], dtype=np.int64)
+        return sizes.reshape(-1, len(self.space)) - self.space
+
+    def _changed(self, batch: Batch, positions: np.ndarray, change: Change) -> Batch:
+        from torchvision import tv_tensors  # takes a second
+
+        changed = []
+        for row, position in enumerate(positions.tolist()):
+            item: dict[str, Any] = {key: values[row] for key, values in batch.items()}
+            item["image"] = tv_tensors.Image(to_model_range(item["image"]))
+            for key in item.keys() - {"image", "condition", *WHOLE}:
+                item[key] = tv_tensors.Mask(item[key])
+            with seeded(self.seed, "data/augment", position):
+                changed.append(change(item))
+        inner: Any = (..., *[slice(self.context, self.context + n) for n in self.space])
+        cut = {key: inner if self.context and key != "image" else ... for key in changed[0]}
+        return {
+            key: torch.stack([torch.as_tensor(c[key]).as_subclass(Tensor)[part] for c in changed])
+            for key, part in cut.items()
+        }
+
+
+class Grid(Stream):
+    """Every window of a gapless grid over images, unturned, for validation.
+
+    They come in a fixed shuffled order, so the first n are a fair sample of all images. Where the
+    sizes of the images are not known it is the window in the middle of each.
     """
 
-    def __init__(self, images: ImageSet) -> None:
-        self._windows = grid_windows(images.layout, images.fit.size)
-        super().__init__(images, 0, np.ones(len(self._windows.image), np.int64))
+    def _counts(self, images: Any) -> np.ndarray:
+        known = images.sizes is not None and self.size
+        self._grid = grid_windows(images.sizes, self.size) if known else None
+        return np.ones(len(images) if self._grid is None else len(self._grid.image), np.int64)
 
     def __len__(self) -> int:
         return self.epoch_length
 
     @override
-    def windows(self, positions: Positions) -> Windows:
-        """The windows at these positions, which are below `len(self)`."""
+    def numbers(self, positions: Positions) -> np.ndarray:
+        """The images of the windows at these positions, which are below `len(self)`."""
+        places = self._places(positions)
+        return places if self._grid is None else self._grid.image[places]
+
+    def _places(self, positions: Positions) -> np.ndarray:
         if any(not 0 <= position < len(self) for position in positions):
             raise IndexError(f"the grid has {len(self)} windows")
-        numbers = super().numbers(positions)
-        return Windows(*(values[numbers] for values in self._windows))
+        return super().numbers(positions)
 
-    @override
-    def numbers(self, positions: Positions) -> np.ndarray:
-        return self.windows(positions).image
+    def _windows(
+        self, numbers: np.ndarray, items: Sequence[dict[str, Any]], positions: np.ndarray
+    ) -> Windows:
+        if self._grid is not None:
+            places = self._places(positions)
+            return Windows(*(values[places] for values in self._grid))
+        return unturned(numbers, self._spare(items) // 2)
 
 
 def to_model_range(image: Tensor) -> Tensor:
     """uint8 to float32 in [-1, 1], on the tensor's device; float images are so already."""
     return image.float().div_(127.5).sub_(1) if image.dtype == torch.uint8 else image
-
-
-def of_images(images: ImageSet, windows: Windows) -> Batch:
-    """What windows have of their images as a whole: "label", "context" and "context_mask"."""
-    batch = {}
-    if images.labels is not None:
-        batch["label"] = torch.from_numpy(images.labels[windows.image])
-    if images.context is not None:
-        batch["context"], batch["context_mask"] = images.context.take(windows.image)
-    return batch
 
 
 def window_counts(sizes: np.ndarray, size: int) -> np.ndarray:
@@ -255,16 +384,20 @@ def random_windows(
     return Windows(image, corner, quarters, mirrored)
 
 
-def grid_windows(layout: Layout, size: int) -> Windows:
+def grid_windows(sizes: np.ndarray, size: int) -> Windows:
     """All windows of a gapless grid from each image's top left corner, as they are."""
-    ranges = [[range(0, n - size + 1, size) for n in lengths] for lengths in layout.sizes.tolist()]
+    ranges = [[range(0, n - size + 1, size) for n in lengths] for lengths in sizes.tolist()]
     places = np.array([(i, *corner) for i, each in enumerate(ranges) for corner in product(*each)])
-    image, corner = places[:, 0], places[:, 1:]
+    return unturned(places[:, 0], places[:, 1:])
+
+
+def unturned(image: np.ndarray, corner: np.ndarray) -> Windows:
+    """Windows as they are."""
     return Windows(image, corner, np.zeros_like(image), np.zeros(corner.shape, dtype=bool))
 
 
 def orient_windows(batch: np.ndarray, windows: Windows) -> None:
-    """Turn and mirror `[B, C, (S,) S, S]` in place.
+    """Turn and mirror `[B, ..., (S,) S, S]` in place.
 
     A quarter turn is a transposition followed by mirroring (numpy.rot90), so one masked
     assignment for it and one an axis do for all orientations.
@@ -277,6 +410,6 @@ def orient_windows(batch: np.ndarray, windows: Windows) -> None:
         mirrored[-2] ^= (windows.rot90 == 1) | (windows.rot90 == 2)
         mirrored[-1] ^= windows.rot90 >= 2
     values = batch.view(f"i{batch.itemsize}")  # torch mirrors several times as fast as numpy,
-    for axis, chosen in enumerate(mirrored, start=2):  # but not all unsigned types
+    for axis, chosen in enumerate(mirrored, start=-len(mirrored)):  # but not all unsigned types
         if chosen.any():
             values[chosen] = torch.from_numpy(values[chosen]).flip(axis).numpy()

@@ -220,11 +220,12 @@ class LinearSampler(Sampler):
     A step is x_0 = clip(a x + b prediction), then x' = c x + d x_0 + e prediction + s noise, where
     a learned variance (Nichol 2021, arXiv:2102.09672, eq. 15) multiplies s. It gives
     what diffusers' schedulers give, except where those are wrong: "trailing" rounds to an extra
-    timestep -1 for some numbers of steps, DDIM takes t - T // steps for the next timestep, and goes
-    on from the clipped image with the noise of the unclipped one. So it does here, too, but not of
-    images whose noise is larger than noise is (`_no_noise`), as guidance makes it: of an image and
-    a noise that belong to no one state the errors add up, to images of another class. There the
-    noise is that of the clipped image, as with diffusers' `use_clipped_model_output`.
+    timestep -1 for some numbers of steps, DDPM adds noise to the finished image if the last
+    timestep is not 0, DDIM takes t - T // steps for the next timestep, and goes on from the clipped
+    image with the noise of the unclipped one. So it does here, too, but not of images whose noise
+    is larger than noise is (`_no_noise`), as guidance makes it: of an image and a noise that belong
+    to no one state the errors add up, to images of another class. There the noise is that of the
+    clipped image, as with diffusers' `use_clipped_model_output`.
 
     Args:
         diffusion: The forward process.

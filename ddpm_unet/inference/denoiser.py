@@ -24,13 +24,12 @@ from ddpm_unet.diffusion.conditioning import (
     classifier_free_guidance,
     concat_cond,
 )
-from ddpm_unet.diffusion.editing import Inversion, inpaint, slerp
+from ddpm_unet.diffusion.editing import Inversion, inpaint, slerp, tiled
 from ddpm_unet.diffusion.edm import EDMDiffusion
 from ddpm_unet.diffusion.process import Diffusion
 from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import StepInfo, timesteps
 from ddpm_unet.diffusion.sampling import sample as sample_batch
-from ddpm_unet.diffusion.tiled import tiled
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Cond, Conditioning, cond_in_turn, uncond
 from ddpm_unet.inference.pipeline import image_shape, read_pipeline, read_sampler, write_pipeline

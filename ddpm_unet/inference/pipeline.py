@@ -21,6 +21,7 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.files import replace_json
 from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import Autoencoder
+from ddpm_unet.models.card import write_card_alone
 from ddpm_unet.models.pretrained import settings_of
 
 _LACKING = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder")
@@ -35,8 +36,9 @@ def write_pipeline(
     diffusion: Diffusion,
     state_dict: dict[str, Tensor] | None = None,
     autoencoder: Autoencoder | None = None,
+    note: str = "",
 ) -> None:
-    """Write a folder that diffusers samples from.
+    """Write a folder that diffusers samples from, with a model card.
 
     It is a DDPMPipeline; of latents an LDMPipeline, whose autoencoder it calls vqvae (and which
     knows a scaling_factor but no shift_factor), or, of a network that attends to a context, a
@@ -49,9 +51,10 @@ def write_pipeline(
         diffusion: Gives the scheduler.
         state_dict: Other weights, such as an average.
         autoencoder: Between images and the latents that it denoises.
+        note: A sentence for the card, on where the model comes from.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    unet.save_pretrained(folder / "unet", state_dict=state_dict)
+    unet.save_pretrained(folder / "unet", state_dict=state_dict, card=False)
     replace_json(folder / "scheduler" / "scheduler_config.json", diffusion.scheduler_config())
     index: dict[str, Any] = {
         "_class_name": "DDPMPipeline",
@@ -65,6 +68,15 @@ def write_pipeline(
         if unet.config.conditional:
             index |= {"_class_name": "StableDiffusionPipeline", **_NOT_THERE}
     replace_json(folder / "model_index.json", index)
+    own = unet.config
+    shape = (own.in_channels, *[own.sample_size] * own.dims)
+    rows = {
+        "parameters": f"{sum(p.numel() for p in unet.parameters()):,}",
+        f"{'latents' if autoencoder else 'images'}, channels first": " x ".join(map(str, shape)),
+        "process": type(diffusion).__name__,
+        "prediction": getattr(diffusion, "prediction_type", None),
+    }
+    write_card_alone(folder, "denoiser", rows, note)
 
 
 def read_pipeline(folder: Path) -> tuple[UNet, Diffusion]:

@@ -35,8 +35,7 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.inference.objects import ObjectRow, find_objects, label_objects
 from ddpm_unet.inference.overlay import displayable
 from ddpm_unet.inference.readers import Prepared, is_tiff, lengths_of, open_planes
-from ddpm_unet.inference.resampling import predict_scaled
-from ddpm_unet.inference.tiles import Predict, Rows, Tiling, predict_tiles
+from ddpm_unet.inference.tiles import Predict, Rows, Tiling, predict_scaled, predict_tiles
 from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
 

@@ -141,10 +141,11 @@ def write_masks(
                 saved.write(0, 0, found.labels)
                 saved.close()
             else:
+                path = file("objects.tif")
                 tifffile.imwrite(
-                    file("objects.tif"), found.labels.reshape(size).astype(dtype),
+                    path, found.labels.reshape(size).astype(dtype),
                     photometric="minisblack", compression="zlib",
-                    **tiff_options(axes, source.spacing),
+                    **tiff_options(path, axes, source.spacing),
                 )  # fmt: skip
             planes = [*zip(found.labels, found.rows, strict=True)]
             if source.images[0].ndim == 3 and "geojson" in outlines:

@@ -111,7 +111,7 @@ class TiffPlanes:
         channels: Sequence[str] = (),
     ) -> None:
         self.dtype, self.shape = np.dtype(dtype).newbyteorder("<"), shape
-        options = tiff_options(axes, spacing, channels) | {"photometric": "minisblack"}
+        options = tiff_options(path, axes, spacing, channels) | {"photometric": "minisblack"}
         if colors is not None:
             table = np.zeros((3, 256), dtype=np.uint16)
             table[:, : len(colors)] = colors.T.astype(np.uint16) * 257
@@ -279,7 +279,7 @@ def write_image(path: Path, pixels: np.ndarray, spacing: Sequence[float] | None 
                 photometric="rgb" if color else "minisblack",
                 planarconfig=None if grey else "contig",
                 compression="zlib",
-                **tiff_options(axes, spacing),
+                **tiff_options(path, axes, spacing),
             )
 
 

@@ -74,7 +74,7 @@ class AsDiffusers(ModelMixin):
         for name in ("variant", "push_to_hub"):
             if options.get(name):
                 raise ValueError(f"{name} is not supported; save the pipeline, then rename or push")
-        self.unet.save_pretrained(save_directory)
+        self.unet.save_pretrained(save_directory, card=False)
 
     def enable_gradient_checkpointing(self, *_: Any) -> None:
         """Recompute the activations in the backward pass."""

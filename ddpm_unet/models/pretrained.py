@@ -22,6 +22,7 @@ from ddpm_unet.config.reading import from_plain, read_json
 from ddpm_unet.errors import UserError
 from ddpm_unet.files import replace_json
 from ddpm_unet.models.architecture import CONDITIONAL_ONLY, DDPM_ONLY
+from ddpm_unet.models.card import write_card_alone
 
 Folder = str | PathLike[str]
 Config = TypeVar("Config")
@@ -126,12 +127,15 @@ class Pretrained(nn.Module):
         network.load_state_dict(weights, assign=True)
         return network.eval()
 
-    def save_pretrained(self, folder: Folder, state_dict: dict[str, Tensor] | None = None) -> None:
+    def save_pretrained(
+        self, folder: Folder, state_dict: dict[str, Tensor] | None = None, card: bool = True
+    ) -> None:
         """Write a folder that `from_pretrained` reads, of a `UNet` also diffusers'.
 
         Args:
             folder: Made if missing.
             state_dict: Weights to write instead of the network's own, such as their average.
+            card: Write README.md too, where there is none, or none with more in it.
 
         Raises:
             UserError: `state_dict` is not that of this network.
@@ -146,6 +150,13 @@ class Pretrained(nn.Module):
                 if name.startswith(beginning)
             }
             write_weights(part, Path(folder) / place)
+        if card:
+            config, count = self.config, sum(p.numel() for p in self.parameters())
+            names = ("in_channels", "out_channels", "dims", "sample_size", "class_names")
+            known = {name.replace("_", " "): getattr(config, name, None) for name in names}
+            kind = "U-Net" if isinstance(config, UNetConfig) else "segmenter"
+            rows = {"class": type(self).__name__, "parameters": f"{count:,}", **known}
+            write_card_alone(Path(folder), kind, rows)
 
     @classmethod
     def _read_config(cls, folder: Folder) -> tuple[Folder, Any]:

@@ -283,10 +283,15 @@ def resume(
     if accelerator.scaler and numbers["scaler"]:
         accelerator.scaler.load_state_dict(numbers["scaler"])
     if accelerator.is_main_process:
-        if digest and numbers.get("data", digest) != digest:
+        (order, _, content), (was, _, had) = (
+            each.partition(":") for each in (digest or "", numbers.get("data") or "")
+        )
+        if order and was and order != was:
             tqdm.write(
                 "the data have changed since the checkpoint: from here on the images come in "
                 "another order"
             )
+        elif content and had and content != had:
+            tqdm.write("the data have changed since the checkpoint: files have other contents")
         tqdm.write(f"going on from the checkpoint of step {state.step}")
     return True

@@ -25,12 +25,18 @@ from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data import histology
 from ddpm_unet.data.check import Report, check_pairs
 from ddpm_unet.data.image_set import ImageSet
-from ddpm_unet.data.labelled import LabelledSet, PairSet, PairStream, TargetSet, WithExtra
+from ddpm_unet.data.labelled import (
+    LabelledSet,
+    PairSet,
+    TargetSet,
+    WithExtra,
+    pair_stream,
+    split_images,
+)
 from ddpm_unet.data.pairs import POINTS, complete_settings, find_pairs
 from ddpm_unet.data.pixels import convert_channels
 from ddpm_unet.data.preprocessing import PixelType, Preprocessing, target_settings
-from ddpm_unet.data.sources import concat_condition, held_out, open_images, open_stream
-from ddpm_unet.data.splits import split_images
+from ddpm_unet.data.sources import concat_condition, held_out, open_stream
 from ddpm_unet.data.volumes import alike, in_mm, spacing_of
 from ddpm_unet.diffusion.edm import EDMDiffusion, make_diffusion
 from ddpm_unet.errors import UserError
@@ -127,7 +133,7 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
         seed=config.seed,
         workers=data.workers,
         description="\n".join(lines),
-        digest=stream.digest,
+        digest=f"{stream.digest}:{'' if images.laborious else images.fingerprint()}",
         preprocessing=preprocessing,
     )
 
@@ -226,10 +232,10 @@ def build_pixel_job(
         joint = build_joint(config, report.channels)
 
     def windows(context: int) -> Any:
-        stream = PairStream(pairs, config.seed, context)
+        stream = pair_stream(pairs, config.seed, context)
         if extra is None:
             return stream
-        return WithExtra(stream, PairStream(extra, config.seed, context), data.extra.share)
+        return WithExtra(stream, pair_stream(extra, config.seed, context), data.extra.share)
 
     def scored(part: str) -> PairSet:
         kept = split[part]  # type: ignore[literal-required]
@@ -246,6 +252,12 @@ def build_pixel_job(
         return None
 
     said = [str(report), split["how"], f"training on {pairs.describe()}"]
+    turns = [name for name in ("flips", "rot90") if getattr(data.augment, name)]
+    if turns:
+        said[-1] += (
+            ", mirrored and turned at random (where left and up matter, set "
+            f"{' and '.join(f'data.augment.{name}' for name in turns)} to false)"
+        )
     said += [f"and on further {extra.describe()}"] if extra else []
     said += [joint.description] if joint else []
     preprocessing = Preprocessing(
@@ -278,7 +290,7 @@ def build_pixel_job(
         split=split,
         workers=data.workers,
         description="\n".join(said),
-        digest=digest_of(report.names, report.sizes),
+        digest=f"{digest_of(report.names, report.sizes)}:{report.content}",
     )
 
 
@@ -371,14 +383,14 @@ def build_joint(config: SegmentConfig, channels: int) -> JointDenoising:
         channels=channels,
         value_range=config.unlabelled.value_range or config.data.value_range,
     )
-    images, scratch = open_images(data), config.init == SCRATCH
+    stream, scratch = open_stream(data, config.seed), config.init == SCRATCH
     return JointDenoising(
         make_diffusion(config.diffusion) if scratch else read_diffusion(Path(str(config.init))),
-        open_stream(data, config.seed, images),
+        stream,
         timestep=config.head.timestep,
         loss_options=config.diffusion.loss_options,
         seed=config.seed,
-        description=f"denoising {images.describe()}",
+        description=f"denoising {stream.describe()}",
     )
 
 

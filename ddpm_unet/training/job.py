@@ -28,6 +28,7 @@ class Job:
         digest: Of the data, to tell whether they changed between stop and resume; None where it is
             not known.
         workers: Loader processes; None for those of `speed.loader_processes`.
+        reports: The loop writes the page of the run when it is done; else who trains does.
     """
 
     network: Build
@@ -36,6 +37,7 @@ class Job:
     criterion: str | None = None
     digest: str | None = None
     workers: int | None = 0
+    reports: bool = True
 
     def describe(self) -> str:
         """What the data are, in lines."""

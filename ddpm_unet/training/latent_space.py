@@ -18,15 +18,7 @@ from typing_extensions import override
 
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.sources import CACHE
-from ddpm_unet.data.stream import (
-    Batch,
-    Grid,
-    Positions,
-    PositionStream,
-    Stream,
-    of_images,
-    to_model_range,
-)
+from ddpm_unet.data.stream import Batch, Grid, Positions, PositionStream, Stream, to_model_range
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.autoencoder import Autoencoder
 from ddpm_unet.randomness import normal
@@ -49,7 +41,7 @@ class LatentWindows(PositionStream):
         sample: Draw latents; False takes their modes.
     """
 
-    def __init__(self, windows: Stream | Grid, path: Path, seed: int, sample: bool) -> None:
+    def __init__(self, windows: Stream, path: Path, seed: int, sample: bool) -> None:
         try:
             self.moments = torch.from_numpy(np.load(path, mmap_mode="c"))
         except (OSError, ValueError) as error:
@@ -72,7 +64,7 @@ class LatentWindows(PositionStream):
         return {
             "image": latents,
             "position": torch.from_numpy(positions),
-            **of_images(self.images.images, self.images.windows(numbers)),
+            **self.images.images.whole(self.images.numbers(numbers), ()),
         }
 
     @override
@@ -138,7 +130,7 @@ class LatentSpace:
         return self._latents(grid, min(count, len(grid)), 0, accelerator)
 
     def _latents(
-        self, windows: Stream | Grid, count: int, seed: int, accelerator: Accelerator
+        self, windows: Stream, count: int, seed: int, accelerator: Accelerator
     ) -> LatentWindows:
         said = json.dumps([self.autoencoder.fingerprint(), windows.fingerprint(), count])
         key = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
@@ -147,9 +139,7 @@ class LatentSpace:
             self._encode(windows, count, path, accelerator)
         return LatentWindows(windows, path, seed, self.sample)
 
-    def _encode(
-        self, windows: Stream | Grid, count: int, path: Path, accelerator: Accelerator
-    ) -> None:
+    def _encode(self, windows: Stream, count: int, path: Path, accelerator: Accelerator) -> None:
         """Every process encodes its share into one file, which then gets its name."""
         encoder = self.autoencoder.to(accelerator.device)
         part = path.with_name(f"{path.name}.{share_json(os.getpid(), accelerator)}.unfinished")

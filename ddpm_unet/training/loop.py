@@ -91,7 +91,7 @@ def train(job: Job, run: RunFolder, settings: Any, signals: bool = True) -> nn.M
                 training.resume()
                 training.introduce()
                 training.run_steps(request)
-            if training.finished:
+            if training.finished and job.reports:
                 on_main(accelerator, lambda: write_pages(run.path))
             leave(accelerator)
         except RuntimeError as error:

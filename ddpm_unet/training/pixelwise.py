@@ -16,22 +16,21 @@ from torch import Tensor, nn
 
 from ddpm_unet.config import ImageLoss, LossName, PredictConfig
 from ddpm_unet.cpu import accelerate_cpu
+from ddpm_unet.data.labelled import Split
 from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.data.preprocessing import Preprocessing, Targets
-from ddpm_unet.data.splits import Split
 from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.errors import UserError
-from ddpm_unet.evaluation.card import write_pages
 from ddpm_unet.evaluation.image_quality import image_scores
 from ddpm_unet.evaluation.metrics import (
     confusion,
     mean_over_images,
+    object_scores,
     overlap,
     scores_of_image,
     shown_scores,
     write_scores,
 )
-from ddpm_unet.evaluation.objects import object_scores
 from ddpm_unet.evaluation.plots import save_image
 from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.evaluation.report import best_median_worst
@@ -293,8 +292,12 @@ class PixelwiseJob(Job):
 
     @cached_property
     def test(self) -> Any:
-        """The images kept to test."""
-        return self._test()
+        """The images kept to test; None where no pixel of theirs is labelled, which is said."""
+        found = self._test()
+        if found is not None and not scorable(found):
+            print("no test: the masks of the images kept for it label no pixel")
+            return None
+        return found
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """One group a block where learning rates differ."""
@@ -445,7 +448,6 @@ class PixelwiseJob(Job):
             with torch.inference_mode():
                 seen = self.target.visualize(self.planes(model, item, device), item)
             save_image(seen, run.path / "predictions" / f"{word}.png")
-        write_pages(run.path)
         print(f"on {len(self.test)} test image(s):\n{shown_scores(scores)}")
         return scores
 

@@ -290,7 +290,7 @@ def show_members(members: list[Member], args: argparse.Namespace) -> None:
 
     job: PixelwiseJob = build_pixel_job(settings_of(members[0], 0, args))
     assert job.test is not None
-    item, picture = job.test[0], np.moveaxis(job.test.item(0).image, 0, -1)
+    item, picture = job.test[0], np.moveaxis(job.test.item(0)["image"], 0, -1)
     colors = class_colors(len(job.test.class_names))
 
     def drawn(classes: Tensor) -> np.ndarray:

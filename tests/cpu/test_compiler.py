@@ -7,33 +7,33 @@ import pytest
 import torch
 from torch import nn
 
-from ddpm_unet.cpu import compiler
+from ddpm_unet.cpu import kernels
 
-SOURCE = Path(compiler.__file__).with_name("norm_silu.cpp")
+SOURCE = Path(kernels.__file__).with_name("norm_silu.cpp")
 
-compiled = pytest.mark.skipif(compiler.library(SOURCE) is None, reason="no compiler here")
+compiled = pytest.mark.skipif(kernels.library(SOURCE) is None, reason="no compiler here")
 
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
     """Nothing compiled yet, neither in memory nor in the cache folder, which it gives."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compiler.library.cache_clear()
-    compiler._say.cache_clear()
+    kernels.library.cache_clear()
+    kernels._say.cache_clear()
     yield tmp_path / "ddpm_unet"
-    compiler.library.cache_clear()
+    kernels.library.cache_clear()
 
 
 @pytest.mark.parametrize(
     ("command", "reason"), [(["no-such-compiler"], "No such file"), (["false"], "false failed, 1")]
 )
 def test_without_a_compiler_one_line_says_so(fresh, tmp_path, monkeypatch, caplog, command, reason):
-    monkeypatch.setattr(compiler, "COMPILE", command)
+    monkeypatch.setattr(kernels, "COMPILE", command)
     another = tmp_path / "another.cpp"
     another.touch()
     with caplog.at_level(logging.INFO):
         for source in (SOURCE, another, SOURCE):
-            assert compiler.library(source) is None
+            assert kernels.library(source) is None
     (record,) = caplog.records
     assert reason in record.getMessage()
     assert "\n" not in record.getMessage()
@@ -42,9 +42,9 @@ def test_without_a_compiler_one_line_says_so(fresh, tmp_path, monkeypatch, caplo
 
 @pytest.mark.parametrize("system", ["Windows", "Darwin"])
 def test_on_another_system_one_line_says_so(fresh, monkeypatch, caplog, system):
-    monkeypatch.setattr(compiler.platform, "system", lambda: system)
+    monkeypatch.setattr(kernels.platform, "system", lambda: system)
     with caplog.at_level(logging.INFO):
-        assert compiler.library(SOURCE) is None
+        assert kernels.library(SOURCE) is None
     (record,) = caplog.records
     assert f"this is {system}" in record.getMessage()
     assert not fresh.exists()
@@ -52,16 +52,16 @@ def test_on_another_system_one_line_says_so(fresh, monkeypatch, caplog, system):
 
 @compiled
 def test_an_old_processor_is_told_from_a_new_one(fresh, monkeypatch, caplog):
-    monkeypatch.setattr(compiler, "COMPILE", [*compiler.COMPILE, "-mno-avx2", "-mno-avx512f"])
-    assert compiler.library(SOURCE) is None
+    monkeypatch.setattr(kernels, "COMPILE", [*kernels.COMPILE, "-mno-avx2", "-mno-avx512f"])
+    assert kernels.library(SOURCE) is None
     assert "neither AVX-512 nor AVX2" in caplog.records[0].getMessage()
 
 
 @compiled
 def test_processes_that_compile_at_once_do_not_meet(fresh, monkeypatch):
-    monkeypatch.setattr(compiler, "COMPILE", [*compiler.COMPILE, "-O0"])
+    monkeypatch.setattr(kernels, "COMPILE", [*kernels.COMPILE, "-O0"])
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda _: compiler._compiled(SOURCE), range(2))
+        first, second = pool.map(lambda _: kernels._compiled(SOURCE), range(2))
     assert first == second
     assert list(fresh.iterdir()) == [first]
 
@@ -73,22 +73,22 @@ def test_a_changed_source_or_header_is_compiled_again(fresh, tmp_path):
     for value in (6, 7):
         header.write_text(f"constexpr int value = {value};")
         source.write_text('#include "answer.h"\nextern "C" int answer() { return value; }')
-        compiler.library.cache_clear()
-        functions = compiler.library(source)
+        kernels.library.cache_clear()
+        functions = kernels.library(source)
         functions.answer.restype = c_int
         answers.append(functions.answer())
     assert answers == [6, 7]
 
 
 def test_plain_tensors():
-    assert compiler.plain(torch.zeros(2), None, nn.Parameter(torch.zeros(2)))
+    assert kernels.plain(torch.zeros(2), None, nn.Parameter(torch.zeros(2)))
     for other in (
         torch.zeros(2, dtype=torch.float64),
         torch.zeros(2, device="meta"),
         torch.zeros(2).to_sparse(),
         torch.zeros(2).as_subclass(Marked),
     ):
-        assert not compiler.plain(torch.zeros(2), other)
+        assert not kernels.plain(torch.zeros(2), other)
 
 
 class Marked(torch.Tensor):
@@ -96,10 +96,10 @@ class Marked(torch.Tensor):
 
 
 def test_torch_sees_what_it_wants_to_see():
-    assert compiler.unseen()
+    assert kernels.unseen()
     with torch.autocast("cpu", torch.bfloat16):
-        assert not compiler.unseen()
+        assert not kernels.unseen()
     seen = []
-    torch.func.vmap(lambda x: seen.append(compiler.unseen()) or x)(torch.zeros(2, 3))
+    torch.func.vmap(lambda x: seen.append(kernels.unseen()) or x)(torch.zeros(2, 3))
     assert seen == [False]
-    assert torch.compile(lambda x: x + compiler.unseen(), backend="eager")(torch.zeros(1)) == 0
+    assert torch.compile(lambda x: x + kernels.unseen(), backend="eager")(torch.zeros(1)) == 0

@@ -11,9 +11,9 @@ from ddpm_unet.data.augment import (
     ElasticDeformation,
     Intensity,
     augmentation,
-    cut_window,
     window_margin,
 )
+from ddpm_unet.data.pixels import cut_window
 from ddpm_unet.randomness import seeded
 
 PLAIN = {"brightness": 0.0, "contrast": 0.0, "gamma": 0.0, "noise": 0.0}
@@ -52,8 +52,8 @@ def test_windows_are_numpys_reflection(top, left, size, shape):
     planes = np.arange(2 * shape[0] * shape[1]).reshape(2, *shape)
     padded = np.pad(planes, [(0, 0), (100, 100), (100, 100)], mode="reflect")
     wanted = padded[:, 100 + top : 100 + top + size, 100 + left : 100 + left + size]
-    np.testing.assert_array_equal(cut_window(planes, (top, left), size), wanted)
-    np.testing.assert_array_equal(cut_window(planes[0], (top, left), size), wanted[0])
+    np.testing.assert_array_equal(cut_window(planes, (top, left), (size, size)), wanted)
+    np.testing.assert_array_equal(cut_window(planes[0], (top, left), (size, size)), wanted[0])
 
 
 @pytest.mark.parametrize("position", range(12))

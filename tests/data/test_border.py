@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from ddpm_unet.data.border import balanced_weights, border_weights, connected_cells, two_nearest
+from ddpm_unet.data.masks import balanced_weights, border_weights, connected_cells, two_nearest
 
 
 def brute_force(cells):

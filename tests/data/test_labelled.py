@@ -6,9 +6,9 @@ from data_files import write
 from PIL import Image
 
 from ddpm_unet.config import PairDataConfig
-from ddpm_unet.data.border import border_weights, connected_cells
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.labelled import LabelledSet
+from ddpm_unet.data.masks import border_weights, connected_cells
 from ddpm_unet.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -53,22 +53,22 @@ def test_parts_are_windows_of_pictures(folders):
     pictures = open_set(folders, parts)
     assert pictures.sizes.tolist() == [[60, 50], [21, 50], [60, 10]]
     image, mask = files(folders, 1)
-    np.testing.assert_array_equal(pictures.item(1).image, image[10:31].transpose(2, 0, 1))
-    np.testing.assert_array_equal(pictures.item(2).image, image[:, 40:].transpose(2, 0, 1))
-    np.testing.assert_array_equal(pictures.item(2).beside["mask"][2:], mask[2:, 40:])
+    np.testing.assert_array_equal(pictures.item(1)["image"], image[10:31].transpose(2, 0, 1))
+    np.testing.assert_array_equal(pictures.item(2)["image"], image[:, 40:].transpose(2, 0, 1))
+    np.testing.assert_array_equal(pictures.item(2)["mask"][2:], mask[2:, 40:])
     assert len(open_set(folders, [])) == 0
 
 
 def test_scale_halves_images_smoothly_and_masks_by_the_nearest_pixel(folders):
     full, half = open_set(folders), open_set(folders, scale=0.5)
     assert half.sizes.tolist() == [[30, 25]] * 4
-    mask = half.item(0).beside["mask"]
-    np.testing.assert_array_equal(mask, full.item(0).beside["mask"][1::2, 1::2])
-    image = full.item(0).image.astype(float)
-    np.testing.assert_allclose(half.item(0).image.mean(), image.mean(), rtol=0.02)
-    assert half.item(0).image.std() < 0.8 * image.std()
-    double = open_set(folders, scale=2.0).item(0).beside["mask"]
-    np.testing.assert_array_equal(double, full.item(0).beside["mask"].repeat(2, 0).repeat(2, 1))
+    mask = half.item(0)["mask"]
+    np.testing.assert_array_equal(mask, full.item(0)["mask"][1::2, 1::2])
+    image = full.item(0)["image"].astype(float)
+    np.testing.assert_allclose(half.item(0)["image"].mean(), image.mean(), rtol=0.02)
+    assert half.item(0)["image"].std() < 0.8 * image.std()
+    double = open_set(folders, scale=2.0).item(0)["mask"]
+    np.testing.assert_array_equal(double, full.item(0)["mask"].repeat(2, 0).repeat(2, 1))
 
 
 def test_kept_and_streamed_sets_are_the_same(folders):
@@ -76,8 +76,8 @@ def test_kept_and_streamed_sets_are_the_same(folders):
         open_set(folders, [{"name": "1", "rows": [5, 55]}], border=True, memory_limit=limit)
         for limit in (100, 0)
     )
-    assert kept.item(0) is kept.item(0)
-    assert streamed.item(0) is not streamed.item(0)
+    assert kept.item(0)["mask"] is kept.item(0)["mask"]
+    assert streamed.item(0)["mask"] is not streamed.item(0)["mask"]
     for key, value in kept[0].items():
         torch.testing.assert_close(streamed[0][key], value)
     np.testing.assert_array_equal(kept.class_pixels, streamed.class_pixels)
@@ -86,7 +86,7 @@ def test_kept_and_streamed_sets_are_the_same(folders):
 def test_border_weights_are_balanced_over_the_parts(folders):
     parts = [{"name": "0"}, {"name": "2", "columns": [0, 30]}]
     pictures = open_set(folders, parts, border=True, border_w0=3.0, border_sigma=2.0)
-    masks = [pictures.item(i).beside["mask"] for i in range(2)]
+    masks = [pictures.item(i)["mask"] for i in range(2)]
     counts = sum(np.array([(mask == c).sum() for c in (0, 1)]) for mask in masks)
     np.testing.assert_array_equal(pictures.class_pixels, counts)
     balance = counts.sum() / 2 / counts

@@ -102,7 +102,8 @@ def test_auto_takes_what_other_settings_settle():
     [
         ([0, 1, 2], {}, "values 0, 1, 2: set data.mask_kind classes, or instances"),
         ([0, 65535], {}, "list the value of each class"),
-        ([], {}, "and no other"),
+        ([], {}, "hold no labelled pixel"),
+        ([7], {}, "and no other"),
         ([0, 255], {"num_classes": 3}, "data.num_classes is for 3 classes, but .* give 2"),
         ([0, 1], {"mask_kind": "instances", "num_classes": 3}, "kind instances give 2"),
         ([0, 1], {"mask_kind": "classes", "mask_values": (0, 1)}, "data.mask_values is for"),

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from ddpm_unet.config import AugmentConfig, PairDataConfig
 from ddpm_unet.data.check import check_pairs
-from ddpm_unet.data.labelled import LabelledSet, PairStream
+from ddpm_unet.data.labelled import LabelledSet, pair_stream
 
 PLAIN = AugmentConfig(
     flips=False, rot90=False, elastic_sigma=0, brightness=0, contrast=0, gamma=0, noise=0
@@ -30,7 +30,7 @@ def folders(tmp_path_factory):
 def stream(root, seed=0, border=False, context=0, **settings):
     settings = {"size": 16, "augment": PLAIN} | settings
     config = PairDataConfig(images=f"{root}/images", masks=f"{root}/masks", **settings)
-    return PairStream(LabelledSet(check_pairs(config), border=border), seed, context)
+    return pair_stream(LabelledSet(check_pairs(config), border=border), seed, context)
 
 
 def test_a_batch_is_what_the_loop_takes(folders):

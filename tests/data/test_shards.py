@@ -10,7 +10,7 @@ import tifffile
 from PIL import Image
 
 from ddpm_unet.config import ImageDataConfig
-from ddpm_unet.data.shards import Shards
+from ddpm_unet.data.folder import Shards
 from ddpm_unet.data.sources import held_out, open_images, open_stream
 from ddpm_unet.errors import UserError
 

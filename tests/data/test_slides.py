@@ -11,6 +11,7 @@ from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.image_set import Fit, PackedImages, open_collection
 from ddpm_unet.data.images import read_image
+from ddpm_unet.data.pixels import cut_window
 from ddpm_unet.data.slides import Source
 from ddpm_unet.data.sources import open_stream
 from ddpm_unet.errors import UserError
@@ -56,13 +57,14 @@ def test_windows_are_those_of_the_decoded_image(tmp_path, way, scale):
     assert not isinstance(streamed, PackedImages)
     assert streamed.layout.in_pieces.tolist() == [way not in ("one strip", "turned")]
     most = streamed.layout.sizes[0] - 50
-    corners = np.array([(0, 0), (13, 77), (32, 48), (95, 7), most]).clip(0, most)
-    images = np.zeros(len(corners), int)
-    found, expected = (each.cut(images, corners, 50) for each in (streamed, packed))
-    assert found.dtype == expected.dtype == packed.layout.dtype
-    # Resized bytes are rounded from weights of 16 bits, here from weights of float32.
-    level = 0 if scale == 1 else 1e-4 if found.dtype.kind == "f" else 1
-    np.testing.assert_allclose(found.astype(float), expected, rtol=0, atol=level)
+    for corner in np.array([(0, 0), (13, 77), (32, 48), (95, 7), most]).clip(0, most):
+        found, expected = (
+            cut_window(images.planes(0), corner.tolist(), (50, 50)) for images in (streamed, packed)
+        )
+        assert found.dtype == expected.dtype == packed.layout.dtype
+        # Resized bytes are rounded from weights of 16 bits, here from weights of float32.
+        level = 0 if scale == 1 else 1e-4 if found.dtype.kind == "f" else 1
+        np.testing.assert_allclose(found.astype(float), expected, rtol=0, atol=level)
 
 
 def pyramid(path, base, options):

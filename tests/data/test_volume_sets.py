@@ -11,15 +11,14 @@ from data_files import save
 from torchvision import tv_tensors
 
 from ddpm_unet.config import AugmentConfig, ImageDataConfig, PairDataConfig, SplitConfig
-from ddpm_unet.data.augment import ElasticDeformation, augmentation, cut_window, window_margin
+from ddpm_unet.data.augment import ElasticDeformation, augmentation, window_margin
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.collection import ArrayCollection
 from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.image_set import Fit, ImageSet, PackedImages, survey
-from ddpm_unet.data.labelled import LabelledSet, PairStream
-from ddpm_unet.data.pixels import normalised, resize, to_unit
+from ddpm_unet.data.labelled import LabelledSet, pair_stream, split_images
+from ddpm_unet.data.pixels import cut_window, normalised, resize, to_unit
 from ddpm_unet.data.sources import held_out, open_images, open_stream
-from ddpm_unet.data.splits import split_images
 from ddpm_unet.data.volumes import Space, read_volume, volume_info, volume_space, write_nifti
 from ddpm_unet.errors import UserError
 from ddpm_unet.randomness import seeded
@@ -145,19 +144,19 @@ def test_the_only_volume_is_cut_along_its_longest_axis(folders):
 
 def test_a_patch_is_a_function_of_its_position(folders):
     augment = AugmentConfig(elastic_sigma=1)
-    stream = PairStream(LabelledSet(check_pairs(config(folders, augment=augment))), seed=3)
+    stream = pair_stream(LabelledSet(check_pairs(config(folders, augment=augment))), seed=3)
     batch = stream.__getitems__([5, 812, 6])
     assert batch["image"].shape == (3, 1, 8, 8, 8)
     assert (batch["mask"].shape, batch["mask"].dtype) == ((3, 8, 8, 8), torch.int64)
-    again = PairStream(stream.images, seed=3)[812]
+    again = pair_stream(stream.images, seed=3)[812]
     assert all(torch.equal(again[key], batch[key][1]) for key in again)
-    other = PairStream(stream.images, seed=4)[812]
+    other = pair_stream(stream.images, seed=4)[812]
     assert not torch.equal(other["image"], again["image"])
     assert stream.epoch_length == sum((9 * 14 * (10 + n)) // 512 for n in range(5))
 
 
 def test_patches_are_windows_and_small_volumes_are_mirrored(folders):
-    stream = PairStream(LabelledSet(check_pairs(config(folders, size=12))), seed=0)
+    stream = pair_stream(LabelledSet(check_pairs(config(folders, size=12))), seed=0)
     for position in range(20):
         item, volume = (
             stream[position],
@@ -166,7 +165,7 @@ def test_patches_are_windows_and_small_volumes_are_mirrored(folders):
         padded = np.pad(volume["image"][0], [(2, 2), (0, 0), (2, 2)], mode="reflect")
         windows = np.lib.stride_tricks.sliding_window_view(padded, (12, 12, 12))
         assert (windows == item["image"][0].numpy()).all(axis=(-3, -2, -1)).any()
-    corner = cut_window(np.arange(24).reshape(2, 3, 4), (-1, 0, 0), 3)
+    corner = cut_window(np.arange(24).reshape(2, 3, 4), (-1, 0, 0), (3, 3, 3))
     np.testing.assert_array_equal(corner[:, 0, 0], [12, 0, 12])
 
 
@@ -240,7 +239,8 @@ def test_cutting_volumes_is_slicing(kind):
     collection = ArrayCollection(volumes, "a")
     images = kind(collection, Fit(4), survey(collection, Fit(4)))
     index, corner = np.array([0, 1, 1, 0]), np.array([[0, 5, 1], [2, 0, 3], [0, 0, 0], [0, 0, 0]])
-    for window, i, (z, y, x) in zip(images.cut(index, corner, 4), index, corner, strict=True):
+    for i, (z, y, x) in zip(index, corner, strict=True):
+        window = cut_window(images.item(i)["image"], (z, y, x), (4, 4, 4))
         wanted = volumes[i][z : z + 4, y : y + 4, x : x + 4]
         np.testing.assert_array_equal(window, np.moveaxis(wanted, -1, 0))
     np.testing.assert_array_equal(images[1], np.moveaxis(volumes[1], -1, 0))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from oracles import Mixture, Oracle
 
-from ddpm_unet.diffusion.editing import Inversion
+from ddpm_unet.diffusion.editing import Inversion, tiled
 from ddpm_unet.diffusion.edm import diffusion_of_scheduler
 from ddpm_unet.diffusion.process import GaussianDiffusion, coefficients
 from ddpm_unet.diffusion.samplers import (
@@ -23,7 +23,6 @@ from ddpm_unet.diffusion.samplers import (
 )
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.diffusion.solvers import uni_pc
-from ddpm_unet.diffusion.tiled import tiled
 from ddpm_unet.errors import UserError
 
 TYPES = ["epsilon", "sample", "v_prediction"]

@@ -167,6 +167,8 @@ def test_a_scheduler_of_any_settings_samples_as_diffusers_does_or_is_refused(dat
     ours, expected = both(kind, saved, scheduler, steps)
     if name.startswith("DDIM") and given.get("timestep_spacing") == "linspace":
         return  # where diffusers misses the next timestep
+    if name.startswith("DDPM") and given.get("variance_type") and scheduler.timesteps[-1] > 0:
+        return  # where diffusers adds noise to the finished image
     torch.testing.assert_close(
         ours, expected, rtol=2e-3, atol=1e-2, equal_nan=True, msg=lambda m: f"{name} {given} {m}"
     )

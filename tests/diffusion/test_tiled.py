@@ -3,8 +3,8 @@ import torch
 from torch.nn.functional import conv2d, pad
 
 from ddpm_unet.diffusion.conditioning import classifier_free_guidance
+from ddpm_unet.diffusion.editing import tiled
 from ddpm_unet.diffusion.process import batch_time
-from ddpm_unet.diffusion.tiled import tiled
 from ddpm_unet.errors import UserError
 
 T = torch.tensor([500.0, 500.0])

@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from ddpm_unet.evaluation.objects import OBJECT_SCORES, object_scores
+from ddpm_unet.evaluation.metrics import OBJECT_SCORES, object_scores
 
 
 def row(*lengths, size=40):

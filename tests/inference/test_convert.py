@@ -55,6 +55,8 @@ def test_a_pipeline(file: Path, tmp_path: Path) -> None:
     unet, read = read_pipeline(tmp_path / "out")
     assert read.config == diffusion.config
     assert (read.beta_end, read.num_timesteps, unet.config.sample_size) == (0.1, 100, 8)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"Converted from {file.name}. Of the data" in card
     theirs = DDPMPipeline.from_pretrained(tmp_path / "out")
     assert theirs(batch_size=1, num_inference_steps=2, output_type="np").images.shape == (
         1,

@@ -3,14 +3,15 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from ddpm_unet.inference.resampling import (
+from ddpm_unet.inference.tiles import (
     Resampled,
+    Tiling,
     linear_taps,
     predict_scaled,
+    predict_tiles,
     resample_bands,
     weighted,
 )
-from ddpm_unet.inference.tiles import Tiling, predict_tiles
 
 TILING = Tiling(tile=40, margin=8, overlap=8, step=8)
 

@@ -89,7 +89,7 @@ def test_a_loaded_network_survives_the_overwriting_of_its_folder(folder: Path) -
         file.write(bytes((folder / WEIGHTS).stat().st_size))
     assert all(torch.equal(v, before[k]) for k, v in ours.state_dict().items())
     UNet(ours.config).save_pretrained(folder)
-    assert {p.name for p in folder.iterdir()} == {"config.json", WEIGHTS}
+    assert {p.name for p in folder.iterdir()} == {"config.json", "README.md", WEIGHTS}
     ours.train().requires_grad_()
     ours(torch.randn(1, 3, 8, 8), 0).sum().backward()
 

@@ -43,6 +43,9 @@ def test_of_a_denoiser(home):
         read_pipeline(home / path)[0].state_dict()
         for path in ("runs/d/model", "runs/d/model-0.07", "early")
     )
+    card = (home / "runs/d/model-0.07/README.md").read_text()
+    assert "Its weights are the average of length 0.07 at step 6. It draws" in card
+    assert "windows of 8 pixels" in card
     assert made.keys() == trained.keys()
     assert not torch.equal(made["conv_in.weight"], trained["conv_in.weight"])
     assert not torch.equal(made["conv_in.weight"], early["conv_in.weight"])

@@ -5,10 +5,12 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from PIL import Image
 
-from ddpm_unet import Denoiser, UNet, train
+from ddpm_unet import Denoiser, Segmenter, UNet, train
 from ddpm_unet.cli import main
 
 
@@ -54,6 +56,49 @@ def test_a_card_of_ones_own_is_left_alone_and_a_licence_kept(trained):
     main(["report", str(trained)])
     assert card.read_text() == "mine"
     card.write_text(written)
+
+
+def test_what_is_saved_has_a_card_that_says_how_to_load_it(tmp_path, trained):
+    import torch
+
+    denoiser = Denoiser.from_pretrained(trained / "model")
+    kinds = {"denoiser": denoiser, "unet": denoiser.unet}
+    kinds["segmenter"] = Segmenter.from_denoiser(denoiser, num_classes=2)
+    for name, model in kinds.items():
+        model.save_pretrained(tmp_path / name)
+        card = ModelCard.load(tmp_path / name / "README.md")
+        assert card.data.license == "unknown"
+        assert "of scores, nothing is known here" in card.content
+        code = card.content.split("```python\n")[1].split("```")[0].replace("250", "2")
+        Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+        known = {"FOLDER": tmp_path / name, "images": torch.zeros(1, 3, 8, 8), "timesteps": 0}
+        exec(code.replace("image.png", f"{tmp_path}/image.png"), known)
+    assert not list((tmp_path / "denoiser").glob("*/README.md"))
+    (tmp_path / "unet" / "README.md").write_text("mine")
+    denoiser.unet.save_pretrained(tmp_path / "unet")
+    assert (tmp_path / "unet" / "README.md").read_text() == "mine"
+
+
+def test_a_segmenter_gets_its_page_once_with_its_scores(tmp_path, monkeypatch):
+    from ddpm_unet.evaluation import card
+
+    written = []
+    monkeypatch.chdir(tmp_path)
+    real = card.write_report
+    monkeypatch.setattr(card, "write_report", lambda runs: written.append(real(runs)))
+    rng = np.random.default_rng(0)
+    for place, most in (("images", 256), ("masks", 2)):
+        (tmp_path / place).mkdir()
+        for i in range(6):
+            pixels = rng.integers(0, most, (16, 16), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / place / f"{i}.png")
+    main(["train-seg", "--architecture", "classic", "--classic.base_width", "2", "--classic.depth",
+          "2", "--classic.padding", "same", "--data.images", "images", "--data.masks", "masks",
+          "--data.size", "8", "--data.split.test", "2", "--train.steps", "2", "--train.batch_size",
+          "2", "--train.warmup_steps", "0", "--run", "run"])  # fmt: skip
+    assert len(written) == 1
+    assert "mean Dice, test" in written[0].read_text()
+    assert "mean Dice" in (tmp_path / "run/model/README.md").read_text()
 
 
 class Hub(BaseHTTPRequestHandler):

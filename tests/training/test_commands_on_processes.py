@@ -94,6 +94,10 @@ def test_two_processes_write_what_one_does(command, home, monkeypatch):
         finish(in_processes(count, lambda name=folder.name: start(command, name)))
     one, two = map(written, folders)
     assert one == two != []
-    if not command.startswith("train"):  # those are compared, to rounding, in test_processes
-        for name in one:
-            assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+    if command.startswith("train"):  # compared, to rounding, in test_processes
+        page = (folders[1] / "report.html").read_text()
+        assert "<dt>processes</dt><dd>2</dd>" in page
+        assert "model/README.md" in two
+        return
+    for name in one:
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name

@@ -18,7 +18,7 @@ from ddpm_unet.config import (
     SplitConfig,
 )
 from ddpm_unet.data.check import check_pairs
-from ddpm_unet.data.labelled import LabelledSet, PairStream, WithExtra
+from ddpm_unet.data.labelled import LabelledSet, WithExtra, pair_stream
 from ddpm_unet.data.sources import open_stream
 from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import sample
@@ -124,7 +124,7 @@ def mixed(tmp_path):
         images=places["own/images"], masks=places["own/masks"], size=8, extra=further
     )
     report = check_pairs(data)
-    streams = [PairStream(LabelledSet(part), seed=3) for part in (report, report.extra)]
+    streams = [pair_stream(LabelledSet(part), seed=3) for part in (report, report.extra)]
     return WithExtra(*streams, 1 / 3), *streams
 
 

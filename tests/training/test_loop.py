@@ -1,11 +1,12 @@
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from runs import files, kill, run
 from safetensors.torch import load_file
 from tifffile import imwrite
@@ -154,17 +155,32 @@ def test_fewer_steps_than_were_done_are_done(settings, capsys):
     assert "stopped" not in said
 
 
-def test_other_data_are_said_when_a_run_goes_on(settings, blobs, tmp_path, capsys):
-    import shutil
-
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("touch", None), ("remove", "come in another order"), ("rename", "come in another order"),
+        ("paint", "files have other contents"),
+    ],
+)  # fmt: skip
+def test_other_data_are_said_when_a_run_goes_on(settings, blobs, tmp_path, capsys, change, said):
     settings.data.source = str(tmp_path / "data")
     shutil.copytree(blobs, tmp_path / "data")
-    settings.train.steps = 5
+    settings.train.steps = 1
     run(settings)
-    (tmp_path / "data" / "23.png").unlink()
-    settings.train.steps = 6
+    capsys.readouterr()
+    path = tmp_path / "data" / "23.png"
+    with Image.open(path) as image:
+        changed = ImageOps.invert(image.convert("RGB"))
+    if change in ("remove", "rename"):
+        path.unlink()
+    if change != "remove":
+        name = "24.png" if change == "rename" else "23.png"
+        (changed if change == "paint" else ImageOps.invert(changed)).save(tmp_path / "data" / name)
+    settings.train.steps = 2
     run(settings)
-    assert "the data have changed since the checkpoint" in capsys.readouterr().out
+    found = [line for line in capsys.readouterr().out.splitlines() if "the data have" in line]
+    assert len(found) == (said is not None)
+    assert not found or found[0].endswith(said)
 
 
 def test_what_is_not_finite_is_null_in_the_metrics(tmp_path):
@@ -298,3 +314,25 @@ def test_numbers_and_images_go_to_tensorboard(settings):
     (image,) = read.Images("samples")
     with Image.open(folder.samples / "00000003.png") as drawn:
         assert (image.step, image.width, image.height) == (3, *drawn.size)
+
+
+def test_numbers_and_images_go_to_wandb(settings, tmp_path, monkeypatch):
+    """Of a run without a network, as `wandb sync` would send it."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    settings.tracker, settings.train.steps, settings.train.sample_every = "wandb", 3, 3
+    logged, real = [], wandb.Run.log
+    monkeypatch.setattr(
+        wandb.Run, "log", lambda own, *a, **k: [logged.append((a, k)), real(own, *a, **k)][1]
+    )
+    folder = run(settings)
+    assert wandb.run is None  # it has ended
+    (written,) = tmp_path.glob("wandb/offline-run-*")
+    assert [file for file in written.glob("*.wandb") if file.stat().st_size > 0]
+    (image,) = written.glob("files/media/images/samples_3_*.png")
+    with Image.open(folder.samples / "00000003.png") as drawn, Image.open(image) as sent:
+        np.testing.assert_array_equal(np.asarray(drawn.convert("RGB")), np.asarray(sent))
+    numbers = [values[0] for values, _ in logged if "loss" in values[0]]
+    assert numbers[-1]["loss"] == folder.read_metrics()[0]["loss"]

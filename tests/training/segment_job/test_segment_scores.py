@@ -1,6 +1,8 @@
 """Pictures that validate, and those kept to test: their scores, and what is drawn of them."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +15,12 @@ from small_cells import Bright, pair_data, records, write_cells
 
 from ddpm_unet.config import PairDataConfig, SplitConfig
 from ddpm_unet.errors import UserError
+from ddpm_unet.evaluation.card import write_pages
+from ddpm_unet.evaluation.metrics import write_scores
 from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.models.segmenter import load_segmentation_model
 from ddpm_unet.training.from_config import build_pixel_job
+from ddpm_unet.training.run_folder import RunFolder
 
 
 def test_scores_are_the_overlap_counted_by_hand(cells, settings, tmp_path):
@@ -88,6 +93,7 @@ def test_pictures_kept_to_test_are_scored_in_the_end(settings, capsys):
     assert f"mean_dice                {scores['mean_dice']:.4f}" in capsys.readouterr().out
     assert Image.open(folder.path / "test.png").size == (96, 40)
     assert Image.open(folder.path / "predictions" / "best.png").size == (96, 40)
+    write_pages(folder.path)
     page = (folder.path / "report.html").read_text()
     assert f"best: {image['name']}, Dice" in page
     assert "4 pairs of" in page
@@ -127,6 +133,27 @@ def test_cells_of_no_class(settings, cell):
     settings.cell_class = cell
     with pytest.raises(UserError, match=f"cell_class {cell}"):
         build_pixel_job(settings)
+
+
+def test_a_test_of_unlabelled_images_is_said_to_be_none(settings, tmp_path, capsys):
+    masks = tmp_path / "unlabelled"
+    shutil.copytree(settings.data.masks, masks)
+    for path in sorted(masks.iterdir())[-2:]:
+        with Image.open(path) as mask:
+            Image.fromarray(np.full_like(np.asarray(mask), 9)).save(path)
+    data = replace(settings.data, masks=str(masks), ignore_value=9, mask_kind="classes")
+    data.split = replace(data.split, test=2)
+    job = build_pixel_job(replace(settings, data=data))
+    assert job.score_test(RunFolder(tmp_path), torch.device("cpu")) == {}
+    assert "no test: the masks of the images kept for it label no pixel" in capsys.readouterr().out
+    assert "data.augment.flips" in job.description
+
+
+def test_scores_of_nothing_are_null(tmp_path):
+    write_scores(tmp_path, {"mean_dice": float("nan")}, [{"name": "a", "dice": float("nan")}])
+    kept = json.loads((tmp_path / "scores.json").read_text())
+    assert kept == {"mean_dice": None, "images": [{"name": "a", "dice": None}]}
+    assert (tmp_path / "scores.csv").read_text() == "name,dice\na,\n"
 
 
 def test_without_a_test_part_nothing_is_scored(settings):

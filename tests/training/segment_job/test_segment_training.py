@@ -24,7 +24,9 @@ def test_training_lowers_the_loss_and_finds_the_cells(settings, way):
     assert records(folder, "mean_dice")[-1] > (0.6 if way == "frozen" else 0.75)
     model = load_segmentation_model(folder.model)
     assert model.config.class_names == ("value 0", "value 255")
-    assert Preprocessing.read(folder.model, model.in_channels) == Preprocessing(3, dtype="uint8")
+    kept = Preprocessing.read(folder.model, model.in_channels)
+    assert kept == Preprocessing(3, dtype="uint8", highest=kept.highest)
+    assert 200 < kept.highest <= 255
 
 
 @pytest.mark.parametrize(
