@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TOOLS := $(VENV)/.tools
 MODULES := $(subst /,.,$(patsubst %.py,%,$(filter-out %/__init__.py,$(wildcard ddpm_unet/*/*.py))))
 
 .PHONY: help env demo test bench docs lint types format clean
@@ -16,7 +17,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev,metrics,volumes,track]"
+	$(BIN)/python -m pip install --quiet --editable ".[metrics,volumes,track]"
 	$(BIN)/python -m pip install --quiet --no-deps histolytics==0.3.0
 	touch $(READY)
 
@@ -32,29 +33,29 @@ demo: $(READY)  ## what the shipped models do, then a short training; images in 
 		--train.steps 100
 	@echo "Images: runs/demo/shipped.png and demo.png (generated beside real), runs/demo_nuclei/test.png (nuclei: mask, prediction)"
 
-$(VENV)/.tests: $(READY) pyproject.toml
+$(TOOLS): $(READY) pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev,metrics,volumes,track,bio,demo,lora,tests]"
-	touch $(VENV)/.tests
+	touch $(TOOLS)
 
-test: $(VENV)/.tests  ## all tests
+test: $(TOOLS)  ## all tests
 	$(BIN)/python -m pytest
 
 bench: $(READY)  ## speed and memory beside other toolkits
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python scripts/benchmarks $(ARGS)
 
-docs: $(READY)  ## the API from its docstrings, as pages in build/docs
+docs: $(TOOLS)  ## the API from its docstrings, as pages in build/docs
 	$(BIN)/python -m pip install --quiet pdoc
 	$(BIN)/pdoc --output-directory build/docs --docformat google ddpm_unet $(MODULES)
 
-lint: $(READY)  ## ruff
+lint: $(TOOLS)  ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(READY)  ## mypy
+types: $(TOOLS)  ## mypy
 	$(BIN)/mypy
 
-format: $(READY)  ## let ruff mend what it can
+format: $(TOOLS)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

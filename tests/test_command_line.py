@@ -109,6 +109,14 @@ def test_a_run_goes_on_with_its_own_settings(tmp_path):
         read_settings(DenoiseConfig, None, ["--resume", str(run), "--run", "x"])
 
 
+def test_a_run_of_an_earlier_version_goes_on_in_the_words_of_this_one(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "data:\n  mask_kind: pictures\n  augment: {turns: false}\n"
+    )
+    settings, _ = read_settings(SegmentConfig, None, ["--resume", str(tmp_path)])
+    assert (settings.data.mask_kind, settings.data.augment.rot90) == ("images", False)
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_shell_completes_commands_and_flags(shell, tmp_path, capsys):
     main(["completion", shell])

@@ -3,7 +3,7 @@
     ddpm-unet convert FILE OUT --heads 4 --qkv_order heads_first
     ddpm-unet convert FILE OUT --heads 1 --size 64 --prediction_type epsilon
 
-The first writes the network alone, for `train_seg.py --init OUT`; the second, told of the noise
+The first writes the network alone, for `train_seg.py --init OUT`; the second, given the noise
 too, a pipeline for `sample.py --model OUT`. What is missing is asked for.
 """
 
@@ -29,7 +29,7 @@ from ddpm_unet.models.pretrained import read_file
 def convert(
     file: Path, out: Path, hints: CheckpointHints, process: ProcessHints
 ) -> tuple[UNet, GaussianDiffusion | None]:
-    """Write a network's folder or, if anything of the noise is told, a pipeline's.
+    """Write a network's folder or, if anything of the noise is given, a pipeline's.
 
     Gives the network, and the forward process of the pipeline.
     """
@@ -64,7 +64,7 @@ def without_variance(unet: UNet) -> UNet:
 
 
 def forward_process(file: Path, process: ProcessHints) -> dict[str, Any]:
-    """Arguments of the forward process, from the file's `betas` if there are any, else as told."""
+    """Arguments of the forward process, from the file's `betas` if there are any, else as given."""
     known = {key: value for key, value in asdict(process).items() if value is not None}
     read = read_schedule(file)
     needed = ["size", "prediction_type"]
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{recognise(given.file, hints).NAME}: {config.in_channels} to "
         f"{config.out_channels} channels, levels of {levels}, {size:,} parameters"
     )
-    what = "the network alone, as nothing was told of the noise"
+    what = "the network alone, as nothing was said of the noise"
     if diffusion:
         what = (
             f"a pipeline: {diffusion.num_timesteps} steps of {diffusion.beta_schedule} noise,"

@@ -97,7 +97,8 @@ def train_autoencoder(arguments: Sequence[str] | None = None) -> None:
 def train_seg(arguments: Sequence[str] | None = None) -> None:
     """Train a U-Net to segment from a handful of masks; with --task regress, to regress.
 
-    Without --init it starts from the newest run's denoiser that takes such images, and says which.
+    Without --init it starts from the newest run's denoiser that takes such images, and says which;
+    without any run, and where the shipped one takes others, from random weights.
     With --check it only looks at the images and masks, and says what it found.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -115,7 +116,7 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
         return
 
     from ddpm_unet.training.from_config import build_pixel_job, choose_denoiser
-    from ddpm_unet.training.run_folder import RunFolder, models_at_hand
+    from ddpm_unet.training.run_folder import RunFolder, newest_models
 
     run = RunFolder(wish.run)
     if wish.planned:
@@ -123,9 +124,16 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
         settings = build(SegmentConfig, plan.values)
     settings.init = settings.init or run.setting("init")
     if settings.architecture == "unet" and not settings.init:
-        folders = models_at_hand(shipped("histology64"), "model_index.json", CURE)
-        denoiser, chosen = choose_denoiser(settings, data, folders, CURE)
-        settings.init = str(denoiser)
+        own, ours = newest_models(), shipped("histology64")
+        folders = [*own, *[ours] * (ours / "model_index.json").is_file()]
+        try:
+            denoiser, chosen = choose_denoiser(settings, data, folders, CURE)
+            settings.init = str(denoiser)
+        except UserError:
+            if own:
+                raise
+            settings.init = "scratch"
+            chosen = "starting from random weights: no denoiser of such images is at hand"
         _say(chosen)
     job = build_pixel_job(settings, report=report)
     job.reports = False  # once, with the scores

@@ -9,7 +9,7 @@ from ddpm_unet.config.reading import FINITE, SHARE, check_limits, limited
 from ddpm_unet.errors import UserError
 
 MaskKind = Literal[
-    "auto", "classes", "values", "threshold", "colors", "instances", "boundaries", "pictures"
+    "auto", "classes", "values", "threshold", "colors", "instances", "boundaries", "images"
 ]
 ValueRange = tuple[float, float] | Literal["percentiles"] | None
 
@@ -79,14 +79,14 @@ class ImageDataConfig(DataConfig):
         rot90: Turn by a random multiple of 90 degrees, volumes in the plane of their slices; null
             as for flips.
         class_labels: Take a class from the data set, or from the folder's sub-folder names.
-        condition: What the denoiser goes by, beside the noisy image: a folder with one for
+        condition: What is concatenated to the noisy image: a folder with an image for
             each image, found by its name, as large or a whole number of times smaller;
             "builtin:nucleus" or "builtin:nucleus-type" (built-in images); "lower:4", the image
             itself at a quarter of its resolution; or "hole", itself with a random hole.
         condition_classes: The condition is a mask of so many classes, numbered from 0; null for
             grey and colour images.
         joint_masks: Denoise the masks of `condition` together with the images, as further channels,
-            instead of going by them: samples are then images with their masks.
+            instead of being conditioned on them: samples are then images with their masks.
         context: Folder with a sequence of vectors `[L, C]` for each image, found by its name, as
             .npy or .safetensors; or, with text_encoder, a caption as .txt. They stay in memory.
         text_encoder: Folder of a transformers text encoder that reads the captions.
@@ -227,7 +227,7 @@ class PairDataConfig(DataConfig):
             mask_values; "threshold": class 1 above half of the largest value that all masks
             together hold; "colors": those of class_colors; "instances": numbered objects, to
             background and foreground; "boundaries": numbered objects, to background, inside and
-            outline; "pictures": they are no masks but images to predict (task "regress" sets this).
+            outline; "images": they are no masks but images to predict (task "regress" sets this).
             "auto" takes what leaves no doubt, such as 0/255, and asks about the rest.
         mask_values: "values": the value of each class, in order.
         ignore_value: Value (for "colors": red, green, blue) of pixels that are not labelled.

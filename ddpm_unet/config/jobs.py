@@ -66,8 +66,8 @@ class DenoiseConfig(RunConfig):
             network and the process are its own, and model and diffusion say nothing but the loss's
             weighting. Null begins from random weights.
         lora: Low-rank changes of it, in place of all its weights.
-        condition_dropout: Share of the images that are told nothing of their class, context and
-            condition, so that sampling can be guided (Ho 2022: 0.1 to 0.2). A table of classes
+        condition_dropout: Share of the images whose class, context and condition are dropped in
+            training, so that sampling can be guided (Ho 2022: 0.1 to 0.2). A table of classes
             then has a row more, the last, for none.
         self_conditioning: Tell the network, for half of the images in training and all in
             sampling, its own estimate of the clean image, in further input channels (Chen 2022).
@@ -114,7 +114,7 @@ class SegmentConfig(RunConfig):
         task: "segment" labels pixels; "regress" gives them numbers, those of the images in
             data.masks, of any number of channels (the validation score is then PSNR).
         init: Folder of the denoiser to start from; null takes the newest run's that takes such
-            images, else the one that ships; "scratch" starts from random weights. Architecture
+            images, else the one that ships, else "scratch", random weights. Architecture
             "classic" with an encoder of torchvision: "imagenet", or a safetensors file of its
             weights.
         architecture: "unet" (the denoiser's, with a head) or "classic" (2015, from scratch).

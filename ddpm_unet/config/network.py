@@ -202,8 +202,8 @@ class HeadConfig:
         transfer: "finetune" trains the encoder, decoder and head; "frozen" the head alone;
             "features" a per-pixel network on frozen activations of the decoder at several noise
             levels (Baranchuk 2022); "joint" everything, for denoising in the same steps.
-        timestep: Timestep the U-Net is told when it segments; 0 is a clean image.
-        class_label: Class that a class-conditional U-Net is told when it segments.
+        timestep: Timestep that the U-Net is given when it segments; 0 is a clean image.
+        class_label: Class that a class-conditional U-Net is given when it segments.
         repeat_grey: Images have one channel, repeated to the U-Net's number of channels.
         feature_timesteps: "features": noise levels at which the decoder is read.
         feature_alphas: "features": cumulative alpha of each of these timesteps; empty takes them

@@ -113,12 +113,14 @@ def read_yaml(path: Path) -> dict[Any, Any]:
 
 
 def current_names(values: dict[Any, Any], prefix: str = "") -> dict[Any, Any]:
-    """The settings that an earlier version wrote, under the names of this one."""
+    """The settings that an earlier version wrote, in the words of this one."""
     found = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):
             value = current_names(value, f"{name}.")
+        if name == "data.mask_kind" and value == "pictures":
+            value = "images"
         found[RENAMED.get(name, name).rsplit(".", 1)[-1]] = value
     return found
 

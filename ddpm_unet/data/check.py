@@ -85,9 +85,7 @@ class Report:
         """The code of masks without faults; errors as `stop_at_faults`."""
         self.stop_at_faults()
         if self.code is None:
-            raise UserError(
-                'data.mask_kind pictures: images are for task "regress"; set task to that'
-            )
+            raise UserError('data.mask_kind images: they are for task "regress"; set task to that')
         return self.code
 
     def target_images(self) -> Targets:
@@ -96,7 +94,7 @@ class Report:
         if self.targets is None:
             raise UserError(
                 f'data.mask_kind {self.config.mask_kind}: is for task "segment"; for task '
-                '"regress" set pictures'
+                '"regress" set images'
             )
         return self.targets
 
@@ -138,7 +136,7 @@ def check_pairs(config: PairDataConfig, finished: bool = False) -> Report:
         contents = b"".join(look.content for look in looks)
         report.content = hashlib.blake2b(contents, digest_size=16).hexdigest()
         _judge_images(looks, report)
-        if report.config.mask_kind == "pictures":
+        if report.config.mask_kind == "images":
             _judge_targets(looks, report)
         else:
             _judge_masks(looks, report)
@@ -154,7 +152,7 @@ def _check_extra(report: Report) -> None:
     config, extra, code = report.config, report.config.extra, report.code
     if not (extra.images and extra.masks):
         raise UserError("data.extra: give a folder for both, data.extra.images and .masks")
-    if config.mask_kind == "pictures":
+    if config.mask_kind == "images":
         raise UserError("data.extra: is for masks, not for images; set data.extra.images null")
     if code is None:
         return
@@ -183,7 +181,7 @@ def _look_at(pair: Pair, report: Report) -> _Look | None:
         image = convert_channels(original, config.channel_count, pair.image_file)
         if image.dtype.kind == "f":
             to_unit(image, config.value_range, pair.image_file)
-        if config.mask_kind == "pictures":
+        if config.mask_kind == "images":
             target, what = Targets.of(mask, config.target_range, pair.mask_file), "target"
             values = np.array([mask.min(), mask.max()])
         else:

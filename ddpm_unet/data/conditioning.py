@@ -1,4 +1,4 @@
-"""What a denoiser goes by: images beside the noisy one, sequences of vectors, captions.
+"""What a denoiser is conditioned on: images to concatenate, sequences of vectors, captions.
 
 They lie in sidecar files, found by the names of the images.
 """
@@ -35,7 +35,7 @@ TEXTS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class ConcatCondition:
-    """An image that the denoiser goes by, as further channels of its input, all float32.
+    """An image that is concatenated to the denoiser's input, float32.
 
     Kind "image" is grey or colour in [-1, 1]; "classes", a mask, one channel of 0 and 1 for each
     class; "lower", the image itself at a lower resolution, every pixel repeated (`factor` times);
@@ -73,8 +73,8 @@ class ConcatCondition:
         if image.shape[-1] != self.channels:
             alpha = " (the last is its transparency, which is the hole)" * (self.kind == "hole")
             raise UserError(
-                f"{path}: has {image.shape[-1]} channels, the model goes by {self.channels}"
-                f"{alpha}; save it so"
+                f"{path}: has {image.shape[-1]} channels, the model is conditioned on "
+                f"{self.channels}{alpha}; save it so"
             )
         values = torch.from_numpy(np.moveaxis(to_unit(image, name=path), -1, 0).copy())
         if self.kind == "hole":
@@ -228,8 +228,10 @@ class Sequences:
         self.channels = sequences[0].shape[1]
         for name, found in zip(names, (sequence.shape[1] for sequence in sequences), strict=True):
             if found != self.channels:
-                told = f"{names[0]} of {self.channels}; make them the same"
-                raise UserError(f"{name}: has vectors of {found} numbers, {told}")
+                raise UserError(
+                    f"{name}: has vectors of {found} numbers, {names[0]} of {self.channels}; make "
+                    "them the same"
+                )
         self.lengths = torch.tensor([len(sequence) for sequence in sequences])
         self.longest = int(self.lengths.max())
         self._starts = self.lengths.cumsum(0) - self.lengths

@@ -44,7 +44,7 @@ class Item(TypedDict, total=False):
         label: Class of the image.
         target: Numbers to predict, `float32 [K, H, W]` in [-1, 1].
         weight: Weight of each pixel in the loss, `float32 [H, W]`.
-        condition: An image to go by, `[K, H, W]` as `image`, or classes, `int16 [1, H, W]`.
+        condition: Image to condition on, `[K, H, W]` as `image`, or classes, `int16 [1, H, W]`.
         context: Vectors to attend to, `float32 [L, C]`.
     """
 
@@ -187,10 +187,10 @@ class ImageDataset(Dataset[Item], WindowSource):
         values = "" if self.dtype == torch.uint8 else own
         kind = "image" if self.dims == 2 else "volume"
         keys = [key for key in self[0] if key != "image"]
-        beside = f", each with {' and '.join(keys)}" if keys else ""
+        further = f", each with {' and '.join(keys)}" if keys else ""
         return (
             f"{self.title}: {len(self):,} {kind}{'s' * (len(self) > 1)}, "
-            f"{self.channels} channel{'s' * (self.channels > 1)}{values}{beside}"
+            f"{self.channels} channel{'s' * (self.channels > 1)}{values}{further}"
         )
 
     def _check_source(self, items: Any) -> None:

@@ -108,7 +108,7 @@ class Fit:
         planes = resize(planes, *(max(self.size, round(n * factor)) for n in lengths))
         return planes[box(((n - self.size) // 2 for n in planes.shape[1:]), self.size)]
 
-    def beside(self) -> Fit:
+    def of_conditions(self) -> Fit:
         """How condition images are fitted: as the images, but for their values."""
         return replace(self, channels=None, value_range=None)
 
@@ -288,7 +288,7 @@ class PackedImages(ImageSet):
     ) -> None:
         """Decode everything, unless the file is there."""
         super().__init__(collection, fit, layout)
-        sizes = layout.channels * layout.sizes.prod(1)
+        sizes, self.even = layout.channels * layout.sizes.prod(1), not np.ptp(layout.sizes, 0).any()
         self.path, self.starts, self._values = path, np.cumsum(sizes) - sizes, int(sizes.sum())
         if path is None:
             self.flat = torch.empty(self._values, dtype=_STORAGE[layout.dtype.name])
@@ -348,6 +348,16 @@ class PackedImages(ImageSet):
         shape = (self.layout.channels, *self.sizes[index].tolist())
         values = self.flat.numpy()[self.starts[index] :][: math.prod(shape)]
         return values.view(self.layout.dtype).reshape(shape)
+
+    @override
+    def stacked(self) -> dict[str, np.ndarray] | None:
+        sets = {"image": self, **({"condition": self.condition} if self.condition else {})}
+        if not all(isinstance(each, PackedImages) and each.even for each in sets.values()):
+            return None
+        return {
+            key: each.flat.numpy().view(each.layout.dtype).reshape(len(each), -1, *each.sizes[0])
+            for key, each in sets.items()
+        }
 
     @override
     def fingerprint(self) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
-from uuid import NAMESPACE_URL, uuid5
+from uuid import UUID
 from xml.etree import ElementTree
 
 import numpy as np
@@ -80,11 +82,10 @@ class Metadata:
             if not places and name.isdecimal() and int(name) < count:
                 places = [int(name)]
             if len(places) != 1:
-                named = ", ".join(self.channels) or f"{count} without names"
+                named = f"the channels {', '.join(self.channels)}"
+                named = named if self.channels else f"{count} channels without names"
                 fault = "not one of them" if not places else "more than one of them"
-                raise UserError(
-                    f"{path}: has the channels {named}; {name} is {fault}, see data.channels"
-                )
+                raise UserError(f"{path}: has {named}; {name} is {fault}, see data.channels")
             found += places
         return None if found == list(range(count)) else found
 
@@ -118,7 +119,8 @@ def tiff_options(
         spacing: Millimetres from pixel to pixel along (planes,) rows and columns; None: not known.
         channels: Names of the channels.
     """
-    metadata: dict[str, Any] = {"axes": axes, "UUID": str(uuid5(NAMESPACE_URL, path.name))}
+    identity = UUID(bytes=blake2b(os.fsencode(path.name), digest_size=16).digest(), version=4)
+    metadata: dict[str, Any] = {"axes": axes, "UUID": str(identity)}
     options: dict[str, Any] = {"ome": True, "metadata": metadata}
     if channels:
         metadata["Channel"] = {"Name": list(channels)}

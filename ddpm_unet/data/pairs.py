@@ -61,7 +61,7 @@ class Pairing:
 
 def complete_settings(config: PairDataConfig) -> PairDataConfig:
     """The settings with what the built-in masks, and labelled points, say about themselves."""
-    if config.mask_kind == "pictures" and config.masks in (*histology.MASKS, POINTS):
+    if config.mask_kind == "images" and config.masks in (*histology.MASKS, POINTS):
         raise UserError(
             f"data.masks {config.masks}: are masks, not images to predict; set data.images and "
             "data.masks to folders of images"
@@ -171,7 +171,7 @@ def find_pairs(config: PairDataConfig, finished: bool = False) -> Pairing:
             f"{config.masks}: is the folder of the images too; set data.mask_name, such as "
             "'{}_mask', to tell the masks from them"
         )
-    what = "target" if config.mask_kind == "pictures" else "mask"
+    what = "target" if config.mask_kind == "images" else "mask"
     here = FilenamePattern(config.images, config.image_name, config.dims)
     there = FilenamePattern(config.masks, config.mask_name, config.dims)
     images, notes, faults = here.files("image", other=there)
@@ -257,7 +257,7 @@ def _add_pairs(
     pairing: Pairing, images: Files, masks: Files, config: PairDataConfig, keep_palette: bool
 ) -> None:
     """A pair of each image and mask of one name, or of each page of theirs."""
-    colors = config.mask_kind in ("colors", "pictures")
+    colors = config.mask_kind in ("colors", "images")
     for name in sorted(images.keys() & masks.keys(), key=natural):
         (image, *_), (mask, *_) = images[name], masks[name]
         try:

@@ -68,10 +68,10 @@ class Targets:
 
 def target_settings(data: PairDataConfig) -> PairDataConfig:
     """The settings of pairs for images to predict, whose inputs keep their intensities."""
-    if data.mask_kind not in ("auto", "pictures"):
+    if data.mask_kind not in ("auto", "images"):
         raise UserError(f'data.mask_kind {data.mask_kind}: is for task "segment"; leave it out')
     augment = replace(data.augment, intensity=bool(data.augment.intensity))
-    return replace(data, mask_kind="pictures", augment=augment)
+    return replace(data, mask_kind="images", augment=augment)
 
 
 @dataclass(frozen=True)

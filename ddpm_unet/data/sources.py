@@ -67,9 +67,9 @@ def held_out(config: ImageDataConfig) -> Grid | None:
 
 
 def concat_condition(config: ImageDataConfig, images: ImageSet) -> ConcatCondition | None:
-    """The image that the denoiser goes by, as the settings ask for it; None for none.
+    """The image that is concatenated to the noisy one, as the settings ask for it; None for none.
 
-    Masks to be denoised with the images (`joint_masks`) are not gone by.
+    Masks to be denoised with the images (`joint_masks`) are no condition.
     """
     kind, _, factor = (config.condition or "").partition(":")
     channels = images.layout.channels
@@ -146,16 +146,16 @@ def _open(collection: Collection, config: ImageDataConfig) -> ImageSet:
     limits = config.memory_limit, config.disk_limit
     images = open_collection(collection, fit, *limits)
     condition = config.condition or ""
-    beside: Collection | None = None
+    found: Collection | None = None
     if condition in histology.MASKS:
         types = condition == histology.TYPE_MASKS
         masks = [histology.mask_of(collection.name(i), types) for i in range(len(collection))]
-        beside = ArrayCollection(masks, condition)
+        found = ArrayCollection(masks, condition)
     elif condition and condition.partition(":")[0] not in ("lower", "hole"):
         classes = config.condition_classes
-        beside = ConditionImages(collection, condition, config.dims, classes, most)
-    if beside is not None:
-        images.condition = open_collection(beside, fit.beside(), *limits)
+        found = ConditionImages(collection, condition, config.dims, classes, most)
+    if found is not None:
+        images.condition = open_collection(found, fit.of_conditions(), *limits)
     if config.context is not None:
         images.context = Sequences.of_images(collection, config.context, config.text_encoder)
     return images

@@ -491,7 +491,7 @@ class GaussianDiffusion(Diffusion):
 
 
 def _class_defaults(name: str) -> dict[str, Any]:
-    """What a class of diffusers' schedulers does unless it is told otherwise."""
+    """What a class of diffusers' schedulers does by default."""
     if name in ("DDPMScheduler", "DDIMScheduler"):  # without importing diffusers, which takes long
         return {"clip_sample": True}
     import diffusers

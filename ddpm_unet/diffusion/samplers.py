@@ -170,7 +170,7 @@ class Sampler:
     Attributes:
         name: For messages.
         clip: Predicted images are kept in [-1, 1], for self-conditioning.
-        times: Of a plan: what the network is told, evaluation by evaluation.
+        times: Of a plan: what the network is given, evaluation by evaluation.
         initial_std: Of a plan: standard deviation of the noise at the beginning.
         order: Of a plan: a job may begin at every order-th evaluation.
     """

@@ -24,7 +24,7 @@ from ddpm_unet.evaluation.plots import pyplot
 
 Batches = Iterable[tuple[randomness.Positions, Tensor, Callable[..., Tensor]]]
 """Numbers of images, the images `[B, C, ...]` in [-1, 1], and a denoiser `(x, t) -> prediction`
-that is told what it must be told of them."""
+that is given what it is conditioned on."""
 
 
 @dataclass(frozen=True)

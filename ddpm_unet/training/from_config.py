@@ -517,7 +517,7 @@ def fit_network(config: DenoiseConfig, conditioning: Conditioning, images: Image
     if config.condition_dropout and not (names or conditioning.concat_cond or context):
         raise UserError(
             f"condition_dropout {config.condition_dropout:g}: the images come without a class, "
-            "context or condition to withhold; set it to 0"
+            "context or condition to drop; set it to 0"
         )
     given = {
         f"the {what}'": channels,

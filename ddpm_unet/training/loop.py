@@ -273,8 +273,10 @@ class Training:
                 if self._due(config.sample_every):
                     self._preview()
                 if self.evaluate and self._due(config.evaluate_every):
+                    path = self.run.samples / f"{state.step:08d}_evaluated.png"
                     with state.averaged(), self._no_gradient():
-                        self._record(**self.evaluate(self.network, self.accelerator))
+                        self._record(**self.evaluate(self.network, self.accelerator, path))
+                    self._show(path, "evaluated")
                 if state.powers and self._due(config.ema_every):
                     self._snapshot()
                 if self._stale() or self._due(config.checkpoint_every):
@@ -433,10 +435,14 @@ class Training:
         with self.state.averaged(), self._no_gradient():
             path = self.run.samples / f"{self.state.step:08d}.png"
             self.job.preview(self.network, self.accelerator, path)
+        self._show(path, "samples")
+
+    def _show(self, path: Path, name: str) -> None:
+        """Give the tracker an image."""
         own = self.accelerator.is_main_process and path.is_file()  # some jobs draw nothing
         for tracker in self.accelerator.trackers if own else ():
             with Image.open(path) as drawn:
-                images = {"samples": np.asarray(drawn.convert("RGB"))[None]}
+                images = {name: np.asarray(drawn.convert("RGB"))[None]}
             axes = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images(images, step=self.state.step, **axes)
 

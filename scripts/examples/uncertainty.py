@@ -169,20 +169,20 @@ def main() -> None:
     accelerator = open_processes()
     device = accelerator.device
     unet, diffusion = read_pipeline(args.model)
-    told = Conditioning.read(args.model)
-    shape = image_shape(unet.config, channels=told.image_channels)
-    if told.concat_cond is None or told.concat_cond.kind != "image" or len(shape) != 3:
+    own = Conditioning.read(args.model)
+    shape = image_shape(unet.config, channels=own.image_channels)
+    if own.concat_cond is None or own.concat_cond.kind != "image" or len(shape) != 3:
         raise UserError(f"{args.model}: does not go by pictures; train one with data.condition")
-    told.check(unet.config, args.model)
+    own.check(unet.config, args.model)
     if unet.config.conditional or unet.config.num_class_embeds:
         raise UserError(f"{args.model}: wants a class or context too; train one with neither")
-    data = PairDataConfig(images=args.images, masks=args.targets, mask_kind="pictures")
+    data = PairDataConfig(images=args.images, masks=args.targets, mask_kind="images")
     pairs = TargetSet(check_pairs(data))
-    if (pairs.channels, pairs.targets.channels) != (told.concat_cond.channels, shape[0]):
+    if (pairs.channels, pairs.targets.channels) != (own.concat_cond.channels, shape[0]):
         raise UserError(
             f"{args.images}: has {pairs.channels} channels and {args.targets} "
-            f"{pairs.targets.channels}; the model goes by {told.concat_cond.channels} and makes "
-            f"{shape[0]}"
+            f"{pairs.targets.channels}; the model is conditioned on {own.concat_cond.channels} "
+            f"and makes {shape[0]}"
         )
     planes, truth = cut_tiles(pairs, shape[-1], args.tiles)
 
@@ -202,7 +202,7 @@ def main() -> None:
             device=accelerator.device,
             shard=(accelerator.process_index, accelerator.num_processes),
             cond=conditions,
-            self_conditioning=told.self_conditioning,
+            self_conditioning=own.self_conditioning,
         )
         mine, images = [], [torch.empty(0, *shape)]
         hidden = None if accelerator.is_main_process else True

@@ -151,7 +151,7 @@ def test_a_channel_of_one_name_twice_and_files_without_names(tmp_path):
         read_file(path, 3, channels=("DAPI",))
     tifffile.imwrite(tmp_path / "b.tif", VALUES[0, 0])
     assert read_file(tmp_path / "b.tif", 2, channels=("DAPI",)).shape == (60, 80, 1)
-    with pytest.raises(UserError, match="has the channels 1 without names; DAPI is not one"):
+    with pytest.raises(UserError, match="has 1 channels without names; DAPI is not one"):
         read_file(tmp_path / "b.tif", 2, channels=("DAPI", "GFP"))
 
 

@@ -323,9 +323,11 @@ def test_a_file_gives_the_values_that_training_saw(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"a\.png: has the class 2, but the 2 classes"):
         ConcatCondition("classes", 2).of_file(path)
-    with pytest.raises(UserError, match=r"a\.png: has 1 channels, the model goes by 3; save it so"):
+    with pytest.raises(
+        UserError, match=r"a\.png: has 1 channels, the model is conditioned on 3; save it so"
+    ):
         ConcatCondition("image", 3).of_file(path)
     with pytest.raises(
-        UserError, match=r"goes by 4 \(the last is its transparency, which is the hole\)"
+        UserError, match=r"is conditioned on 4 \(the last is its transparency, which is the hole\)"
     ):
         ConcatCondition("hole", 4).of_file(path)

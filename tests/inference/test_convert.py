@@ -132,7 +132,7 @@ def test_the_command_says_what_it_did(
     convert.main()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("MONAI: 3 to 3 channels, levels of 8, ")
-    assert lines[1].endswith("nothing was told of the noise")
+    assert lines[1].endswith("nothing was said of the noise")
     monkeypatch.setattr(sys, "argv", ["convert", str(file), str(tmp_path / "other")])
     with pytest.raises(UserError):
         convert.main()

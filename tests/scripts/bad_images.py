@@ -32,11 +32,12 @@ TRAINING = [
     Case("no source at all", "train_ddpm", "--data.source=",
          "data.source: is empty; give a built-in set, a folder or a data set's name"),
     Case("an empty folder", "train_ddpm", "--data.source empty",
-         "empty: holds nothing, no image (.bmp .gif .jpeg .jpg .png .svs .tif .tiff .webp); give a "
+         "empty: holds nothing, no image (.bmp .czi .gif .jpeg .jpg .nd2 .png .svs .tif .tiff "
+         ".webp .zarr); give a "
          "folder of images", folder("empty")),
     Case("a folder without images", "train_ddpm", "--data.source texts",
-         "texts: holds only 1 other files, no image (.bmp .gif .jpeg .jpg .png .svs .tif .tiff "
-         ".webp); give a folder of images", write("texts/a.txt", "text")),
+         "texts: holds only 1 other files, no image (.bmp .czi .gif .jpeg .jpg .nd2 .png .svs .tif "
+         ".tiff .webp .zarr); give a folder of images", write("texts/a.txt", "text")),
     Case("a folder that may not be listed", "train_ddpm", "",
          "images: may not be listed; check its permissions", forbid("images"), only="not root"),
     Case("an unknown built-in set", "train_ddpm", "--data.source builtin:cats",
@@ -154,8 +155,9 @@ TRAINING = [
          "images/1.png: channels are 1, those of images/0.png 3; convert it, or set "
          "channels to 1, 3 or 4", image_file(IMAGE, mode="L")),
     Case("five channels that should become three", "train_ddpm", "--data.channels 3",
-         "images/1.tif: has 5 channels, which cannot become 3; convert it, or set "
-         "data.channels null", several(remove(IMAGE), tiff(TIFF, noise(24, 24, 5), **FIVE))),
+         "images/1.tif: has 5 channels that are no colours, 3 are wanted; choose them by "
+         "data.channels in training, or save them alone",
+         several(remove(IMAGE), tiff(TIFF, noise(24, 24, 5), **FIVE))),
     Case("a link to nothing", "train_ddpm", "",
          "images/9.png: no such file; mend the link or the name",
          link("images/9.png", "nowhere")),
@@ -178,7 +180,8 @@ SEGMENTING = [
          "denoise.yaml: is not an image in a known format (PNG, JPEG, WebP, TIFF, GIF, BMP), "
          "or its header is damaged; replace or remove the file"),
     Case("a folder without images", "segment", "empty",
-         "empty: holds nothing, no image (.bmp .gif .jpeg .jpg .png .svs .tif .tiff .webp); give a "
+         "empty: holds nothing, no image (.bmp .czi .gif .jpeg .jpg .nd2 .png .svs .tif .tiff "
+         ".webp .zarr); give a "
          "folder of images", folder("empty")),
     Case("an empty file", "segment", "bad.png",
          "bad.png: is empty (0 bytes); replace or remove the file", write("bad.png")),
@@ -207,7 +210,8 @@ SEGMENTING = [
          "bad.tif: 1728 values are NaN or infinite, the first at row 0, column 0; mend or "
          "remove the file", tiff("bad.tif", FLOATS * np.nan)),
     Case("five channels for a network of three", "segment", "bad.tif",
-         "bad.tif: has 5 channels, which cannot become 3; convert it, or set data.channels null",
+         "bad.tif: has 5 channels that are no colours, 3 are wanted; choose them by "
+         "data.channels in training, or save them alone",
          tiff("bad.tif", noise(24, 24, 5), **FIVE)),
     Case("pages of different sizes", "segment", "bad.tif",
          "bad.tif: holds 2 images of different shapes; save each as a file of its own",

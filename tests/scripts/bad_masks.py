@@ -23,7 +23,8 @@ MASKS = [
     Case("no such folder", "check", "--data.masks nowhere",
          "nowhere: no such folder; give a folder of images"),
     Case("an empty folder", "check", "--data.masks empty",
-         "empty: holds nothing, no image (.bmp .gif .jpeg .jpg .png .svs .tif .tiff .webp); give a "
+         "empty: holds nothing, no image (.bmp .czi .gif .jpeg .jpg .nd2 .png .svs .tif .tiff "
+         ".webp .zarr); give a "
          "folder of images", folder("empty")),
     Case("an image without its mask", "check", "",
          "images/1.png: has no mask in masks; add its mask, move it away, or set "

@@ -182,7 +182,6 @@ def test_what_cannot_be_segmented(trained, arguments, message, monkeypatch, caps
     [
         ("sample", [], "train one with scripts/train_ddpm.py, or give --model"),
         ("segment", ["a.png"], "train one with scripts/train_seg.py, or give --model"),
-        ("train-seg", [], "or give --init DIR or --init scratch"),
     ],
 )
 def test_without_any_model_the_cure_is_told(name, arguments, cure, tmp_path, monkeypatch, capsys):

@@ -113,7 +113,8 @@ def test_a_known_linear_map_is_learnt_and_written_in_the_targets_units(settings,
     assert image["psnr"] == pytest.approx(scores["psnr"])
     model = load_segmentation_model(folder.model)
     preparation = Preprocessing.read(folder.model, model.in_channels)
-    wanted = Preprocessing(3, targets=Targets(1, "uint16", 0.0, 65535.0), dtype="uint8")
+    targets = Targets(1, "uint16", 0.0, 65535.0)
+    wanted = Preprocessing(3, targets=targets, dtype="uint8", highest=preparation.highest)
     assert preparation == wanted
     predictor = Predictor.from_pretrained(folder.model)
     for kind in ("tiff", "png"):
@@ -232,7 +233,7 @@ def test_a_residual_needs_a_channel_for_each_of_the_targets(settings, same):
 
 def faults(root, **changes):
     with pytest.raises(UserError) as fault:
-        check_pairs(data_of(root, mask_kind="pictures", **changes)).target_images()
+        check_pairs(data_of(root, mask_kind="images", **changes)).target_images()
     return str(fault.value)
 
 
@@ -266,7 +267,7 @@ def test_pairs_at_fault_get_one_line_each(tmp_path):
         "away, or set data.skip_unlabelled true"
     )
     write_pairs(tmp_path)
-    check_pairs(data_of(tmp_path, mask_kind="pictures")).target_images()
+    check_pairs(data_of(tmp_path, mask_kind="images")).target_images()
 
 
 def test_without_torchmetrics_one_line_says_what_to_install(settings, monkeypatch):
