@@ -73,7 +73,8 @@ def test_without_a_plan_all_are_named_in_one_line(home):
 
 def test_without_a_run_of_ones_own_and_other_images_than_the_shipped_it_starts_at_random(home):
     shutil.rmtree(home / "runs")
-    outcome = run("train_seg.py", [*FLAGS.split(), "--data.channels", "1"])
+    (home / "own.yaml").write_text("architecture: unet\n")
+    outcome = run("train_seg.py", [*FLAGS.split(), "--data.channels=1", "--config=own.yaml"])
     assert outcome.status == 0, outcome.err
     assert outcome.out.splitlines()[0].startswith("starting from random weights: no denoiser of")
     assert yaml.safe_load((home / "seg/config.yaml").read_text())["init"] == "scratch"
