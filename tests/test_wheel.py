@@ -118,6 +118,17 @@ def test_commands_work_in_any_folder(installed, tmp_path):
     Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(tmp_path / "a.png")
     run(installed, command, "segment", "a.png", "--model", "model", cwd=tmp_path)
     assert Image.open(tmp_path / "segmented" / "a_mask.png").size == (40, 30)
+    for place in ("images", "masks"):
+        (tmp_path / place).mkdir()
+        for i in range(4):
+            pixels = np.full((64, 64), 255 * (place == "images"), np.uint8)
+            pixels[8 * i : 8 * i + 20, 10:30] = 1
+            Image.fromarray(pixels).save(tmp_path / place / f"{i}.png")
+    folders = ("--data.images", "images", "--data.masks", "masks", "--run", "own")
+    few = ("--train.steps", 1, "--train.batch_size", 1, "--train.sample_every", 0)
+    said = run(installed, command, "train-seg", *folders, *few, cwd=tmp_path)
+    assert "starting from random weights: no denoiser" in said
+    assert (tmp_path / "own" / "report.html").is_file()
     said = run(installed, command, "segment", "a.png", cwd=tmp_path, status=2)
     assert said.startswith("error: no model in runs/*/model")
     assert len(said.splitlines()) == 1

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 from ddpm_unet.cli import ArgumentParser, whole
-from ddpm_unet.commands.shared import best_device, prepare_gpu
+from ddpm_unet.commands.shared import best_device, prepare
 from ddpm_unet.errors import UserError
 
 MOST_PIXELS = 512 * 512
@@ -23,7 +23,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1", help=here)
     parser.add_argument("--port", type=whole(1, 65_535), default=7860, help="default 7860")
     args = parser.parse_args(arguments)
-    prepare_gpu()
     with TemporaryDirectory() as folder:
         page = page_of(args.model, Path(folder))
         page.queue(default_concurrency_limit=1)
@@ -70,13 +69,11 @@ def _predictor(gradio: Any, model: Path, folder: Path) -> None:
     import torch
 
     from ddpm_unet.commands.segment import write_results
-    from ddpm_unet.cpu import accelerate_cpu
     from ddpm_unet.inference.predictor import Predictor
 
     device = best_device()
     predictor = Predictor.from_pretrained(model, device=device)
-    if device.type == "cpu":
-        accelerate_cpu(predictor.model)
+    prepare(predictor.model, device)
 
     def segment(file: str | None) -> tuple[Any, str, Any, list[str]]:
         if file is None:
@@ -125,14 +122,12 @@ def _denoiser(gradio: Any, model: Path, folder: Path) -> None:
     import numpy as np
     import torch
 
-    from ddpm_unet.cpu import accelerate_cpu
     from ddpm_unet.evaluation.plots import grid
     from ddpm_unet.inference.denoiser import Denoiser
 
     device = best_device()
     denoiser = Denoiser.from_pretrained(model).to(device)
-    if device.type == "cpu":
-        accelerate_cpu(denoiser.unet)
+    prepare(denoiser.unet, device, denoiser.codec)
     own, seen_in_training = denoiser.conditioning, denoiser.preprocessing
     editable = denoiser.unet.config.dims == 2 and seen_in_training.dtype in (None, "uint8")
 

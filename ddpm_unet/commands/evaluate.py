@@ -14,6 +14,7 @@ again. Written: scores.json and page.png.
 from __future__ import annotations
 
 import json
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,8 +98,13 @@ def check(name: object, shape: Any, real: Any) -> None:
 
 def draw(
     args: Namespace, denoiser: Any, folder: Path, real: Any, extractor: Any, accelerator: Any
-) -> tuple[Any, Any]:
-    """Draw the model's images and describe them: the description, and the first images."""
+) -> tuple[Any, Any, float]:
+    """Draw the model's images and describe them.
+
+    Returns:
+        The description, the first images, and the seconds an image took on one process: of the
+        processor's time where it drew, so that other work beside it does not count.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -121,6 +127,7 @@ def draw(
     check(folder, (denoiser.image_channels, *job.image_shape[1:]), real)
     weights = max(folder.rglob("*.safetensors"))
     settings = {name: getattr(args, name) for name in PART_OF_A_JOB}
+    settings["format"] = 2  # of the parts
     settings["model"] = f"{weights.resolve()} {weights.stat().st_mtime_ns}"
     if accelerator.is_main_process:
         parts.mkdir(parents=True, exist_ok=True)
@@ -132,18 +139,23 @@ def draw(
     accelerator.wait_for_everyone()
     kept |= {index for batch in batches if files[batch.start].exists() for index in batch}
     accelerator.wait_for_everyone()
+    clock = time.process_time if accelerator.device.type == "cpu" else time.perf_counter
+    begun = clock()
     for indices, drawn, _ in job:
         images = levels(drawn.float().cpu())
+        seconds = torch.tensor([clock() - begun])
         shown = images[: max(0, SHOWN - indices[0])].contiguous()
         with torch.autocast(accelerator.device.type, enabled=False):
             described = describe(images, extractor).tensors()
         with finished(files[indices[0]]) as part:
-            save_file({**described, "images": shown}, part)
+            save_file({**described, "images": shown, "seconds": seconds}, part)
         accelerator.print(f"{indices[-1] + 1} of {args.num_images} images drawn")
+        begun = clock()
     accelerator.wait_for_everyone()
     tables = [load_file(file) for file in files.values()]
     shown = torch.cat([table.pop("images") for table in tables])
-    return Description.join(Description(**table) for table in tables), shown
+    seconds = sum(float(table.pop("seconds")) for table in tables) / args.num_images
+    return Description.join(Description(**table) for table in tables), shown, seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -163,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not folder and not args.folders:
             folder = model_or_newest(None)
         real = read_real(args, others, folder)
-        sets, shown = {}, {}
+        sets, shown, timing = {}, {}, {}
         for entry in args.folders:
             name, _, made = entry.partition("=")
             if not made or not Path(made).is_dir():
@@ -176,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with at_speed(denoiser.unet, accelerator.device, args, denoiser.codec) as network:
                 denoiser.network = network if args.compile else None
                 job = (args, denoiser, folder, real, extractor, accelerator)
-                sets["drawn"], shown["drawn"] = draw(*job)
+                sets["drawn"], shown["drawn"], timing["seconds_per_image"] = draw(*job)
         if not accelerator.is_main_process:
             return
         reference, other = (describe(part, extractor) for part in (real[::2], real[1::2]))
@@ -185,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         columns = {name: to_model_range(images) for name, images in shown.items()}
         described = {"reference": reference, "real": other, **sets}
         plot_fidelity(scores, described, columns, args.out / "page.png")
-        result = {"num_images": args.num_images, "extractor": args.extractor, "scores": scores}
-        (args.out / "scores.json").write_text(json.dumps(result, indent=1))
+        made_by = {"num_images": args.num_images, "extractor": args.extractor, **timing}
+        (args.out / "scores.json").write_text(json.dumps({**made_by, "scores": scores}, indent=1))
     print(f"{table(scores)}\nwritten: {args.out}")
     accelerator.end_training()

@@ -12,13 +12,15 @@ from ddpm_unet.commands.shared import add_common, at_speed, model_or_newest
 from ddpm_unet.diffusion.samplers import described
 
 SETTINGS = "settings.json"
+USUAL_STEPS = {"ddpm": 1000, "dpm++": 20, "unipc": 20, "heun": 20}
+"""Without --steps, by sampler; 50 of the others. docs/samplers.md has what they are worth."""
 
 
 def parse(arguments: Sequence[str] | None) -> Namespace:
     parser = ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--steps", type=int, default=1000, help="denoising steps (default 1000)")
-    named = "ddpm, ddim, dpm++, ... (default: that of the model's folder); no name: list them"
+    add("--steps", type=int, help="denoising steps (default: 20 of dpm++ for a model of ddpm)")
+    named = "ddpm, ddim, ... (with --steps: that of the model's folder); no name: list them"
     add("--sampler", nargs="?", const="list", help=named)
     add("--num_images", type=int, default=16, help="images to draw (default 16)")
     add("--batch_size", type=int, default=16, help="images per process and batch (default 16)")
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     conditioning, config = denoiser.conditioning, denoiser.unet.config
     check_guidance(conditioning, args.guidance, args.guidance_interval, args.guide)
     concat_cond = read_concat_cond(conditioning, args.condition, config.dims, args.size)
-    sampler_name, sampler = denoiser.named_sampler(args.sampler)
+    sampler_name, sampler = choose_sampler(args, denoiser)
     begin = [*(args.interpolate or ()), *([args.init_image] if args.init_image else [])]
     images = read_images(begin, denoiser.preprocessing, args.size) if begin else None
     hole = None if images is None or not args.mask else read_hole(args.mask, images.shape[2:])
@@ -112,11 +114,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     accelerator.end_training()
 
 
+def choose_sampler(args: Namespace, denoiser: Any) -> tuple[str, Any]:
+    """The name and object of the sampler; sets args.steps, and args.sampler if it is another.
+
+    With neither of the two given, 20 steps of DPM-Solver++ take the place of 1000 of DDPM, whose
+    images are no better (docs/samplers.md), but not where an image is edited.
+    """
+    name, sampler = denoiser.named_sampler(args.sampler)
+    if args.steps is None:
+        edited = args.init_image or args.interpolate
+        if name == "ddpm" and not args.sampler and not edited:
+            args.sampler = "dpm++"
+            name, sampler = denoiser.named_sampler(args.sampler)
+        args.steps = USUAL_STEPS.get(name, 50)
+    return name, sampler
+
+
 class Output:
     """The files of a job in a folder; `model` is that of the denoiser."""
 
     def __init__(self, args: Namespace, denoiser: Any, model: Path) -> None:
         from ddpm_unet.inference.writers import image_ending
+        from ddpm_unet.models.lora import FILE
 
         self.folder, self.count, self.batch = args.out, args.num_images, args.batch_size
         self.denoiser, self.npz = denoiser, args.npz
@@ -132,6 +151,9 @@ class Output:
         self.made_by = {k: str(v) for k, v in vars(args).items() if k not in free}
         weights = max(model.rglob("*.safetensors"))
         self.made_by["weights"] = f"{weights.resolve()} {weights.stat().st_mtime_ns}"
+        if args.lora:
+            changes = args.lora / FILE if args.lora.is_dir() else args.lora
+            self.made_by["lora"] = f"{changes.resolve()} {changes.stat().st_mtime_ns}"
 
     def path(self, place: Path, index: int) -> Path:
         """The file of an image."""

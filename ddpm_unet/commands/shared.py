@@ -87,23 +87,31 @@ def prepare_gpu() -> None:
         print(f"{name}: float32 products {products}, convolution kernels {kernels}")
 
 
-@contextmanager
-def at_speed(model: Any, device: Any, args: argparse.Namespace, codec: Any = None) -> Iterator[Any]:
-    """Give what computes in place of a model, as --precision and --compile say, for a while.
+def prepare(model: Any, device: Any, codec: Any = None) -> None:
+    """Make a model ready for a device, in place, and say how a GPU computes.
 
     On a CPU the model is accelerated; elsewhere, it and the codec of latents keep channels last.
     """
-    import torch
-
     from ddpm_unet.cpu import accelerate_cpu
     from ddpm_unet.training.speed import in_memory_format
 
     if device.type == "cpu":
-        model = accelerate_cpu(model)
+        accelerate_cpu(model)
     else:
         for network in (model, *([codec.network] if codec else [])):
             in_memory_format(network, None, device)
     prepare_gpu()
+
+
+@contextmanager
+def at_speed(model: Any, device: Any, args: argparse.Namespace, codec: Any = None) -> Iterator[Any]:
+    """Give what computes in place of a model, as --precision and --compile say, for a while.
+
+    It is prepared for the device first; see `prepare`.
+    """
+    import torch
+
+    prepare(model, device, codec)
     name = PRECISIONS[args.precision]
     with torch.autocast(device.type, getattr(torch, name)) if name else nullcontext():
         yield torch.compile(model) if args.compile else model

@@ -228,9 +228,8 @@ def infos_of(table: np.ndarray) -> list[ImageInfo]:
         *_, height, width = map(int, rest[:dims])
         depth = int(rest[0]) if dims == 3 else None
         spacing = None if np.isnan(rest[dims]) else tuple(rest[dims:])
-        dtype, size = np.dtype(DTYPES[int(kind)]), (height, width, int(channels))
-        known = (depth, bool(int(pieces) & 1), spacing, pieces > 1)
-        infos.append(ImageInfo(*size, dtype, *known))
+        known: Any = (depth, bool(int(pieces) & 1), spacing, pieces > 1)
+        infos.append(ImageInfo(height, width, int(channels), np.dtype(DTYPES[int(kind)]), *known))
     return infos
 
 

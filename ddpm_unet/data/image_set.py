@@ -288,7 +288,7 @@ class PackedImages(ImageSet):
     ) -> None:
         """Decode everything, unless the file is there."""
         super().__init__(collection, fit, layout)
-        sizes = layout.channels * layout.sizes.prod(1)
+        sizes, self.even = layout.channels * layout.sizes.prod(1), not np.ptp(layout.sizes, 0).any()
         self.path, self.starts, self._values = path, np.cumsum(sizes) - sizes, int(sizes.sum())
         if path is None:
             self.flat = torch.empty(self._values, dtype=_STORAGE[layout.dtype.name])
@@ -348,6 +348,18 @@ class PackedImages(ImageSet):
         shape = (self.layout.channels, *self.sizes[index].tolist())
         values = self.flat.numpy()[self.starts[index] :][: math.prod(shape)]
         return values.view(self.layout.dtype).reshape(shape)
+
+    @override
+    def stacked(self) -> dict[str, np.ndarray] | None:
+        found = {}
+        for key, each in (("image", self), ("condition", self.condition)):
+            if each is None:
+                continue
+            if not isinstance(each, PackedImages) or not each.even:
+                return None
+            values = each.flat.numpy().view(each.layout.dtype)
+            found[key] = values.reshape(len(each), -1, *each.sizes[0])
+        return found
 
     @override
     def fingerprint(self) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
@@ -75,6 +76,10 @@ class WindowSource(ABC):
     @abstractmethod
     def describe(self) -> str:
         """One line for the log."""
+
+    def stacked(self) -> dict[str, np.ndarray] | None:
+        """The arrays of all items, `[N, C, (D,) H, W]`, where they lie so in memory."""
+        return None
 
     def finished(self, key: str, windows: np.ndarray) -> np.ndarray:
         """Windows `[B, ...]` cut from what is called `key`, as a batch has them."""
@@ -186,18 +191,21 @@ class Stream(PositionStream):
             [B, L, C]` and "context_mask" `bool [B, L]`.
         """
         positions = np.asarray(positions, dtype=np.int64)
-        numbers = self.numbers(positions)
-        items = [self._item(number) for number in numbers.tolist()]
+        numbers, stacked = self.numbers(positions), None if self.margin else self.images.stacked()
+        items = [] if stacked else [self._item(number) for number in numbers.tolist()]
         windows = self._windows(numbers, items, positions)
-        corners = (windows.corner - self.margin).tolist()
         space = [length + 2 * self.margin for length in self.space]
         batch: Batch = {}
-        first = items[0] if items else self.images.item(0)
+        first = stacked or (items[0] if items else self.images.item(0))
         for key in (key for key in first if key not in WHOLE):
-            leading = first[key].shape[: -len(space)]
-            planes = np.empty((len(items), *leading, *space), first[key].dtype)
-            for window, item, corner in zip(planes, items, corners, strict=True):
-                window[...] = cut_window(item[key], corner, space)
+            if stacked:
+                planes = cut_windows(stacked[key], windows, space)
+            else:
+                leading = first[key].shape[: -len(space)]
+                planes = np.empty((len(items), *leading, *space), first[key].dtype)
+                corners = (windows.corner - self.margin).tolist()
+                for window, item, corner in zip(planes, items, corners, strict=True):
+                    window[...] = cut_window(item[key], corner, space)
             orient_windows(planes, windows)
             batch[key] = torch.from_numpy(self.images.finished(key, planes))
         batch |= self.images.whole(numbers, items)
@@ -217,8 +225,9 @@ class Stream(PositionStream):
     def windows(self, positions: Positions) -> Windows:
         """What stands at these positions."""
         positions = np.asarray(positions, dtype=np.int64)
-        numbers = self.numbers(positions)
-        return self._windows(numbers, [self._item(n) for n in numbers.tolist()], positions)
+        numbers, unknown = self.numbers(positions), self.images.sizes is None
+        items = [self._item(number) for number in numbers.tolist()] if unknown else []
+        return self._windows(numbers, items, positions)
 
     def describe(self) -> str:
         """One line on the images for the log, and on how they are changed."""
@@ -261,15 +270,17 @@ class Stream(PositionStream):
     def _windows(
         self, numbers: np.ndarray, items: Sequence[dict[str, Any]], positions: np.ndarray
     ) -> Windows:
-        spare = self._spare(items)
+        spare = self._spare(numbers, items)
         flips = [self.flips and not self.images.resized] * (len(self.space) - 1) + [self.flips]
         room = np.maximum(spare, 0) + 1
         found = random_windows(room, numbers, flips, self.rot90, self.seed, positions)
         centred = np.where(spare < 0, spare // 2, found.corner)  # where it is too small
         return found._replace(corner=centred)
 
-    def _spare(self, items: Sequence[dict[str, Any]]) -> np.ndarray:
+    def _spare(self, numbers: np.ndarray, items: Sequence[dict[str, Any]]) -> np.ndarray:
         """By how much images are larger than a window, `int64 [B, axes]`."""
+        if self.images.sizes is not None:
+            return self.images.sizes[numbers] - self.space
         sizes = np.array([item["image"].shape[1:] for item in items], dtype=np.int64)
         return sizes.reshape(-1, len(self.space)) - self.space
 
@@ -324,7 +335,7 @@ class Grid(Stream):
         if self._grid is not None:
             places = self._places(positions)
             return Windows(*(values[places] for values in self._grid))
-        return unturned(numbers, self._spare(items) // 2)
+        return unturned(numbers, self._spare(numbers, items) // 2)
 
 
 def to_model_range(image: Tensor) -> Tensor:
@@ -382,6 +393,12 @@ def random_windows(
             mirrored[:, axis] = draw(name, 2)
     quarters = draw("turns", 4) if rot90 else np.zeros(len(room), dtype=np.int64)
     return Windows(image, corner, quarters, mirrored)
+
+
+def cut_windows(images: np.ndarray, windows: Windows, space: Sequence[int]) -> np.ndarray:
+    """Windows `[B, C, *space]`, not turned yet, of images `[N, C, (D,) H, W]`."""
+    every = sliding_window_view(images, space, axis=tuple(range(-len(space), 0)))
+    return every[(windows.image, slice(None), *windows.corner.T)]
 
 
 def grid_windows(sizes: np.ndarray, size: int) -> Windows:

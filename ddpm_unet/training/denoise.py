@@ -157,12 +157,12 @@ class DenoiseJob(Job):
             found["concat_cond"] = own.of_batch(images, batch.get("condition"), seed, positions)
         return found
 
-    def evaluator(self) -> Callable[[nn.Module, Accelerator], dict[str, float]] | None:
+    def evaluator(self) -> Callable[[nn.Module, Accelerator, Path], dict[str, float]] | None:
         """What scores generated images in training; None for a denoiser of latents.
 
         The function draws `preview.evaluation_images`, and gives the scores of `fidelity.compare`
-        with as many windows of the training, by "gen_" and their name, on every process. Slices
-        of volumes count as images.
+        with as many windows of the training, by "gen_" and their name, on every process; the first
+        images are drawn into a file. Slices of volumes count as images.
 
         Raises:
             UserError: The extractor's weights are not installed.
@@ -177,12 +177,14 @@ class DenoiseJob(Job):
             images = images[:, : 3 if images.shape[1] >= 3 else 1]
             return describe(((images.clamp(-1, 1) + 1) * 127.5).round().byte(), extractor)
 
-        def evaluate(model: nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        def evaluate(model: nn.Module, accelerator: Accelerator, path: Path) -> dict[str, float]:
             count = self.previews.evaluation_images
             extractor.to(accelerator.device)
             drawn = self.conditioning.split(self._draw(model, accelerator, count))[0]
             real = to_model_range(self.windows.__getitems__(range(count))["image"])
             scores = compare(described(drawn), described(real))
+            if accelerator.is_main_process:
+                save_grid(drawn[: self.previews.num_images], path)
             return {f"gen_{name}": value for name, value in scores.items()}
 
         return evaluate

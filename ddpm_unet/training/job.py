@@ -74,8 +74,11 @@ class Job:
         """Write the model with the weights `state_dict` as a folder that other programs load."""
         raise NotImplementedError
 
-    def evaluator(self) -> Callable[[nn.Module, Accelerator], dict[str, float]] | None:
-        """What scores generated images in training, on every process; None where there are none."""
+    def evaluator(self) -> Callable[[nn.Module, Accelerator, Path], dict[str, float]] | None:
+        """What scores generated images in training, on every process; None where there are none.
+
+        It also writes some of them to a file.
+        """
         return None
 
 

@@ -13,6 +13,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ from ddpm_unet.training.distributed import (
     whole_norm,
 )
 from ddpm_unet.training.job import Batch, Job
+from ddpm_unet.training.plan import time_steps
 from ddpm_unet.training.post_hoc_ema import Snapshots
 from ddpm_unet.training.run_folder import RunFolder, disk_faults
 from ddpm_unet.training.speed import in_memory_format, loader_processes
@@ -105,6 +107,28 @@ def train(job: Job, run: RunFolder, settings: Any, signals: bool = True) -> nn.M
         raise SystemExit(128 + training.stopped_by)
     training.state.ema._swap()
     return training.network.eval()
+
+
+def seconds_a_step(job: Job, settings: Any) -> float:
+    """The time of a training step of a job on this machine, and all processes, by some trial steps.
+
+    They leave nothing behind; `settings` are those of `train`.
+    """
+    config = replace(settings.train, steps=100)
+    with own_accelerator(), _own_state():
+        accelerator, sharding = open_accelerator(config, "none", Path(settings.run))
+        trial = Training(
+            job, RunFolder(Path(settings.run)), config, accelerator, settings.seed, sharding
+        )
+        batches = trial._batches()
+
+        def step() -> None:
+            loss, _ = trial._optimize(batches)
+            float(loss)  # waits for the device
+            trial.state.step += 1
+
+        seconds = torch.tensor(time_steps(step), device=accelerator.device)
+        return float(torch.as_tensor(accelerator.gather(seconds)).max())
 
 
 def check_training(config: TrainConfig) -> None:
@@ -249,8 +273,10 @@ class Training:
                 if self._due(config.sample_every):
                     self._preview()
                 if self.evaluate and self._due(config.evaluate_every):
+                    path = self.run.samples / f"{state.step:08d}_evaluated.png"
                     with state.averaged(), self._no_gradient():
-                        self._record(**self.evaluate(self.network, self.accelerator))
+                        self._record(**self.evaluate(self.network, self.accelerator, path))
+                    self._show(path, "evaluated")
                 if state.powers and self._due(config.ema_every):
                     self._snapshot()
                 if self._stale() or self._due(config.checkpoint_every):
@@ -409,10 +435,14 @@ class Training:
         with self.state.averaged(), self._no_gradient():
             path = self.run.samples / f"{self.state.step:08d}.png"
             self.job.preview(self.network, self.accelerator, path)
+        self._show(path, "samples")
+
+    def _show(self, path: Path, name: str) -> None:
+        """Give the tracker an image."""
         own = self.accelerator.is_main_process and path.is_file()  # some jobs draw nothing
         for tracker in self.accelerator.trackers if own else ():
             with Image.open(path) as drawn:
-                images = {"samples": np.asarray(drawn.convert("RGB"))[None]}
+                images = {name: np.asarray(drawn.convert("RGB"))[None]}
             axes = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images(images, step=self.state.step, **axes)
 

@@ -104,7 +104,7 @@ def measure(kind: str, place: Path, packed: bool = False) -> dict[str, float]:
         source = f"huggingface:{place / 'set'}?image=image"
     settings = ImageDataConfig(
         source=source, size=256 if kind == "slide" else 32, memory_limit=0,
-        disk_limit=1e6 if packed else 0,
+        disk_limit=10**6 if packed else 0,
     )  # fmt: skip
     with suppress(OSError):  # forget the peak
         Path("/proc/self/clear_refs").write_text("5")

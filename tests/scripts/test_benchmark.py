@@ -1,6 +1,7 @@
 """scripts/benchmarks: fair turns, right arithmetic, and a page of whatever was measured."""
 
 import json
+import re
 import sys
 from dataclasses import replace
 from mmap import mmap
@@ -10,13 +11,25 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from benchmarks import gpu, growth_plots, inputs, memory, networks, sampling, tiles, training
+from benchmarks import (
+    allocator,
+    gpu,
+    growth_plots,
+    inputs,
+    many_images,
+    memory,
+    networks,
+    sampling,
+    tiles,
+    training,
+)
 from benchmarks.page import page
 from benchmarks.rows import DIFFUSERS, MONAI, OURS, Goal, Measured, Results, Row
 from benchmarks.timing import Effort, Timer, quotients, spread
 from diffusers import UNet2DModel
 
 from ddpm_unet.config import UNetConfig
+from ddpm_unet.data import folder, image_set, named_sets
 from ddpm_unet.models.pretrained import write_config
 from ddpm_unet.training.loop import Training
 
@@ -147,6 +160,13 @@ def test_rows_of_memory_and_of_a_limit(results):
         "| 800 MB | diffusers | 1,000 MB | 0.80x (0.80 to 0.80) | 1x / 0.8x: aim reached |" in text
     )
     assert "| 1.5 s |  |  |  | 2 s / 0.5 s: reached |" in text
+
+
+@pytest.mark.parametrize("kind", ["step", "forward"])
+def test_the_row_of_the_allocator_times_each_turn(kind, capsys):
+    allocator.main(kind, 1)
+    (seconds,) = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert seconds > 0
 
 
 def test_what_was_not_measured_is_said(results):
@@ -311,3 +331,31 @@ def test_growth_plots_and_page(tmp_path, results):
         "100 GFLOP/s on 1 thread, 110 GFLOP/s on 2 threads; two threads are 1.10 times one: they"
         in text
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "ways"),
+    [("files", many_images.WAYS), ("tar", ("again",)), ("hf", ("first",)), ("slide", ("first",))],
+)
+def test_large_sets_are_made_and_measured(kind, ways, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def here(kind, place, way, home):  # in place of new processes
+        asked.append(way)
+        assert len(list(place.rglob("*.png"))) == 70 * (kind == "files")
+        return many_images.measure(kind, place, way.startswith("packed"))
+
+    monkeypatch.setattr(many_images, "SECONDS", 0)
+    monkeypatch.setattr(many_images.time, "sleep", lambda _: None)
+    monkeypatch.setattr(many_images, "in_processes", here)
+    for module in (image_set, folder, named_sets):
+        monkeypatch.setattr(module, "CACHE", tmp_path)
+    many_images.main([kind, "--count", "70", "--side", "600", "--ways", *ways])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{kind}: made in ")
+    assert [line.partition(":")[0] for line in lines[1:]] == [f"{kind}, {way}" for way in ways]
+    assert all(
+        re.search(r"start [\d.]+, own .*, shared .*, images/s [\d,.]+$", x) for x in lines[1:]
+    )
+    assert asked == list(ways)
+    assert bool(list(tmp_path.rglob("images/*"))) == (kind == "files")

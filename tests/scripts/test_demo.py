@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ddpm_unet.commands.demo import page_of
+from ddpm_unet.commands.shared import best_device
 from ddpm_unet.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -112,9 +113,13 @@ def test_a_hole_painted_in_a_browser_is_made_anew_and_nothing_else(served, tab, 
     assert 0.5 < same.mean() < 1
 
 
-def test_a_denoiser_draws_also_from_an_image(served, tmp_path):
+def test_a_denoiser_draws_also_from_an_image(served, tmp_path, monkeypatch):
     client = pytest.importorskip("gradio_client")
+    prepared = []  # as by other commands
+    monkeypatch.setattr("ddpm_unet.commands.demo.prepare", lambda *given: prepared.append(given))
     page = client.Client(served(TISSUE), verbose=False)
+    ((unet, device, codec),) = prepared
+    assert (type(unet).__name__, device, codec) == ("UNet", best_device(), None)
     seen, files = page.predict(2, 5, 0, "in turn", 1, None, 0.5, api_name="/generate")
     assert [Image.open(f).size for f in files] == [(64, 64)] * 2
     assert Image.open(seen).width > 500

