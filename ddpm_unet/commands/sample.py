@@ -135,6 +135,7 @@ class Output:
 
     def __init__(self, args: Namespace, denoiser: Any, model: Path) -> None:
         from ddpm_unet.inference.writers import image_ending
+        from ddpm_unet.models.lora import FILE
 
         self.folder, self.count, self.batch = args.out, args.num_images, args.batch_size
         self.denoiser, self.npz = denoiser, args.npz
@@ -150,6 +151,9 @@ class Output:
         self.made_by = {k: str(v) for k, v in vars(args).items() if k not in free}
         weights = max(model.rglob("*.safetensors"))
         self.made_by["weights"] = f"{weights.resolve()} {weights.stat().st_mtime_ns}"
+        if args.lora:
+            changes = args.lora / FILE if args.lora.is_dir() else args.lora
+            self.made_by["lora"] = f"{changes.resolve()} {changes.stat().st_mtime_ns}"
 
     def path(self, place: Path, index: int) -> Path:
         """The file of an image."""

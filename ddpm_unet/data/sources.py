@@ -36,9 +36,14 @@ NAMED = ("builtin:", "torchvision:", "huggingface:")
 def open_images(config: ImageDataConfig) -> ImageSet:
     """The images to train on; a setting, a folder or an image at fault is a UserError."""
     check_settings(config)
-    collection = _collection(config, "all" if config.include_held_out else "train")
-    assert collection is not None, "only held-out parts can be missing"
-    return _open(collection, config)
+    return _open(source_images(config), config)
+
+
+def source_images(config: ImageDataConfig) -> Collection:
+    """All images of a source that are trained on, as they are there."""
+    found = _collection(config, "all" if config.include_held_out else "train")
+    assert found is not None, "only held-out parts can be missing"
+    return found
 
 
 def open_stream(config: ImageDataConfig, seed: int, images: ImageSet | None = None) -> Stream:

@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from diffusers import DDPMPipeline
+from PIL import Image
 from runs import build, kill, run
 
-from ddpm_unet import Denoiser
+from ddpm_unet import Denoiser, cli
 from ddpm_unet.config import DiffusionConfig
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.errors import UserError
@@ -117,6 +119,12 @@ def test_lora_trains_changes_alone_and_diffusers_reads_them(
     assert len(changed) > (8 if layers == "all" else 3)
     ours = Denoiser.from_pretrained(attending, lora=finished.model).unet
     torch.testing.assert_close(ours(x, t), expected, rtol=1e-4, atol=1e-5)
+    if layers == "attention" and not native:
+        draw = ["--num_images", "1", "--steps", "2", "--out", str(tmp_path / "drawn")]
+        cli.run("sample", ["--model", str(attending), "--lora", str(finished.model), *draw])
+        made = Denoiser.from_pretrained(finished.model).sample(1, steps=2, batch_size=16)
+        with Image.open(tmp_path / "drawn" / "00000.png") as file:
+            np.testing.assert_allclose(np.asarray(file).astype(int), made[0], atol=1)
     half = Denoiser.from_pretrained(attending, lora=finished.model / FILE, lora_scale=0.5).unet
     mean = {n: (w + before.state_dict()[n]) / 2 for n, w in whole.state_dict().items()}
     torch.testing.assert_close(dict(half.state_dict()), mean, rtol=1e-4, atol=1e-5)
