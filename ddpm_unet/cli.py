@@ -31,6 +31,7 @@ COMMANDS = {
     "evaluate": ("evaluate:main", "measure how like real images generated ones are"),
     "likelihood": ("likelihood:main", "bits per dimension of images under a denoiser"),
     "ema": ("ema:main", "a model of averaged weights of another length"),
+    "suggest": ("suggest:main", "which unlabelled images to label first"),
     "demo": ("demo:main", "a page to try a model on, in a browser"),
     "report": ("report:main", "a page on a run, or on several beside each other"),
     "push": ("push:main", "put a model on the Hugging Face hub"),

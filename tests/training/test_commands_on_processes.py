@@ -101,3 +101,19 @@ def test_two_processes_write_what_one_does(command, home, monkeypatch):
         return
     for name in one:
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+
+
+def test_a_stopped_sampling_job_goes_on_on_two_processes(home, monkeypatch):
+    """Only the shards that are missing are drawn."""
+    monkeypatch.chdir(home)
+    monkeypatch.setitem(FLAGS, "sample", f"{FLAGS['sample']} --npz")
+    for count, name in ((1, "whole"), (2, "stopped")):
+        finish(in_processes(count, lambda name=name: start("sample", name)))
+    shards = [name for name in written(home / "whole") if name.endswith(".npz")]
+    assert shards == ["00000-00001.npz", "00002-00003.npz", "00004-00004.npz"]
+    (home / "stopped" / shards[1]).unlink()
+    times = {name: (home / "stopped" / name).stat().st_mtime_ns for name in shards[::2]}
+    finish(in_processes(2, lambda: start("sample", "stopped")))
+    for name in shards:
+        assert (home / "whole" / name).read_bytes() == (home / "stopped" / name).read_bytes()
+    assert times == {name: (home / "stopped" / name).stat().st_mtime_ns for name in times}
