@@ -174,6 +174,7 @@ def score(folder: Path, truth: str, others: list[str], model: Path | None) -> No
         mean_over_images,
         object_scores,
         scores_of_image,
+        shown_scores,
         write_scores,
     )
     from ddpm_unet.inference.objects import label_objects
@@ -207,7 +208,7 @@ def score(folder: Path, truth: str, others: list[str], model: Path | None) -> No
             ending = ".nii.gz" if ".nii" in at[2] else ".tif"
             path = Path(f"{at[1]}_objects{ending}")
             if path.is_file():
-                labels = read_file(path, 3 if at[4] else data.dims)[..., 0]
+                labels = read_file(path, 3 if at[4] else report.config.dims)[..., 0]
                 labels = labels[int(at[4])] if at[4] else labels
             else:
                 labels = label_objects(found)
@@ -218,8 +219,7 @@ def score(folder: Path, truth: str, others: list[str], model: Path | None) -> No
     scores = target.compute(torch.stack(counts).sum(0)) | mean_over_images(rows)
     names = [pair.image_file for pair in report.pairs]
     write_scores(folder, scores, [{"name": n, **r} for n, r in zip(names, rows, strict=True)])
-    said = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-    print(f"{len(rows)} masks by those in {truth}: {said}")
+    print(f"{len(rows)} masks by those in {truth}:\n{shown_scores(scores)}")
 
 
 def write_results(

@@ -28,6 +28,8 @@ class RunConfig:
             run folder. `--resume runs/x` goes on with all settings of that run but those given.
         seed: The order of the data, augmentation, noise and initial weights depend on it alone.
         tracker: Besides metrics.jsonl, log to tensorboard or wandb through accelerate.
+        minutes: Choose train.steps, by the time that some trial steps take, so that all ends after
+            so many minutes, and the schedule of the learning rate with it.
         train: The loop.
     """
 
@@ -35,6 +37,7 @@ class RunConfig:
     resume: Literal["auto", "never"] = "auto"
     seed: int = limited(0, *SEED)
     tracker: Literal["none", "tensorboard", "wandb"] = "none"
+    minutes: float | None = limited(None, 0.01, 10**6)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
@@ -171,7 +174,7 @@ SCRIPTS: dict[str, type] = {
 }
 
 _RUN = (
-    "run", "train.steps", "train.batch_size", "train.micro_batch", "train.lr",
+    "run", "minutes", "train.steps", "train.batch_size", "train.micro_batch", "train.lr",
     "train.mixed_precision",
 )  # fmt: skip
 COMMON: dict[type, tuple[str, ...]] = {

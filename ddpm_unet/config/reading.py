@@ -136,13 +136,21 @@ def setting_names(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def read_settings(
     kind: type[Settings], default_config: Path | None, arguments: Sequence[str] | None = None
 ) -> tuple[Settings, str]:
+    """The settings of `read_values`, and the name (without suffix) of the configuration file."""
+    values, _, file = read_values(kind, default_config, arguments)
+    return build(kind, values), "" if file is None else file.stem
+
+
+def read_values(
+    kind: type, default_config: Path | None, arguments: Sequence[str] | None = None
+) -> tuple[dict[str, Any], set[str], Path | None]:
     """Settings from `--config FILE`, overridden by dotted flags; `--help` prints them and exits.
 
     Without `--config` it is `default_config`, or the settings' own defaults. `--resume RUN` is a
     run folder's `config.yaml`, which may be one of an earlier version, and its folder.
 
     Returns:
-        The settings, and the name (without suffix) of the configuration file, "" without one.
+        The values that are given, by dotted name; the names of those given as flags; the file.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"--help", "-h", "--help-all"} & set(arguments):
@@ -171,9 +179,18 @@ def read_settings(
             values[name] = converted(value, names[name], f"{file}: {name}")
     for name, text in flags.items():
         values[name] = converted(from_text(text, names[name]), names[name], f"--{name}", text)
-    settings = _build(kind, values)
+    return values, set(flags), file
+
+
+def build(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
+    """Settings of given values, by dotted name, and defaults."""
+    settings = _build(kind, {name: _tuples(value) for name, value in values.items()})
     check_limits(settings)
-    return settings, "" if file is None else file.stem
+    return settings
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _flags(arguments: list[str], names: dict[str, Any], kind: type) -> dict[str, str]:

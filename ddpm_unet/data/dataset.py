@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.images import image_array
-from ddpm_unet.data.masks import IGNORE_INDEX
+from ddpm_unet.data.masks import IGNORE_INDEX, connected_cells, interiors
 from ddpm_unet.data.pixels import shown_size, to_unit
 from ddpm_unet.data.stream import Batch, Change, Grid, Stream, WindowSource
 from ddpm_unet.errors import UserError
@@ -39,6 +39,8 @@ class Item(TypedDict, total=False):
     Attributes:
         image: `[C, H, W]`, uint8 or float32 in [-1, 1].
         mask: Class of each pixel, `int64 [H, W]`, IGNORE_INDEX where unlabelled.
+        objects: Number of the object at each pixel, `int32 [H, W]`, 0 for none.
+        interior: Of these, see `interiors`, `float32 [H, W]`; where objects are asked for.
         label: Class of the image.
         target: Numbers to predict, `float32 [K, H, W]` in [-1, 1].
         weight: Weight of each pixel in the loss, `float32 [H, W]`.
@@ -48,6 +50,8 @@ class Item(TypedDict, total=False):
 
     image: Tensor
     mask: Tensor
+    objects: Tensor
+    interior: Tensor
     label: int
     target: Tensor
     weight: Tensor
@@ -76,6 +80,9 @@ class ImageDataset(Dataset[Item], WindowSource):
             Of a Hugging Face set, columns of one kind are found by themselves.
         value_range: Values that become -1 and 1.
         num_classes: Refuse masks with other classes than 0 to num_classes - 1.
+        objects: Give the objects of the masks too, which are what an item's "objects" number, or
+            the mask itself (which then becomes class 0 and 1) of two classes; of more, or of masks
+            of 0 and 1, the connected pieces of each class.
         ignore_value: Value of unlabelled pixels in masks.
         name: For messages.
 
@@ -90,19 +97,21 @@ class ImageDataset(Dataset[Item], WindowSource):
         columns: Mapping[str, str] | None = None,
         value_range: Range | None = None,
         num_classes: int | None = None,
+        objects: bool = False,
         ignore_value: int | None = None,
         name: str | None = None,
     ) -> None:
         self.title = name or type(items).__name__
         self._check_source(items)
+        self.keys = (*KEYS, "objects") if objects else KEYS
         features = getattr(items, "features", None) if hasattr(items, "select_columns") else None
         self.columns = dict(columns or {})
         if features:  # of Hugging Face: what is not used is not decoded either
-            own = {key: key for key in KEYS if key in features}
+            own = {key: key for key in self.keys if key in features}
             self.columns = own | find_columns(features, self.columns, self.title)
             items = items.select_columns(list(dict.fromkeys(self.columns.values())))
         self.items = items
-        self.num_classes, self.ignore_value = num_classes, ignore_value
+        self.num_classes, self.objects, self.ignore_value = num_classes, objects, ignore_value
         label = (features or {}).get(self.columns.get("label", ""))
         self.classes = tuple(map(str, getattr(label, "names", getattr(items, "classes", ()))))
         self.value_range = value_range
@@ -123,9 +132,13 @@ class ImageDataset(Dataset[Item], WindowSource):
         raw, name = self._raw(index), self.name(index)
         image = self._image(raw["image"], name)
         item: Item = {"image": image}
-        space = tuple(image.shape[1:])
-        if "mask" in raw:
-            item["mask"] = self._mask(raw["mask"], space, name)
+        space, count = tuple(image.shape[1:]), self.num_classes
+        if "mask" in raw or "objects" in raw:
+            numbers = self.objects and ("mask" in raw) != ("objects" in raw)
+            limit = None if numbers and ("objects" in raw or self.num_classes == 2) else count
+            item["mask"] = self._mask(raw.get("mask", raw.get("objects")), space, name, limit)
+            if self.objects:
+                self._number(item, raw.get("objects"), space, name)
         if "label" in raw:
             item["label"] = int(raw["label"])
         for key in ("target", "weight", "condition"):
@@ -200,7 +213,7 @@ class ImageDataset(Dataset[Item], WindowSource):
         """What an item holds, by the names of `KEYS`."""
         item, name = self.items[index], self.name(index)
         if isinstance(item, Mapping):
-            named = {key: self.columns.get(key, key) for key in KEYS}
+            named = {key: self.columns.get(key, key) for key in self.keys}
             raw = {key: item[column] for key, column in named.items() if column in item}
             if "image" not in raw:
                 raise UserError(
@@ -246,7 +259,29 @@ class ImageDataset(Dataset[Item], WindowSource):
             low = min(low, float(values.min(initial=0)))
         return (0.0, 1.0) if low == 0 else (-1.0, 1.0)
 
-    def _mask(self, value: Any, space: tuple[int, ...], name: str) -> Tensor:
+    def _number(self, item: Item, objects: Any, space: tuple[int, ...], name: str) -> None:
+        """Add the objects, and their interiors, to an item with a mask."""
+        mask = item["mask"].numpy()
+        if objects is not None:
+            numbers = self._mask(objects, space, name, None).numpy()
+        elif self.num_classes == 2 and mask.max() > 1:
+            numbers = mask
+        else:
+            numbers = connected_cells(mask, range(1, self.num_classes or int(mask.max()) + 1))
+        if self.num_classes in (None, 2):
+            item["mask"] = item["mask"].clamp(max=1)
+        cells = np.where(mask > 0, numbers, 0).astype(np.int32)
+        item["objects"] = torch.from_numpy(cells)
+        item["interior"] = torch.from_numpy(interiors(cells))
+
+    @property
+    def small_object(self) -> int:
+        """Pixels of an object that only 5 % are smaller than, in up to 64 items; 0 without any."""
+        items = (self[index]["objects"].numpy() for index in _spread(len(self), LOOKED_AT))
+        areas = np.concatenate([np.bincount(cells.ravel())[1:] for cells in items])
+        return int(np.quantile(areas[areas > 0], 0.05)) if areas.any() else 0
+
+    def _mask(self, value: Any, space: tuple[int, ...], name: str, classes: int | None) -> Tensor:
         value = value.detach().cpu() if isinstance(value, Tensor) else value
         mask = np.asarray(value)  # of a palette image its indices
         if mask.dtype.kind not in "iub":
@@ -259,18 +294,18 @@ class ImageDataset(Dataset[Item], WindowSource):
                 f"{name}: its mask is {shown_size(mask.shape)} pixels, the image "
                 f"{shown_size(space)}"
             )
-        classes = mask.astype(np.int64)
+        found = mask.astype(np.int64)
         if self.ignore_value is not None:
-            classes[classes == self.ignore_value] = IGNORE_INDEX
-        known = classes[classes != IGNORE_INDEX]
-        most = known.max(initial=0) if self.num_classes is None else self.num_classes - 1
+            found[found == self.ignore_value] = IGNORE_INDEX
+        known = found[found != IGNORE_INDEX]
+        most = known.max(initial=0) if classes is None else classes - 1
         if known.size and not 0 <= known.min() <= known.max() <= most:
             strange = known.max() if known.max() > most else known.min()
             raise UserError(
                 f"{name}: its mask has the class {strange}, not 0 to {most}; number the classes "
                 "from 0, or name the value of unlabelled pixels with ignore_value"
             )
-        return torch.from_numpy(classes)
+        return torch.from_numpy(found)
 
 
 def as_dataset(data: Any, **reading: Any) -> ImageDataset:

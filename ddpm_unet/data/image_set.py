@@ -351,13 +351,15 @@ class PackedImages(ImageSet):
 
     @override
     def stacked(self) -> dict[str, np.ndarray] | None:
-        sets = {"image": self, **({"condition": self.condition} if self.condition else {})}
-        if not all(isinstance(each, PackedImages) and each.even for each in sets.values()):
-            return None
-        return {
-            key: each.flat.numpy().view(each.layout.dtype).reshape(len(each), -1, *each.sizes[0])
-            for key, each in sets.items()
-        }
+        found = {}
+        for key, each in (("image", self), ("condition", self.condition)):
+            if each is None:
+                continue
+            if not isinstance(each, PackedImages) or not each.even:
+                return None
+            values = each.flat.numpy().view(each.layout.dtype)
+            found[key] = values.reshape(len(each), -1, *each.sizes[0])
+        return found
 
     @override
     def fingerprint(self) -> str:

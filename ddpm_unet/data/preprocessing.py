@@ -100,6 +100,8 @@ class Preprocessing:
     """Channels that were chosen of the files' by name or number; empty for all."""
     highest: float | None = None
     """The largest pixel value in training; None where it is not known."""
+    sure: float | None = None
+    """With `objects`, least probability of an interior, as validation images chose it, if any."""
 
     def write(self, folder: Path) -> None:
         """Keep it in a model's folder."""

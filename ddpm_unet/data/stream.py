@@ -397,7 +397,7 @@ def random_windows(
 
 def cut_windows(images: np.ndarray, windows: Windows, space: Sequence[int]) -> np.ndarray:
     """Windows `[B, C, *space]`, not turned yet, of images `[N, C, (D,) H, W]`."""
-    every = sliding_window_view(images, space, axis=tuple(range(-len(space), 0)))  # type: ignore[call-overload]
+    every = sliding_window_view(images, space, axis=tuple(range(-len(space), 0)))
     return every[(windows.image, slice(None), *windows.corner.T)]
 
 

@@ -156,10 +156,14 @@ def boundary_f(
     return float(2 * precision * recall / max(precision + recall, np.finfo(float).tiny))
 
 
+INTERVALS = ("dice", "iou", "hd95", "boundary_f")
+"""Scores of images of whose mean the interval is said."""
+
+
 def scores_of_image(
     prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int | None = None
 ) -> dict[str, float]:
-    """Dice, HD95 (pixels) and boundary F (within 2 pixels) of one image.
+    """Dice, IoU, HD95 (pixels) and boundary F (within 2 pixels) of one image.
 
     Each is the mean over the classes but the first that prediction or target have; without any
     there are no scores. "hd95" leaves out classes that only one of the two has, where it is
@@ -169,12 +173,13 @@ def scores_of_image(
     if ignore_index is not None:
         predicted[true == ignore_index] = 0
         true[true == ignore_index] = 0
-    dice = overlap(confusion(predicted, true, num_classes)).dice.tolist()
-    found: dict[str, list[float]] = {"dice": [], "hd95": [], "boundary_f": []}
+    both = overlap(confusion(predicted, true, num_classes))
+    found: dict[str, list[float]] = {name: [] for name in INTERVALS}
     for number in range(1, num_classes):
         ours, theirs = (predicted == number).numpy(), (true == number).numpy()
         if ours.any() or theirs.any():
-            found["dice"].append(dice[number])
+            found["dice"].append(float(both.dice[number]))
+            found["iou"].append(float(both.iou[number]))
             found["boundary_f"].append(boundary_f(ours, theirs))
             if ours.any() and theirs.any():
                 found["hd95"].append(hausdorff(ours, theirs))
@@ -184,20 +189,32 @@ def scores_of_image(
 def mean_over_images(images: Sequence[dict[str, float]]) -> dict[str, float]:
     """Means of `scores_of_image` and `object_scores` over the images that have them.
 
-    Dice becomes "image_dice"; "image_dice_low" and "image_dice_high" are the bounds within which
-    that mean lies with a probability of 95 %, by the bootstrap over images (1000 draws, always the
-    same).
+    Dice and IoU become "image_dice" and "image_iou". With "_low" and "_high" there are the bounds
+    within which the mean of each of the `INTERVALS` lies with a probability of 95 %, by the
+    bootstrap over images (1000 draws, always the same).
     """
     means = {}
-    for name in ("dice", "hd95", "boundary_f", *OBJECT_SCORES):
+    for name in (*INTERVALS, *OBJECT_SCORES):
         values = np.array([image[name] for image in images if name in image])
+        of = f"image_{name}" if name in ("dice", "iou") else name
         if values.size:
-            means["image_dice" if name == "dice" else name] = float(values.mean())
-        if name == "dice" and values.size > 1:
+            means[of] = float(values.mean())
+        if name in INTERVALS and values.size > 1:
             draws = np.random.default_rng(0).choice(values, (1000, values.size)).mean(axis=1)
             low, high = np.percentile(draws, [2.5, 97.5])
-            means |= {"image_dice_low": float(low), "image_dice_high": float(high)}
+            means |= {f"{of}_low": float(low), f"{of}_high": float(high)}
     return means
+
+
+def shown_scores(scores: dict[str, float]) -> str:
+    """Scores in lines for people, each with its interval where there is one."""
+    lines = []
+    for name, value in scores.items():
+        if not name.endswith(("_low", "_high")):
+            ends = [scores[f"{name}{end}"] for end in ("_low", "_high") if f"{name}{end}" in scores]
+            interval = "  (95 %: {:.4f} to {:.4f})".format(*ends) if ends else ""
+            lines.append(f"  {name:<24} {value:.4f}{interval}")
+    return "\n".join(lines)
 
 
 def write_scores(folder: Path, scores: dict[str, float], images: Sequence[dict[str, Any]]) -> None:

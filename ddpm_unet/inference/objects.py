@@ -15,7 +15,8 @@ import numpy as np
 from ddpm_unet.errors import UserError
 
 SURE = 0.8
-"""Least probability of the interior of an object (of 0.5 to 0.9 the best on DSB2018)."""
+"""Least probability of the interior of an object, where no images chose one of the next."""
+CHOICES = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,10 @@ class ObjectRow:
 
 
 def label_objects(
-    mask: np.ndarray, interior: np.ndarray | None = None, least: float = 0.0
+    mask: np.ndarray,
+    interior: np.ndarray | None = None,
+    least: float = 0.0,
+    sure: float | None = None,
 ) -> np.ndarray:
     """Number the objects of every class but 0.
 
@@ -55,6 +59,7 @@ def label_objects(
         mask: Classes, `[H, W]` or `[D, H, W]`.
         interior: Probability that a pixel is inside an object, of the mask's shape.
         least: With interiors, objects of fewer pixels are left out, and interiors of a quarter.
+        sure: Probability above which a pixel is inside; None takes `SURE`.
 
     Returns:
         `int32`, of the mask's shape; 0 is class 0.
@@ -67,7 +72,7 @@ def label_objects(
         region = mask == number
         pieces, found = ndimage.label(region, around)
         if interior is not None:
-            seeds, found = ndimage.label(region & (interior > SURE))
+            seeds, found = ndimage.label(region & (interior > (sure or SURE)))
             seeds[np.bincount(seeds.ravel())[seeds] < least / 4] = 0
             seeded = np.unique(pieces[seeds > 0])
             bare = region & ~np.isin(pieces, seeded)

@@ -162,7 +162,8 @@ class Prediction:
         regression: It holds values, no probabilities.
         interior: Probability of the interior of an object, `float32 [*space]`, of a network that
             learned it.
-        least: Pixels of the smallest object.
+        least, sure: Pixels of the smallest object, and least probability of an interior; see
+            `label_objects`.
     """
 
     probabilities: np.ndarray = field(repr=False)
@@ -171,6 +172,7 @@ class Prediction:
     regression: bool = False
     interior: np.ndarray | None = field(default=None, repr=False)
     least: float = 0.0
+    sure: float | None = None
 
     @cached_property
     def mask(self) -> np.ndarray:
@@ -191,7 +193,7 @@ class Prediction:
     @cached_property
     def labels(self) -> np.ndarray:
         """The number of the object at every pixel, `int32 [*space]`; see `label_objects`."""
-        return label_objects(self.mask, self.interior, self.least)
+        return label_objects(self.mask, self.interior, self.least, self.sure)
 
     @cached_property
     def objects(self) -> list[ObjectRow]:
@@ -345,8 +347,8 @@ class Predictor:
         interior, regresses = None, targets is not None
         if self.preprocessing.objects is not None:
             values, interior = values[:-1], values[-1]
-        least = self.least_object(self.spacing_of(image), name)
-        return Prediction(values, self.class_names, pixels, regresses, interior, least)
+        about = self.least_object(self.spacing_of(image), name), self.preprocessing.sure
+        return Prediction(values, self.class_names, pixels, regresses, interior, *about)
 
     def spacing_of(self, image: Any) -> tuple[float, ...] | None:
         """Of a NIfTI file its own; else what was said of all, or what the file says."""
@@ -448,7 +450,7 @@ class Predictor:
         own, spacing = self.preprocessing, self.spacing_of(path)
         whole, chosen = own.whole, own.channel_names
         about: tuple[Any, ...] = own.objects is not None, self.least_object(spacing, path.name)
-        about = (*about, spacing or lengths_of(path))
+        about = (*about, spacing or lengths_of(path), own.sure)
         tiff = is_tiff(path) or is_bio(path)
         if self.dims == 3:
             volume = read_volume(path, self.max_pixels, channels=chosen)
@@ -529,6 +531,8 @@ class OpenFile:
     """Pixels of the smallest object."""
     spacing: tuple[float, ...] | None = None
     """Millimetres from pixel to pixel along (planes,) rows and columns, where the file says."""
+    sure: float | None = None
+    """Least probability of an interior."""
 
 
 def _check_volume(path: Path) -> None:

@@ -132,7 +132,8 @@ def write_masks(
                 scores.write(plane * num_classes, row, np.concatenate(values))
         if kept is not None:
             assert source.images is not None
-            found = _find(kept, inside, source.images, class_names, source.least)
+            parting = source.least, source.sure
+            found = _find(kept, inside, source.images, class_names, parting)
             write_objects(found.tables, file("objects.csv"), base.name, source.spacing)
             dtype = np.uint16 if found.labels.max(initial=0) < 2**16 else np.uint32
             if source.space:
@@ -171,11 +172,11 @@ def _find(
     interiors: np.ndarray | None,
     images: Sequence[np.ndarray],
     class_names: tuple[str, ...],
-    least: float,
+    parting: tuple[float, float | None],
 ) -> _Found:
     """The objects of `[planes, H, W]`, each page by itself, or of one volume."""
     if images[0].ndim == 4:
-        labels = label_objects(masks, interiors, least)
+        labels = label_objects(masks, interiors, *parting)
         table = find_objects(labels, masks, images[0], class_names)
         middles = [round(row.centroid[0]) for row in table]
         rows = [
@@ -184,7 +185,7 @@ def _find(
         ]
         return _Found(labels, [table], rows, displayable(images[0]))
     inside = [None] * len(masks) if interiors is None else interiors
-    pages = [label_objects(*each, least) for each in zip(masks, inside, strict=True)]
+    pages = [label_objects(*each, *parting) for each in zip(masks, inside, strict=True)]
     tables = [find_objects(*each, class_names) for each in zip(pages, masks, images, strict=True)]
     return _Found(np.stack(pages), tables, tables, images)
 

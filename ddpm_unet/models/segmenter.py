@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -132,6 +133,15 @@ class Segmenter(Pretrained):
         features = self.unet.features(images, config.timestep if t is None else t, *cond)
         logits = self.head(features)
         return (self.unet.head(features), logits) if both else logits
+
+    def activations(self, images: Tensor) -> Iterator[Tensor]:
+        """What the head of transfer "features" reads of images, see `pixel_features.activations`.
+
+        Of every one of `config.feature_timesteps`, from coarse to fine, `[B, c_i, *space_i]`.
+        """
+        images = self._channels(images)
+        cond = (self._context(images), self._labels(images), None)
+        return activations(self.unet, self.config, images, cond)
 
     def parameter_groups(self, lr: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
         """Optimiser groups, each trained parameter once, slower from the output to the input.

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from accelerate import PartialState
 
 from ddpm_unet.config import (
     DenoiseConfig,
@@ -25,6 +24,7 @@ from ddpm_unet.config.network import UNetSettings
 from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data import histology
 from ddpm_unet.data.check import Report, check_pairs
+from ddpm_unet.data.folder import with_dims
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.labelled import (
     LabelledSet,
@@ -41,7 +41,6 @@ from ddpm_unet.data.sources import concat_condition, held_out, open_stream
 from ddpm_unet.data.volumes import alike, in_mm, spacing_of
 from ddpm_unet.diffusion.edm import EDMDiffusion, make_diffusion
 from ddpm_unet.errors import UserError
-from ddpm_unet.evaluation.card import write_pages
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import read_diffusion
@@ -55,27 +54,11 @@ from ddpm_unet.models.segmenter import Segmenter
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.joint import JointDenoising
 from ddpm_unet.training.latent_space import LatentSpace
-from ddpm_unet.training.loop import train
 from ddpm_unet.training.pixelwise import ClassTarget, ImageTarget, PixelwiseJob
-from ddpm_unet.training.run_folder import RunFolder
 
 SCRATCH, INTERIOR = "scratch", "interior"
 D = TypeVar("D", bound=DenoiseJob)
 P = TypeVar("P", bound=PixelwiseJob)
-
-
-def run_pixel_job(config: SegmentConfig) -> dict[str, float]:
-    """Train the job of `scripts/train_seg.py`; gives the scores on the images kept to test."""
-    job: PixelwiseJob = build_pixel_job(config)
-    run = RunFolder(Path(str(config.run)))
-    job.reports = False  # once, with the scores
-    train(job, run, config)
-    state = PartialState()
-    if not state.is_main_process:
-        return {}
-    scores = job.score_test(run, state.device, config.train.native)
-    write_pages(run.path)
-    return scores
 
 
 def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  # type: ignore[assignment]
@@ -90,6 +73,7 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
     if config.lora.rank and (not config.init or config.train.ema_sigma_rel):
         cure = "set train.ema_sigma_rel []" if config.init else "give init, the denoiser to change"
         raise UserError(f"lora.rank {config.lora.rank}: {cure}")
+    config.data = with_dims(config.data, config.data.source)
     data, stream = config.data, open_stream(config.data, config.seed)
     images, latent = stream.images, _latent_space(config, stream.images)
     conditioning = Conditioning(
@@ -203,8 +187,14 @@ def unlike(folder: str, now: Preprocessing) -> list[str]:
     return said
 
 
-def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  # type: ignore[assignment]
+def build_pixel_job(
+    config: SegmentConfig,
+    kind: type[P] = PixelwiseJob,  # type: ignore[assignment]
+    report: Report | None = None,
+) -> P:
     """The job of `scripts/train_seg.py`, of either task; `init` is a folder or "scratch".
+
+    `report` is of a check of the same images and masks, which is not repeated then.
 
     Raises:
         UserError: The labelled set has faults (a line each), or settings contradict each other.
@@ -214,7 +204,13 @@ def build_pixel_job(config: SegmentConfig, kind: type[P] = PixelwiseJob) -> P:  
     if regress:
         torchmetrics_of_images()
         config = replace(config, data=target_settings(config.data))
-    data, report = config.data, check_pairs(config.data)
+    config = replace(config, data=with_dims(config.data, config.data.images))
+    data = config.data
+    if report is None:
+        report = check_pairs(data)
+    else:
+        kept = {"mask_kind": report.config.mask_kind, "class_names": report.config.class_names}
+        report = replace(report, config=replace(data, **kept))
     target, outputs = (_images if regress else _classes)(config, report)
     split = split_images(report.names, report.sizes, report.config.split)
     patience = config.train.early_stopping_patience

@@ -50,6 +50,7 @@ from ddpm_unet.training.distributed import (
     whole_norm,
 )
 from ddpm_unet.training.job import Batch, Job
+from ddpm_unet.training.plan import time_steps
 from ddpm_unet.training.post_hoc_ema import Snapshots
 from ddpm_unet.training.run_folder import RunFolder, disk_faults
 from ddpm_unet.training.speed import in_memory_format, loader_processes
@@ -106,6 +107,28 @@ def train(job: Job, run: RunFolder, settings: Any, signals: bool = True) -> nn.M
         raise SystemExit(128 + training.stopped_by)
     training.state.ema._swap()
     return training.network.eval()
+
+
+def seconds_a_step(job: Job, settings: Any) -> float:
+    """The time of a training step of a job on this machine, and all processes, by some trial steps.
+
+    They leave nothing behind; `settings` are those of `train`.
+    """
+    config = replace(settings.train, steps=100)
+    with own_accelerator(), _own_state():
+        accelerator, sharding = open_accelerator(config, "none", Path(settings.run))
+        trial = Training(
+            job, RunFolder(Path(settings.run)), config, accelerator, settings.seed, sharding
+        )
+        batches = trial._batches()
+
+        def step() -> None:
+            loss, _ = trial._optimize(batches)
+            float(loss)  # waits for the device
+            trial.state.step += 1
+
+        seconds = torch.tensor(time_steps(step), device=accelerator.device)
+        return float(torch.as_tensor(accelerator.gather(seconds)).max())
 
 
 def check_training(config: TrainConfig) -> None:

@@ -28,13 +28,14 @@ from ddpm_unet.evaluation.metrics import (
     object_scores,
     overlap,
     scores_of_image,
+    shown_scores,
     write_scores,
 )
 from ddpm_unet.evaluation.plots import save_image
 from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.evaluation.report import best_median_worst
 from ddpm_unet.files import replace_text
-from ddpm_unet.inference.objects import label_objects
+from ddpm_unet.inference.objects import CHOICES, label_objects
 from ddpm_unet.inference.overlay import class_colors, displayable, side_by_side
 from ddpm_unet.inference.predictor import (
     SegmentationModel,
@@ -63,6 +64,7 @@ class ClassTarget:
         cell_class: Class whose connected pieces are cells, scored as partitions; None for none.
         objects: Where the network's last output, after the classes, is of the objects' interiors:
             pixels of a small object.
+        sure: Likewise: least probability of an interior; None for the usual one.
     """
 
     class_names: tuple[str, ...]
@@ -73,6 +75,7 @@ class ClassTarget:
     criterion: str = "mean_dice"
     cell_class: int | None = None
     objects: int | None = None
+    sure: float | None = None
 
     def __post_init__(self) -> None:
         weights, count = self.class_weights, len(self.class_names)
@@ -146,10 +149,17 @@ class ClassTarget:
         scores = scores_of_image(classes, item["mask"], count, IGNORE_INDEX)
         if "objects" not in item:
             return scores
+        return scores | self.score_objects(planes, item, self.sure)
+
+    def score_objects(
+        self, planes: Tensor, item: dict[str, Tensor], sure: float | None
+    ) -> dict[str, float]:
+        """`object_scores` of an image, at a least probability of interiors."""
+        classes = self.classes(planes).cpu().numpy()
         interior = None if self.objects is None else planes[-1].cpu().numpy()
-        found = label_objects(classes.cpu().numpy(), interior, (self.objects or 0) / 2)
+        found = label_objects(classes, interior, (self.objects or 0) / 2, sure)
         found[item["mask"].numpy() == IGNORE_INDEX] = 0
-        return scores | object_scores(found, item["objects"].numpy())
+        return object_scores(found, item["objects"].numpy())
 
     def further_scores(self, pairs: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
         """V_rand and V_info of the cells."""
@@ -367,19 +377,54 @@ class PixelwiseJob(Job):
         tiles = tiling(network, self.predict)
         return predict_tiles(predict, item["image"], tiles, device=device).to(device)
 
+    def choose_sure(self, folder: Path, device: torch.device, native: bool = False) -> float | None:
+        """From which probability of an interior on a model parts objects; kept in its folder.
+
+        The one of `CHOICES` with which AP at 0.5 of the validation images is best in the mean, the
+        middle one of several. None without such images, or interiors.
+        """
+        target, kept = self.target, self.validation
+        if not isinstance(target, ClassTarget) or target.objects is None or kept is None:
+            return None
+        if "objects" not in item_of(kept, 0):
+            return None
+        model = self._trained(folder, device, native)
+        scores: list[list[float]] = [[] for _ in CHOICES]
+        for item in (item_of(kept, number) for number in range(len(kept))):
+            with torch.inference_mode():
+                planes = self.planes(model, item, device)
+            for found, sure in zip(scores, CHOICES, strict=True):
+                found += [v for k, v in target.score_objects(planes, item, sure).items()
+                          if k == "ap50"]  # fmt: skip
+        means = np.array([np.mean(found) if found else 0.0 for found in scores])
+        best = np.flatnonzero(means >= means.max() - 1e-9)
+        sure = CHOICES[best[len(best) // 2]]
+        self.target = replace(target, sure=sure)
+        replace(Preprocessing.read(folder, 1), sure=sure).write(folder)
+        return sure
+
+    def _trained(self, folder: Path, device: torch.device, native: bool) -> SegmentationModel:
+        model = load_segmentation_model(folder).to(device)
+        if native and device.type == "cpu":
+            accelerate_cpu(model)
+        return model
+
     def score_test(
         self, run: RunFolder, device: torch.device, native: bool = False
     ) -> dict[str, float]:
         """Score the run's model on the images kept to test, if any, and print it.
 
+        Before, `choose_sure`.
+
         Writes `scores.json`, `scores.csv`, `test.png` with the first image and what is predicted
         of it, and `predictions/` with those of best, median and worst score.
         """
+        sure = self.choose_sure(run.model, device, native)
+        if sure is not None:
+            print(f"interiors of objects: above {sure:g}, the best for the validation images")
         if self.test is None:
             return {}
-        model = load_segmentation_model(run.model).to(device)
-        if native and device.type == "cpu":
-            accelerate_cpu(model)
+        model = self._trained(run.model, device, native)
 
         def predicted() -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
             for number in range(len(self.test)):
@@ -403,10 +448,7 @@ class PixelwiseJob(Job):
             with torch.inference_mode():
                 seen = self.target.visualize(self.planes(model, item, device), item)
             save_image(seen, run.path / "predictions" / f"{word}.png")
-        print(
-            f"on {len(self.test)} test image(s): "
-            + ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        )
+        print(f"on {len(self.test)} test image(s):\n{shown_scores(scores)}")
         return scores
 
     def _first(self) -> dict[str, Tensor]:

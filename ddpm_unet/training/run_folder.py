@@ -1,6 +1,7 @@
 """The folder of one run: its settings, metrics, images, checkpoints and model.
 
 config.yaml      every setting
+plan.yaml        those that a plan chose by the data, with its reasons, if one did
 metrics.jsonl    one line of numbers per log step and validation
 loss.png         the curves of metrics.jsonl
 about.json       what was said of data, network and versions when the training began
@@ -31,7 +32,7 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.files import replace_text
 
 FREE_TO_CHANGE = {
-    "run", "resume", "tracker", "preview",
+    "run", "resume", "tracker", "preview", "minutes",
     "data.workers", "data.memory_limit", "data.disk_limit", "data.max_pixels", "latent.cache",
     "unlabelled.workers", "unlabelled.memory_limit", "unlabelled.disk_limit",
     "unlabelled.max_pixels",
@@ -57,6 +58,8 @@ class RunFolder:
         self._lock = FileLock(path / ".lock", thread_local=False)
         self.changed: dict[str, tuple[Any, Any]] = {}
         """Settings that are others than before, once the folder is claimed: then, and now."""
+        self.notes: dict[str, str] = {}
+        """Files that are written beside config.yaml, by name."""
 
     def claim(self, settings: Any, resume: str) -> None:
         """Lock the folder, and hold the settings of its checkpoints against `settings`.
@@ -93,6 +96,8 @@ class RunFolder:
         file = self.path / "config.yaml"
         with disk_faults(file):
             replace_text(file, yaml.safe_dump(plain(settings), sort_keys=False))
+            for name, text in self.notes.items():
+                replace_text(self.path / name, text)
             self.samples.mkdir(exist_ok=True)
             self.checkpoints.mkdir(exist_ok=True)
 

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
+from accelerate import PartialState
 from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ def train(
     size: int | None = None,
     flips: bool = False,
     rot90: bool = False,
+    objects: bool = False,
     transform: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     workers: int = 0,
     seed: int = 0,
@@ -79,6 +81,10 @@ def train(
         size: Train on windows of so many pixels a side; None takes whole images.
         flips: Mirror at random along every axis.
         rot90: Turn by a random multiple of 90 degrees.
+        objects: Of a network of pixels, whose last output is then no class but the interior of
+            objects, so that those that touch come out apart: with two classes masks number the
+            objects, with more they are the connected pieces of each class, or what the "objects" of
+            an item number. Give it as many outputs as classes and one more.
         transform: A further change of each item, see `stream_of`.
         workers: Loader processes.
         seed: Order, augmentation, noise and dropout are functions of it and the position.
@@ -115,8 +121,14 @@ def train(
     given = {"steps": steps, "batch_size": batch_size, "lr": lr, **settings}
     config = TrainConfig(**{**defaults, **given})
     pixelwise = model if isinstance(model, Segmenter | ClassicUNet) else None
-    classes = max(2, pixelwise.config.num_classes) if pixelwise else None
-    data = as_dataset(dataset, num_classes=classes)
+    classes = max(2, pixelwise.config.num_classes) - objects if pixelwise else None
+    if objects and (classes is None or classes < 2):
+        raise UserError(
+            "objects: the last output is of their interiors; give a Segmenter or a ClassicUNet of "
+            "one output more than classes, 3 or more"
+        )
+    reading: dict[str, Any] = {"num_classes": classes, "objects": objects}
+    data = as_dataset(dataset, **reading)
     _check(model, data)
     windows = stream_of(
         data, size=size, flips=flips, rot90=rot90, seed=seed,
@@ -128,7 +140,7 @@ def train(
     }  # fmt: skip
     job: Any
     if pixelwise:
-        kept = None if validation is None else as_dataset(validation, num_classes=classes)
+        kept = None if validation is None else as_dataset(validation, **reading)
         target, preprocessing = _target_of(pixelwise, data)
         job = PixelwiseJob(
             pixelwise, target, lambda _: windows, validation=kept, lr=lr,
@@ -154,11 +166,13 @@ def train(
     said = Settings(
         str(run), "auto" if resume else "never", seed, tracker,  # type: ignore[arg-type]
         model={"class": type(model).__name__, **own},
-        data={"size": size, "flips": flips, "rot90": rot90}, train=config,
+        data={"size": size, "flips": flips, "rot90": rot90, "objects": objects}, train=config,
     )  # fmt: skip
     trained: Any = extract_model_from_parallel(
         run_loop(job, folder, said, signals=False), keep_fp32_wrapper=False
     )
+    if objects and PartialState().is_main_process:
+        job.choose_sure(folder.model, next(trained.parameters()).device)
     if job.criterion and folder.model.is_dir():
         best = type(model).from_pretrained(folder.model).state_dict()  # type: ignore[attr-defined]
         trained.load_state_dict(best)
@@ -194,9 +208,13 @@ def _target_of(model: Segmenter | ClassicUNet, data: Any) -> tuple[Target, Prepr
     """What a network of pixels learns of the items, and what its folder says of them."""
     config, first = model.config, data[0]
     if "target" not in first:
-        count = max(2, config.num_classes)
+        count, small = max(2, config.num_classes), None
+        if data.objects:
+            count, small = count - 1, data.small_object
         names = config.class_names or tuple(f"class {number}" for number in range(count))
-        return ClassTarget(names, config.class_colors), Preprocessing(data.channels)
+        colors = config.class_colors[:count]
+        target = ClassTarget(names[:count], colors, objects=small)
+        return target, Preprocessing(data.channels, objects=small)
     count = len(first["target"])
     if count != config.num_classes:
         raise UserError(

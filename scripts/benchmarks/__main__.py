@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
 
 def catalogue() -> "dict[str, Row]":
     """Every row, with the ratios wanted: at least, and aimed at."""
-    from benchmarks import gpu, inputs, memory, sampling, start, tiles, training
+    from benchmarks import allocator, gpu, inputs, memory, sampling, start, tiles, training
     from benchmarks.rows import DIFFUSERS, LUCIDRAINS, MONAI, SMP, Goal, Row
 
     forward, step = sampling.forward, training.step
@@ -102,6 +102,18 @@ def catalogue() -> "dict[str, Row]":
             {DIFFUSERS: Goal(1.0, 0.6)},
             partial(memory.peak, batch=16, checkpointing=True),
             smaller=True,
+        ),
+        "allocator_step": Row(
+            "training step, shipped histology model, the system's allocator or jemalloc",
+            "ms",
+            {allocator.JEMALLOC: None},
+            partial(allocator.cost, kind="step"),
+        ),
+        "allocator_forward": Row(
+            "forward, shipped histology model, the system's allocator or jemalloc",
+            "ms",
+            {allocator.JEMALLOC: None},
+            partial(allocator.cost, kind="forward"),
         ),
         "input": Row(
             "pictures read for training",

@@ -7,6 +7,8 @@
 # The same in one line for a machine that is given the working tree with .wheels (a folder that git
 # ignores) and a folder $OUT for results:
 #   OUT=$OUT bash scripts/benchmarks/gpu_session.sh run .wheels
+# It is one call in the foreground, which ends by itself within its MINUTES: give it 10 on the machine.
+# Whatever was cut off, $OUT then has what was finished, in 7 files of a few MB each at most.
 # A second session measures the rows that the first had no time for:
 #   OUT=$OUT PARTS="facts rows" MINUTES=4 bash scripts/benchmarks/gpu_session.sh run .wheels
 #
@@ -135,7 +137,7 @@ train() { # the shipped recipe, faster: bf16, larger batches at a higher rate
 }
 
 scores() { # images, and how like the real ones they are
-    within 60 "$OUT/train.txt" $python scripts/evaluate.py --model "$run/model" \
+    within "$(tiny_or 60 300)" "$OUT/train.txt" $python scripts/evaluate.py --model "$run/model" \
         --out "$run/evaluation" $judged
     tar czf "$OUT/scores.tar.gz" -C "$run" evaluation samples 2>/dev/null
     cat "$run/evaluation/scores.json" 2>/dev/null | head -40
@@ -201,5 +203,5 @@ run)
     echo "$((SECONDS - begin)) s in all"
     ls -l "$OUT"
     ;;
-*) sed -n '2,30s/^# \{0,1\}//p' "$0" ;;
+*) sed -n '2,32s/^# \{0,1\}//p' "$0" ;;
 esac

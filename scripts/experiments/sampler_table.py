@@ -80,8 +80,7 @@ which led an exact denoiser of two classes to the other class (`tests/diffusion/
 Here an image whose noise is larger than noise can be goes on with the noise of the clipped image.
 
 A narrow Gaussian is fine detail: what `ddpm` and `ddim` lose of it in few steps is why they
-want many. A sampler is refused where its figures do not go to 0 and 1 (`unipc` with "sample" stays
-3 to 5 % too wide for the narrowest).
+want many. A sampler is refused where its figures do not go to 0 and 1.
 
 | sampler | prediction | zero terminal SNR | {columns} | |
 |---|---|---|{lines}|---|

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from data_files import write
-from torch.utils.data import DataLoader
 
 from ddpm_unet.config import AugmentConfig, PairDataConfig
 from ddpm_unet.data.check import check_pairs
@@ -61,29 +60,6 @@ def test_image_and_mask_are_the_same_window_turned_for_each_position(folders):
     assert 0 < sum(unturned) < 30
 
 
-def test_an_epoch_visits_pictures_by_area(folders):
-    pairs = stream(folders)
-    assert pairs.epoch_length == 16 + 12 + 1
-    for epoch in (0, 1):
-        first = epoch * pairs.epoch_length
-        names = [pairs.name(p) for p in range(first, first + pairs.epoch_length)]
-        assert sorted(int(name[-5]) for name in names) == [0] * 16 + [1] * 12 + [2]
-
-
-def test_windows_are_uniform_over_their_places(folders):
-    pairs = stream(folders, size=60)
-    image = pairs.images[0]["image"][0]
-    places = image.unfold(0, 60, 1).unfold(1, 60, 1)[..., 0, :3].reshape(25, 3)
-    counts = np.zeros(25)
-    batch = pairs.__getitems__(range(870))["image"]
-    for window in batch[:, 0, 0, :3]:
-        found = (places == window).all(1).nonzero()
-        if len(found):
-            counts[found] += 1
-    assert counts.sum() == 290
-    assert ((counts - 11.6) ** 2 / 11.6).sum() < 51.2  # chi squared, 24 d.f., p = 0.001
-
-
 def test_a_picture_smaller_than_the_window_is_mirrored(folders):
     pairs = stream(folders)
     small = next(p for p in range(29) if pairs.name(p).endswith("2.png"))
@@ -105,11 +81,6 @@ def test_what_stands_at_a_position_depends_on_nothing_else(folders):
             assert torch.equal(value, whole[key][position])
     other = stream(folders, seed=1, augment=AugmentConfig()).__getitems__(range(12))
     assert not torch.equal(other["image"], whole["image"])
-
-
-def test_a_plain_data_loader_takes_it_too(folders):
-    batch = next(iter(DataLoader(stream(folders), sampler=range(6), batch_size=None)))
-    assert batch["image"].shape == (1, 16, 16)
 
 
 @pytest.mark.parametrize("augment", [PLAIN, replace(PLAIN, flips=True, rot90=True)])

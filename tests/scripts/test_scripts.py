@@ -100,7 +100,7 @@ def test_sampling_from_the_newest_run(home):
 def test_training_to_segment_from_the_newest_denoiser(trained):
     home, output = trained
     assert output.count("masks: 0, 255: read as values") == 1
-    assert re.search(r"on 1 test \w+\(s\): mean_dice", output)
+    assert re.search(r"on 1 test \w+\(s\):\n +mean_dice", output)
     run = home / "runs" / "cells"
     assert yaml.safe_load((run / "config.yaml").read_text())["init"] == "runs/tiny/model"
     for name in ("scores.json", "test.png", "split.yaml", "model/preprocessing.json"):

@@ -36,15 +36,29 @@ def test_the_newest_that_fits_is_taken_and_kept(home):
     outcome = run("train_seg.py", FLAGS.split())
     assert outcome.status == 0, outcome.err
     told = "starting from runs/colours/model; passed over: runs/latents/model (denoises latents)"
-    assert outcome.out.splitlines()[0] == told
+    assert told in outcome.out
     assert yaml.safe_load((home / "seg/config.yaml").read_text())["init"] == "runs/colours/model"
     os.utime(home / "runs" / "latents" / "model")
     again = run("train_seg.py", FLAGS.split())
     assert (again.status, "starting from" in again.out) == (0, False)
 
 
-def test_without_one_that_fits_all_are_named_in_one_line(home):
+def test_without_one_that_fits_it_begins_from_scratch_and_says_why(home):
     outcome = run("train_seg.py", [*FLAGS.split(), "--data.channels", "1"])
+    assert outcome.status == 0, outcome.err
+    for said in (
+        "runs/latents/model (denoises latents), ",
+        "runs/colours/model (takes 3 channels, the images have 1), ",
+        "histology64/model (takes 3 channels, the images have 1)",
+        "architecture: classic",
+    ):
+        assert said in outcome.out
+
+
+def test_without_a_plan_all_are_named_in_one_line(home):
+    """A recipe that is given says what is wanted."""
+    (home / "own.yaml").write_text("architecture: unet\n")
+    outcome = run("train_seg.py", [*FLAGS.split(), "--data.channels=1", "--config=own.yaml"])
     assert outcome.status == 2
     assert outcome.err.count("\n") == 1
     for said in (
@@ -59,7 +73,8 @@ def test_without_one_that_fits_all_are_named_in_one_line(home):
 
 def test_without_a_run_of_ones_own_and_other_images_than_the_shipped_it_starts_at_random(home):
     shutil.rmtree(home / "runs")
-    outcome = run("train_seg.py", [*FLAGS.split(), "--data.channels", "1"])
+    (home / "own.yaml").write_text("architecture: unet\n")
+    outcome = run("train_seg.py", [*FLAGS.split(), "--data.channels=1", "--config=own.yaml"])
     assert outcome.status == 0, outcome.err
     assert outcome.out.splitlines()[0].startswith("starting from random weights: no denoiser of")
     assert yaml.safe_load((home / "seg/config.yaml").read_text())["init"] == "scratch"

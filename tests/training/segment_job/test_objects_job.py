@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,9 +19,15 @@ from ddpm_unet.config import (
     SplitConfig,
     TrainConfig,
 )
+from ddpm_unet.data.dataset import as_dataset
+from ddpm_unet.data.masks import interiors
 from ddpm_unet.errors import UserError
+from ddpm_unet.evaluation.metrics import object_scores
+from ddpm_unet.inference.objects import CHOICES
 from ddpm_unet.inference.predictor import Predictor
+from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.training.from_config import build_pixel_job
+from ddpm_unet.training.train import train
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +141,74 @@ def test_what_has_no_objects_is_refused(dominoes, tmp_path):
     config.data.mask_kind = "boundaries"
     with pytest.raises(UserError, match=r"set data\.mask_kind instances"):
         build_pixel_job(config)
+
+
+def test_objects_from_python(dominoes, tmp_path):
+    """Label images as masks; those that touch come out apart, as from the command line."""
+
+    def pairs(numbers):
+        return [
+            tuple(
+                np.array(Image.open(dominoes / kind / f"{n}.png")) for kind in ("images", "masks")
+            )
+            for n in numbers
+        ]
+
+    model = ClassicUNet(num_classes=3, depth=2, base_width=8, padding="same", norm="batch",
+                        dropout=0.0)  # fmt: skip
+    options = {"steps": 60, "batch_size": 4, "lr": 1e-2, "ema_decay": 0.8, "size": 48}
+    train(model, pairs(range(4)), run=tmp_path, objects=True, validation=pairs([4]), **options)
+    about = json.loads((tmp_path / "model" / "preprocessing.json").read_text())
+    assert about["objects"] == 18 * 9
+    assert about["sure"] in CHOICES
+    predictor = Predictor.from_pretrained(tmp_path / "model")
+    (image, mask), = pairs([5])  # fmt: skip
+    assert object_scores(predictor(image).labels, mask.astype(np.int32))["ap50"] > 0.9
+
+
+def test_what_number_objects():
+    """The mask of two classes, an item's own numbers, or connected pieces."""
+    image, numbers = np.zeros((8, 8), np.uint8), np.zeros((8, 8), np.int64)
+    numbers[1:5, 1:4], numbers[1:5, 4:7] = 3, 7
+    classes, two = np.where(numbers == 7, 2, numbers > 0), (numbers > 0).astype(np.int64)
+    for item, count, found, touching in (
+        ((image, numbers), 2, {0, 3, 7}, True),
+        ({"image": image, "objects": numbers}, 2, {0, 3, 7}, True),
+        ({"image": image, "mask": classes, "objects": numbers}, 3, {0, 3, 7}, True),
+        ((image, classes), 3, {0, 1, 2}, True),
+        ((image, two), 2, {0, 1}, False),
+    ):
+        data = as_dataset([item], num_classes=count, objects=True)
+        seen = data[0]
+        assert set(seen["objects"].unique().tolist()) == found
+        assert seen["mask"].max() == count - 1
+        assert (seen["interior"][2, 3] == 0) == touching
+        assert data.small_object == (12 if touching else 24)
+    with pytest.raises(UserError, match="class 7, not 0 to 2"):
+        as_dataset([(image, numbers)], num_classes=3, objects=True)[0]
+    with pytest.raises(UserError, match="objects: the last output"):
+        train(ClassicUNet(num_classes=2, padding="same"), [(image, two)], run="x", objects=True)
+
+
+def test_the_probability_of_interiors_is_chosen_on_validation_images(dominoes, tmp_path):
+    """Of planes that part objects at 0.7 and above alone; the folder keeps it, and it is used."""
+    config = replace(settings(dominoes, tmp_path / "run"))
+    config.data.split = SplitConfig(validation=2, test=0)
+    config.train.steps = 1
+    job = build_pixel_job(config)
+    folder = run(config, job)
+
+    def planes(model, item, device):
+        cells = item["objects"]
+        inside = torch.from_numpy(interiors(cells.numpy()))
+        rims = (cells > 0) & (inside == 0)
+        classes = torch.nn.functional.one_hot((cells > 0).long()).movedim(-1, 0).float()
+        return torch.cat([classes, (0.75 * inside + 0.65 * rims)[None]])
+
+    job.planes = planes
+    assert job.choose_sure(folder.model, torch.device("cpu")) == 0.7
+    assert job.target.sure == 0.7
+    predictor = Predictor.from_pretrained(folder.model)
+    assert predictor(dominoes / "images" / "5.png").sure == 0.7
+    with predictor.open(dominoes / "images" / "5.png") as source:
+        assert source.sure == 0.7

@@ -90,7 +90,7 @@ def test_pictures_kept_to_test_are_scored_in_the_end(settings, capsys):
     assert image["name"] == job.test.name(0)
     assert {"dice", "boundary_f"} <= image.keys()
     assert scores["boundary_f"] == image["boundary_f"]
-    assert f"mean_dice {scores['mean_dice']:.4f}" in capsys.readouterr().out
+    assert f"mean_dice                {scores['mean_dice']:.4f}" in capsys.readouterr().out
     assert Image.open(folder.path / "test.png").size == (96, 40)
     assert Image.open(folder.path / "predictions" / "best.png").size == (96, 40)
     write_pages(folder.path)

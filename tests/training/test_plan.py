@@ -1,0 +1,370 @@
+"""A plan by the data: what drawn images give, what is made of it, and a budget of time."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from ddpm_unet.commands import train as commands
+from ddpm_unet.config import DenoiseConfig, SegmentConfig
+from ddpm_unet.config.reading import build, read_values
+from ddpm_unet.training.plan import (
+    FORWARD,
+    Fingerprint,
+    Machine,
+    Objects,
+    Start,
+    chosen_images,
+    look_at,
+    measure,
+    of_steps,
+    plan_denoiser,
+    plan_segmentation,
+    schedule,
+    texture_size,
+    time_steps,
+    widths,
+)
+
+CPU, GPU, NONE = Machine("cpu", 2), Machine("cuda", 16), Start(None, "there is none")
+
+
+def discs(diameter, size=256, step=64):
+    """Discs on a grid, `bool [size, size]`, their numbers, and none at its ends."""
+    rows, columns = np.mgrid[:size, :size]
+    across = (rows % step - step / 2) ** 2 + (columns % step - step / 2) ** 2
+    inside = across < (diameter / 2) ** 2
+    return inside, inside * (1 + rows // step * (size // step) + columns // step)
+
+
+def look(image=None, **changes):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (64, 80, 1), np.uint8) if image is None else image
+    return replace(look_at(image), **changes)
+
+
+def found(count=12, objects=None, looks=None, **changes):
+    looks = (look(**changes),) * min(count, 4) if looks is None else looks
+    return Fingerprint(count, tuple(looks), objects)
+
+
+def planned(*args, given=None, machine=CPU, start=NONE, **changes):
+    return plan_segmentation(found(*args, **changes), machine, start, given)
+
+
+def objects_of(width, thin=100.0, **changes):
+    return Objects(((thin,), (width,) * 9), **changes)
+
+
+@pytest.mark.parametrize("diameter", [9, 21, 47])
+def test_the_width_of_discs_and_strips(diameter):
+    inside, numbers = discs(diameter)
+    assert np.median(widths(numbers)) == pytest.approx(diameter, abs=1.5)
+    strips = np.zeros((96, 96), int)
+    strips[:, 20 : 20 + diameter], strips[:, 4] = 1, 2
+    assert widths(strips) == [diameter, 1.0]
+    measured = measure([(inside.astype(np.int16), numbers)], 2)
+    assert measured.typical == pytest.approx(diameter, abs=1.5)
+    assert measured.shares[1] == pytest.approx(inside.mean())
+    assert measured.touching == 0
+    halves = np.where(inside, np.arange(256) // 32 + 1, 0)
+    assert measure([(inside.astype(np.int16), halves)], 2).touching == 1
+
+
+@pytest.mark.parametrize("noise", [0, 0.5])
+@pytest.mark.parametrize("diameter", [8, 24, 60])
+def test_the_size_of_texture(diameter, noise):
+    """Discs at random places, in white noise or not."""
+    rng, size = np.random.default_rng(0), 512
+    image, (rows, columns) = np.zeros((size, size)), np.mgrid[:size, :size]
+    for row, column in rng.uniform(0, size, (round(0.2 * size**2 / diameter**2), 2)):
+        image += (rows - row) ** 2 + (columns - column) ** 2 < (diameter / 2) ** 2
+    image += noise * rng.standard_normal(image.shape)
+    assert texture_size(image) == pytest.approx(diameter, rel=0.2)
+    assert texture_size(np.ones((20, 20))) == 0
+
+
+def test_what_an_image_shows():
+    grey = np.random.default_rng(0).integers(50, 150, (40, 60, 1), np.uint8)
+    opaque = np.full_like(grey, 255)
+    assert look_at(np.concatenate([grey] * 3 + [opaque], axis=-1)).channels == 1
+    assert look_at(np.concatenate([grey, grey, 255 - grey], axis=-1)).channels == 3
+    seen = look_at(grey)
+    assert (seen.size, seen.top, seen.dtype) == ((40, 60), 255, "uint8")
+    assert (seen.low, seen.high) == pytest.approx((50, 149), abs=1)
+    assert seen.thumbnail.shape == (16, 16)
+    assert look_at(grey[:5, :7]).thumbnail.shape == (16, 16)
+    assert look_at(np.float32(grey)).top == 0
+    assert look_at(np.repeat(grey[None], 8, 0), dims=3).size == (8, 40, 60)
+
+
+@pytest.mark.parametrize(
+    ("objects", "scale", "size"),
+    [
+        (objects_of(24.0), 1.0, 96),
+        (objects_of(10.0), 1.0, 64),
+        (objects_of(48.0), 0.5, 96),
+        (objects_of(100.0), 0.1875, 96),
+        (objects_of(48.0, thin=3.0), 1.0, 128),
+        (objects_of(48.0, thin=6.0), 0.5, 96),
+        (Objects(((100.0,), (48.0,) * 9 + (12.0,) * 2)), 0.5, 96),
+        (None, 1.0, 64),
+    ],
+)
+def test_scale_and_window_by_the_objects(objects, scale, size):
+    """Objects of 24 pixels, small ones of 8 and the thinnest class of 3 are enough."""
+    values = planned(objects=objects, size=(1000, 1000), texture=9.0).values
+    assert (values["data.scale"], values["data.size"]) == (scale, size)
+
+
+def test_the_window_is_no_larger_than_the_smallest_image():
+    looks = [look(size=(500, 500)), look(size=(100, 43))]
+    assert planned(2, objects_of(24.0), looks).values["data.size"] == 40
+
+
+def test_objects_that_touch_are_parted():
+    plan = planned(objects=objects_of(24.0, touching=0.2))
+    assert plan.values["objects"] is True
+    assert plan.values["data.augment.elastic_sigma"] == 0
+    assert planned(objects=objects_of(24.0, touching=0.0)).values["objects"] is False
+    assert "objects" not in planned(objects=objects_of(24.0)).values
+
+
+@pytest.mark.parametrize(
+    ("changes", "value_range"),
+    [
+        ([{"low": 5, "high": 240, "top": 255}] * 2, None),
+        ([{"low": 100, "high": 3000, "brightest": 3500, "top": 65535}] * 2, [100, 3500]),
+        (
+            [
+                {"low": 0, "high": 20, "brightest": 30, "top": 255},
+                {"low": 0, "high": 200, "brightest": 220, "top": 255},
+            ],
+            "percentiles",
+        ),
+        ([{"low": -900, "high": 1200, "brightest": 1500, "top": 0}] * 2, [-900, 1500]),
+    ],
+)
+def test_black_and_white(changes, value_range):
+    looks = [look(**each) for each in changes]
+    assert planned(2, looks=looks).values["data.value_range"] == value_range
+
+
+@pytest.mark.parametrize(
+    ("count", "validation", "test"),
+    [(1, 0.2, 0), (2, 1, 0), (3, 1, 0), (9, 2, 0), (10, 2, 2), (200, 16, 40), (1000, 16, 50)],
+)
+def test_what_is_kept_to_validate_and_to_test(count, validation, test):
+    values = planned(count, size=(300, 300)).values
+    assert (values["data.split.validation"], values["data.split.test"]) == (validation, test)
+
+
+def test_the_only_image_may_be_too_small_to_part():
+    assert planned(1, size=(60, 80)).values["data.split.validation"] == 0
+
+
+def test_slices_are_kept_in_order_and_other_images_shuffled():
+    rng = np.random.default_rng(0)
+    drift = np.cumsum(rng.standard_normal((12, 16, 16)), axis=0)
+    for thumbnails, by in ((drift, "blocks"), (rng.standard_normal((12, 16, 16)), "files")):
+        looks = [look(thumbnail=each) for each in thumbnails]
+        assert planned(12, looks=looks).values["data.split.by"] == by
+    assert chosen_images(5) == [0, 1, 2, 3, 4]
+    many = chosen_images(1000)
+    assert (len(many), many[0], many[-1]) == (32, 0, 999)
+    assert all(b - a == 1 for a, b in zip(many[::2], many[1::2], strict=True))
+
+
+def test_a_denoiser_is_the_start_and_its_images_are_followed():
+    start = Start("runs/a/model", "starting from it", 0.25, (0.0, 99.0))
+    plan = planned(objects=objects_of(24.0), start=start, size=(1000, 1000))
+    values = plan.values
+    assert (values["init"], values["architecture"]) == ("runs/a/model", "unet")
+    assert (values["data.scale"], values["data.value_range"]) == (0.25, (0.0, 99.0))
+    assert values["head.transfer"] == "finetune"
+    scratch = planned(objects=objects_of(24.0), start=start, given={"init": "scratch"}).values
+    assert (scratch["data.scale"], scratch["architecture"]) == (1.0, "unet")
+    assert planned().values["architecture"] == "classic"
+    large = planned(machine=GPU).values
+    assert large["train.batch_size"] > planned().values["train.batch_size"]
+
+
+def test_given_settings_win_and_the_rest_goes_by_them():
+    given = {"data.size": 32, "train.lr": 1e-5, "data.images": "a", "loss.name": "dice"}
+    plan = planned(given=given)
+    assert {name: plan.values[name] for name in given} == given
+    assert plan.values["train.batch_size"] == 16  # of windows of 32, no more
+    text = str(plan)
+    for line in ("size: 32", "lr: 1.0e-05", "images: a", "name: dice"):
+        (written,) = [each for each in text.splitlines() if each.strip().startswith(line)]
+        assert written.endswith("# given")
+
+
+@pytest.mark.parametrize("kind", [SegmentConfig, DenoiseConfig])
+def test_a_plan_is_a_recipe(kind, tmp_path):
+    """Every choice is a setting, has its reason, and is read as it was."""
+    if kind is SegmentConfig:
+        starts = (NONE, Start("m", "it fits"))
+        plans = [
+            planned(objects=objects_of(9, touching=t), start=s) for s in starts for t in (0, 1)
+        ]
+        plans += [plan_segmentation(Fingerprint(3, (look(),), dims=3), CPU, NONE)]
+        plans += [planned(given={"init": "scratch", "architecture": "unet"}, machine=GPU)]
+    else:
+        plans = [plan_denoiser(found(), machine) for machine in (CPU, GPU)]
+        plans += [plan_denoiser(Fingerprint(3, (look(),), dims=3), CPU)]
+    for plan in plans:
+        plan.apply(of_steps(77), "tried")
+        path = tmp_path / "plan.yaml"
+        path.write_text(str(plan))
+        assert str(plan).startswith("# found: ")
+        values, _, _ = read_values(kind, None, ["--config", str(path)])
+        assert values.keys() == plan.values.keys()
+        assert build(kind, values) == build(kind, plan.values)
+        assert all(reason for _, reason in plan.choices.values())
+
+
+def test_the_window_of_a_denoiser_spans_four_objects():
+    for texture, scale in ((16.0, 1.0), (32.0, 0.5), (100.0, 0.1875), (3.0, 1.0)):
+        plan = plan_denoiser(found(texture=texture, size=(2000, 2000)), CPU)
+        assert (plan.values["data.size"], plan.values["data.scale"]) == (64, scale)
+    tiny = plan_denoiser(found(texture=100.0, size=(40, 50)), CPU).values
+    assert (tiny["data.size"], tiny["data.scale"]) == (40, 1.0)
+
+
+class Clock:
+    """Time that passes by work alone."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def work(self, seconds):
+        self.now += seconds
+
+
+def test_a_step_is_timed_after_it_has_warmed_up():
+    clock, times = Clock(), iter([100.0, 2.0, 3.0, 2.0, 9.0, 2.5])
+    assert time_steps(lambda: clock.work(next(times)), clock) == 2.5
+    slow, calls = Clock(), []
+    assert time_steps(lambda: (calls.append(0), slow.work(30.0)), slow, seconds=20) == 30
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("minutes", [1, 10, 60])
+@pytest.mark.parametrize("step", [0.02, 1.0, 2.5])
+@pytest.mark.parametrize(("validation", "preview", "test"), [(0, 0, 0), (6, 3, 4), (100, 50, 10)])
+def test_a_budget_is_kept(minutes, step, validation, preview, test):
+    """By a training that passes the time of every step, validation, preview and of the test."""
+    chosen = schedule(step, minutes, validation=validation, preview=preview, test=test, spent=3)
+    clock, first = Clock(), None
+    for number in range(1, chosen["steps"] + 1):
+        clock.work(step)
+        last = number == chosen["steps"]
+        if last or number % chosen["validate_every"] == 0:
+            clock.work(FORWARD * step * validation)
+        if last or number % chosen["sample_every"] == 0:
+            clock.work(FORWARD * step * preview)
+            first = first or clock()
+    clock.work(FORWARD * step * test + 3)
+    if chosen["steps"] > 10:  # else even the fewest take longer
+        assert clock() <= 60 * minutes
+        assert clock() >= 60 * minutes * 0.5
+    if 20 * FORWARD * step * preview < 40:
+        assert first <= 60
+    assert schedule(step, minutes, wanted=12)["steps"] == 12
+
+
+def test_the_schedule_fits_any_number_of_steps():
+    for steps in (1, 2, 10, 999, 10**6):
+        chosen = of_steps(steps)
+        assert chosen["steps"] == steps
+        assert min(v for k, v in chosen.items() if k.endswith("every")) >= 1
+        assert chosen["warmup_steps"] < steps
+        assert math.ceil(steps / chosen["validate_every"]) <= 8
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Grey images and masks, and a clock by which a step takes two seconds."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for number in range(10):
+        mask = np.kron(rng.integers(0, 2, (4, 4)), np.ones((8, 8)))
+        grey = 255 * (0.2 + 0.5 * mask) + rng.normal(0, 5, mask.shape)
+        Image.fromarray(grey.clip(0, 255).astype(np.uint8)).save(tmp_path / f"images/{number}.png")
+        Image.fromarray((255 * mask).astype(np.uint8)).save(tmp_path / f"masks/{number}.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ddpm_unet.training.loop.seconds_a_step", lambda *_: 10.0)
+    return tmp_path
+
+
+FLAGS = "--data.images images --data.masks masks --classic.base_width 4 --train.batch_size 2"
+
+
+def test_two_folders_are_enough(home, capsys):
+    """A run by a plan; its plan as a recipe gives the same; the same command does not plan anew."""
+    arguments = [*FLAGS.split(), "--minutes=1.6"]
+    commands.train_seg(arguments)
+    said, run = capsys.readouterr().out, home / "runs/images_segmenter"
+    plan = yaml.safe_load((run / "plan.yaml").read_text())
+    assert (run / "plan.yaml").read_text() in said
+    assert "base_width: 4 " in said
+    assert plan["data"] | {"augment": 0} == {
+        "images": "images", "masks": "masks", "channels": 1, "value_range": plan["data"][
+        "value_range"], "scale": 1.0, "size": 32, "augment": 0,
+        "split": {"by": "files", "validation": 2, "test": 2},
+    }  # fmt: skip
+    assert {"run", "minutes", "resume"}.isdisjoint(plan)
+    assert "on 2 test image(s)" in said
+    assert list((run / "samples").glob("*.png"))
+    commands.train_seg(["--config", str(run / "plan.yaml"), "--run", "again"])
+    states = [load_file(next((at / "model").glob("*.safetensors"))) for at in (run, home / "again")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    capsys.readouterr()
+    commands.train_seg(arguments)
+    assert "plan, also in" not in capsys.readouterr().out
+
+
+def test_images_alone_are_enough_for_a_denoiser(home):
+    small = (
+        "--model.block_out_channels=[8,8] --train.batch_size=2 --train.steps=2 --preview.steps=2"
+    )
+    commands.train_ddpm(["--data.source", "images", *small.split(), "--preview.num_images=1"])
+    run = home / "runs/images_denoiser"
+    plan = yaml.safe_load((run / "plan.yaml").read_text())
+    assert (plan["data"]["size"], plan["train"]["steps"]) == (32, 2)
+    assert plan["model"]["down_block_types"] == ["DownBlock2D", "AttnDownBlock2D"]
+    assert (run / "model/model_index.json").is_file()
+    commands.train_seg([*FLAGS.split(), "--train.steps=1", "--run=seg"])
+    said = yaml.safe_load(Path("seg/plan.yaml").read_text())
+    assert said["init"] == "runs/images_denoiser/model"
+    assert said["architecture"] == "unet"
+
+
+def test_a_budget_and_steps_are_not_both_given(home):
+    with pytest.raises(Exception, match=r"minutes 3: --train.steps is given too"):
+        commands.train_seg([*FLAGS.split(), "--minutes", "3", "--train.steps", "5"])
+
+
+def test_a_budget_of_a_recipe_sets_its_schedule(home):
+    """Flags win, and a run that has begun keeps its schedule."""
+    text = "run: own\ndata: {images: images, masks: masks, size: 16}\ninit: scratch\n"
+    text += "architecture: classic\nclassic: {depth: 2, base_width: 4, padding: same}\n"
+    text += "train: {batch_size: 2, steps: 500}\n"
+    (home / "own.yaml").write_text(text)
+    arguments = ["--config=own.yaml", "--minutes=1", "--train.validate_every=3"]
+    commands.train_seg(arguments)
+    saved = yaml.safe_load(Path("own/config.yaml").read_text())["train"]
+    assert (saved["steps"], saved["validate_every"]) == (schedule(10.0, 1)["steps"], 3)
+    commands.train_seg([*arguments, "--minutes=5"])
+    assert yaml.safe_load(Path("own/config.yaml").read_text())["train"]["steps"] == saved["steps"]
