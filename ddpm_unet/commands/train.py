@@ -26,6 +26,7 @@ from ddpm_unet.errors import UserError
 
 if TYPE_CHECKING:
     from ddpm_unet.data.check import Report
+    from ddpm_unet.training.pixelwise import PixelwiseJob
     from ddpm_unet.training.plan import Fingerprint, Look, Machine, Objects, Plan, Start
 
 BUILTIN, PLAN = "builtin:", "plan.yaml"
@@ -137,7 +138,7 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
             settings.init = "scratch"
             chosen = "starting from random weights: no denoiser of such images is at hand"
         _say(chosen)
-    job = build_pixel_job(settings, report=report)
+    job: PixelwiseJob = build_pixel_job(settings, report=report)
     job.reports = False  # once, with the scores
     _train(job, settings, wish, plan)
 

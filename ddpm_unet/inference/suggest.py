@@ -63,7 +63,7 @@ def suggest(
         **{"transfer": "features", "feature_timesteps": (timestep,), **settings},
     ).eval()
     network = network.to(device or next(network.parameters()).device)
-    found = [describe(network, to_model_range(item["image"])) for item in data]
+    found = [describe(network, to_model_range(data[i]["image"])) for i in range(len(data))]
     return greedy_medoids(np.stack(found), len(data) if count is None else count)
 
 

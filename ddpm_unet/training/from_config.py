@@ -209,8 +209,9 @@ def build_pixel_job(
     if report is None:
         report = check_pairs(data)
     else:
-        kept = {"mask_kind": report.config.mask_kind, "class_names": report.config.class_names}
-        report = replace(report, config=replace(data, **kept))
+        seen = report.config
+        kept = replace(data, mask_kind=seen.mask_kind, class_names=seen.class_names)
+        report = replace(report, config=kept)
     target, outputs = (_images if regress else _classes)(config, report)
     split = split_images(report.names, report.sizes, report.config.split)
     patience = config.train.early_stopping_patience

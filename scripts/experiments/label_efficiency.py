@@ -187,7 +187,8 @@ def arguments() -> argparse.Namespace:
     add("--counts", type=int, nargs="+", default=[1, 3], help="labelled images n")
     add("--draws", type=int, nargs="+", default=[5, 3], help="draws of images, for each n")
     add("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="what is compared")
-    args, args.settings = parser.parse_known_args()
+    args, settings = parser.parse_known_args()
+    args.settings = settings
     return args
 
 

@@ -104,8 +104,8 @@ def diffusers(
     change = T.Compose([T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize([0.5], [0.5])])
     data.set_transform(lambda rows: {"input": [change(i.convert("RGB")) for i in rows["image"]]})
     loader = DataLoader(data, batch_size=16, shuffle=True)
-    model = UNet2DModel(sample_size=data[0]["input"].shape[-1], **NETWORK)
-    scheduler = DDPMScheduler(num_train_timesteps=1000)
+    model: Any = UNet2DModel(sample_size=data[0]["input"].shape[-1], **NETWORK)
+    scheduler: Any = DDPMScheduler(num_train_timesteps=1000)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, (0.95, 0.999), 1e-8, 1e-6)
     rate = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=steps)
     average = EMAModel(
@@ -124,7 +124,8 @@ def diffusers(
         if step in marks:
             average.store(model.parameters())
             average.copy_to(model.parameters())
-            DDPMPipeline(model, scheduler).save_pretrained(out / str(step))
+            pipeline: Any = DDPMPipeline(model, scheduler)
+            pipeline.save_pretrained(out / str(step))
             average.restore(model.parameters())
     for mark in marks:
         yield mark, _ddim(Denoiser.from_pretrained(out / str(mark)))
@@ -259,7 +260,8 @@ def run(args: Namespace) -> list[dict[str, Any]]:
             if not file.exists():
                 every = max(1, round(60 * args.minutes / seconds[name] / args.points))
                 marks = [every * (i + 1) for i in range(args.points)]
-                begun, found = time.process_time(), []
+                begun = time.process_time()
+                found: list[dict[str, Any]] = []
                 for mark, draw in SIDES[name](tiles, out, marks[-1], seed, marks):
                     took = found[0]["process_minutes"] if found else None
                     took = took or (time.process_time() - begun) / 60
