@@ -135,7 +135,7 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
             settings.init = "scratch"
             chosen = "starting from random weights: no denoiser of such images is at hand"
         _say(chosen)
-    job = build_pixel_job(settings, report=report)
+    job: Any = build_pixel_job(settings, report=report)
     job.reports = False  # once, with the scores
     _train(job, settings, wish, plan)
 

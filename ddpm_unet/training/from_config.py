@@ -206,7 +206,10 @@ def build_pixel_job(
     if report is None:
         report = check_pairs(data)
     else:
-        kept = {"mask_kind": report.config.mask_kind, "class_names": report.config.class_names}
+        kept: dict[str, Any] = {
+            "mask_kind": report.config.mask_kind,
+            "class_names": report.config.class_names,
+        }
         report = replace(report, config=replace(data, **kept))
     target, outputs = (_images if regress else _classes)(config, report)
     split = split_images(report.names, report.sizes, report.config.split)

@@ -580,7 +580,7 @@ def time_steps(
 ) -> float:
     """Median seconds of some calls of `step`, after one that warms up."""
     step()
-    begun, times = clock(), []
+    begun, times = clock(), list[float]()
     while len(times) < most and (not times or clock() - begun < seconds):
         before = clock()
         step()
