@@ -39,6 +39,16 @@ COMMANDS = {
     "completion": ("completion:main", "complete commands and flags in bash, zsh or fish"),
 }
 """Where each command is, and what it does."""
+SHARED = {
+    "train-ddpm",
+    "train-seg",
+    "train-autoencoder",
+    "sample",
+    "segment",
+    "evaluate",
+    "likelihood",
+}
+"""The commands that several processes share."""
 Number = TypeVar("Number", int, float)
 MISMATCH = "operator torchvision::nms does not exist"
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -67,7 +77,7 @@ def run(command: str, arguments: Sequence[str] | None = None) -> None:
         command: One of `COMMANDS`.
         arguments: Of the command; None for those of the process.
     """
-    with user_errors():
+    with user_errors(shared=command in SHARED):
         module, _, function = COMMANDS[command][0].partition(":")
         getattr(import_module(f"ddpm_unet.commands.{module}"), function)(arguments)
 
@@ -121,12 +131,13 @@ class _Output:
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
+def user_errors(shared: bool = False) -> Iterator[None]:
     """Print a UserError, and what else a person can mend, in one line; exit with status 2.
 
     A command whose output nobody reads any more ends its work, then with status 141, as by SIGPIPE.
     Of several processes the main one speaks first, as launchers then end the others. Launchers
     print a traceback of their own below it, so the line is printed again when they have ended.
+    What is not `shared` by several processes, and would be done by each, is refused to them.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names of files may be in no encoding
@@ -136,6 +147,12 @@ def user_errors() -> Iterator[None]:
     output = _Output(stdout) if isinstance(stdout, TextIOWrapper) else None
     sys.stdout = output or stdout
     try:
+        count = os.environ.get("WORLD_SIZE", "1")
+        if not shared and count != "1" and "RANK" in os.environ:
+            raise UserError(
+                f"{count} processes were started, and this is the work of one; start it without "
+                "accelerate launch or torchrun"
+            )
         yield
         if output is not None:
             output.flush()

@@ -208,7 +208,7 @@ def score(folder: Path, truth: str, others: list[str], model: Path | None) -> No
             ending = ".nii.gz" if ".nii" in at[2] else ".tif"
             path = Path(f"{at[1]}_objects{ending}")
             if path.is_file():
-                labels = read_file(path, 3 if at[4] else data.dims)[..., 0]
+                labels = read_file(path, 3 if at[4] else report.config.dims)[..., 0]
                 labels = labels[int(at[4])] if at[4] else labels
             else:
                 labels = label_objects(found)

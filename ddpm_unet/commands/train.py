@@ -106,6 +106,7 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
     wish = _read(SegmentConfig, "histology_nuclei.yaml", arguments, "data.images")
     settings, plan, report = build(SegmentConfig, wish.values), None, None
 
+    from ddpm_unet.data.folder import with_dims
     from ddpm_unet.data.preprocessing import target_settings
 
     data = target_settings(settings.data) if settings.task == "regress" else settings.data
@@ -122,6 +123,7 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
     if wish.planned:
         plan, report = _plan_segmentation(wish, settings)
         settings = build(SegmentConfig, plan.values)
+    settings.data, data = (with_dims(each, each.images) for each in (settings.data, data))
     settings.init = settings.init or run.setting("init")
     if settings.architecture == "unet" and not settings.init:
         own, ours = newest_models(), shipped("histology64")

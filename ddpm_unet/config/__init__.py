@@ -6,6 +6,7 @@ content of a run folder's `config.yaml`. Nothing here imports torch, so `--help`
 
 from ddpm_unet.config.data import (
     AugmentConfig,
+    DataConfig,
     ExtraPairsConfig,
     ImageDataConfig,
     LatentConfig,
@@ -40,9 +41,9 @@ from ddpm_unet.config.training import (
 
 __all__ = [
     "AugmentConfig", "AutoencodeConfig", "AutoencoderConfig", "BetaSchedule", "CheckConfig",
-    "CheckpointHints", "ClassicConfig", "DenoiseConfig", "DiffusionConfig", "ExtraPairsConfig",
-    "HeadConfig", "ImageDataConfig", "ImageLoss", "LatentConfig", "LossName", "MaskKind",
-    "PairDataConfig", "PredictConfig", "PredictionType", "PreviewConfig", "ProcessHints",
-    "RegressionConfig", "SegmentConfig", "SegmentLossConfig", "SplitConfig", "TrainConfig",
-    "UNetConfig", "UNetSettings", "ValueRange", "VarianceType",
+    "CheckpointHints", "ClassicConfig", "DataConfig", "DenoiseConfig", "DiffusionConfig",
+    "ExtraPairsConfig", "HeadConfig", "ImageDataConfig", "ImageLoss", "LatentConfig", "LossName",
+    "MaskKind", "PairDataConfig", "PredictConfig", "PredictionType", "PreviewConfig",
+    "ProcessHints", "RegressionConfig", "SegmentConfig", "SegmentLossConfig", "SplitConfig",
+    "TrainConfig", "UNetConfig", "UNetSettings", "ValueRange", "VarianceType",
 ]  # fmt: skip

@@ -19,7 +19,8 @@ class DataConfig:
     """What settings of images have in common, with masks or without.
 
     Args:
-        dims: 2 for images, also the pages of stacks; 3 for volumes, NIfTI files or TIFF stacks.
+        dims: 2 for images, also the pages of stacks; 3 for volumes, TIFF stacks or NIfTI files (a
+            folder of which it is always 3).
         size: Height and width (and depth) of the training windows, pixels.
         scale: Factor applied to images and masks before anything is cut (0.5 halves them).
         channels: 1 (grey), 3 (RGB), 4 or, of labelled images, any number; null keeps what the

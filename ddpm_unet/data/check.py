@@ -121,8 +121,8 @@ def check_pairs(config: PairDataConfig, finished: bool = False) -> Report:
 
     `finished` is of `find_pairs`.
     """
-    check_data_settings(config)
     report = Report(complete_settings(config))
+    check_data_settings(report.config)
     pairing = find_pairs(report.config, finished)
     if pairing.objects and report.config.mask_kind == "auto":
         report.config = replace(report.config, mask_kind="instances")

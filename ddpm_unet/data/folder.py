@@ -10,12 +10,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from typing_extensions import override
 
+from ddpm_unet.config import DataConfig
 from ddpm_unet.data.collection import (
     CACHE,
     INDEXED,
@@ -29,7 +32,7 @@ from ddpm_unet.data.collection import (
 )
 from ddpm_unet.data.images import EXTENSIONS, ImageInfo, faults_named, image_info, read_image
 from ddpm_unet.data.slides import Source
-from ddpm_unet.data.volumes import IMAGE_EXTENSIONS, VOLUME_EXTENSIONS
+from ddpm_unet.data.volumes import IMAGE_EXTENSIONS, VOLUME_EXTENSIONS, is_nifti
 from ddpm_unet.errors import UserError
 
 RACE = 2_000_000_000
@@ -197,6 +200,20 @@ def list_images(
         raise UserError(f"{root}: holds {found}, no image ({known}); {cure}")
     paths.sort(key=natural)
     return paths, others
+
+
+D = TypeVar("D", bound=DataConfig)
+
+
+def with_dims(config: D, place: str) -> D:
+    """The settings of data in a place: of dims 3 where it holds NIfTI files and no image."""
+    volumes = is_nifti(place)
+    if config.dims == 2 and Path(place).is_dir():
+        for path in visible_files(Path(place)):
+            if split_ending(path)[1].lower() in IMAGE_EXTENSIONS:
+                return config
+            volumes |= is_nifti(path)
+    return replace(config, dims=3) if volumes else config
 
 
 def split_ending(path: str | Path) -> tuple[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 from ddpm_unet.config import PairDataConfig
 from ddpm_unet.data import histology, points
 from ddpm_unet.data.bio import is_bio
-from ddpm_unet.data.folder import list_images, natural, split_ending
+from ddpm_unet.data.folder import list_images, natural, split_ending, with_dims
 from ddpm_unet.data.images import ImageInfo
 from ddpm_unet.data.masks import half_of, mask_values
 from ddpm_unet.data.pixels import check_channels
@@ -60,7 +60,8 @@ class Pairing:
 
 
 def complete_settings(config: PairDataConfig) -> PairDataConfig:
-    """The settings with what the built-in masks, and labelled points, say about themselves."""
+    """The settings with what files, built-in masks and labelled points say about themselves."""
+    config = with_dims(config, config.images)
     if config.mask_kind == "images" and config.masks in (*histology.MASKS, POINTS):
         raise UserError(
             f"data.masks {config.masks}: are masks, not images to predict; set data.images and "

@@ -22,7 +22,7 @@ from ddpm_unet.config.data import check_data_settings
 from ddpm_unet.data import histology
 from ddpm_unet.data.collection import CACHE, ArrayCollection, Collection, Selection
 from ddpm_unet.data.conditioning import ConcatCondition, ConditionImages, Sequences
-from ddpm_unet.data.folder import Folder, Shards, shard_paths
+from ddpm_unet.data.folder import Folder, Shards, shard_paths, with_dims
 from ddpm_unet.data.image_set import Fit, ImageSet, open_collection
 from ddpm_unet.data.named_sets import FASHION, fashion_mnist, huggingface_set, torchvision_set
 from ddpm_unet.data.stream import Grid, Stream
@@ -35,6 +35,7 @@ NAMED = ("builtin:", "torchvision:", "huggingface:")
 
 def open_images(config: ImageDataConfig) -> ImageSet:
     """The images to train on; a setting, a folder or an image at fault is a UserError."""
+    config = with_dims(config, config.source)
     check_settings(config)
     return _open(source_images(config), config)
 
@@ -61,6 +62,7 @@ def held_out(config: ImageDataConfig) -> Grid | None:
     """The windows kept for validation, or None where the source keeps nothing (see above) or,
     in builtin:histology, windows are larger than what is kept.
     """
+    config = with_dims(config, config.source)
     check_settings(config)
     collection = _collection(config, "held out")
     return Grid(_open(collection, config)) if collection else None

@@ -24,6 +24,7 @@ from ddpm_unet.config.network import UNetSettings
 from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data import histology
 from ddpm_unet.data.check import Report, check_pairs
+from ddpm_unet.data.folder import with_dims
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.labelled import (
     LabelledSet,
@@ -72,6 +73,7 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
     if config.lora.rank and (not config.init or config.train.ema_sigma_rel):
         cure = "set train.ema_sigma_rel []" if config.init else "give init, the denoiser to change"
         raise UserError(f"lora.rank {config.lora.rank}: {cure}")
+    config.data = with_dims(config.data, config.data.source)
     data, stream = config.data, open_stream(config.data, config.seed)
     images, latent = stream.images, _latent_space(config, stream.images)
     conditioning = Conditioning(
@@ -202,6 +204,7 @@ def build_pixel_job(
     if regress:
         torchmetrics_of_images()
         config = replace(config, data=target_settings(config.data))
+    config = replace(config, data=with_dims(config.data, config.data.images))
     data = config.data
     if report is None:
         report = check_pairs(data)

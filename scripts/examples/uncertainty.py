@@ -244,5 +244,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with user_errors():
+    with user_errors(shared=True):
         main()

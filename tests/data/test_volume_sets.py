@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from data_files import save
+from PIL import Image
 from torchvision import tv_tensors
 
 from ddpm_unet.config import AugmentConfig, ImageDataConfig, PairDataConfig, SplitConfig
@@ -112,8 +113,11 @@ def test_a_mask_that_lies_elsewhere_and_turns_that_would_distort(folders, tmp_pa
 
 
 def test_pictures_in_a_folder_of_volumes_and_the_reverse(folders):
-    with pytest.raises(UserError, match=r"no image .*set data\.dims 3 for volumes"):
+    assert check_pairs(config(folders, dims=2)).config.dims == 3
+    Image.new("L", (4, 4)).save(folders / "images" / "a.png")
+    with pytest.raises(UserError, match=r"masks: .*no image .*set data\.dims 3 for volumes"):
         check_pairs(config(folders, dims=2))
+    (folders / "images" / "a.png").unlink()
     with pytest.raises(UserError, match=r"data\.dims 3: builtin:histology is an image"):
         check_pairs(PairDataConfig(dims=3))
 
@@ -249,8 +253,8 @@ def test_cutting_volumes_is_slicing(kind):
 
 def test_a_denoisers_volumes(folders):
     settings = ImageDataConfig(
-        source=f"{folders}/images", dims=3, size=8, value_range="percentiles"
-    )
+        source=f"{folders}/images", size=8, value_range="percentiles"
+    )  # dims are those of the files
     images = open_images(settings)
     assert len(images) == 5
     assert held_out(settings) is None

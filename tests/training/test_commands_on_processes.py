@@ -1,6 +1,9 @@
 """Every command on two processes (gloo, on the CPU) writes what it does on one."""
 
+import runpy
 import sys
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet
 from ddpm_unet.models.segmenter import Segmenter
 
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 NETWORK = {
     "block_out_channels": [8], "down_block_types": ["DownBlock2D"],
     "up_block_types": ["UpBlock2D"], "layers_per_block": 1, "norm_num_groups": 4,
@@ -27,6 +31,7 @@ TRAIN = {"steps": 2, "batch_size": 4, "warmup_steps": 1, "validate_every": 2, "s
 FLAGS = {
     "train-ddpm": "--config denoise.yaml --run OUT",
     "train-seg": "--config segment.yaml --run OUT",
+    "train-autoencoder": "--config autoencode.yaml --run OUT",
     "sample": "--model model --num_images 5 --batch_size 2 --steps 2 --out OUT",
     "segment": "images --model segmenter --tile 96 --probabilities tiff --out OUT",
     "evaluate": "--model model --steps 2 --num_images 9 --batch_size 2 --extractor means --out OUT",
@@ -59,7 +64,10 @@ def home(tmp_path_factory):
     denoise["preview"] = {"num_images": 2, "steps": 2, "validation_images": 3}
     segment = {"data": {"images": "images", "masks": "masks", "size": 8}, "init": "scratch"}
     segment |= {"model": NETWORK, "train": TRAIN, "predict": {"tile": 96}}
-    for name, settings in {"denoise": denoise, "segment": segment, "config": denoise}.items():
+    small = {"latent_channels": 3, "block_out_channels": [8, 16], "norm_num_groups": 4}
+    autoencode = {**denoise, "model": small}
+    files = {"denoise": denoise, "segment": segment, "config": denoise, "autoencode": autoencode}
+    for name, settings in files.items():
         (home / f"{name}.yaml").write_text(yaml.safe_dump(settings))
     small = UNet(**NETWORK, sample_size=8)
     write_pipeline(home / "model", small, GaussianDiffusion())
@@ -79,6 +87,33 @@ def start(command: str, out: str) -> None:
 
     sys.argv = ["uncertainty.py", *flags]
     return uncertainty.main()
+
+
+@pytest.mark.parametrize(
+    "command", ["check", "ema --length 0.1", "report", "push a/b", "convert a b", "compare.py a=b"]
+)
+def test_what_is_the_work_of_one_process_is_refused_to_two(command, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    name, *flags = command.split()
+    monkeypatch.setattr("sys.argv", [name, *flags])
+    script = partial(runpy.run_path, str(SCRIPTS / name), run_name="__main__")
+    with pytest.raises(SystemExit) as stopped:
+        script() if name.endswith(".py") else cli.run(name, flags)
+    said = "error: 2 processes were started, and this is the work of one; start it without"
+    assert (stopped.value.code, capsys.readouterr().err[: len(said)]) == (2, said)
+
+
+def test_every_script_is_shared_or_the_work_of_one():
+    """A new command must be in one of the lists above, a new script guarded by `user_errors`."""
+    assert {*FLAGS} - {"uncertainty"} == cli.SHARED
+    plain = [p for p in SCRIPTS.glob("*/*.py") if p.parent.name in ("examples", "experiments")]
+    texts = {p.name: p.read_text() for p in plain if "__main__" in p.read_text()}
+    free = {name for name, text in texts.items() if "user_errors" not in text}
+    assert free <= {
+        "network_cost.py", "network_diagram.py", "reliability.py", "reliability_runs.py",
+    }  # fmt: skip
+    assert [name for name, text in texts.items() if "shared=True" in text] == ["uncertainty.py"]
 
 
 def written(folder):
