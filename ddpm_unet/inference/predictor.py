@@ -430,8 +430,10 @@ class Predictor:
 
     def changes(self, path: Path) -> str:
         """How a file is unlike the training's, and what is done about it, in a few words."""
-        own, here, info = self.preprocessing, self.spacing_of(path), self._info(path)
-        found = []
+        own = self.preprocessing
+        if own.voxel:
+            return ""
+        here, info, found = self.spacing_of(path), self._info(path), []
         if info.channels != own.channels:
             found.append(f"{info.channels} channel{'s' * (info.channels > 1)} made {own.channels}")
         if own.scales(here, path.name) != own.scale:

@@ -104,10 +104,12 @@ def test_floats_are_predicted_from_nifti(run, tmp_path, capsys, channels):
     flags = (
         "--task regress --init scratch --data.images images --data.masks targets --data.dims 3 "
         "--data.size 12 --data.scale 0.8 --data.value_range percentiles --data.target_range "
-        "[-100,150] --data.augment.rot90 false --data.augment.elastic_sigma 0 "
+        "[-100,150] --data.augment.flips true --data.augment.rot90 false "
+        "--data.augment.elastic_sigma 0 "
         "--data.split.by blocks --data.split.validation 1 --data.split.test 1 "
         "--architecture classic --classic.dims 3 "
-        "--classic.padding same --classic.depth 2 --classic.base_width 8 --train.steps 60 "
+        "--classic.padding same --classic.norm none --classic.dropout 0.5 --classic.depth 2 "
+        "--classic.base_width 8 --train.steps 60 "
         "--train.batch_size 2 --train.warmup_steps 2 --train.lr 0.01 --train.ema_decay 0.5 "
         "--train.validate_every 60 --train.sample_every 60 --run run"
     )
