@@ -127,7 +127,7 @@ def test_commands_work_in_any_folder(installed, tmp_path):
     folders = ("--data.images", "images", "--data.masks", "masks", "--run", "own")
     few = ("--train.steps", 1, "--train.batch_size", 1, "--train.sample_every", 0)
     said = run(installed, command, "train-seg", *folders, *few, cwd=tmp_path)
-    assert "starting from random weights: no denoiser" in said
+    assert "init: scratch" in said
     assert (tmp_path / "own" / "report.html").is_file()
     said = run(installed, command, "segment", "a.png", cwd=tmp_path, status=2)
     assert said.startswith("error: no model in runs/*/model")

@@ -58,7 +58,7 @@ def _read(kind: type, default: str, arguments: Sequence[str] | None, data: str =
     Those of built-in data, or of a job without `data` to plan by, are completed by a recipe.
     """
     begun = time.monotonic()
-    values, flags, file = read_values(kind, None, arguments)
+    values, flags, file = read_values(kind, None, arguments, default)
     source, run = str(values.get(data, BUILTIN)), values.get("run")
     if file is None and not source.startswith(BUILTIN) and values.get("data.masks") != "points":
         what = "denoiser" if kind is DenoiseConfig else "segmenter"

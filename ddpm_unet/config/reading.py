@@ -142,19 +142,23 @@ def read_settings(
 
 
 def read_values(
-    kind: type, default_config: Path | None, arguments: Sequence[str] | None = None
+    kind: type,
+    default_config: Path | None,
+    arguments: Sequence[str] | None = None,
+    default: str = "none",
 ) -> tuple[dict[str, Any], set[str], Path | None]:
     """Settings from `--config FILE`, overridden by dotted flags; `--help` prints them and exits.
 
     Without `--config` it is `default_config`, or the settings' own defaults. `--resume RUN` is a
-    run folder's `config.yaml`, which may be one of an earlier version, and its folder.
+    run folder's `config.yaml`, which may be one of an earlier version, and its folder. The help
+    names `default` where there is no `default_config`.
 
     Returns:
         The values that are given, by dotted name; the names of those given as flags; the file.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"--help", "-h", "--help-all"} & set(arguments):
-        default = default_config.name if default_config else "none"
+        default = default_config.name if default_config else default
         print(_help(kind, default, everything="--help-all" in arguments))
         raise SystemExit(0)
     given = sum(argument.split("=")[0] == "--config" for argument in arguments)

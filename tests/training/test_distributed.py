@@ -11,6 +11,7 @@ import accelerate
 import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState
 from accelerate.utils.launch import prepare_multi_gpu_env
 from runs import run
 from torch import nn
@@ -96,6 +97,7 @@ NO_VALUE = {
 def test_a_value_that_accelerate_does_not_take_is_refused_in_its_name(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     monkeypatch.setenv("FSDP_VERSION", "2")
+    AcceleratorState._reset_state(reset_partial_state=True)  # variables are read as it is made
     with (
         distributed.own_accelerator(),
         pytest.raises(UserError, match=rf"^{name} {value}: acceler"),
