@@ -511,10 +511,7 @@ def _augment(plan: Plan, found: Fingerprint, size: int, split_apart: bool) -> No
     if found.objects is None:
         return
     channels = plan.values.get("data.channels") or found.looks[0].channels
-    if channels == 1 and flat:
-        for name, value in (("brightness", 0.2), ("contrast", 0.4), ("gamma", 0.4)):
-            plan.choose(f"data.augment.{name}", value, "staining and exposure differ")
-    elif channels == 3 and flat:
+    if channels == 3 and flat:
         plan.choose("data.augment.color", 0.1, "stains and lamps differ")
 
 
