@@ -16,6 +16,11 @@ def replace_text(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
+def printable(text: str) -> str:
+    """A text in which names of files that are in no encoding are spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def replace_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON; see `replace_text`."""
     replace_text(path, json.dumps(value, indent=2) + "\n")

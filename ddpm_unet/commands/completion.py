@@ -24,6 +24,9 @@ BASH = """_ddpm_unet() {{
 }}
 complete -o default -F _ddpm_unet ddpm-unet"""
 
+OF_SETTINGS = ("check", "train-ddpm", "train-seg", "train-autoencoder")
+"""Commands whose --help shows some of their flags."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__)
@@ -49,8 +52,5 @@ def flags_of(command: str) -> list[str]:
     """The flags of a command, as its help names them."""
     said = io.StringIO()
     with redirect_stdout(said), suppress(SystemExit):
-        run(command, ["--help-all" if command in ("check", *TRAININGS) else "--help"])
+        run(command, ["--help-all" if command in OF_SETTINGS else "--help"])
     return list(dict.fromkeys(re.findall(r"^ +(?:-\w, )?(--[\w.]+)", said.getvalue(), re.M)))
-
-
-TRAININGS = ("train-ddpm", "train-seg", "train-autoencoder")

@@ -127,10 +127,9 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
     settings.data, data = (with_dims(each, each.images) for each in (settings.data, data))
     settings.init = settings.init or run.setting("init")
     if settings.architecture == "unet" and not settings.init:
-        own, ours = newest_models(), shipped("histology64")
-        folders = [*own, *[ours] * (ours / "model_index.json").is_file()]
+        own = newest_models()
         try:
-            denoiser, chosen = choose_denoiser(settings, data, folders, CURE)
+            denoiser, chosen = choose_denoiser(settings, data, [*own, *_shipped()], CURE)
             settings.init = str(denoiser)
         except UserError:
             if own:
@@ -231,13 +230,14 @@ def _machine() -> Machine:
 
 def _plan_denoiser(wish: _Wish) -> Plan:
     """By the images of a source."""
+    from ddpm_unet.data.folder import with_dims
     from ddpm_unet.data.sources import source_images
     from ddpm_unet.training.plan import CUT, chosen_images, look_at, plan_denoiser
 
     settings: DenoiseConfig = build(DenoiseConfig, wish.values)
     data = settings.data
-    if "data.dims" not in wish.values and _volumes(data.source):
-        data = replace(data, dims=3)
+    if "data.dims" not in wish.values:
+        data = with_dims(data, data.source)
     images = source_images(data)
 
     def looks() -> Iterator[Look]:
@@ -260,13 +260,14 @@ def _plan_denoiser(wish: _Wish) -> Plan:
 def _plan_segmentation(wish: _Wish, settings: SegmentConfig) -> tuple[Plan, Report]:
     """By the images and masks; gives what their check found too."""
     from ddpm_unet.data.check import check_pairs
+    from ddpm_unet.data.folder import with_dims
     from ddpm_unet.data.pairs import complete_settings, find_pairs
     from ddpm_unet.data.preprocessing import target_settings
     from ddpm_unet.training.plan import chosen_images, look_at, plan_segmentation
 
     data = target_settings(settings.data) if settings.task == "regress" else settings.data
-    if "data.dims" not in wish.values and _volumes(data.images):
-        data = replace(data, dims=3)
+    if "data.dims" not in wish.values:
+        data = with_dims(data, data.images)
     pairs = find_pairs(complete_settings(data)).pairs
 
     def looks() -> Iterator[Look]:
@@ -338,9 +339,7 @@ def _start(wish: _Wish, settings: SegmentConfig, found: Fingerprint) -> Start:
     if "data.channels" not in wish.values and channels:
         data = replace(settings.data, channels=3 if channels == {1, 3} else max(channels))
         settings = replace(settings, data=data)
-    shipping = shipped("histology64")
-    folders = newest_models() + [shipping] * any(shipping.glob("model_index.json"))
-    why = "given"
+    folders, why = [*newest_models(), *_shipped()], "given"
     if given is None:
         try:
             folder, why = choose_denoiser(settings, settings.data, folders, "train one")
@@ -348,7 +347,13 @@ def _start(wish: _Wish, settings: SegmentConfig, found: Fingerprint) -> Start:
             why = str(error).removeprefix("no denoiser to start from: ").rpartition(";")[0]
             return Start(None, f"no denoiser at hand takes these images ({why or 'there is none'})")
         given = str(folder)
-    return Start(given, why) if Path(given) == shipping else _seen(given, why)
+    return Start(given, why) if Path(given) in _shipped() else _seen(given, why)
+
+
+def _shipped() -> list[Path]:
+    """The denoiser that ships, where it is there."""
+    folder = shipped("histology64")
+    return [folder] if (folder / "model_index.json").is_file() else []
 
 
 def _seen(folder: str, why: str) -> Start:
@@ -358,19 +363,6 @@ def _seen(folder: str, why: str) -> Start:
 
     seen = Preprocessing.read(Path(folder), 1)
     return Start(folder, why, *((seen.scale, seen.value_range) if seen.dtype else ()))
-
-
-def _volumes(place: str) -> bool:
-    """Whether a folder, or file, is of NIfTI volumes."""
-    from ddpm_unet.data.folder import list_images
-    from ddpm_unet.data.volumes import is_nifti
-
-    path = Path(place)
-    if path.is_dir():
-        with suppress(UserError):
-            return all(map(is_nifti, list_images(path, 3)[0]))
-        return False
-    return path.is_file() and is_nifti(path)
 
 
 def _say(text: str) -> None:

@@ -264,6 +264,13 @@ def _build(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
     return kind(**found, **groups)
 
 
+def inline_yaml(value: Any) -> str:
+    """A setting as it stands in one line of YAML."""
+    value = list(value) if isinstance(value, tuple) else value
+    text = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def _help(kind: Any, default: str, everything: bool) -> str:
     """What `--help` prints: the settings that people use, or all."""
     from ddpm_unet.config.jobs import COMMON
@@ -277,9 +284,7 @@ def _help(kind: Any, default: str, everything: bool) -> str:
     ]  # fmt: skip
     for name, hint, value, text in described(kind()):
         if everything or name in common:
-            value = list(value) if isinstance(value, tuple) else value
-            shown = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize)
-            shown = shown.removesuffix("\n").removesuffix("\n...")
+            shown = inline_yaml(value)
             said = re.sub(r"\n *", "\n      ", text)
             lines.append(f"  --{name} ({in_words(hint)}; default {shown})\n      {said}")
     return "\n".join(lines + ([] if everything else ["", "--help-all lists all settings."]))

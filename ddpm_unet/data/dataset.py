@@ -21,7 +21,7 @@ from typing_extensions import override
 
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.images import image_array
-from ddpm_unet.data.masks import IGNORE_INDEX, connected_cells, interiors
+from ddpm_unet.data.masks import IGNORE_INDEX, connected_cells, interiors, small_object
 from ddpm_unet.data.pixels import shown_size, to_unit
 from ddpm_unet.data.stream import Batch, Change, Grid, Stream, WindowSource
 from ddpm_unet.errors import UserError
@@ -277,9 +277,7 @@ class ImageDataset(Dataset[Item], WindowSource):
     @property
     def small_object(self) -> int:
         """Pixels of an object that only 5 % are smaller than, in up to 64 items; 0 without any."""
-        items = (self[index]["objects"].numpy() for index in _spread(len(self), LOOKED_AT))
-        areas = np.concatenate([np.bincount(cells.ravel())[1:] for cells in items])
-        return int(np.quantile(areas[areas > 0], 0.05)) if areas.any() else 0
+        return small_object(self[i]["objects"].numpy() for i in _spread(len(self), LOOKED_AT))
 
     def _mask(self, value: Any, space: tuple[int, ...], name: str, classes: int | None) -> Tensor:
         value = value.detach().cpu() if isinstance(value, Tensor) else value

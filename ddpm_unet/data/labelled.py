@@ -16,7 +16,7 @@ from typing_extensions import override
 from ddpm_unet.config import SplitConfig
 from ddpm_unet.data.augment import augmentation, window_margin
 from ddpm_unet.data.check import Report
-from ddpm_unet.data.masks import balanced_weights, border_weights, interiors
+from ddpm_unet.data.masks import balanced_weights, border_weights, interiors, small_object
 from ddpm_unet.data.pixels import convert_channels, nearest, normalised, resize, to_unit
 from ddpm_unet.data.stream import Batch, Positions, Stream, WindowSource
 from ddpm_unet.errors import UserError
@@ -150,10 +150,7 @@ class LabelledSet(PairSet):
     @cached_property
     def small_object(self) -> int:
         """Pixels of an object that only 5 % are smaller than, of a set with `interior`."""
-        items = (super(LabelledSet, self).item(index) for index in range(len(self)))
-        areas = [np.bincount(item["cells"].ravel())[1:] for item in items]
-        present = np.concatenate(areas)
-        return int(np.quantile(present[present > 0], 0.05)) if present.any() else 0
+        return small_object(super(LabelledSet, self).item(i)["cells"] for i in range(len(self)))
 
     @override
     def describe(self) -> str:

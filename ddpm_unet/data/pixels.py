@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Any
@@ -159,19 +160,40 @@ def _bilinear(planes: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return interpolate(planes, (height, width), mode="bilinear", antialias=True)
 
 
+def linear_taps(
+    length: int, new: int, start: int = 0, count: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which of `length` pixels make `count` of `new` ones from `start` on, and how much of each.
+
+    A triangle over the new pixel's centre, as wide as a new pixel when they are larger than the
+    old ones, else as an old one.
+
+    Returns:
+        Indices `int64 [count, taps]`, non-decreasing in every column, and weights
+        `float32 [count, taps]` that add up to 1.
+    """
+    step, stop = length / new, new if count is None else start + count
+    reach = max(step, 1.0)
+    centre = (torch.arange(start, stop, dtype=torch.float64) + 0.5) * step
+    first = (centre - reach + 0.5).floor().long().clamp(min=0)
+    index = first[:, None] + torch.arange(math.ceil(2 * reach) + 1)
+    weight = (1 - (index + 0.5 - centre[:, None]).abs() / reach).clamp(min=0)
+    weight[index >= length] = 0
+    weight /= weight.sum(dim=1, keepdim=True)
+    return index.clamp(max=length - 1), weight.float()
+
+
 def resampling(old: int, new: int, start: int, count: int) -> tuple[int, np.ndarray]:
     """How `count` pixels of a line resized from `old` to `new`, from `start` on, come from it.
 
-    Gives the first pixel of the old line that is needed, and the weights `[count, needed]`, those
-    of `resize`: triangles as wide as two new pixels, or two old ones where the line grows.
+    Gives the first pixel of the old line that is needed, and the weights `[count, needed]`: those
+    of `linear_taps`, as `resize` has them.
     """
-    factor = old / new
-    half = max(factor, 1.0)
-    centres = (np.arange(start, start + count) + 0.5) * factor
-    first, last = max(int(centres[0] - half + 0.5), 0), min(int(centres[-1] + half + 0.5), old)
-    places = np.arange(first, last) + 0.5
-    weights = np.maximum(0, 1 - np.abs(places - centres[:, None]) / half)
-    return first, (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    index, weight = linear_taps(old, new, start, count)
+    first, last = int(index[0, 0]), int(index[weight > 0].max()) + 1
+    weights = torch.zeros(count, last - first)
+    weights.scatter_add_(1, (index - first).clamp(max=last - first - 1), weight)
+    return first, weights.numpy()
 
 
 def resampled(planes: np.ndarray, weights: Sequence[np.ndarray]) -> np.ndarray:

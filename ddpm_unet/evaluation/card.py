@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ddpm_unet.evaluation.report import Run, printable, shown, words, write_report
-from ddpm_unet.files import replace_text
+from ddpm_unet.evaluation.report import Run, shown, words, write_report
+from ddpm_unet.files import printable, replace_text
 from ddpm_unet.models.card import ALONE, LOAD, MARK, TASKS, card_text, license_of
 
 

@@ -21,7 +21,7 @@ from ddpm_unet.config.jobs import COMMON, SCRIPTS
 from ddpm_unet.config.reading import current_names
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.plots import Panel, panels, plot_panels
-from ddpm_unet.files import replace_text
+from ddpm_unet.files import printable, replace_text
 
 ABOUT = "about.json"
 MOST_SAMPLES = 6
@@ -318,11 +318,6 @@ def flattened(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, A
             yield from flattened(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def printable(text: str) -> str:
-    """A text in which names of files that are in no encoding are spelt out."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def shown(value: Any) -> str:

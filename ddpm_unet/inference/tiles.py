@@ -12,7 +12,6 @@ bilinear `interpolate` with `antialias`: a tile sees what it would of the whole 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+
+from ddpm_unet.data.pixels import linear_taps
 
 
 @dataclass(frozen=True)
@@ -387,27 +388,6 @@ def resample_bands(
         if done < new[0]:
             first = int(index[done].min())
             waiting, top = waiting[:, first - top :].clone(), first
-
-
-def linear_taps(length: int, new: int) -> tuple[Tensor, Tensor]:
-    """Which of `length` pixels make each of `new` ones, and how much of each.
-
-    A triangle over the new pixel's centre, as wide as a new pixel when they are larger than the
-    old ones, else as an old one.
-
-    Returns:
-        Indices `int64 [new, taps]`, non-decreasing in every column, and weights
-        `float32 [new, taps]` that add up to 1.
-    """
-    step = length / new
-    reach = max(step, 1.0)
-    centre = (torch.arange(new, dtype=torch.float64) + 0.5) * step
-    first = (centre - reach + 0.5).floor().long().clamp(min=0)
-    index = first[:, None] + torch.arange(math.ceil(2 * reach) + 1)
-    weight = (1 - (index + 0.5 - centre[:, None]).abs() / reach).clamp(min=0)
-    weight[index >= length] = 0
-    weight /= weight.sum(dim=1, keepdim=True)
-    return index.clamp(max=length - 1), weight.float()
 
 
 def weighted(array: Tensor, axis: int, index: Tensor, weight: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ddpm_unet.files import replace_text
+from ddpm_unet.files import printable, replace_text
 
 MARK = "# Written by ddpm-unet, and anew with its report; without this line it stays as it is."
 ALONE = "# Written by ddpm-unet with the model; without this line it stays as it is."
@@ -70,7 +70,7 @@ def card_text(
     if kind in TASKS:
         own["pipeline_tag"] = TASKS[kind]
     every = yaml.safe_dump({**own, **(header or {})}, sort_keys=False)
-    told = "Not stated: who hands this on fills in `license` above, with a view to the data."
+    unsaid = "Not stated: who hands this on fills in `license` above, with a view to the data."
     parts = [
         f"---\n{mark}\nlicense: {license_name}\n{every}---\n",
         f"# {title}\n",
@@ -80,7 +80,7 @@ def card_text(
         f"```python\n{LOAD[kind]}\n```\n",
         *sections,
         f"## Limits\n\n{' '.join(limits)}\n",
-        f"## Licence\n\n{told if license_name == UNKNOWN else license_name}",
+        f"## Licence\n\n{unsaid if license_name == UNKNOWN else license_name}",
     ]
     return "\n".join(part for part in parts if part) + "\n"
 
@@ -113,4 +113,4 @@ def write_card_alone(folder: Path, kind: str, rows: Mapping[str, Any], note: str
     known = {name: value for name, value in rows.items() if value not in (None, "", ())}
     title = f"{kind[0].upper()}{kind[1:]}"
     text = card_text(kind, title, known, [limits[0].strip()], license_name=license_of(before))
-    replace_text(file, text.encode("utf-8", "backslashreplace").decode())
+    replace_text(file, printable(text))

@@ -136,9 +136,9 @@ def load_lora(unet: UNet, source: Folder, scale: float = 1.0) -> UNet:
         if weight is None or (up.shape[0], down.shape[1]) != weight.shape[:2]:
             raise UserError(f"{file}: changes {layer}, which this network has not in this size")
         rank = down.shape[0]
-        told = alphas.get(layer, alphas.get(f"unet.{layer}", about.get("lora_alpha", rank)))
+        alpha = alphas.get(layer, alphas.get(f"unet.{layer}", about.get("lora_alpha", rank)))
         changes = {layer: (down, up)}
-        factor = scale * float(told) / (rank**0.5 if about.get("use_rslora") else rank)
+        factor = scale * float(alpha) / (rank**0.5 if about.get("use_rslora") else rank)
         weight.copy_(_changed({f"{layer}.weight": weight}, changes, factor)[f"{layer}.weight"])
     return unet
 

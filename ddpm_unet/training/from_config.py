@@ -495,9 +495,8 @@ def channels_of(data: PairDataConfig) -> int | None:
     with suppress(UserError):
         check_data_settings(data)
         for pair in find_pairs(complete_settings(data)).pairs[:1]:
-            return convert_channels(pair.read_image(), data.channel_count, pair.image_file).shape[
-                -1
-            ]
+            image = convert_channels(pair.read_image(), data.channel_count, pair.image_file)
+            return image.shape[-1]
     return None
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -50,7 +52,6 @@ from ddpm_unet.training.distributed import (
     whole_norm,
 )
 from ddpm_unet.training.job import Batch, Job
-from ddpm_unet.training.plan import time_steps
 from ddpm_unet.training.post_hoc_ema import Snapshots
 from ddpm_unet.training.run_folder import RunFolder, disk_faults
 from ddpm_unet.training.speed import in_memory_format, loader_processes
@@ -129,6 +130,23 @@ def seconds_a_step(job: Job, settings: Any) -> float:
 
         seconds = torch.tensor(time_steps(step), device=accelerator.device)
         return float(torch.as_tensor(accelerator.gather(seconds)).max())
+
+
+def time_steps(
+    step: Callable[[], object],
+    clock: Callable[[], float] = time.perf_counter,
+    most: int = 5,
+    seconds: float = 20.0,
+) -> float:
+    """Median seconds of some calls of `step`, after one that warms up."""
+    step()
+    begun = clock()
+    times: list[float] = []
+    while len(times) < most and (not times or clock() - begun < seconds):
+        before = clock()
+        step()
+        times.append(clock() - before)
+    return median(times)
 
 
 def check_training(config: TrainConfig) -> None:

@@ -8,16 +8,14 @@ it go by it. Lengths are in pixels of the files, unless `scale` is applied to th
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 import numpy as np
-import yaml
 from scipy import fft, ndimage
 
+from ddpm_unet.config.reading import inline_yaml
 from ddpm_unet.data.pixels import PERCENTILES, shown_size
 from ddpm_unet.data.volumes import in_mm
 
@@ -232,10 +230,7 @@ class Plan:
                     write(choice, f"{indent}  ")
                     continue
                 value, reason = choice
-                value = list(value) if isinstance(value, tuple) else value
-                shown = yaml.safe_dump(value, default_flow_style=True, width=10**9)
-                shown = shown.removesuffix("\n").removesuffix("\n...")
-                lines.append(f"{indent}{key}: {shown}".ljust(40) + f"  # {reason}")
+                lines.append(f"{indent}{key}: {inline_yaml(value)}".ljust(40) + f"  # {reason}")
 
         write(tree, "")
         return "\n".join([*(f"# {note}" for note in self.notes), *lines, ""])
@@ -567,23 +562,6 @@ def plan_denoiser(
         plan.choose("diffusion.beta_schedule", "squaredcos_cap_v2", "the best in docs/recipes.md")
     plan.choose("train.lr", 5e-4 if not large else 2e-4, "for a network of this kind")
     return plan
-
-
-def time_steps(
-    step: Callable[[], object],
-    clock: Callable[[], float] = time.perf_counter,
-    most: int = 5,
-    seconds: float = 20.0,
-) -> float:
-    """Median seconds of some calls of `step`, after one that warms up."""
-    step()
-    begun = clock()
-    times: list[float] = []
-    while len(times) < most and (not times or clock() - begun < seconds):
-        before = clock()
-        step()
-        times.append(clock() - before)
-    return median(times)
 
 
 def schedule(

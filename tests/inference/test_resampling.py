@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
+from ddpm_unet.data.pixels import linear_taps
 from ddpm_unet.inference.tiles import (
     Resampled,
     Tiling,
-    linear_taps,
     predict_scaled,
     predict_tiles,
     resample_bands,

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from ddpm_unet.commands import train as commands
 from ddpm_unet.config import DenoiseConfig, SegmentConfig
 from ddpm_unet.config.reading import build, read_values
+from ddpm_unet.training.loop import time_steps
 from ddpm_unet.training.plan import (
     FORWARD,
     Fingerprint,
@@ -27,7 +28,6 @@ from ddpm_unet.training.plan import (
     plan_segmentation,
     schedule,
     texture_size,
-    time_steps,
     widths,
 )
 
