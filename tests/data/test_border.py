@@ -4,7 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from ddpm_unet.data.masks import balanced_weights, border_weights, connected_cells, two_nearest
+from ddpm_unet.data.masks import (
+    balanced_weights,
+    border_weights,
+    connected_cells,
+    small_object,
+    two_nearest,
+)
 
 
 def brute_force(cells):
@@ -72,3 +78,10 @@ def test_balanced_weights_give_every_class_the_same_sum():
     weights = balanced_weights(counts)
     np.testing.assert_allclose((weights * counts)[[0, 2, 3]], 1000 / 3)
     assert weights[1] == 0
+
+
+def test_a_small_object_has_the_area_that_a_twentieth_are_below():
+    lines = [np.repeat(np.arange(1, 51), np.arange(1, 51) + first) for first in (0, 50)]
+    images = [np.append(line, [0] * 7)[None] for line in lines]  # areas of 1 to 100, and background
+    assert small_object(iter(images)) == 5
+    assert small_object([np.zeros((2, 3), int)]) == 0

@@ -101,3 +101,8 @@ def test_the_command_names_images_and_writes_the_list(tmp_path, capsys):
     assert {int(name.rsplit("/", 1)[-1][0]) % 3 for name in names} == {0, 1, 2}
     with pytest.raises(UserError, match="--count 20"):
         command.main(f"{tmp_path} --model {tmp_path / 'model'} --count 20".split())
+
+
+def test_of_equal_images_each_is_named_once():
+    assert sorted(greedy_medoids(np.ones((4, 3)), 4)) == [0, 1, 2, 3]
+    assert sorted(greedy_medoids(np.array([[0.0], [0.0], [9.0]]), 3)) == [0, 1, 2]
