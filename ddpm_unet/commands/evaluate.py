@@ -51,7 +51,7 @@ def read_folder(folder: Path, sets: int, count: int) -> Any:
     import torch
 
     from ddpm_unet.data.folder import list_images
-    from ddpm_unet.data.images import read_image
+    from ddpm_unet.data.reading import read_image
 
     files = list_images(folder)[0]
     if len(files) < sets * count:
