@@ -25,8 +25,8 @@ from ddpm_unet.config import (
     UNetConfig,
 )
 from ddpm_unet.data.check import check_pairs
-from ddpm_unet.data.images import read_image
 from ddpm_unet.data.preprocessing import Preprocessing, Targets
+from ddpm_unet.data.reading import read_image
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import image_scores
 from ddpm_unet.inference.predictor import Predictor
