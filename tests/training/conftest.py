@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from accelerate.state import AcceleratorState
 from PIL import Image
 from small import SMALL
 
@@ -12,6 +13,14 @@ def no_curves(request, monkeypatch):
     if "curves" not in request.keywords:
         monkeypatch.setattr("ddpm_unet.training.loop.plot_metrics", lambda records, path: None)
         monkeypatch.setattr("ddpm_unet.evaluation.report.plots", lambda curves: "")
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    """Accelerate, which has one precision per process, begins anew."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")
@@ -36,15 +45,8 @@ def settings(blobs, tmp_path):
         data=ImageDataConfig(source=str(blobs), size=8),
         model=UNetConfig(**SMALL, dropout=0.1),
         train=TrainConfig(
-            steps=14,
-            batch_size=6,
-            micro_batch=4,
-            lr=1e-3,
-            warmup_steps=4,
-            checkpoint_every=5,
-            validate_every=7,
-            sample_every=0,
-            log_every=3,
+            steps=14, batch_size=6, micro_batch=4, lr=1e-3, warmup_steps=4, checkpoint_every=5,
+            validate_every=7, sample_every=0, log_every=3,
         ),
         preview=PreviewConfig(num_images=3, steps=2, validation_images=4),
-    )
+    )  # fmt: skip
