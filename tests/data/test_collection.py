@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.datasets import FakeData
 
 from ddpm_unet.config import ImageDataConfig
-from ddpm_unet.data import image_set, named_sets
+from ddpm_unet.data import named_sets
 from ddpm_unet.data.collection import one_at_a_time
 from ddpm_unet.data.named_sets import fashion_mnist, read_idx
 from ddpm_unet.data.sources import held_out, open_images, open_stream
@@ -210,12 +210,10 @@ def test_hugging_face_faults(
 
 
 def test_hugging_face_rows_are_decoded_when_they_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     """Shapes come from headers, once; columns that are not used are never decoded."""
     datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(named_sets, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(named_sets, "INDEXED", 6)
     files = []
     for number in range(6):
         files.append(tmp_path / f"{number}.png")
@@ -250,9 +248,8 @@ def test_hugging_face_rows_are_decoded_when_they_are_read(
         assert [int(image[0, 0, 0]) for image in images] == list(range(6))
         assert images.labels.tolist() == [0, 1, 1] * 2
     assert first.digest == second.digest
-    monkeypatch.setattr(image_set, "CACHE", tmp_path / "cache")
     packed = open_images(replace(config, disk_limit=1))
-    assert str(tmp_path / "cache" / "images") in packed.describe()
+    assert str(cache / "images") in packed.describe()
     assert [int(image[0, 0, 0]) for image in packed] == list(range(6))
     hole = made.select_columns(["photo"]).add_item({"photo": None})
     hole.save_to_disk(tmp_path / "hole")

@@ -88,10 +88,10 @@ def test_halving_is_antialiased_and_keeps_depth(dtype: str) -> None:
 def test_small_images_are_named(tmp_path: Path) -> None:
     Image.new("L", (16, 7)).save(tmp_path / "1.png")
     with pytest.raises(UserError, match=r"1\.png: 16 x 7 pixels hold no window of 8 x 8"):
-        open_collection(Folder(tmp_path, 1.0), Fit(8))
+        open_collection(Folder(tmp_path), Fit(8))
     Image.new("L", (16, 15)).save(tmp_path / "1.png")
     with pytest.raises(UserError, match=r"8 x 8 pixels at scale 0.5 hold no window of 9"):
-        open_collection(Folder(tmp_path, 1.0), Fit(9, scale=0.5))
+        open_collection(Folder(tmp_path), Fit(9, scale=0.5))
 
 
 def test_parts_and_joins() -> None:
@@ -125,11 +125,11 @@ def test_resampled_floats_stay_within_the_range_of_the_picture(size):
 def test_large_sets_are_decoded_once_into_a_file(
     dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ddpm_unet.data.image_set.CACHE", tmp_path)
+    monkeypatch.setattr("ddpm_unet.data.collection.CACHE", tmp_path)
     (tmp_path / "files").mkdir()
     for number, shape in enumerate([(9, 13, 3), (30, 10, 3)]):
         tifffile.imwrite(tmp_path / f"files/{number}.tif", image(dtype, *shape))
-    collection = Folder(tmp_path / "files", 1.0)
+    collection = Folder(tmp_path / "files")
     limits = {"memory_limit": 0, "disk_limit": 1}
     found = open_collection(collection, Fit(8), **limits)
     assert isinstance(found, PackedImages)

@@ -40,7 +40,7 @@ def test_steps_start_anywhere() -> None:
 def write_folder(root: Path, number: int = 6) -> Folder:
     for i in range(number):
         write(root / f"{i}.png", np.random.default_rng(i).integers(0, 256, (12, 12, 3), np.uint8))
-    return Folder(root, 1.0)
+    return Folder(root)
 
 
 @pytest.mark.parametrize("memory_limit", [0, 10])

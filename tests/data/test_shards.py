@@ -40,10 +40,7 @@ def write(path, numbers, labels=True):
 
 
 @pytest.fixture
-def tars(tmp_path, monkeypatch):
-    monkeypatch.setattr("ddpm_unet.data.folder.INDEXED", 1)
-    monkeypatch.setattr("ddpm_unet.data.folder.RACE", -(10**15))
-    monkeypatch.setattr("ddpm_unet.data.folder.CACHE", tmp_path / "cache")
+def tars(tmp_path, cache):
     place = tmp_path / "tars"
     place.mkdir()
     write(place / "b-2.tar", range(10))
@@ -52,23 +49,23 @@ def tars(tmp_path, monkeypatch):
 
 
 def test_images_and_classes_in_order(tars):
-    shards = Shards(str(tars), 1.0, class_labels=True)
+    shards = Shards(str(tars), class_labels=True)
     assert len(shards) == 30
     assert shards.classes == ("0", "1", "2")
     assert shards.labels.tolist() == [number % 3 for number in range(30)]
     assert shards.name(10) == str(tars / "b-10.tar" / "a" / "0010.png")
     assert "30 other files passed over (30 .json)" in shards.note
-    again = Shards(str(tars), 1.0, class_labels=True)  # by the index
+    again = Shards(str(tars), class_labels=True)  # by the index
     assert (tars.parent / "cache").exists()
-    for found in (shards, again, Shards(str(tars / "b-10.tar"), 1.0)):
+    for found in (shards, again, Shards(str(tars / "b-10.tar"))):
         first = 30 - len(found)
         for index in (0, 4, 19):
             np.testing.assert_array_equal(found.read(index), encoded(first + index)[2])
             assert found.info(index).size == (12, 14)
     write(tars / "b-11.tar", [30])
-    assert len(Shards(str(tars), 1.0)) == 31
+    assert len(Shards(str(tars))) == 31
     write(tars / "b-2.tar", range(5))
-    assert len(Shards(str(tars), 1.0)) == 26
+    assert len(Shards(str(tars))) == 26
 
 
 def test_streams_of_tars_are_functions_of_seed_and_position(tars):
@@ -86,18 +83,18 @@ def test_streams_of_tars_are_functions_of_seed_and_position(tars):
 def test_bad_tars_are_said_in_one_line(tars, tmp_path):
     write(tars / "b-2.tar", range(3), labels=False)
     with pytest.raises(UserError, match=r"0000.png: has no class beside it \(.cls\); add one"):
-        Shards(str(tars), 1.0, class_labels=True)
+        Shards(str(tars), class_labels=True)
     for content in (b"", bytes(10240)):
         (tmp_path / "empty.tar").write_bytes(content)
         with pytest.raises(UserError, match=r"empty.tar: (holds no image|is damaged)"):
-            Shards(str(tmp_path / "empty.tar"), 1.0)
+            Shards(str(tmp_path / "empty.tar"))
     with pytest.raises(UserError, match=r"none.tar: no such file"):
-        Shards(str(tmp_path / "none.tar"), 1.0)
+        Shards(str(tmp_path / "none.tar"))
     (tmp_path / "gz.tar").write_bytes(b"\x1f\x8b" + bytes(100))
     with pytest.raises(UserError, match=r"gz.tar: is damaged"):
-        Shards(str(tmp_path / "gz.tar"), 1.0)
+        Shards(str(tmp_path / "gz.tar"))
     (tmp_path / "odd.tar").write_bytes((tars / "b-10.tar").read_bytes()[:3000])
     with pytest.raises(UserError, match=r"odd.tar: is truncated"):
-        Shards(str(tmp_path / "odd.tar"), 1.0)
+        Shards(str(tmp_path / "odd.tar"))
     with pytest.raises(UserError, match=r"tar files have images; set data\.dims 2"):
         open_images(ImageDataConfig(source=str(tars), dims=3, size=8))

@@ -19,7 +19,7 @@ from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.image_set import Fit, ImageSet, PackedImages, survey
 from ddpm_unet.data.labelled import LabelledSet, pair_stream, split_images
 from ddpm_unet.data.pixels import cut_window, normalised, resize, to_unit
-from ddpm_unet.data.reading import image_info, read_image, volume_space
+from ddpm_unet.data.reading import Reading, image_info, read_image, volume_space
 from ddpm_unet.data.sources import held_out, open_images, open_stream
 from ddpm_unet.data.volumes import Space, write_nifti
 from ddpm_unet.errors import UserError
@@ -275,7 +275,7 @@ def test_a_denoisers_volumes(folders):
 
 
 def test_fitting_volumes(folders):
-    folder = Folder(folders / "images", 200, dims=3)
+    folder = Folder(folders / "images", Reading(dims=3))
     fit = Fit(12, mode="resize", value_range="percentiles")
     info = fit.info(folder.info(2), folder.name(2))
     planes = fit.apply(folder.read(2), folder.name(2))
