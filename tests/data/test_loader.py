@@ -2,7 +2,6 @@
 
 import os
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from ddpm_unet.errors import UserError
 
 @settings(deadline=None)
 @given(st.integers(0, 10**9), st.integers(0, 70), st.integers(1, 9), st.integers(0, 20))
-def test_shares_are_the_whole_in_order(start: int, size: int, processes: int, micro: int) -> None:
+def test_shares_are_the_whole_in_order(start, size, processes, micro):
     whole = range(start, start + size)
     parts = [shares(whole, p, processes, micro) for p in range(processes)]
     assert [position for part in parts for piece in part for position in piece] == list(whole)
@@ -31,20 +30,20 @@ def test_shares_are_the_whole_in_order(start: int, size: int, processes: int, mi
         assert all(len(piece) == micro for piece in part[:-1])
 
 
-def test_steps_start_anywhere() -> None:
+def test_steps_start_anywhere():
     early = list(StepBatches(range(0, 6), 10, 1, 3, 2))
     assert early[:2] == [[3, 4], [5]]
     assert list(StepBatches(range(4, 6), 10, 1, 3, 2)) == early[8:]
 
 
-def write_folder(root: Path, number: int = 6) -> Folder:
+def write_folder(root, number=6):
     for i in range(number):
         write(root / f"{i}.png", np.random.default_rng(i).integers(0, 256, (12, 12, 3), np.uint8))
     return Folder(root)
 
 
 @pytest.mark.parametrize("memory_limit", [0, 10])
-def test_workers_give_what_the_main_process_gives(tmp_path: Path, memory_limit: int) -> None:
+def test_workers_give_what_the_main_process_gives(tmp_path, memory_limit):
     stream = Stream(open_collection(write_folder(tmp_path), Fit(8), memory_limit), flips=True)
     batches = StepBatches(range(2, 5), 7, 1, 2, 3)
     alone = list(make_loader(stream, batches))
@@ -56,7 +55,7 @@ def test_workers_give_what_the_main_process_gives(tmp_path: Path, memory_limit: 
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_image_is_one_line_from_any_process(tmp_path: Path, workers: int) -> None:
+def test_a_bad_image_is_one_line_from_any_process(tmp_path, workers):
     stream = Stream(open_collection(write_folder(tmp_path), Fit(8), memory_limit=0))
     whole = (tmp_path / "3.png").read_bytes()
     (tmp_path / "3.png").write_bytes(whole[:200])
@@ -69,19 +68,17 @@ def test_a_bad_image_is_one_line_from_any_process(tmp_path: Path, workers: int) 
 class Dying:
     """A stream whose worker dies, or stays away, at position 4."""
 
-    def __init__(self, stuck: bool) -> None:
+    def __init__(self, stuck):
         self.stuck = stuck
 
-    def __getitems__(self, positions: list[int]) -> dict[str, torch.Tensor]:
+    def __getitems__(self, positions):
         if 4 in positions:
             time.sleep(60) if self.stuck else os.kill(os.getpid(), 9)
         return {"position": torch.tensor(positions)}
 
 
 @pytest.mark.parametrize("stuck", [False, True])
-def test_a_lost_worker_is_an_error_with_its_cause(
-    stuck: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_worker_is_an_error_with_its_cause(stuck, monkeypatch):
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.3)  # 5 s
     patience = 1.0 if stuck else 60.0
     loader = make_loader(Dying(stuck), StepBatches(range(5), 2), workers=1, timeout=patience)
@@ -91,7 +88,7 @@ def test_a_lost_worker_is_an_error_with_its_cause(
     assert "\n" not in str(caught.value)
 
 
-def test_other_errors_are_no_lost_workers() -> None:
+def test_other_errors_are_no_lost_workers():
     for error in (RuntimeError("shapes differ"), OSError("Caught OSError in DataLoader worker")):
         assert worker_fault(error) is None
     lost = worker_fault(RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. "))

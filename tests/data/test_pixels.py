@@ -12,14 +12,14 @@ from ddpm_unet.errors import UserError
 RNG = np.random.default_rng(0)
 
 
-def pixels(*shape: int, dtype: type = np.uint8) -> np.ndarray:
+def pixels(*shape, dtype=np.uint8):
     return RNG.integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @pytest.mark.parametrize("have", [1, 2, 3, 4])
 @pytest.mark.parametrize("want", [1, 3, 4])
-def test_channels(have: int, want: int, dtype: type) -> None:
+def test_channels(have, want, dtype):
     floats = dtype is np.float32
     picture = RNG.random((3, 4, have), np.float32) if floats else pixels(3, 4, have, dtype=dtype)
     opaque = 1 if floats else np.iinfo(dtype).max
@@ -38,13 +38,13 @@ def test_channels(have: int, want: int, dtype: type) -> None:
         np.testing.assert_array_equal(found[..., 3], np.broadcast_to(alpha, (3, 4)))
 
 
-def test_many_channels_are_no_colours() -> None:
+def test_many_channels_are_no_colours():
     with pytest.raises(UserError, match=r"a\.tif.*5 channels"):
         convert_channels(pixels(2, 2, 5), 3, "a.tif")
     assert convert_channels(pixels(2, 2, 5), None, "a.tif").shape == (2, 2, 5)
 
 
-def test_unit_range_ends() -> None:
+def test_unit_range_ends():
     assert to_unit(np.array([0, 255], np.uint8)).tolist() == [-1, 1]
     assert to_unit(np.array([0, 65535], np.uint16)).tolist() == [-1, 1]
     assert to_unit(np.array([0, 0.5, 1], np.float32)).tolist() == [-1, 0, 1]
@@ -57,7 +57,7 @@ def test_unit_range_ends() -> None:
 
 @settings(deadline=None)
 @given(arrays.arrays(st.sampled_from([np.uint8, np.uint16]), st.integers(1, 20)))
-def test_unit_range_is_exact_and_invertible(values: np.ndarray) -> None:
+def test_unit_range_is_exact_and_invertible(values):
     full = np.iinfo(values.dtype).max
     unit = to_unit(values)
     assert unit.dtype == np.float32

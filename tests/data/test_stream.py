@@ -7,31 +7,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm_unet.data.collection import ArrayCollection
-from ddpm_unet.data.image_set import Fit, ImageSet, open_collection
+from ddpm_unet.data.image_set import Fit, open_collection
 from ddpm_unet.data.pixels import to_unit
 from ddpm_unet.data.stream import Grid, Stream, order, to_model_range
 
 RNG = np.random.default_rng(0)
 
 
-def image_set(size: int, *sizes: tuple[int, int], dtype: str = "uint8", **fit: object) -> ImageSet:
+def image_set(size, *sizes, dtype="uint8", **fit):
     full = np.iinfo(dtype).max
     images = [RNG.integers(0, full, (*shape, 3), endpoint=True).astype(dtype) for shape in sizes]
     classes = ("c",) * len(sizes)
     collection = ArrayCollection(images, "set", np.arange(len(sizes)), classes)
-    return open_collection(collection, Fit(size, **fit))  # type: ignore[arg-type]
+    return open_collection(collection, Fit(size, **fit))
 
 
 @settings(deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 200), st.integers(0, 10**12))
-def test_an_epoch_visits_every_item_once(seed: int, length: int, epoch: int) -> None:
+def test_an_epoch_visits_every_item_once(seed, length, epoch):
     positions = np.arange(epoch * length, (epoch + 1) * length)
     items = order(seed, positions, length)
     assert sorted(items) == list(range(length))
     np.testing.assert_array_equal(order(seed, positions[::-1], length)[::-1], items)
 
 
-def test_orders_differ_and_any_item_may_come_first() -> None:
+def test_orders_differ_and_any_item_may_come_first():
     epochs = [order(0, np.arange(e * 50, (e + 1) * 50), 50).tolist() for e in range(4)]
     epochs.append(order(1, np.arange(50), 50).tolist())
     assert len({tuple(epoch) for epoch in epochs}) == 5
@@ -42,9 +42,7 @@ def test_orders_differ_and_any_item_may_come_first() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=20), st.data())
-def test_a_batch_is_its_positions_and_nothing_else(
-    positions: list[int], data: st.DataObject
-) -> None:
+def test_a_batch_is_its_positions_and_nothing_else(positions, data):
     stream = Stream(SET, flips=True, rot90=True, seed=3)
     batch = stream.__getitems__(positions)
     assert batch["position"].tolist() == positions
@@ -62,7 +60,7 @@ SET = image_set(8, (9, 30), (8, 8), (25, 16))
 @pytest.mark.parametrize("flips", [False, True])
 @pytest.mark.parametrize("rot90", [False, True])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_items_are_turned_windows_of_their_images(flips: bool, rot90: bool, dtype: str) -> None:
+def test_items_are_turned_windows_of_their_images(flips, rot90, dtype):
     images = image_set(8, (9, 30), (25, 16), dtype=dtype)
     stream = Stream(images, flips=flips, rot90=rot90)
     positions = np.arange(200)
@@ -78,11 +76,11 @@ def test_items_are_turned_windows_of_their_images(flips: bool, rot90: bool, dtyp
     assert len(np.unique(windows.rot90)) == (4 if rot90 else 1)
 
 
-def orientations(mode: str = "crop", **changes: bool) -> np.ndarray:
+def orientations(mode="crop", **changes):
     """How often each of the eight orientations of one asymmetric image is met."""
     marked = np.zeros((4, 4, 1), np.uint8)
     marked[0, 1] = 1
-    images = open_collection(ArrayCollection([marked], "a"), Fit(4, mode=mode))  # type: ignore[arg-type]
+    images = open_collection(ArrayCollection([marked], "a"), Fit(4, mode=mode))
     found = Stream(images, **changes).__getitems__(range(4000))["image"].numpy()
     places = found.reshape(4000, 16).argmax(1)
     return np.bincount(places, minlength=16)[[1, 2, 4, 7, 8, 11, 13, 14]]
@@ -99,14 +97,14 @@ def orientations(mode: str = "crop", **changes: bool) -> np.ndarray:
         ("resize", True, False, 2),
     ],
 )
-def test_orientations_are_equally_likely(mode: str, flips: bool, rot90: bool, met: int) -> None:
+def test_orientations_are_equally_likely(mode, flips, rot90, met):
     counts = orientations(mode, flips=flips, rot90=rot90)
     assert (counts > 0).sum() == met
     expected = 4000 / met
     assert ((counts[counts > 0] - expected) ** 2 / expected).sum() < 24.4  # 7 d.f., 0.1 %
 
 
-def test_images_are_drawn_by_area_and_places_evenly() -> None:
+def test_images_are_drawn_by_area_and_places_evenly():
     stream = Stream(image_set(4, (4, 4), (8, 16), (7, 12)))
     assert stream.epoch_length == 1 + 8 + 5
     windows = stream.windows(np.arange(14 * 500))
@@ -120,7 +118,7 @@ def test_images_are_drawn_by_area_and_places_evenly() -> None:
     assert abs(np.corrcoef(top, left)[0, 1]) < 0.06
 
 
-def test_depth_reaches_the_model_uncut() -> None:
+def test_depth_reaches_the_model_uncut():
     deep = ArrayCollection([np.arange(16, dtype=np.uint16).reshape(4, 4, 1)], "a")
     found = Stream(open_collection(deep, Fit(4)))[7]["image"]
     assert found.dtype == torch.float32
@@ -130,7 +128,7 @@ def test_depth_reaches_the_model_uncut() -> None:
     torch.testing.assert_close(ranged[7]["image"].max(), torch.tensor(1.0))
 
 
-def test_8_bits_become_floats_on_the_device_as_on_the_host() -> None:
+def test_8_bits_become_floats_on_the_device_as_on_the_host():
     values = np.arange(256, dtype=np.uint8)
     torch.testing.assert_close(
         to_model_range(torch.from_numpy(values)), torch.from_numpy(to_unit(values)), rtol=0, atol=0
@@ -139,7 +137,7 @@ def test_8_bits_become_floats_on_the_device_as_on_the_host() -> None:
     assert to_model_range(ready) is ready
 
 
-def test_labels_and_names_follow_the_images() -> None:
+def test_labels_and_names_follow_the_images():
     stream = Stream(SET, seed=1)
     positions = np.arange(40)
     batch = stream.__getitems__(positions)
@@ -147,7 +145,7 @@ def test_labels_and_names_follow_the_images() -> None:
     assert stream.name(5) == f"set[{int(batch['label'][5])}]"
 
 
-def test_the_grid_covers_each_image_once_without_gaps() -> None:
+def test_the_grid_covers_each_image_once_without_gaps():
     images = image_set(4, (4, 4), (9, 17))
     grid = Grid(images)
     assert len(grid) == 1 + 2 * 4
@@ -162,7 +160,7 @@ def test_the_grid_covers_each_image_once_without_gaps() -> None:
         grid[9]
 
 
-def test_windows_stay_the_same_between_versions() -> None:
+def test_windows_stay_the_same_between_versions():
     """A run resumed with a newer version of the package goes on with the same windows."""
     windows = Stream(SET, flips=True, rot90=True, seed=3).windows([0, 1, 7, 8, 10**12])
     assert windows.image.tolist() == [2, 2, 0, 2, 2]
@@ -171,7 +169,7 @@ def test_windows_stay_the_same_between_versions() -> None:
     assert windows.mirrored.astype(int).tolist() == [[1, 0], [1, 0], [0, 0], [1, 1], [0, 0]]
 
 
-def test_what_is_changed_is_said_with_the_cure() -> None:
+def test_what_is_changed_is_said_with_the_cure():
     assert "random" not in Stream(SET).describe()
     assert (
         Stream(SET, flips=True)
@@ -181,7 +179,7 @@ def test_what_is_changed_is_said_with_the_cure() -> None:
     assert "set flips and rot90 to false" in Stream(SET, flips=True, rot90=True).describe()
 
 
-def test_the_digest_is_of_names_and_sizes() -> None:
+def test_the_digest_is_of_names_and_sizes():
     sizes = [(9, 30), (8, 8), (25, 16)]
     same, other = image_set(8, *sizes), image_set(8, *sizes[:2], (25, 17))
     assert Stream(SET).digest == Grid(SET).digest == same.digest

@@ -1,7 +1,6 @@
 """Sets of volumes: pairs, their check, patches, augmentation, and streams of their positions."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -32,7 +31,7 @@ PLAIN = AugmentConfig(
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> Path:
+def folders(tmp_path_factory):
     """Five volumes of different sizes and units; classes 1 and 2 are where they are bright."""
     root = tmp_path_factory.mktemp("volumes")
     affine = np.diag([1, 1, 2, 1])
@@ -45,7 +44,7 @@ def folders(tmp_path_factory) -> Path:
     return root
 
 
-def config(folders: Path, **changes) -> PairDataConfig:
+def config(folders, **changes):
     settings = PairDataConfig(
         dims=3, images=f"{folders}/images", masks=f"{folders}/masks", num_classes=3, size=8,
         value_range="percentiles", augment=PLAIN, split=SplitConfig(validation=0),
