@@ -20,10 +20,9 @@ from ddpm_unet.data.masks import half_of, mask_values
 from ddpm_unet.data.pixels import check_channels
 from ddpm_unet.data.volumes import (
     TIFF_EXTENSIONS,
+    check_together,
     file_info,
     read_file,
-    read_volume,
-    volume_space,
 )
 from ddpm_unet.errors import UserError
 
@@ -225,7 +224,12 @@ def _modalities(images: Files, masks: Files, pairing: Pairing) -> Files:
         for number in wanted
         if number not in files
     ]
-    return {name: tuple(files[n] for n in sorted(files)) for name, files in found.items()}
+    joined = {}
+    for name, files in found.items():
+        number, path = next(iter(files.items()))
+        before, _, after = path.rpartition(f"_{number}")
+        joined[name] = (f"{before}_{{{','.join(wanted)}}}{after}",)
+    return joined
 
 
 def _objects(images: Files, masks: Files, config: PairDataConfig) -> Files:
@@ -262,11 +266,12 @@ def _add_pairs(
     for name in sorted(images.keys() & masks.keys(), key=natural):
         (image, *_), (mask, *_) = images[name], masks[name]
         try:
-            own = _info(image, config, config.channel_names if len(images[name]) == 1 else ())
+            own = _info(image, config, config.channel_names)
             pages = (own.depth or 1) if config.dims == 2 else 1
             check_channels(own, config.channel_count, image)
             if config.dims == 3:
-                _check_space(own.along(3), image, (*images[name][1:], *masks[name]), config)
+                check_together((image, *masks[name]))
+                _check_turns(own.along(3), image, config)
             elif pages != (mask_pages := _info(mask, config).depth or 1):
                 raise UserError(
                     f"{mask}: has {mask_pages} pages, {image} {pages}; make them the same"
@@ -274,28 +279,20 @@ def _add_pairs(
         except UserError as error:
             pairing.faults.append(str(error))
             continue
-        reads = _read, _read_objects if pairing.objects else _read
         for page in [None] if pages == 1 else range(pages):
             number = "" if page is None else f"{page:0{len(str(pages - 1))}}"
             full, at = (f"{name}/{number}", f" page {number}") if number else (name, "")
             chosen = config.channel_names
-            read_image = partial(reads[0], images[name], page, config, keep_palette, chosen)
-            read_mask = partial(reads[1], masks[name], page, config, not colors)
+            read_image = partial(_read, image, page, config, keep_palette, chosen)
+            read_mask = partial(_read, mask, page, config, not colors)
+            if pairing.objects:
+                read_mask = partial(_read_objects, masks[name], page, config)
             spacing = own.along(config.dims)
             pairing.pairs.append(Pair(full, image + at, mask + at, read_image, read_mask, spacing))
 
 
-def _check_space(
-    spacing: tuple[float, ...] | None, image: str, others: Sequence[str], config: PairDataConfig
-) -> None:
-    """Refuse volumes that do not lie on their image, and turns of voxels that are no squares."""
-    space = volume_space(image)
-    for path, other in zip(others, map(volume_space, others), strict=True):
-        if space and other and space.size == other.size and not space.agrees(other):
-            raise UserError(
-                f"{path} ({image}): its voxels lie elsewhere than its image's (the affines "
-                "differ); resample it"
-            )
+def _check_turns(spacing: tuple[float, ...] | None, image: str, config: PairDataConfig) -> None:
+    """Refuse quarter turns of voxels that are no squares."""
     if spacing is None:
         return
     _, y, x = spacing
@@ -312,32 +309,11 @@ def _info(path: str, config: PairDataConfig, channels: tuple[str, ...] = ()) -> 
     return file_info(path, 3 if stack else 2, config.max_pixels, channels)
 
 
-def _read(
-    files: Sequence[str],
-    page: int | None,
-    config: PairDataConfig,
-    keep_palette: bool,
-    channels: tuple[str, ...] = (),
-) -> np.ndarray:
-    """One image or mask, whose channels may lie in several files."""
-    if len(files) > 1 and channels:
-        raise UserError(
-            f"{files[0]}: is of one channel in files of several; choose none by data.channels"
-        )
-    arrays = [_read_file(file, page, config, keep_palette, channels) for file in files]
-    for file, array in zip(files, arrays, strict=True):
-        if (array.shape[:-1], array.dtype) != (arrays[0].shape[:-1], arrays[0].dtype):
-            raise UserError(f"{file}: has not the size and type of {files[0]}; resample it")
-    return np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]
-
-
-def _read_objects(
-    files: Sequence[str], page: int | None, config: PairDataConfig, keep_palette: bool
-) -> np.ndarray:
+def _read_objects(files: Sequence[str], page: int | None, config: PairDataConfig) -> np.ndarray:
     """The objects of an image, numbered; where several lie, the last counts."""
     numbered = None
     for number, file in enumerate(files, start=1):
-        values = mask_values(_read_file(file, page, config, keep_palette), False, file)
+        values = mask_values(_read(file, page, config, True), False, file)
         numbered = np.zeros(values.shape, np.uint16) if numbered is None else numbered
         if values.shape != numbered.shape:
             raise UserError(f"{file}: has not the size of {files[0]}; save it at the image's size")
@@ -346,7 +322,7 @@ def _read_objects(
     return numbered[..., None]
 
 
-def _read_file(
+def _read(
     path: str,
     page: int | None,
     config: PairDataConfig,
@@ -355,10 +331,10 @@ def _read_file(
 ) -> np.ndarray:
     if page is None:
         return read_file(path, config.dims, config.max_pixels, keep_palette, channels)
-    return _stack(path, config.max_pixels, keep_palette, channels)[page]
+    return _stack(path, 3, config.max_pixels, keep_palette, channels)[page]
 
 
-_stack = lru_cache(maxsize=2)(read_volume)
+_stack = lru_cache(maxsize=2)(read_file)
 """The image's and the mask's stack stay in memory while their pages are read in turn."""
 
 

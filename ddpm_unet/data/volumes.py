@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,8 @@ TIFF_EXTENSIONS = (".tif", ".tiff", ".ome.tif", ".ome.tiff")
 BIO_EXTENSIONS = (*READERS, ".ome.zarr")
 IMAGE_EXTENSIONS = EXTENSIONS.union(TIFF_EXTENSIONS, BIO_EXTENSIONS)
 VOLUME_EXTENSIONS = frozenset((*NIFTI_EXTENSIONS, *TIFF_EXTENSIONS, *BIO_EXTENSIONS))
+CHANNEL_FILES = re.compile(r"(.+_)\{([0-9,]+)\}(.*)", re.DOTALL)
+"""The path of an image in files of a channel each: case_{0000,0001}.png."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,32 @@ def volume_info(
 
 def volume_space(path: str | Path) -> Space | None:
     """Where the voxels of a NIfTI file lie; None for others, which do not say."""
+    path = files_of(path)[0]
     with faults_named(path):
         return _nifti(path, math.inf)[1] if is_nifti(path) else None
+
+
+def files_of(path: str | Path) -> list[str]:
+    """The files of an image: of case_{0000,0001}.png one for each channel."""
+    found = CHANNEL_FILES.fullmatch(str(path))
+    return [f"{found[1]}{n}{found[3]}" for n in numbers_of(path)] if found else [str(path)]
+
+
+def numbers_of(path: str | Path) -> tuple[str, ...]:
+    """What tells the `files_of` an image apart; empty for one file."""
+    found = CHANNEL_FILES.fullmatch(str(path))
+    return tuple(found[2].split(",")) if found else ()
+
+
+def check_together(files: Sequence[str]) -> None:
+    """Refuse volumes whose voxels do not lie where those of the first one do."""
+    space = volume_space(files[0])
+    for path, other in zip(files[1:], map(volume_space, files[1:]), strict=True):
+        if space and other and space.size == other.size and not space.agrees(other):
+            raise UserError(
+                f"{path} ({files[0]}): its voxels lie elsewhere than its image's (the affines "
+                "differ); resample it"
+            )
 
 
 def read_file(
@@ -156,7 +183,10 @@ def read_file(
     keep_palette: bool = False,
     channels: Sequence[str] = (),
 ) -> np.ndarray:
-    """`read_image`, or of 3 dimensions `read_volume`."""
+    """`read_image`, or of 3 dimensions `read_volume`, of each of the `files_of` an image."""
+    if len(files := files_of(path)) > 1:
+        arrays = [read_file(file, dims, max_pixels, keep_palette) for file in files]
+        return np.concatenate(arrays, axis=-1)
     if dims == 3:
         return read_volume(path, max_pixels, keep_palette, channels)
     if is_bio(path):
@@ -168,7 +198,17 @@ def read_file(
 def file_info(
     path: str | Path, dims: int, max_pixels: float = 200.0, channels: Sequence[str] = ()
 ) -> ImageInfo:
-    """`image_info`, or of 3 dimensions `volume_info`."""
+    """`image_info`, or of 3 dimensions `volume_info`, of all of the `files_of` an image."""
+    if len(files := files_of(path)) > 1:
+        if channels:
+            raise UserError(f"{path}: files hold a channel each; choose none by data.channels")
+        check_together(files)
+        first, *others = (file_info(file, dims, max_pixels) for file in files)
+        for file, other in zip(files[1:], others, strict=True):
+            if (other.size, other.dtype) != (first.size, first.dtype):
+                raise UserError(f"{file}: has not the size and type of {files[0]}; resample it")
+        count = first.channels + sum(other.channels for other in others)
+        return replace(first, channels=count, colors=False)
     if dims == 3:
         return volume_info(path, max_pixels, channels)
     if is_bio(path):

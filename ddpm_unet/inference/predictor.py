@@ -25,10 +25,10 @@ from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.volumes import (
     Space,
     file_info,
+    files_of,
     in_mm,
     is_nifti,
     read_file,
-    read_volume,
     volume_space,
 )
 from ddpm_unet.errors import UserError
@@ -422,7 +422,7 @@ class Predictor:
             read_points(path)
             return
         if self.dims == 3:
-            _check_volume(path)
+            _check_volume(files_of(path)[0])
         info = self._info(path)
         check_channels(info, own.channels, path.name)
         own.check_depth(info.dtype, math.inf, path.name)
@@ -448,14 +448,15 @@ class Predictor:
             UserError: It cannot be read, or with a network of volumes is none.
         """
         if self.dims == 3:
-            _check_volume(path)
+            _check_volume(files_of(path)[0])
         own, spacing = self.preprocessing, self.spacing_of(path)
         whole, chosen = own.whole, own.channel_names
         about: tuple[Any, ...] = own.objects is not None, self.least_object(spacing, path.name)
-        about = (*about, spacing or lengths_of(path), own.sure)
-        tiff = is_tiff(path) or is_bio(path)
+        first = files_of(path)[0]
+        about = (*about, spacing or lengths_of(first), own.sure)
+        tiff = is_tiff(first) or is_bio(path)
         if self.dims == 3:
-            volume = read_volume(path, self.max_pixels, channels=chosen)
+            volume = read_file(path, 3, self.max_pixels, channels=chosen)
             self._check_depth([volume], path)
             parts = self._volume(volume, whole(volume) if whole else volume, path)
             yield OpenFile(volume.shape, parts, volume_space(path), tiff, [volume], *about)
@@ -537,7 +538,7 @@ class OpenFile:
     """Least probability of an interior."""
 
 
-def _check_volume(path: Path) -> None:
+def _check_volume(path: str | Path) -> None:
     if not (is_tiff(path) or is_nifti(path) or is_bio(path)):
         raise UserError(
             f"{path}: is no volume; give NIfTI, OME-Zarr, CZI, ND2 or a TIFF of a page per plane"

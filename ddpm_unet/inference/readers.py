@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ddpm_unet.data.bio import BioRows, is_bio, open_bio
-from ddpm_unet.data.images import TIFF_MAGIC, faults_named, read_image, read_tiff
+from ddpm_unet.data.images import TIFF_MAGIC, faults_named, read_tiff
 from ddpm_unet.data.metadata import Metadata
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.volumes import read_file
@@ -156,7 +156,7 @@ def open_planes(
         else:
             yield list(file.read())
     elif not is_tiff(path):
-        yield [read_image(path, max_pixels, channels=channels)]
+        yield [read_file(path, 2, max_pixels, channels=channels)]
     else:
         with _streamed(path, stream_above, channels) as planes:
             yield planes or list(_stack(path, max_pixels, channels))
