@@ -67,7 +67,9 @@ class BioFile(ImageFile):
                 "data.dims 3"
             )
         names = tuple(map(str, image.channel_names or ()))
-        self.array = select_channels(array, channel_numbers(channels, names, array.shape[-1], path))
+        self.array: Any = select_channels(
+            array, channel_numbers(channels, names, array.shape[-1], path)
+        )
         self.shape = depth, height, width, count = tuple(self.array.shape)
         self.info = ImageInfo(
             height, width, count, result_type(array.dtype, path), depth if stack else None,

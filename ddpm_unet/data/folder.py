@@ -93,12 +93,12 @@ class Folder(Collection):
         if len(paths) < Index.smallest:
             return
         del paths
-        kinds, which = self.infos()
+        infos, which = self.infos()
         if max(folders.values()) > start - RACE:
             return
         self._index.save(
             paths=self._paths, places=self._places, note=np.array(self.note), which=which,
-            kinds=info_table(kinds, self.reading.dims), times=np.array(list(folders.values())),
+            kinds=info_table(infos, self.reading.dims), times=np.array(list(folders.values())),
             folders=np.array([os.fsencode(name) for name in folders]),
         )  # fmt: skip
         self._read_index()  # whose arrays the next one shares

@@ -22,6 +22,7 @@ from ddpm_unet.data.pixels import check_channels
 from ddpm_unet.data.points import PointSet, from_grid, read_points, to_grid
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.reading import (
+    files_of,
     image_info,
     is_bio,
     is_nifti,
@@ -424,7 +425,7 @@ class Predictor:
             read_points(path)
             return
         if self.dims == 3:
-            _check_volume(path)
+            _check_volume(files_of(path)[0])
         info = self._info(path)
         check_channels(info, own.channels, path.name)
         own.check_depth(info.dtype, math.inf, path.name)
@@ -450,12 +451,13 @@ class Predictor:
             UserError: It cannot be read, or with a network of volumes is none.
         """
         if self.dims == 3:
-            _check_volume(path)
+            _check_volume(files_of(path)[0])
         own, spacing = self.preprocessing, self.spacing_of(path)
         whole, chosen = own.whole, own.channel_names
         about: tuple[Any, ...] = own.objects is not None, self.least_object(spacing, path.name)
-        about = (*about, spacing or lengths_of(path), own.sure)
-        tiff = is_tiff(path) or is_bio(path)
+        first = files_of(path)[0]
+        about = (*about, spacing or lengths_of(first), own.sure)
+        tiff = is_tiff(first) or is_bio(path)
         if self.dims == 3:
             volume = read_image(path, 3, max_pixels=self.max_pixels, channels=chosen)
             self._check_depth([volume], path)
@@ -539,7 +541,7 @@ class OpenFile:
     """Least probability of an interior."""
 
 
-def _check_volume(path: Path) -> None:
+def _check_volume(path: str | Path) -> None:
     if not (is_tiff(path) or is_nifti(path) or is_bio(path)):
         raise UserError(
             f"{path}: is no volume; give NIfTI, OME-Zarr, CZI, ND2 or a TIFF of a page per plane"
