@@ -346,11 +346,6 @@ def _builtin_pair(config: PairDataConfig) -> Pair:
     part: histology.Part = "all" if config.include_held_out else "train"
     if config.images == histology.HELD_OUT:
         part = "held_out"
-    field = "types" if config.masks == histology.TYPE_MASKS else "instances"
-    image, mask = partial(_builtin_array, part, "image"), partial(_builtin_array, part, field)
+    what: histology.What = "types" if config.masks == histology.TYPE_MASKS else "instances"
+    image, mask = (partial(histology.micrograph, part, kind) for kind in ("image", what))
     return Pair(histology.NEST, histology.NEST, f"{histology.NEST} ({config.masks})", image, mask)
-
-
-def _builtin_array(part: histology.Part, field: str) -> np.ndarray:
-    array: np.ndarray = getattr(histology.labelled(part), field)
-    return array if array.ndim == 3 else array.astype(np.uint16)[..., None]

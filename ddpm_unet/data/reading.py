@@ -1,7 +1,7 @@
 """Reads any image, stack or volume, exactly and with every fault named.
 
-Names decide on NIfTI, OME-Zarr, CZI and ND2, the content on all else. See `tiff`, `volumes` and
-`bio` for these formats, and `images` for PNG, JPEG, WebP, GIF and BMP.
+Names decide on NIfTI, OME-Zarr, CZI and ND2, the content on all else. See `tiff` and
+`volumes` for these formats, and `images` for PNG, JPEG, WebP, GIF and BMP.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ddpm_unet.data.bio import READERS, BioFile
 from ddpm_unet.data.images import ImageFile, ImageInfo, PillowFile, check_pixels, faults_named
 from ddpm_unet.data.tiff import MAGIC, TiffFile
-from ddpm_unet.data.volumes import NiftiFile, Space
+from ddpm_unet.data.volumes import READERS, BioFile, NiftiFile, Space
 from ddpm_unet.errors import UserError
 
 NIFTI_EXTENSIONS = (".nii", ".nii.gz")

@@ -13,11 +13,11 @@ import tifffile
 import torch
 from torch import Tensor
 
-from ddpm_unet.data.bio import BioFile, BioPlane
 from ddpm_unet.data.images import channel_numbers
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.reading import Reading, is_bio, is_tiff, read_image
 from ddpm_unet.data.tiff import Metadata
+from ddpm_unet.data.volumes import BioFile, BioPlane
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.tiles import Rows
 

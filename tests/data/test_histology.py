@@ -10,6 +10,8 @@ from ddpm_unet.data import histology
 from ddpm_unet.data.sources import held_out, open_images, open_stream
 from ddpm_unet.errors import UserError
 
+KINDS = ("image", "instances", "types")
+
 
 @pytest.fixture
 def _wheel():
@@ -21,27 +23,29 @@ def _wheel():
 
 @pytest.mark.usefixtures("_wheel")
 def test_micrographs_and_masks():
-    whole = histology.labelled("all")
-    assert whole.image.shape == (1500, 1500, 3)
-    assert whole.image.dtype == np.uint8
-    assert whole.instances.shape == whole.types.shape == (1500, 1500)
-    assert len(np.unique(whole.instances)) == 1 + 1294
+    image, instances, types = (histology.micrograph("all", what) for what in KINDS)
+    assert image.shape == (1500, 1500, 3)
+    assert image.dtype == np.uint8
+    assert instances.shape == types.shape == (1500, 1500, 1)
+    assert len(np.unique(instances)) == 1 + 1294
     # Pixels per class, as counted when the class names were found.
-    assert np.bincount(whole.types.ravel()).tolist() == [1833630, 101153, 134904, 180313]
+    assert np.bincount(types.ravel()).tolist() == [1833630, 101153, 134904, 180313]
     assert len(histology.CLASS_NAMES) == 4
     assert "histolytics" not in sys.modules
 
 
 @pytest.mark.usefixtures("_wheel")
 def test_parts_meet_and_do_not_overlap():
-    whole, train, scored = map(histology.labelled, ("all", "train", "held_out"))
-    for field in ("image", "instances", "types"):
-        joined = np.concatenate([getattr(train, field), getattr(scored, field)], axis=1)
-        np.testing.assert_array_equal(joined, getattr(whole, field))
-    assert scored.image.shape == (1500, 500, 3)
-    np.testing.assert_array_equal(histology.images("train")["hgsc_nest.jpg (train)"], train.image)
+    for what in KINDS:
+        whole, train, scored = (
+            histology.micrograph(part, what) for part in ("all", "train", "held_out")
+        )
+        np.testing.assert_array_equal(np.concatenate([train, scored], axis=1), whole)
+    train, scored = histology.micrograph("train"), histology.micrograph("held_out")
+    assert scored.shape == (1500, 500, 3)
+    np.testing.assert_array_equal(histology.images("train")["hgsc_nest.jpg (train)"], train)
     (kept,) = histology.images("held_out").values()
-    np.testing.assert_array_equal(kept, scored.image)
+    np.testing.assert_array_equal(kept, scored)
 
 
 @pytest.mark.usefixtures("_wheel")
@@ -52,7 +56,7 @@ def test_training_sees_the_held_out_part_only_when_told(include):
     area = 1500 * 1500 * (2 if include else 5 / 3)
     assert images.layout.sizes.prod(1).sum() == area
     scored = kept.images[0].numpy()
-    whole = histology.labelled("all").image.transpose(2, 0, 1)
+    whole = histology.micrograph("all").transpose(2, 0, 1)
     np.testing.assert_array_equal(scored, whole[:, :, 1000:])
     seen = [np.array_equal(images[i].numpy(), scored) for i in range(len(images))]
     assert any(seen) == include

@@ -156,7 +156,7 @@ def test_settings_without_conditions_to_match(folder, settings, message):
 
 def test_the_built_in_masks_lie_on_their_nuclei():
     try:
-        whole = histology.labelled("all")
+        types = histology.micrograph("all", "types")[..., 0]
     except UserError as error:
         pytest.skip(str(error))
     chosen = ImageDataConfig(
@@ -165,7 +165,7 @@ def test_the_built_in_masks_lie_on_their_nuclei():
     images = open_images(chosen)
     assert len(images) == 2  # the stroma has no mask
     found = torch.cat([images.condition[i] for i in range(2)], dim=2)[0]
-    np.testing.assert_array_equal(found.numpy(), whole.types)
+    np.testing.assert_array_equal(found.numpy(), types)
     batch = open_stream(chosen, 0, images).__getitems__(range(32))
     assert batch["condition"].shape == (32, 1, 64, 64)
     grey = batch["image"].float().mean(1, keepdim=True)
