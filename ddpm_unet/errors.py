@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
+from collections.abc import Iterable
 
 LAUNCHER = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
 """How the variables begin that accelerate reads."""
@@ -16,9 +18,20 @@ class UserError(Exception):
     """
 
 
+def cause_of(error: object) -> str:
+    """What an error of another library says, in one line of moderate length."""
+    return " ".join(str(error).split())[:200]
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
+    """The cure for a name that is not known: the nearest of the known ones, or what else there is."""
+    near = difflib.get_close_matches(name, list(known), 1, cutoff)
+    return f"did you mean {near[0]}?" if near else otherwise
+
+
 def launcher_fault(error: Exception) -> UserError | None:
     """The error of a variable that accelerate does not take; None where it speaks of none."""
-    text = " ".join(str(error).split())[:200]
+    text = cause_of(error)
     said = [f"{n} {v}" for n, v in os.environ.items() if n.startswith(LAUNCHER) and v.strip()]
     usual = ("no", "false", "true", "cpu")
     found = [

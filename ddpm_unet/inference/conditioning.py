@@ -25,6 +25,7 @@ from ddpm_unet.data.volumes import IMAGE_EXTENSIONS
 from ddpm_unet.data.volumes import VOLUME_EXTENSIONS as VOLUMES
 from ddpm_unet.errors import UserError
 from ddpm_unet.files import replace_json
+from ddpm_unet.models.pretrained import pipeline_root
 
 FILE, EARLIER_FILE = "conditioning.json", "conditions.json"
 EARLIER_KEYS = {"withheld": "cond_dropout", "planes": "concat_cond"}
@@ -92,7 +93,7 @@ class Conditioning:
         Raises:
             UserError: The file is unreadable.
         """
-        root = folder if (folder / "unet").is_dir() else folder.resolve().parent
+        root = pipeline_root(folder)
         path = next((root / n for n in (FILE, EARLIER_FILE) if (root / n).is_file()), None)
         if path is None:
             return cls()

@@ -37,7 +37,7 @@ from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import Autoencoder, autoencoder_of
 from ddpm_unet.models.lora import load_lora
 from ddpm_unet.models.precomputed import precompute_time_embeddings
-from ddpm_unet.models.pretrained import check_weights, read_file
+from ddpm_unet.models.pretrained import check_weights, pipeline_root, read_file
 
 CHECKPOINT = "ema.safetensors"
 SAME_IN_A_GUIDE = (
@@ -123,7 +123,7 @@ class Denoiser:
         conditioning = Conditioning.read(folder)
         conditioning.check(unet.config, folder)
         denoiser = cls(unet, diffusion, None, conditioning, autoencoder_of(folder))
-        root = folder if (folder / "unet").is_dir() else folder.resolve().parent
+        root = pipeline_root(folder)
         denoiser.preprocessing = Preprocessing.read(root, denoiser.image_channels)
         denoiser._folder = folder
         return denoiser

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.config.reading import check_settings
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, did_you_mean
 
 AttentionKind = Literal["self", "cross"] | None
 MID_BLOCKS = ("UNetMidBlock2D", "UNetMidBlock2DCrossAttn")
@@ -152,8 +151,7 @@ def check(config: UNetConfig, down_blocks: Iterable[str], up_blocks: Iterable[st
 
 def _check_block(name: str, block: str, known: Iterable[str]) -> None:
     if block not in known:
-        near = difflib.get_close_matches(block, list(known), n=1, cutoff=0.8)
-        cure = f"did you mean {near[0]}?" if near else f"take one of {', '.join(known)}"
+        cure = did_you_mean(block, known, f"take one of {', '.join(known)}", 0.8)
         raise UserError(f"{name}: unknown block {block!r}; {cure}")
 
 

@@ -7,7 +7,6 @@ activations step by step.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from ddpm_unet.config import ClassicConfig
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, did_you_mean
 from ddpm_unet.models.pretrained import check_weights
 
 IMAGENET = "imagenet"
@@ -110,8 +109,7 @@ def levels(name: str, depth: int) -> tuple[nn.Module, list[int]]:
     """
     known = models.list_models(module=models)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        cure = f"did you mean {near[0]}?" if near else "take classic, vgg11 or resnet34"
+        cure = did_you_mean(name, known, "take classic, vgg11 or resnet34")
         raise UserError(f"encoder {name}: torchvision has no such network; {cure}")
     try:
         # Without memory, as classifiers have many weights that are not wanted here.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.config.reading import from_plain, read_json
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, did_you_mean
 from ddpm_unet.files import replace_json
 from ddpm_unet.models.architecture import CONDITIONAL_ONLY, DDPM_ONLY
 from ddpm_unet.models.card import write_card_alone
@@ -190,8 +189,7 @@ def settings_from(
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            cure = f"did you mean {near[0]}?" if near else "remove it if it means nothing"
+            cure = did_you_mean(name, known, "remove it if it means nothing")
             raise UserError(f"{source}: unknown key {name!r}; {cure}")
     if config is None:
         return from_plain(kind, given, source)
@@ -243,6 +241,11 @@ def model_folder(folder: Folder, places: Sequence[str] = ("unet",), kind: str = 
         if (candidate / CONFIG).is_file():
             return candidate
     raise _no_config(folder, f"name the folder of {kind}, or of a pipeline with {places[0]}/ in it")
+
+
+def pipeline_root(folder: Path) -> Path:
+    """The folder of a pipeline, given it or the one of the network in it."""
+    return folder if (folder / "unet").is_dir() else folder.resolve().parent
 
 
 def _no_config(folder: Path, cure: str) -> UserError:
