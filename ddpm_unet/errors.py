@@ -24,7 +24,7 @@ def cause_of(error: object) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
-    """The cure for a name that is not known: the nearest of the known ones, or what else there is."""
+    """The cure for a name that is not known: the nearest of those that are, or what else there is."""
     near = difflib.get_close_matches(name, list(known), 1, cutoff)
     return f"did you mean {near[0]}?" if near else otherwise
 
