@@ -211,18 +211,16 @@ class Output:
         import numpy as np
         import torch
 
-        from ddpm_unet.data.images import read_image
-        from ddpm_unet.data.volumes import read_volume
+        from ddpm_unet.data.reading import read_image
         from ddpm_unet.evaluation.plots import save_grid, save_side_by_side
         from ddpm_unet.inference.overlay import displayable
 
         def first(place: Path) -> torch.Tensor:
-            read = read_image if self.dims == 2 else read_volume
             shown = []
             for index in range(min(self.count, 64)):
                 path = self.path(place, index)
                 packed = self.npz and np.load(path)["arr_0"][index % self.batch]
-                array = packed if self.npz else read(path)
+                array = packed if self.npz else read_image(path, self.dims)
                 shown.append(displayable(array))
             return torch.from_numpy(np.stack(shown)).movedim(-1, 1) / 127.5 - 1
 

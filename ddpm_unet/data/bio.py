@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
-from ddpm_unet.data.images import ImageInfo, check_pixels, faults_named, plain_type, result_type
-from ddpm_unet.data.metadata import UNITS, Metadata
+from ddpm_unet.data.images import (
+    ImageFile,
+    ImageInfo,
+    channel_numbers,
+    faults_named,
+    plain_type,
+    result_type,
+    select_channels,
+)
+from ddpm_unet.data.tiff import UNITS, known_spacing
 from ddpm_unet.errors import UserError
 
 READERS = {".zarr": "bioio_ome_zarr", ".czi": "bioio_czi", ".nd2": "bioio_nd2"}
@@ -20,18 +28,19 @@ OPTIONS: dict[str, dict[str, Any]] = {"bioio_czi": {"chunk_dims": ["Y", "X"]}}
 """So that of a CZI planes are read, not stacks."""
 
 
-class Bio:
-    """An open image or volume `[N, H, W, C]`; of several resolutions, one `level`.
+class BioFile(ImageFile):
+    """An open image or volume; of several resolutions one level.
 
     Args:
         path: The file, or the folder of a Zarr.
+        stack: Take several planes as a stack; else they are a fault.
         level: 0 is the finest.
-        channels: Names or numbers of those wanted, see `Metadata.numbers`.
+        channels: Names or numbers of those wanted, see `channel_numbers`.
     """
 
-    in_pieces = True
-
-    def __init__(self, path: str | Path, level: int = 0, channels: Sequence[str] = ()) -> None:
+    def __init__(
+        self, path: str | Path, stack: bool = False, level: int = 0, channels: Sequence[str] = ()
+    ) -> None:
         image, self.path = _image(path), path
         if len(image.scenes) != 1:
             raise UserError(
@@ -51,68 +60,45 @@ class Bio:
             )
         order = [*pages, "Y", "X", *(axis for axis in "CS" if axis in sizes)]
         array = image.dask_data.transpose([image.dims.order.index(axis) for axis in order])
-        self.dtype = result_type(array.dtype, path)
-        self.array = array.reshape(-1, sizes["Y"], sizes["X"], sizes["C"] * sizes.get("S", 1))
-        self.about = Metadata(tuple(map(str, image.channel_names or ())), _spacing(image))
-        numbers = self.about.numbers(channels, self.array.shape[-1], path)
-        if numbers:
-            self.array = self.array[..., numbers]
-        self.shape: tuple[int, ...] = tuple(self.array.shape)
-        self.colors = self.shape[-1] == 1 or sizes["C"] == 1
-        check_pixels(path, self.shape, float("inf"))
-
-    def info(self, dims: int = 2) -> ImageInfo:
-        """What `window` and `read` give."""
-        pages, height, width, channels = self.shape
-        if dims == 2 and pages > 1:
+        array = array.reshape(-1, sizes["Y"], sizes["X"], sizes["C"] * sizes.get("S", 1))
+        if not stack and len(array) > 1:
             raise UserError(
-                f"{self.path}: has {pages} planes; save each as an image of its own, or set "
+                f"{path}: has {len(array)} planes; save each as an image of its own, or set "
                 "data.dims 3"
             )
-        depth = pages if dims == 3 else None
-        known = (self.dtype, depth, True, self.about.spacing, self.colors)
-        return ImageInfo(height, width, channels, *known)
+        names = tuple(map(str, image.channel_names or ()))
+        self.array = select_channels(array, channel_numbers(channels, names, array.shape[-1], path))
+        self.shape = depth, height, width, count = tuple(self.array.shape)
+        self.info = ImageInfo(
+            height, width, count, result_type(array.dtype, path), depth if stack else None,
+            in_pieces=True, spacing=_spacing(image), colors=count == 1 or sizes["C"] == 1,
+        )  # fmt: skip
 
-    def read(self, *place: slice) -> np.ndarray:
-        """Part of the array, `[N, H, W, C]` uint8, uint16 or float32."""
+    @override
+    def read(self, keep_palette: bool = False) -> np.ndarray:
+        return self._part()
+
+    @override
+    def window(self, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
+        place = [slice(start, start + n) for start, n in zip(corner, size, strict=True)]
+        return self._part(*place) if len(place) == 3 else self._part(slice(0, 1), *place)[0]
+
+    def _part(self, *place: slice) -> np.ndarray:
         with faults_named(self.path):
             return plain_type(self.array[place].compute(scheduler="synchronous"), self.path)
 
-    def window(self, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
-        """`[(D,) H, W, C]` from the pixel `corner` on."""
-        place = [slice(start, start + n) for start, n in zip(corner, size, strict=True)]
-        if len(place) == 3:
-            return self.read(*place)
-        return self.read(slice(0, 1), *place)[0]
 
+class BioPlane:
+    """A plane of a stack, `[H, W, C]`, whose rows are read as they are needed."""
 
-class BioRows:
-    """A plane of a `Bio`, `[H, W, C]`, whose rows are read as they are needed."""
-
-    def __init__(self, file: Bio, plane: int) -> None:
-        self.file, self.plane = file, plane
-        self.shape, self.dtype = file.shape[1:], file.dtype
+    def __init__(self, file: BioFile, number: int) -> None:
+        self.file, self.number = file, number
+        self.shape, self.dtype = file.shape[1:], file.info.dtype
 
     def __getitem__(self, rows: slice, /) -> np.ndarray:
-        return self.file.read(slice(self.plane, self.plane + 1), rows)[0]
-
-
-def is_bio(path: str | Path) -> bool:
-    """Whether a file, or a folder, is read through bioio, by its name."""
-    return str(path).lower().endswith(tuple(READERS))
-
-
-def open_bio(path: str | Path, level: int = 0, channels: Sequence[str] = ()) -> Bio:
-    """A file that bioio reads; it stays open for a while in each process that asks for it."""
-    with faults_named(path):
-        found = os.stat(path)
-        version = (os.getpid(), found.st_mtime_ns, found.st_size)
-        return _opened(path, level, tuple(channels), *version)
-
-
-@lru_cache(maxsize=16)
-def _opened(path: str | Path, level: int, channels: tuple[str, ...], *version: int) -> Bio:
-    return Bio(path, level, channels)
+        top, bottom, _ = rows.indices(self.shape[0])
+        corner, size = (self.number, top, 0), (1, bottom - top, self.shape[1])
+        return self.file.window(corner, size)[0]
 
 
 def _image(path: str | Path) -> Any:
@@ -138,5 +124,4 @@ def _spacing(image: Any) -> tuple[float, ...] | None:
         else:  # of pint
             factor = float((1 * unit).to("millimeter").magnitude)
         lengths.append((getattr(image.physical_pixel_sizes, axis) or 0.0) * factor)
-    spacing = tuple(lengths[0 if lengths[0] > 0 else 1 :])
-    return spacing if min(spacing) > 0 else None
+    return known_spacing(lengths)

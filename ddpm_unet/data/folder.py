@@ -30,9 +30,14 @@ from ddpm_unet.data.collection import (
     one_at_a_time,
     save_index,
 )
-from ddpm_unet.data.images import EXTENSIONS, ImageInfo, faults_named, image_info, read_image
-from ddpm_unet.data.slides import Source
-from ddpm_unet.data.volumes import IMAGE_EXTENSIONS, VOLUME_EXTENSIONS, is_nifti
+from ddpm_unet.data.images import ImageInfo, faults_named
+from ddpm_unet.data.reading import (
+    FLAT_EXTENSIONS,
+    IMAGE_EXTENSIONS,
+    VOLUME_EXTENSIONS,
+    Reading,
+    is_nifti,
+)
 from ddpm_unet.errors import UserError
 
 RACE = 2_000_000_000
@@ -61,9 +66,8 @@ class Folder(Collection):
         channels: tuple[str, ...] = (),
     ) -> None:
         """List the files; with `class_labels` the first folder level names the class."""
-        self.source = Source(dims, max_pixels, level, channels)
-        self.root, self.max_pixels, self.dims = Path(root), max_pixels, dims
-        said = f"{self.root.resolve()} {self.source} with spacing and colours"
+        self.root, self.reading = Path(root), Reading(dims, max_pixels, channels, level)
+        said = f"{self.root.resolve()} {self.reading} with spacing and colours"
         key = hashlib.blake2b(said.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
         self._index = CACHE / "folders" / f"{key}.npz"
         # Paths are encoded in one array: a list of many str grows in every worker, as they count
@@ -91,7 +95,7 @@ class Folder(Collection):
 
     def _find(self, changed: dict[str, int]) -> tuple[list[str], Counter[str]]:
         """The images, and other files by extension; `changed` gets what was looked through."""
-        return list_images(self.root, self.dims, changed)
+        return list_images(self.root, self.reading.dims, changed)
 
     def _list(self) -> None:
         """List the files; of a large folder read the headers too, and write the index."""
@@ -108,7 +112,7 @@ class Folder(Collection):
         self._kinds, self._which = super().infos()
         if max(folders.values()) > start - RACE:
             return
-        table = info_table(self._kinds, self.dims)
+        table = info_table(self._kinds, self.reading.dims)
         names = np.array([os.fsencode(name) for name in folders])
         times, note = np.array(list(folders.values())), np.array(self.note)
         save_index(
@@ -147,7 +151,7 @@ class Folder(Collection):
 
     @override
     def read(self, index: int) -> np.ndarray:
-        return self.source.read(self.name(index))
+        return self.reading.read(self.name(index))
 
     @override
     def info(self, index: int) -> ImageInfo:
@@ -165,11 +169,11 @@ class Folder(Collection):
         return chain.from_iterable(paths[i : i + 4096].tolist() for i in range(0, len(paths), 4096))
 
     def _info(self, index: int) -> ImageInfo:
-        return self.source.info(self.name(index))
+        return self.reading.info(self.name(index), in_pieces=True)
 
     @override
     def read_window(self, index: int, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
-        return self.source.window(self.name(index), corner, size)
+        return self.reading.window(self.name(index), corner, size)
 
 
 def list_images(
@@ -282,7 +286,7 @@ def shard_paths(source: str) -> list[str]:
     root = Path(source)
     names = sorted(os.listdir(root), key=natural) if root.is_dir() else []
     tars = [str(root / name) for name in names if name.endswith(".tar")]
-    images = any(os.path.splitext(name)[1].lower() in EXTENSIONS for name in names)
+    images = any(os.path.splitext(name)[1].lower() in FLAT_EXTENSIONS for name in names)
     return [] if images else tars
 
 
@@ -319,7 +323,7 @@ class Shards(Folder):
                         continue
                     if member.offset_data + member.size > size or size % tarfile.BLOCKSIZE:
                         raise UserError(f"{path}: is truncated; copy or download it again")
-                    if ending in EXTENSIONS:
+                    if ending in FLAT_EXTENSIONS:
                         found.append(os.path.normpath(os.path.join(inside, member.name)))
                         places.append([number, member.offset_data, member.size, NO_CLASS])
                         samples.append(sample)
@@ -330,7 +334,7 @@ class Shards(Folder):
             for place, sample in zip(places[len(places) - len(samples) :], samples, strict=True):
                 place[3] = classes.get(sample, NO_CLASS)
         if not found:
-            known = " ".join(sorted(EXTENSIONS))
+            known = " ".join(sorted(FLAT_EXTENSIONS))
             raise UserError(f"{self.paths[0]}: holds no image ({known}); give tar files of images")
         self._places = np.array(places, np.int64)
         return found, others
@@ -367,10 +371,10 @@ class Shards(Folder):
     def read(self, index: int) -> np.ndarray:
         _, start, size, _ = self._places[index].tolist()
         data = self._bytes(self.file(index), start, size)
-        return read_image(self.name(index), self.max_pixels, data=data)
+        return self.reading.read(self.name(index), data)
 
     @override
     def _info(self, index: int) -> ImageInfo:
         _, start, size, _ = self._places[index].tolist()
         data = self._bytes(self.file(index), start, size)
-        return image_info(self.name(index), self.max_pixels, data)
+        return self.reading.info(self.name(index), data)

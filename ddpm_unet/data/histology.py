@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from ddpm_unet.data.images import read_image
+from ddpm_unet.data.reading import read_image
 from ddpm_unet.errors import UserError
 
 SOURCE, HELD_OUT = "builtin:histology", "builtin:histology/held-out"

@@ -30,7 +30,8 @@ from ddpm_unet.data.collection import (
     with_progress,
 )
 from ddpm_unet.data.dataset import find_columns
-from ddpm_unet.data.images import ImageInfo, image_info, read_image
+from ddpm_unet.data.images import ImageInfo
+from ddpm_unet.data.reading import Reading
 from ddpm_unet.errors import UserError
 
 T = TypeVar("T")
@@ -159,20 +160,20 @@ class Rows(ItemCollection):
     def read(self, index: int) -> np.ndarray:
         if not self.encoded:
             return super().read(index)
-        return self._file(read_image, index, **self.images[index][self.column])
+        return self._file(Reading().read, index, **self.images[index][self.column])
 
     @override
     def info(self, index: int) -> ImageInfo:
         if not self.encoded:
             return super().info(index)
-        return self._file(image_info, index, **self.images[index][self.column])
+        return self._file(Reading().info, index, **self.images[index][self.column])
 
     def _file(self, read: Callable[..., T], index: int, bytes: Any, path: str | None) -> T:
         """What a function makes of a row's file: its content, or if it is not stored its path."""
         name = self.name(index)
         if bytes is None and path is None:
             raise UserError(f"{name}: has no image; leave the row out")
-        return read(name if path is None or bytes is not None else path, data=bytes)
+        return read(name if path is None or bytes is not None else path, bytes)
 
     @override
     def infos(self, indices: np.ndarray | None = None) -> tuple[list[ImageInfo], np.ndarray]:
@@ -197,7 +198,7 @@ class Rows(ItemCollection):
                 for cell in batch[self.column]:
                     content = cell["bytes"]
                     data = pyarrow.BufferReader(content.as_buffer()) if content.is_valid else None
-                    yield self._file(image_info, len(which), data, cell["path"].as_py())
+                    yield self._file(Reading().info, len(which), data, cell["path"].as_py())
 
         kinds: dict[ImageInfo, int] = {}
         which: list[int] = []

@@ -13,18 +13,11 @@ import numpy as np
 
 from ddpm_unet.config import PairDataConfig
 from ddpm_unet.data import histology, points
-from ddpm_unet.data.bio import is_bio
 from ddpm_unet.data.folder import list_images, natural, split_ending, with_dims
 from ddpm_unet.data.images import ImageInfo
 from ddpm_unet.data.masks import half_of, mask_values
 from ddpm_unet.data.pixels import check_channels
-from ddpm_unet.data.volumes import (
-    TIFF_EXTENSIONS,
-    file_info,
-    read_file,
-    read_volume,
-    volume_space,
-)
+from ddpm_unet.data.reading import TIFF_EXTENSIONS, Reading, is_bio, volume_space
 from ddpm_unet.errors import UserError
 
 POINTS = "points"
@@ -255,33 +248,33 @@ def _naming_hint(images: Files, masks: Files) -> str:
 
 
 def _add_pairs(
-    pairing: Pairing, images: Files, masks: Files, config: PairDataConfig, keep_palette: bool
+    pairing: Pairing, images: Files, masks: Files, config: PairDataConfig, finished: bool
 ) -> None:
     """A pair of each image and mask of one name, or of each page of theirs."""
-    colors = config.mask_kind in ("colors", "images")
+    own = Reading(config.dims, config.max_pixels, config.channel_names, keep_palette=finished)
+    values = config.mask_kind not in ("colors", "images")
+    masking = Reading(config.dims, config.max_pixels, keep_palette=values)
     for name in sorted(images.keys() & masks.keys(), key=natural):
-        (image, *_), (mask, *_) = images[name], masks[name]
+        (image, *further), (mask, *_) = images[name], masks[name]
         try:
-            own = _info(image, config, config.channel_names if len(images[name]) == 1 else ())
-            pages = (own.depth or 1) if config.dims == 2 else 1
-            check_channels(own, config.channel_count, image)
+            info = _info(image, replace(own, channels=()) if further else own)
+            pages = (info.depth or 1) if config.dims == 2 else 1
+            check_channels(info, config.channel_count, image)
             if config.dims == 3:
-                _check_space(own.along(3), image, (*images[name][1:], *masks[name]), config)
-            elif pages != (mask_pages := _info(mask, config).depth or 1):
+                _check_space(info.along(3), image, (*further, *masks[name]), config)
+            elif pages != (mask_pages := _info(mask, masking).depth or 1):
                 raise UserError(
                     f"{mask}: has {mask_pages} pages, {image} {pages}; make them the same"
                 )
         except UserError as error:
             pairing.faults.append(str(error))
             continue
-        reads = _read, _read_objects if pairing.objects else _read
         for page in [None] if pages == 1 else range(pages):
             number = "" if page is None else f"{page:0{len(str(pages - 1))}}"
             full, at = (f"{name}/{number}", f" page {number}") if number else (name, "")
-            chosen = config.channel_names
-            read_image = partial(reads[0], images[name], page, config, keep_palette, chosen)
-            read_mask = partial(reads[1], masks[name], page, config, not colors)
-            spacing = own.along(config.dims)
+            read_image = Stored(images[name], own, page)
+            read_mask = Stored(masks[name], masking, page, pairing.objects)
+            spacing = info.along(config.dims)
             pairing.pairs.append(Pair(full, image + at, mask + at, read_image, read_mask, spacing))
 
 
@@ -306,60 +299,61 @@ def _check_space(
         )
 
 
-def _info(path: str, config: PairDataConfig, channels: tuple[str, ...] = ()) -> ImageInfo:
+def _info(path: str, reading: Reading) -> ImageInfo:
     """Of a volume, or a stack, whose pages are images of their own; else of an image."""
-    stack = config.dims == 3 or path.lower().endswith(TIFF_EXTENSIONS) or is_bio(path)
-    return file_info(path, 3 if stack else 2, config.max_pixels, channels)
+    stack = path.lower().endswith(TIFF_EXTENSIONS) or is_bio(path)
+    return (replace(reading, dims=3) if stack else reading).info(path)
 
 
-def _read(
-    files: Sequence[str],
-    page: int | None,
-    config: PairDataConfig,
-    keep_palette: bool,
-    channels: tuple[str, ...] = (),
-) -> np.ndarray:
-    """One image or mask, whose channels may lie in several files."""
-    if len(files) > 1 and channels:
-        raise UserError(
-            f"{files[0]}: is of one channel in files of several; choose none by data.channels"
-        )
-    arrays = [_read_file(file, page, config, keep_palette, channels) for file in files]
-    for file, array in zip(files, arrays, strict=True):
-        if (array.shape[:-1], array.dtype) != (arrays[0].shape[:-1], arrays[0].dtype):
-            raise UserError(f"{file}: has not the size and type of {files[0]}; resample it")
-    return np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]
+@dataclass(frozen=True)
+class Stored:
+    """Reads one image or mask, of which several files hold a channel each or an object each.
+
+    Of stacks it is one page.
+    """
+
+    files: tuple[str, ...]
+    reading: Reading
+    page: int | None = None
+    objects: bool = False
+
+    def __call__(self) -> np.ndarray:
+        """`[(D,) H, W, C]`; objects are numbered, and where several lie, the last counts."""
+        first = self.files[0]
+        if self.objects:
+            return self._numbered()
+        if len(self.files) > 1 and self.reading.channels:
+            raise UserError(
+                f"{first}: is of one channel in files of several; choose none by data.channels"
+            )
+        arrays = [self._read(file) for file in self.files]
+        for file, array in zip(self.files, arrays, strict=True):
+            if (array.shape[:-1], array.dtype) != (arrays[0].shape[:-1], arrays[0].dtype):
+                raise UserError(f"{file}: has not the size and type of {first}; resample it")
+        return np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]
+
+    def _numbered(self) -> np.ndarray:
+        numbered = np.zeros(0, np.uint16)
+        for number, file in enumerate(self.files, start=1):
+            values = mask_values(self._read(file), False, file)
+            numbered = np.zeros(values.shape, np.uint16) if number == 1 else numbered
+            if values.shape != numbered.shape:
+                raise UserError(
+                    f"{file}: has not the size of {self.files[0]}; save it at the image's size"
+                )
+            numbered[values > half_of(values)] = number
+        return numbered[..., None]
+
+    def _read(self, file: str) -> np.ndarray:
+        if self.page is None:
+            return self.reading.read(file)
+        return _stack(replace(self.reading, dims=3), file)[self.page]
 
 
-def _read_objects(
-    files: Sequence[str], page: int | None, config: PairDataConfig, keep_palette: bool
-) -> np.ndarray:
-    """The objects of an image, numbered; where several lie, the last counts."""
-    numbered = None
-    for number, file in enumerate(files, start=1):
-        values = mask_values(_read_file(file, page, config, keep_palette), False, file)
-        numbered = np.zeros(values.shape, np.uint16) if numbered is None else numbered
-        if values.shape != numbered.shape:
-            raise UserError(f"{file}: has not the size of {files[0]}; save it at the image's size")
-        numbered[values > half_of(values)] = number
-    assert numbered is not None
-    return numbered[..., None]
-
-
-def _read_file(
-    path: str,
-    page: int | None,
-    config: PairDataConfig,
-    keep_palette: bool,
-    channels: tuple[str, ...] = (),
-) -> np.ndarray:
-    if page is None:
-        return read_file(path, config.dims, config.max_pixels, keep_palette, channels)
-    return _stack(path, config.max_pixels, keep_palette, channels)[page]
-
-
-_stack = lru_cache(maxsize=2)(read_volume)
-"""The image's and the mask's stack stay in memory while their pages are read in turn."""
+@lru_cache(maxsize=2)
+def _stack(reading: Reading, path: str) -> np.ndarray:
+    """The image's and the mask's stack stay in memory while their pages are read in turn."""
+    return reading.read(path)
 
 
 def _point_sets(config: PairDataConfig) -> Pairing:

@@ -1,42 +1,26 @@
-"""Reads one volume, a NIfTI file or a TIFF whose pages are its slices, and writes NIfTI.
-
-nibabel, of the extra `volumes`, decodes NIfTI; bioio, of `bio`, OME-Zarr, CZI and ND2.
-"""
+"""Where the voxels of a volume lie, and NIfTI, which nibabel (extra `volumes`) decodes."""
 
 from __future__ import annotations
 
 import gzip
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
-from ddpm_unet.data.bio import READERS, is_bio, open_bio
 from ddpm_unet.data.images import (
-    EXTENSIONS,
+    ImageFile,
     ImageInfo,
-    check_pixels,
-    faults_named,
-    image_info,
-    is_tiff_file,
+    channel_numbers,
     plain_type,
-    read_image,
-    read_tiff,
     result_type,
-    tiff_info,
-    without_waiting,
+    select_channels,
 )
-from ddpm_unet.data.metadata import Metadata
 from ddpm_unet.errors import UserError
-
-NIFTI_EXTENSIONS = (".nii", ".nii.gz")
-TIFF_EXTENSIONS = (".tif", ".tiff", ".ome.tif", ".ome.tiff")
-BIO_EXTENSIONS = (*READERS, ".ome.zarr")
-IMAGE_EXTENSIONS = EXTENSIONS.union(TIFF_EXTENSIONS, BIO_EXTENSIONS)
-VOLUME_EXTENSIONS = frozenset((*NIFTI_EXTENSIONS, *TIFF_EXTENSIONS, *BIO_EXTENSIONS))
 
 
 @dataclass(frozen=True)
@@ -67,20 +51,20 @@ class Space:
 
     @property
     def canonical(self) -> np.ndarray:
-        """The affine of the volume as `read_volume` turns it."""
+        """The affine of the volume as `NiftiFile` turns it."""
         from nibabel.orientations import inv_ornt_aff
 
         return self.affine @ inv_ornt_aff(self.orientation, self.shape)
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """Slices, rows and columns, as `read_volume` turns it."""
+        """Slices, rows and columns, as `NiftiFile` turns it."""
         x, y, z = (self.shape[axis] for axis in np.argsort(self.orientation[:, 0]))
         return z, y, x
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Millimetres from voxel to voxel along slices, rows and columns, as `read_volume`."""
+        """Millimetres from voxel to voxel along slices, rows and columns, as `NiftiFile`."""
         z, y, x = np.linalg.norm(self.canonical[:3, 2::-1], axis=0).tolist()
         return z, y, x
 
@@ -90,93 +74,66 @@ class Space:
         return np.allclose(self.canonical, other.canonical, rtol=0, atol=tolerance)
 
 
-def read_volume(
-    path: str | Path,
-    max_pixels: float = 200.0,
-    keep_palette: bool = False,
-    channels: Sequence[str] = (),
-) -> np.ndarray:
-    """Decode one volume: NIfTI, OME-Zarr, CZI or ND2, or a TIFF whose pages are its slices.
+class NiftiFile(ImageFile):
+    """A volume brought to one orientation, nibabel's closest canonical (RAS+).
 
-    NIfTI is brought to one orientation (nibabel's closest canonical, RAS+): slices go from
-    inferior to superior, rows from posterior to anterior, columns from left to right. Values are
-    scaled by the file's slope and intercept; a fourth axis is C. The file's name decides the
-    format; the other arguments, and the errors, are those of `read_image`, but that `max_pixels`
-    counts the pixels of all slices.
-
-    Returns:
-        `[D, H, W, C]` uint8, uint16 or float32 (finite).
+    Slices go from inferior to superior, rows from posterior to anterior, columns from left to
+    right. Values are scaled by the file's slope and intercept; a fourth axis is C.
     """
-    with faults_named(path):
-        if is_bio(path):
-            found = open_bio(path, channels=channels)
-            check_pixels(path, found.shape, max_pixels)
-            return found.read()
-        if not is_nifti(path):
-            with open(path, "rb", opener=without_waiting) as file:
-                if not is_tiff_file(file, path):
-                    raise UserError(f"{path}: is not a TIFF, and by its name no other volume")
-            return read_tiff(path, max_pixels, keep_palette, stack=True, channels=channels)
-        image, space, info = _nifti(path, max_pixels)
+
+    def __init__(self, path: str | Path, channels: Sequence[str] = ()) -> None:
+        self.path = path
+        try:
+            import nibabel
+        except ImportError:
+            raise UserError(
+                f"{path}: NIfTI needs nibabel; pip install 'ddpm-unet[volumes]', or save it as a "
+                "TIFF"
+            ) from None
+        image: Any = nibabel.load(path)
+        self.image = image
+        sizes = (*image.shape, *[1] * (4 - len(image.shape)))
+        if len(sizes) == 5 and sizes[3] == 1:  # a vector per voxel
+            sizes = (*sizes[:3], sizes[4])
+        if len(sizes) != 4:
+            raise UserError(f"{path}: has {len(sizes)} axes; save volumes of 3, or 4 with channels")
+        self.space = Space(image.affine, sizes[:3], image.header)
+        depth, height, width = self.space.size
+        self.shape = (depth, height, width, sizes[3])
+        dtype = result_type(image.get_data_dtype(), path)
+        if (image.dataobj.slope, image.dataobj.inter) != (1, 0):
+            dtype = np.dtype(np.float32)
+        self.numbers = channel_numbers(channels, (), sizes[3], path)
+        known: Any = {"spacing": self.space.spacing, "colors": sizes[3] == 1}
+        self.info = ImageInfo(height, width, len(self.numbers), dtype, depth, **known)
+
+    @override
+    def read(self, keep_palette: bool = False) -> np.ndarray:
         from nibabel.orientations import apply_orientation
 
-        array = np.asanyarray(image.dataobj).reshape(*space.shape, info.channels)
-        array = apply_orientation(array, space.orientation).transpose(2, 1, 0, 3)
-        numbers = Metadata().numbers(channels, info.channels, path)
-        array = array[..., numbers] if numbers else array
-        return np.ascontiguousarray(plain_type(array, path))
+        array = np.asanyarray(self.image.dataobj).reshape(*self.space.shape, self.shape[-1])
+        array = apply_orientation(array, self.space.orientation).transpose(2, 1, 0, 3)
+        array = select_channels(array, self.numbers)
+        return np.ascontiguousarray(plain_type(array, self.path))
 
 
-def volume_info(
-    path: str | Path, max_pixels: float = 200.0, channels: Sequence[str] = ()
-) -> ImageInfo:
-    """Shape and type of a volume from its header alone, with the errors it can show."""
-    with faults_named(path):
-        if is_bio(path):
-            found = open_bio(path, channels=channels).info(3)
-            check_pixels(path, (*found.size, found.channels), max_pixels)
-            return found
-        if not is_nifti(path):
-            return tiff_info(path, max_pixels, stack=True, channels=channels)
-        info = _nifti(path, max_pixels)[2]
-        numbers = Metadata().numbers(channels, info.channels, path)
-        return replace(info, channels=len(numbers)) if numbers else info
+def write_nifti(path: Path, volume: np.ndarray, space: Space | None = None) -> None:
+    """Write a compressed volume `[(C,) D, H, W]`; the same values always give the same bytes.
 
+    C becomes the fourth axis. It is turned back to the orientation of the file of `space`; without
+    one, axes are canonical and a voxel is a millimetre.
+    """
+    import nibabel
+    from nibabel.orientations import apply_orientation, ornt_transform
 
-def volume_space(path: str | Path) -> Space | None:
-    """Where the voxels of a NIfTI file lie; None for others, which do not say."""
-    with faults_named(path):
-        return _nifti(path, math.inf)[1] if is_nifti(path) else None
-
-
-def read_file(
-    path: str | Path,
-    dims: int,
-    max_pixels: float = 200.0,
-    keep_palette: bool = False,
-    channels: Sequence[str] = (),
-) -> np.ndarray:
-    """`read_image`, or of 3 dimensions `read_volume`."""
-    if dims == 3:
-        return read_volume(path, max_pixels, keep_palette, channels)
-    if is_bio(path):
-        file_info(path, dims, max_pixels, channels)
-        return read_volume(path, max_pixels, channels=channels)[0]
-    return read_image(path, max_pixels, keep_palette, channels=channels)
-
-
-def file_info(
-    path: str | Path, dims: int, max_pixels: float = 200.0, channels: Sequence[str] = ()
-) -> ImageInfo:
-    """`image_info`, or of 3 dimensions `volume_info`."""
-    if dims == 3:
-        return volume_info(path, max_pixels, channels)
-    if is_bio(path):
-        with faults_named(path):
-            found = open_bio(path, channels=channels).info(2)
-        check_pixels(path, (*found.size, found.channels), max_pixels)
-        return found
-    return image_info(path, max_pixels, channels=channels)
+    array = volume.transpose((2, 1, 0) if volume.ndim == 3 else (3, 2, 1, 0))
+    space = space or Space(np.eye(4), (1, 1, 1))
+    canonical = np.array([[0, 1], [1, 1], [2, 1]])
+    array = apply_orientation(array, ornt_transform(canonical, space.orientation))
+    image = nibabel.Nifti1Image(array, space.affine, space.header, dtype=volume.dtype)
+    image.header["cal_min"] = image.header["cal_max"] = 0  # the window of the source's values
+    with open(path, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
+        image.to_stream(file)
 
 
 def spacing_of(
@@ -209,56 +166,3 @@ def alike(one: Sequence[float], other: Sequence[float]) -> bool:
 def in_mm(spacing: Sequence[float]) -> str:
     """A spacing for messages, width first."""
     return f"{' x '.join(f'{mm:.3g}' for mm in spacing[::-1])} mm"
-
-
-def is_nifti(path: str | Path) -> bool:
-    """Whether a file is NIfTI by its name."""
-    return str(path).lower().endswith(NIFTI_EXTENSIONS)
-
-
-def write_nifti(path: Path, volume: np.ndarray, space: Space | None = None) -> None:
-    """Write a compressed volume `[(C,) D, H, W]`; the same values always give the same bytes.
-
-    C becomes the fourth axis. It is turned back to the orientation of the file of `space`; without
-    one, axes are canonical and a voxel is a millimetre.
-    """
-    import nibabel
-    from nibabel.orientations import apply_orientation, ornt_transform
-
-    array = volume.transpose((2, 1, 0) if volume.ndim == 3 else (3, 2, 1, 0))
-    space = space or Space(np.eye(4), (1, 1, 1))
-    canonical = np.array([[0, 1], [1, 1], [2, 1]])
-    array = apply_orientation(array, ornt_transform(canonical, space.orientation))
-    image = nibabel.Nifti1Image(array, space.affine, space.header, dtype=volume.dtype)
-    image.header["cal_min"] = image.header["cal_max"] = 0  # the window of the source's values
-    with open(path, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
-        image.to_stream(file)
-
-
-def _nifti(path: str | Path, max_pixels: float) -> tuple[Any, Space, ImageInfo]:
-    """Nibabel's image, not decoded; where it lies; and what reading it gives."""
-    try:
-        import nibabel
-    except ImportError:
-        raise UserError(
-            f"{path}: NIfTI needs nibabel; pip install 'ddpm-unet[volumes]', or save it as a TIFF"
-        ) from None
-    image: Any = nibabel.load(path)
-    sizes = (*image.shape, *[1] * (4 - len(image.shape)))
-    if len(sizes) == 5 and sizes[3] == 1:  # a vector per voxel
-        sizes = (*sizes[:3], sizes[4])
-    if len(sizes) != 4:
-        raise UserError(f"{path}: has {len(sizes)} axes; save volumes of 3, or 4 with channels")
-    space = Space(image.affine, sizes[:3], image.header)
-    dtype = result_type(image.get_data_dtype(), path)
-    if (image.dataobj.slope, image.dataobj.inter) != (1, 0):
-        dtype = np.dtype(np.float32)
-    depth, height, width = space.size
-    check_pixels(path, (depth, height, width, sizes[3]), max_pixels)
-    return (
-        image,
-        space,
-        ImageInfo(
-            height, width, sizes[3], dtype, depth, spacing=space.spacing, colors=sizes[3] == 1
-        ),
-    )

@@ -21,8 +21,8 @@ from ddpm_unet.data.conditioning import (
     read_sequence,
 )
 from ddpm_unet.data.folder import natural, visible_files
-from ddpm_unet.data.volumes import IMAGE_EXTENSIONS
-from ddpm_unet.data.volumes import VOLUME_EXTENSIONS as VOLUMES
+from ddpm_unet.data.reading import IMAGE_EXTENSIONS
+from ddpm_unet.data.reading import VOLUME_EXTENSIONS as VOLUMES
 from ddpm_unet.errors import UserError
 from ddpm_unet.files import replace_json
 from ddpm_unet.models.pretrained import pipeline_root

@@ -17,24 +17,23 @@ import torch
 from torch import Tensor
 
 from ddpm_unet.config import PredictConfig, ValueRange
-from ddpm_unet.data.bio import is_bio
 from ddpm_unet.data.images import ImageInfo, image_array
 from ddpm_unet.data.pixels import check_channels
 from ddpm_unet.data.points import PointSet, from_grid, read_points, to_grid
 from ddpm_unet.data.preprocessing import Preprocessing
-from ddpm_unet.data.volumes import (
-    Space,
-    file_info,
-    in_mm,
+from ddpm_unet.data.reading import (
+    image_info,
+    is_bio,
     is_nifti,
-    read_file,
-    read_volume,
+    is_tiff,
+    read_image,
     volume_space,
 )
+from ddpm_unet.data.volumes import Space, in_mm
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.objects import ObjectRow, find_objects, label_objects
 from ddpm_unet.inference.overlay import displayable
-from ddpm_unet.inference.readers import Prepared, is_tiff, lengths_of, open_planes
+from ddpm_unet.inference.readers import Prepared, lengths_of, open_planes
 from ddpm_unet.inference.tiles import Predict, Rows, Tiling, predict_scaled, predict_tiles
 from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
@@ -359,14 +358,17 @@ class Predictor:
         """Of a volume, or of a stack, of which any size can be read; else of an image."""
         stack = self.dims == 3 or is_bio(path) or is_tiff(path)
         most = math.inf if stack and self.dims == 2 else self.max_pixels
-        return file_info(path, 3 if stack else 2, most, self.preprocessing.channel_names)
+        chosen = self.preprocessing.channel_names
+        return image_info(path, 3 if stack else 2, max_pixels=most, channels=chosen)
 
     def _pixels(self, image: Any) -> tuple[np.ndarray, str]:
         """`[*space, C]` and a name for messages."""
         if isinstance(image, str | PathLike):
             path, chosen = Path(image), self.preprocessing.channel_names
             self.look(path)
-            return read_file(path, self.dims, self.max_pixels, channels=chosen), path.name
+            return read_image(
+                path, self.dims, max_pixels=self.max_pixels, channels=chosen
+            ), path.name
         if not isinstance(image, Tensor | np.ndarray):
             return image_array(image, "the image"), "the image"
         array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
@@ -454,7 +456,8 @@ class Predictor:
             "label": self._label(spacing, name),
         }
         if self.dims == 3:
-            volume = read_volume(path, self.max_pixels, channels=own.channel_names)
+            chosen = own.channel_names
+            volume = read_image(path, 3, max_pixels=self.max_pixels, channels=chosen)
             self._check_values([volume], name)
             parts, space = self._volume(volume, name, spacing), volume_space(path)
             yield OpenFile(volume.shape, parts, [volume], space, **about)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import tifffile
 
-from ddpm_unet.data.metadata import tiff_options
 from ddpm_unet.data.points import PointSet
 from ddpm_unet.data.preprocessing import Targets
+from ddpm_unet.data.tiff import tiff_options
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference import objects as tables
 from ddpm_unet.inference.overlay import displayable

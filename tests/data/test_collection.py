@@ -241,9 +241,9 @@ def test_hugging_face_rows_are_decoded_when_they_are_read(
         raise AssertionError("decoded")
 
     with monkeypatch.context() as patch:
-        patch.setattr(named_sets, "read_image", refuse)
+        patch.setattr(named_sets.Reading, "read", refuse)
         first = open_images(config)
-        patch.setattr(named_sets, "image_info", refuse)
+        patch.setattr(named_sets.Reading, "info", refuse)
         second = open_images(config)
     for images in (first, second):
         assert images.layout.sizes.tolist() == [[8, 8], [8, 9]] * 3

@@ -97,7 +97,7 @@ def test_a_large_folder_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.Mo
         raise AssertionError("looked again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder_module.Source, "info", refuse)
+        patch.setattr(folder_module.Reading, "info", refuse)
         patch.setattr(folder_module, "list_images", refuse)
         again = Folder(root, 1.0, class_labels=True)
         assert [again.name(i) for i in range(3)] == [first.name(i) for i in range(3)]

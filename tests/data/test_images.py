@@ -13,8 +13,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from ddpm_unet.data.images import image_info, orient, read_image
-from ddpm_unet.data.volumes import read_volume
+from ddpm_unet.data.images import orient
+from ddpm_unet.data.reading import image_info, read_image
 from ddpm_unet.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -183,7 +183,7 @@ def test_size_limit_is_checked_on_the_header(tmp_path: Path) -> None:
 def test_stacks_are_tiffs_only(tmp_path: Path) -> None:
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="not a TIFF"):
-        read_volume(tmp_path / "a.png")
+        read_image(tmp_path / "a.png", 3)
 
 
 # TIFF: every codec, photometric interpretation, orientation, layout and depth
@@ -361,23 +361,23 @@ def test_channels_pages_and_stacks(tmp_path: Path) -> None:
     for read in (read_image, image_info):
         with pytest.raises(UserError, match=r"a\.tif: has 3 pages"):
             read(path)
-    np.testing.assert_array_equal(read_volume(path), planes[..., None])
+    np.testing.assert_array_equal(read_image(path, 3), planes[..., None])
     color = values("uint8", 4, 6, 9, 3)
     for some in (color, color[:1]):
         tifffile.imwrite(path, some, photometric="rgb", compression="lzw")
-        np.testing.assert_array_equal(read_volume(path), some)
+        np.testing.assert_array_equal(read_image(path, 3), some)
     turned = [(274, "H", 1, 6, True)]
     tifffile.imwrite(path, color, photometric="rgb", extratags=turned)
-    np.testing.assert_array_equal(read_volume(path), np.rot90(color, -1, (1, 2)))
+    np.testing.assert_array_equal(read_image(path, 3), np.rot90(color, -1, (1, 2)))
 
 
 def test_tiffs_that_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "scan 3.tif"
 
-    def refuse(message: str, array: np.ndarray, read=read_image, **options) -> None:
+    def refuse(message: str, array: np.ndarray, dims: int = 2, **options) -> None:
         tifffile.imwrite(path, array, **options)
         with pytest.raises(UserError, match=message) as caught:
-            read(path)
+            read_image(path, dims)
         assert "\n" not in str(caught.value)
 
     for dtype, bad in itertools.product(("float16", "float32", "float64"), (np.nan, -np.inf)):
@@ -391,7 +391,7 @@ def test_tiffs_that_are_refused(tmp_path: Path) -> None:
     for dtype in ("float32", "int16"):
         refuse("says that 0 is white", values(dtype, 6, 9), photometric="miniswhite")
     many = values("uint8", 2, 3, 6, 9)
-    refuse("axes TZYX", many, read_volume, imagej=True, metadata={"axes": "TZYX"})
+    refuse("axes TZYX", many, 3, imagej=True, metadata={"axes": "TZYX"})
     tifffile.imwrite(path, many[0, 0])
     with tifffile.TiffWriter(path, append=True) as file:
         file.write(many[0, 0, ::2])

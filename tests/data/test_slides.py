@@ -10,9 +10,8 @@ from PIL import Image
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.image_set import Fit, PackedImages, open_collection
-from ddpm_unet.data.images import read_image
 from ddpm_unet.data.pixels import cut_window
-from ddpm_unet.data.slides import Source
+from ddpm_unet.data.reading import Reading, read_image
 from ddpm_unet.data.sources import open_stream
 from ddpm_unet.errors import UserError
 
@@ -97,7 +96,7 @@ def test_a_slide_beyond_max_pixels_trains_by_windows_and_is_never_decoded(tmp_pa
     base = values((600, 800), np.uint8)
     tifffile.imwrite(tmp_path / "slide.tif", base, tile=(64, 64), compression="zlib")
     with pytest.raises(UserError, match="over the limit"):
-        read_image(tmp_path / "slide.tif", 0.1)
+        read_image(tmp_path / "slide.tif", max_pixels=0.1)
     decoded, init = [], tifffile.TiffPage.decode.func
 
     def counted(page):
@@ -143,12 +142,12 @@ def test_the_index_of_a_folder_knows_what_is_in_pieces(tmp_path, monkeypatch):
 def test_a_file_that_shrank_or_is_damaged_is_said(tmp_path):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, values((200, 200), np.uint8), tile=(32, 32), compression="zlib")
-    assert Source().window(path, (150, 150), (40, 40)).shape == (40, 40, 1)
+    assert Reading().window(path, (150, 150), (40, 40)).shape == (40, 40, 1)
     tifffile.imwrite(path, values((100, 100), np.uint8), tile=(32, 32), compression="zlib")
     with pytest.raises(UserError, match="has changed while it was in use"):
-        Source().window(path, (150, 150), (40, 40))
+        Reading().window(path, (150, 150), (40, 40))
     data = bytearray(path.read_bytes())
     data[-3000:] = bytes(3000)
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"a.tif: is damaged"):
-        Source().window(path, (50, 50), (50, 50))
+        Reading().window(path, (50, 50), (50, 50))

@@ -19,8 +19,9 @@ from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.image_set import Fit, ImageSet, PackedImages, survey
 from ddpm_unet.data.labelled import LabelledSet, pair_stream, split_images
 from ddpm_unet.data.pixels import cut_window, normalised, resize, to_unit
+from ddpm_unet.data.reading import image_info, read_image, volume_space
 from ddpm_unet.data.sources import held_out, open_images, open_stream
-from ddpm_unet.data.volumes import Space, read_volume, volume_info, volume_space, write_nifti
+from ddpm_unet.data.volumes import Space, write_nifti
 from ddpm_unet.errors import UserError
 from ddpm_unet.randomness import seeded
 
@@ -73,11 +74,11 @@ def test_volumes_of_every_orientation_are_read_in_one_and_written_back(tmp_path,
     )
     assert "".join(nibabel.aff2axcodes(stored.affine)) == codes
     stored.to_filename(tmp_path / "a.nii.gz")
-    volume, space = read_volume(tmp_path / "a.nii.gz"), volume_space(tmp_path / "a.nii.gz")
+    volume, space = read_image(tmp_path / "a.nii.gz", 3), volume_space(tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(volume[..., 0], array.T)
     assert (space.spacing, space.size) == ((3, 2, 1), (7, 6, 5))
     assert space.agrees(Space(np.diag([1.0, 2, 3, 1]), (5, 6, 7)))
-    info = volume_info(tmp_path / "a.nii.gz")
+    info = image_info(tmp_path / "a.nii.gz", 3)
     assert (*info.size, info.channels) == volume.shape
     write_nifti(tmp_path / "b.nii.gz", volume[..., 0], space)
     again = nibabel.load(tmp_path / "b.nii.gz")
