@@ -55,23 +55,14 @@ class Inception(nn.Module):
     Images `uint8 [B, 3, H, W]` are resized to 299 x 299 as TensorFlow 1 does; the features are
     `float32 [B, 2048]`.
 
-    Args:
-        weights: torch-fidelity's file, which must hold tensors and no other objects.
+    The weights are torch-fidelity's file in the cache of torch.hub, where it is downloaded to when
+    missing, and must hold tensors and no other objects.
     """
 
-    def __init__(self, weights: Path) -> None:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
+    def __init__(self) -> None:
         super().__init__()
-        torch.load(weights, map_location="cpu", weights_only=True)  # refuses other objects
-        self.network = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(weights)
-        )
-
-    @classmethod
-    def pretrained(cls) -> Inception:
-        """From the cache of torch.hub, where the weights are downloaded to when missing."""
-        from_extra("torch_fidelity", "fidelity", "extractor inception")
+        name = "torch_fidelity.feature_extractor_inceptionv3"
+        module = from_extra(name, "fidelity", "extractor inception")
         path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_URL.rsplit("/", 1)[1]
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +73,10 @@ class Inception(nn.Module):
                     f"extractor inception: {INCEPTION_URL} cannot be downloaded ({error}); put "
                     f"the file at {path}, or take the extractor efficientnet-lite0"
                 ) from error
-        return cls(path)
+        torch.load(path, map_location="cpu", weights_only=True)  # refuses other objects
+        self.network = module.FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Features of images."""
@@ -91,7 +85,7 @@ class Inception(nn.Module):
 
 EXTRACTORS: dict[str, Callable[[], nn.Module]] = {
     "efficientnet-lite0": EfficientNetLite0,
-    "inception": Inception.pretrained,
+    "inception": Inception,
 }
 
 

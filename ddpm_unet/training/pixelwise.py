@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor, nn
 
 from ddpm_unet.config import ImageLoss, LossName, PredictConfig
@@ -31,7 +32,6 @@ from ddpm_unet.evaluation.metrics import (
     shown_scores,
     write_scores,
 )
-from ddpm_unet.evaluation.plots import save_image
 from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.evaluation.report import best_median_worst
 from ddpm_unet.files import replace_text
@@ -358,7 +358,7 @@ class PixelwiseJob(Job):
         with accelerator.autocast():
             planes = self.planes(model, item, accelerator.device)
         if accelerator.is_main_process:
-            save_image(self.target.visualize(planes, item), path)
+            Image.fromarray(self.target.visualize(planes, item)).save(path)
 
     def export(self, model: nn.Module, state_dict: dict[str, Tensor], folder: Path) -> None:
         """Write a folder that `scripts/segment.py` reads, and the split beside it."""
@@ -435,7 +435,7 @@ class PixelwiseJob(Job):
         counts, images = [], []
         for number, (planes, item) in enumerate(predicted()):
             if number == 0:
-                save_image(self.target.visualize(planes, item), run.path / "test.png")
+                Image.fromarray(self.target.visualize(planes, item)).save(run.path / "test.png")
             counts.append(self.target.update_metric(planes, item))
             images.append(self.target.score_image(planes, item))
         scores = self.target.compute(torch.stack(counts).sum(dim=0)) | mean_over_images(images)
@@ -447,7 +447,7 @@ class PixelwiseJob(Job):
             item = item_of(self.test, number)
             with torch.inference_mode():
                 seen = self.target.visualize(self.planes(model, item, device), item)
-            save_image(seen, run.path / "predictions" / f"{word}.png")
+            Image.fromarray(seen).save(run.path / "predictions" / f"{word}.png")
         print(f"on {len(self.test)} test image(s):\n{shown_scores(scores)}")
         return scores
 
