@@ -40,7 +40,7 @@ def test_averages_that_a_checkpoint_lacks_are_named(settings):
 
 def test_learned_variances(settings):
     settings.diffusion.variance_type = "learned_range"
-    with pytest.raises(UserError, match=r"out_channels = 3, but .* learned_range .* set it to 6"):
+    with pytest.raises(UserError, match=r"out_channels = 3: .* learned_range .* set it to 6"):
         run(settings)
     settings.model.out_channels = 6
     settings.train.steps = settings.train.sample_every = 4
