@@ -348,10 +348,9 @@ def fit(job: PixelwiseJob, settings: SegmentConfig) -> Any:
 
 def score(job: PixelwiseJob, model: Any, images: Any) -> tuple[Tensor, list[Any]]:
     """Counts of pixels by true and predicted class, and the predictions."""
-    device = best_device()
     with torch.inference_mode():
         found = [
-            (job.planes(model, item, device).cpu(), item)
+            (job.planes(model, item).cpu(), item)
             for item in (item_of(images, number) for number in range(len(images)))
         ]
     return torch.stack([job.target.update_metric(*pair) for pair in found]).sum(dim=0), found
