@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ import tifffile
 import torch
 from torch import Tensor
 
-from ddpm_unet.data.bio import BioFile, BioPlane
 from ddpm_unet.data.images import channel_numbers
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.reading import Reading, is_bio, is_tiff, read_image
 from ddpm_unet.data.tiff import Metadata
+from ddpm_unet.data.volumes import BioFile, BioPlane
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.tiles import Rows
 
@@ -149,33 +149,17 @@ def open_planes(
     elif not is_tiff(path):
         yield [read_image(path, max_pixels=max_pixels, channels=channels)]
     else:
-        with _streamed(path, stream_above, channels) as planes:
-            yield planes or list(read_image(path, 3, max_pixels=max_pixels, channels=channels))
+        with ExitStack() as stack:
+            pages: list[Any] = []
+            with suppress(OSError, ValueError, tifffile.TiffFileError):  # reading it says which
+                pages = _pages(stack.enter_context(tifffile.TiffFile(path)), stream_above, channels)
+            yield pages or list(read_image(path, 3, max_pixels=max_pixels, channels=channels))
 
 
-@contextmanager
-def _streamed(
-    path: str | Path, stream_above: float, channels: Sequence[str]
-) -> Iterator[list[TiffRows]]:
+def _pages(file: tifffile.TiffFile, stream_above: float, channels: Sequence[str]) -> list[TiffRows]:
     """The pages of a TIFF that can and should be streamed, else an empty list."""
-    try:
-        file = tifffile.TiffFile(path)
-    except (OSError, ValueError, tifffile.TiffFileError):
-        yield []  # reading it whole will name the fault
-        return
-    with file:
-        pages = _pages(file, stream_above * 1e6)
-        if pages and channels:
-            names, count = Metadata.of(file).channels, file.series[0].keyframe.samplesperpixel
-            every = channel_numbers(channels, names, count, path) == list(range(count))
-            pages = pages if every else 0
-        yield [TiffRows(file, number) for number in range(pages)]
-
-
-def _pages(file: tifffile.TiffFile, limit: float) -> int:
-    """Pages of a TIFF of more than `limit` pixels that can be streamed, else 0."""
     if len(file.series) != 1:
-        return 0
+        return []
     series, page = file.series[0], file.series[0].keyframe
     orientation = page.tags.get("Orientation")
     plain = (
@@ -188,22 +172,25 @@ def _pages(file: tifffile.TiffFile, limit: float) -> int:
         and (orientation is None or orientation.value == 1)
     )
     pages = series.size // page.size if plain and page.size else 0
-    if pages * page.imagelength * page.imagewidth <= limit:
-        return 0
+    if pages * page.imagelength * page.imagewidth <= stream_above * 1e6:
+        return []
+    names, every = Metadata.of(file).channels, list(range(page.samplesperpixel))
+    if channel_numbers(channels, names, len(every), file.filehandle.path) != every:
+        return []
     if series.dataoffset:
         complete = series.dataoffset + series.nbytes <= file.filehandle.size
-        return pages if complete else 0
+        return [TiffRows(file, number) for number in range(pages if complete else 0)]
     parts: list[Any] = list(series.pages)
     if page.chunks[0] * page.chunks[1] > _LARGEST_SEGMENT or len(parts) != pages:
-        return 0
+        return []
     ends = (o + n for p in parts for o, n in zip(p.dataoffsets, p.databytecounts, strict=True))
-    if max(ends) > file.filehandle.size:
-        return 0
+    rows = [TiffRows(file, number) for number in range(pages)]
     try:
-        TiffRows(file, 0)[0:1]
+        if max(ends) <= file.filehandle.size and rows[0][0:1].size:
+            return rows
     except UserError:  # a compression that needs another decoder
-        return 0
-    return pages
+        pass
+    return []
 
 
 def read_images(

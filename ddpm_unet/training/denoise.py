@@ -230,7 +230,7 @@ class DenoiseJob(Job):
         source = self.windows if kept is None else kept
         first = source.__getitems__([0])
         if self.conditioning.concat_cond is None and "context" not in first:
-            return cond_in_turn(len(self.conditioning.class_names) or None, None, device=device)
+            return cond_in_turn(range(len(self.conditioning.class_names)), device=device)
 
         def cond(indices: Sequence[int]) -> dict[str, Tensor]:
             positions = list(indices) if kept is None else [i % len(kept) for i in indices]

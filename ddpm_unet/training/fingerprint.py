@@ -141,7 +141,8 @@ class Fingerprint:
         flat = [look.thumbnail.ravel() for look in self.looks]
         if len(flat) < 4 or len({look.size for look in self.looks}) > 1:
             return False
-        like = np.nan_to_num(np.corrcoef(flat))
+        with np.errstate(invalid="ignore"):  # images of one value
+            like = np.nan_to_num(np.corrcoef(flat))
         near = [like[i, i + 1] for i in range(0, len(flat) - 1, 2)]
         apart = [like[i, (i + len(flat) // 2) % len(flat)] for i in range(len(flat))]
         return float(np.mean(near) - np.mean(apart)) > 0.2
@@ -216,8 +217,10 @@ def look_at(image: np.ndarray, dims: int = 2, spacing: tuple[float, ...] | None 
         colour = np.abs(part - part.mean(axis=-1, keepdims=True)).mean()
         image = image if colour > 0.01 * max(float(np.ptp(part)), 1e-6) else image[..., :1]
     channels = image.shape[-1]
-    grey = _middle(image, dims).mean(axis=-1, dtype=np.float32)
-    low, high, brightest = np.percentile(grey, [*PERCENTILES, 99.9]).tolist()
+    middle = _middle(image, dims)
+    grey = middle.mean(axis=-1, dtype=np.float32)
+    values = grey if channels in (1, 3) else middle  # of what are no colours, a mean is nothing
+    low, high, brightest = np.percentile(values, [*PERCENTILES, 99.9]).tolist()
     top = 0.0
     if dtype.kind == "u":
         top = float(np.iinfo(dtype).max)

@@ -32,6 +32,7 @@ from ddpm_unet.data.labelled import (
 )
 from ddpm_unet.data.pairs import POINTS
 from ddpm_unet.data.preprocessing import PixelType, Preprocessing
+from ddpm_unet.data.reading import numbers_of
 from ddpm_unet.data.sources import concat_condition, held_out, open_stream
 from ddpm_unet.data.volumes import alike, in_mm, spacing_of
 from ddpm_unet.diffusion.edm import EDMDiffusion, make_diffusion
@@ -271,6 +272,7 @@ def build_pixel_job(
         target.objects if isinstance(target, ClassTarget) else None,
         data.channel_names,
         report.highest,
+        channel_files=numbers_of(report.pairs[0].image_file),
     )
     if config.init not in (None, SCRATCH):
         said += unlike(str(config.init), preprocessing)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor, nn
 
 from ddpm_unet.config import ImageLoss, LossName, PredictConfig
@@ -31,7 +32,6 @@ from ddpm_unet.evaluation.metrics import (
     shown_scores,
     write_scores,
 )
-from ddpm_unet.evaluation.plots import save_image
 from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.evaluation.report import best_median_worst
 from ddpm_unet.files import replace_text
@@ -355,7 +355,7 @@ class PixelwiseJob(Job):
         with accelerator.autocast():
             planes = self.planes(model, item)
         if accelerator.is_main_process:
-            save_image(self.target.visualize(planes, item), path)
+            Image.fromarray(self.target.visualize(planes, item)).save(path)
 
     def export(self, model: nn.Module, state_dict: dict[str, Tensor], folder: Path) -> None:
         """Write a folder that `scripts/segment.py` reads, and the split beside it."""
@@ -425,7 +425,7 @@ class PixelwiseJob(Job):
         images: list[dict[str, float]] = []
         for planes, item in self._predicted(model, self.test):
             if not images:
-                save_image(self.target.visualize(planes, item), run.path / "test.png")
+                Image.fromarray(self.target.visualize(planes, item)).save(run.path / "test.png")
             counts.append(self.target.update_metric(planes, item))
             images.append(self.target.score_image(planes, item))
         scores = self.target.compute(torch.stack(counts).sum(dim=0)) | mean_over_images(images)
@@ -435,7 +435,9 @@ class PixelwiseJob(Job):
         (run.path / "predictions").mkdir(exist_ok=True)
         for word, number in best_median_worst(images).items():
             ((planes, item),) = self._predicted(model, self.test, [number])
-            save_image(self.target.visualize(planes, item), run.path / f"predictions/{word}.png")
+            Image.fromarray(self.target.visualize(planes, item)).save(
+                run.path / f"predictions/{word}.png"
+            )
         print(f"on {len(self.test)} test image(s):\n{shown_scores(scores)}")
         return scores
 

@@ -184,12 +184,12 @@ def test_windows_of_images_larger_than_what_is_decoded(tmp_path, format):
 
 def test_a_level_of_a_zarr_and_what_is_no_image(tmp_path):
     write(tmp_path / "in" / "a.ome.zarr", VALUES[:, :1])
-    folder = Folder(tmp_path, 200.0, level=1)
+    folder = Folder(tmp_path, Reading(level=1))
     assert [folder.key(i) for i in range(len(folder))] == ["in/a.ome.zarr"]
     assert folder.info(0).size == folder.read(0).shape[:2] == (30, 40)
     assert folder.info(0).along(2) == pytest.approx((1e-3, 5e-4))
     with pytest.raises(UserError, match=r"a\.ome\.zarr: has 2 resolutions, no level 2"):
-        Folder(tmp_path, 200.0, level=2).info(0)
+        Folder(tmp_path, Reading(level=2)).info(0)
     (tmp_path / "b.ome.zarr").mkdir()
     with pytest.raises(UserError, match=r"b\.ome\.zarr: is damaged or truncated"):
         read_image(tmp_path / "b.ome.zarr", 2)

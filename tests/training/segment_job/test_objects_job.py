@@ -210,6 +210,6 @@ def test_the_probability_of_interiors_is_chosen_on_validation_images(dominoes, t
     assert job.choose_sure(load_segmentation_model(folder.model), folder.model) == 0.7
     assert job.target.sure == 0.7
     predictor = Predictor.from_pretrained(folder.model)
-    assert predictor(dominoes / "images" / "5.png").sure == 0.7
+    assert predictor(dominoes / "images" / "5.png").label.keywords["sure"] == 0.7
     with predictor.open(dominoes / "images" / "5.png") as source:
-        assert source.sure == 0.7
+        assert source.label.keywords["sure"] == 0.7
