@@ -103,12 +103,11 @@ def test_sharded_weights_train_as_one_process_does(job, tmp_path, settle):
         "bf16": {"mixed_precision": "bf16"},
         "recompute and rmsprop": {
             "gradient_checkpointing": True, "optimizer": "rmsprop", "ema_sigma_rel": (0.05,),
-            "ema_every": 2,
+            "ema_every": 3,
         },
     }  # fmt: skip
     settings.train = replace(settings.train, **changes.get(settle, {}))
-    settings.train = replace(settings.train, log_every=2, validate_every=2, checkpoint_every=2)
-    start(job, tmp_path / "one", 4)()
+    start(job, tmp_path / "one")()
 
     def sharded(steps: int) -> None:
         found = []
@@ -121,8 +120,8 @@ def test_sharded_weights_train_as_one_process_does(job, tmp_path, settle):
         start((Watched, settings), tmp_path / "split", steps)()
         assert_sharded(found[-1])
 
-    finish(in_processes(2, lambda: sharded(2), **SHARDED))
-    finish(in_processes(2, lambda: sharded(4), **SHARDED))
+    finish(in_processes(2, lambda: sharded(3), **SHARDED))
+    finish(in_processes(2, lambda: sharded(6), **SHARDED))
     assert distance(tmp_path / "one", tmp_path / "split") < (2e-2 if settle == "bf16" else 1e-4)
     exported = [load_weights(tmp_path / run / "model") for run in ("one", "split")]
     assert exported[0].keys() == exported[1].keys()
