@@ -26,11 +26,9 @@ def end_state(folder):
 
 
 @pytest.mark.parametrize("micro_batches", [11, 14, 27])
-def test_killed_anywhere_and_resumed_ends_bit_for_bit_the_same(settings, tmp_path, micro_batches):
-    whole = run(settings)
-    settings.run = str(tmp_path / "killed")
+def test_killed_anywhere_and_resumed_ends_bit_for_bit_the_same(settings, whole, micro_batches):
     kill(settings, micro_batches)
-    assert files(run(settings)) == files(whole)
+    assert files(run(settings)) == whole
 
 
 def killed_at_flush(settings, number):
@@ -56,15 +54,13 @@ def killed_at_flush(settings, number):
         os._exit(1)
 
 
-def test_killed_while_a_checkpoint_is_written(settings, tmp_path):
-    whole = run(settings)
-    settings.run = str(tmp_path / "killed")
+def test_killed_while_a_checkpoint_is_written(settings, whole):
     checkpoints = RunFolder(Path(settings.run)).checkpoints
     for flush, kept in ((1, []), (4, []), (8, [5]), (7, [5]), (8, [5, 10]), (6, [5, 10])):
         assert killed_at_flush(settings, flush) == -signal.SIGKILL
         assert [int(path.name) for path in checkpoint_paths(checkpoints)] == kept
     assert list(checkpoints.glob(".*.partial"))
-    assert files(run(settings)) == files(whole)
+    assert files(run(settings)) == whole
     assert not list(checkpoints.glob(".*.partial"))
 
 
@@ -80,10 +76,7 @@ def test_a_signal_that_a_launcher_repeats_does_not_end_the_writing():
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_sigterm_writes_a_checkpoint_first(settings, tmp_path, capsys):
-    whole = run(settings)
-    settings.run = str(tmp_path / "stopped")
-
+def test_sigterm_writes_a_checkpoint_first(settings, whole, capsys):
     class Stopped(DenoiseJob):
         calls = 0
 
@@ -98,13 +91,10 @@ def test_sigterm_writes_a_checkpoint_first(settings, tmp_path, capsys):
     assert stop.value.code == 128 + signal.SIGTERM
     assert "the same command goes on" in capsys.readouterr().out
     assert checkpoint_paths(RunFolder(Path(settings.run)).checkpoints)[-1].name == "00000007"
-    assert files(run(settings)) == files(whole)
+    assert files(run(settings)) == whole
 
 
-def test_stopped_before_the_first_step(settings, tmp_path):
-    whole = run(settings)
-    settings.run = str(tmp_path / "stopped")
-
+def test_stopped_before_the_first_step(settings, whole):
     class Stopped(DenoiseJob):
         def describe(self):
             os.kill(os.getpid(), signal.SIGINT)
@@ -112,7 +102,7 @@ def test_stopped_before_the_first_step(settings, tmp_path):
 
     with pytest.raises(SystemExit):
         run(settings, build_denoise_job(settings, Stopped))
-    assert files(run(settings)) == files(whole)
+    assert files(run(settings)) == whole
 
 
 def test_the_split_of_a_batch_changes_nothing_but_rounding(settings, tmp_path):
