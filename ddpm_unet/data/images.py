@@ -82,6 +82,9 @@ class ImageFile(ABC):
         """`[(D,) H, W, C]` from the pixel `corner` on, of what is in pieces."""
         raise UserError(f"{self.path}: has changed while it was in use; start again")
 
+    def close(self) -> None:  # noqa: B027  (most hold no file)
+        """Let go of the file."""
+
 
 def channel_numbers(
     wanted: Sequence[str], names: Sequence[str], count: int, path: str | Path

@@ -168,9 +168,12 @@ class TiffFile(ImageFile):
         }
         self.info = ImageInfo(height, width, count, dtype, **known)
 
-    def __del__(self) -> None:
+    @override
+    def close(self) -> None:
         if hasattr(self, "file"):
             self.file.close()
+
+    __del__ = close
 
     @override
     def read(self, keep_palette: bool = False) -> np.ndarray:

@@ -25,9 +25,8 @@ def lengths_of(path: str | Path) -> tuple[float, ...] | None:
     """
     if not is_bio(path) and not is_tiff(path):
         return None
-    with faults_named(path):
-        file = Reading(3).kept_open(path)
-    return file.info.spacing or file.resolution
+    with Reading(3).opened(path) as file:
+        return file.info.spacing or file.resolution
 
 
 class Prepared:
@@ -83,15 +82,13 @@ def open_planes(
     if not is_bio(path) and not is_tiff(path):
         yield [read_image(path, max_pixels=max_pixels, channels=channels)]
         return
-    with faults_named(path):
-        file = Reading(3, channels=tuple(channels)).kept_open(path)
+    with Reading(3, channels=tuple(channels)).opened(path) as file:
         planes = [PlaneRows(file, number) for number in range(file.shape[0])]
         large = math.prod(file.shape[:3]) > stream_above * 1e6
-        streamed = large and file.streams and _decodable(planes[0])
-    if streamed:
-        yield planes
-    else:
-        yield list(read_image(path, 3, max_pixels=max_pixels, channels=channels))
+        if large and file.streams and _decodable(planes[0]):
+            yield planes
+            return
+    yield list(read_image(path, 3, max_pixels=max_pixels, channels=channels))
 
 
 def _decodable(plane: PlaneRows) -> bool:
