@@ -32,9 +32,8 @@ def done(script, line):
 
 
 def test_pan_sharpening_from_a_picture_to_the_table(here):
-    assert "1 pair(s)" in done(
-        "examples/make_pairs.py", *["pansharpening", "a.png", "--scale", "1", "--out", "pairs"]
-    )
+    made = done("examples/make_pairs.py", "pansharpening a.png --scale 1 --out pairs")
+    assert "1 pair(s)" in made
     assert read_image("pairs/train/images/a.tif").shape == (96, 104, 4)
     assert read_image("pairs/test/targets/a.tif").shape == (96, 52, 3)
     shared = "--data.images pairs/train/images --data.masks pairs/train/targets --data.size 16"
