@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ddpm_unet.cli import read_settings
 from ddpm_unet.commands.shared import best_device, prepare_gpu, recipe, shipped
 from ddpm_unet.config import AutoencodeConfig, CheckConfig, DenoiseConfig, SegmentConfig
 from ddpm_unet.config.data import DataConfig
@@ -60,6 +59,7 @@ def _read(kind: type, default: str, arguments: Sequence[str] | None, data: str =
     begun = time.monotonic()
     values, flags, file = read_values(kind, None, arguments, default)
     source, run = str(values.get(data, BUILTIN)), values.get("run")
+    _refuse_flat(values, source)
     if file is None and not source.startswith(BUILTIN) and values.get("data.masks") != "points":
         what = "denoiser" if kind is DenoiseConfig else "segmenter"
         run = Path(run or f"runs/{Path(source.rpartition(':')[2]).name}_{what}")
@@ -71,6 +71,14 @@ def _read(kind: type, default: str, arguments: Sequence[str] | None, data: str =
         file = recipe(default)
         values, _, _ = read_values(kind, file, arguments)
     return _Wish(kind, {**values, "run": run or f"runs/{file.stem}"}, flags, False, begun)
+
+
+def _refuse_flat(values: dict[str, Any], place: str) -> None:
+    """Refuse images of two dimensions where the files are volumes."""
+    from ddpm_unet.data.folder import with_dims
+
+    if values.get("data.dims") == 2 and with_dims(DataConfig(), place).dims == 3:
+        raise UserError(f"data.dims 2: {place} holds volumes; set it 3, or leave it out")
 
 
 def train_ddpm(arguments: Sequence[str] | None = None) -> None:
@@ -155,7 +163,9 @@ def check(arguments: Sequence[str] | None = None) -> None:
     """Say what is right and wrong with images and masks."""
     from ddpm_unet.data.check import print_check
 
-    print_check(read_settings(CheckConfig, None, arguments)[0].data)
+    values = read_values(CheckConfig, None, arguments)[0]
+    _refuse_flat(values, str(values.get("data.images", BUILTIN)))
+    print_check(build(CheckConfig, values).data)
 
 
 def _train(job: Any, settings: Any, wish: _Wish, plan: Plan | None = None) -> None:
@@ -238,11 +248,11 @@ def _plan_denoiser(wish: _Wish) -> Plan:
     data = settings.data
     if "data.dims" not in wish.values:
         data = with_dims(data, data.source)
-    images = source_images(data)
+    images, faults = source_images(data), list[UserError]()
 
     def looks() -> Iterator[Look]:
         for number in chosen_images(len(images)):
-            with suppress(UserError):  # which the training names
+            try:
                 info = images.info(number)
                 if not info.in_pieces:
                     yield look_at(images.read(number), data.dims)
@@ -251,9 +261,13 @@ def _plan_denoiser(wish: _Wish) -> Plan:
                 corner = [(n - m) // 2 for n, m in zip(info.size, side, strict=True)]
                 part = look_at(images.read_window(number, corner, side))
                 yield replace(part, size=info.size)
+            except UserError as error:  # which the training names
+                faults.append(error)
 
     start = _seen(settings.init, "given") if settings.init else None
     found = _fingerprint(len(images), looks(), data)
+    if not found.looks:
+        raise faults[0]
     return plan_denoiser(found, _machine(), wish.values, start)
 
 

@@ -410,8 +410,8 @@ def _tiff_shape(
     pages = int(np.prod(list(extra.values()), dtype=int))
     if pages > 1 and not stack:
         raise UserError(
-            f"{path}: has {pages} pages; save each as an image of its own, or store channels as "
-            "samples of one page"
+            f"{path}: has {pages} pages; save each as an image of its own, store channels as "
+            "samples of one page, or set data.dims 3 for a volume"
         )
     if len(extra) > 1:
         raise UserError(f"{path}: has axes {series.axes}; a stack may have one besides Y, X, C")

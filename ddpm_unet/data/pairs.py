@@ -262,7 +262,7 @@ def _add_pairs(
     pairing: Pairing, images: Files, masks: Files, config: PairDataConfig, keep_palette: bool
 ) -> None:
     """A pair of each image and mask of one name, or of each page of theirs."""
-    colors = config.mask_kind in ("colors", "images")
+    colors, stacks = config.mask_kind in ("colors", "images"), 0
     for name in sorted(images.keys() & masks.keys(), key=natural):
         (image, *_), (mask, *_) = images[name], masks[name]
         try:
@@ -279,6 +279,7 @@ def _add_pairs(
         except UserError as error:
             pairing.faults.append(str(error))
             continue
+        stacks += pages > 1
         for page in [None] if pages == 1 else range(pages):
             number = "" if page is None else f"{page:0{len(str(pages - 1))}}"
             full, at = (f"{name}/{number}", f" page {number}") if number else (name, "")
@@ -289,6 +290,10 @@ def _add_pairs(
                 read_mask = partial(_read_objects, masks[name], page, config)
             spacing = own.along(config.dims)
             pairing.pairs.append(Pair(full, image + at, mask + at, read_image, read_mask, spacing))
+    if stacks:
+        pairing.notes.append(
+            "the pages of a stack are images of their own; of volumes set data.dims 3"
+        )
 
 
 def _check_turns(spacing: tuple[float, ...] | None, image: str, config: PairDataConfig) -> None:

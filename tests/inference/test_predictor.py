@@ -309,7 +309,6 @@ def test_an_image_in_a_file_per_channel(tmp_path, ending):
     with predictor.open(path) as file:
         assert (next(file.parts)[3][0] == wanted).all()
     with pytest.raises(UserError, match="has 1 channel, which cannot become 2"):
-        predictor.look(tmp_path / f"case_0000.{ending}")
         predictor(tmp_path / f"case_0000.{ending}")
     Image.fromarray(array[:9, :, 0]).save(tmp_path / f"case_0001.{ending}")
     with pytest.raises(UserError, match="has not the size and type of"):
