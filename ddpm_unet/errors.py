@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import os
 import re
+from collections.abc import Iterable
+from typing import Any
 
 LAUNCHER = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
 """How the variables begin that accelerate reads."""
@@ -16,9 +20,31 @@ class UserError(Exception):
     """
 
 
+def cause_of(error: object) -> str:
+    """What an error of another library says, in one line of moderate length."""
+    return " ".join(str(error).split())[:200]
+
+
+def from_extra(module: str, extra: str, what: str) -> Any:
+    """A module that comes with an extra of the package, or the error that says so of `what`."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{what}: {module.partition('.')[0]} cannot be imported ({cause_of(error)}); "
+            f'pip install "ddpm-unet[{extra}]"'
+        ) from error
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str, cutoff: float = 0.6) -> str:
+    """The cure for a name that is not known: the nearest that is, or what else there is."""
+    near = difflib.get_close_matches(name, list(known), 1, cutoff)
+    return f"did you mean {near[0]}?" if near else otherwise
+
+
 def launcher_fault(error: Exception) -> UserError | None:
     """The error of a variable that accelerate does not take; None where it speaks of none."""
-    text = " ".join(str(error).split())[:200]
+    text = cause_of(error)
     said = [f"{n} {v}" for n, v in os.environ.items() if n.startswith(LAUNCHER) and v.strip()]
     usual = ("no", "false", "true", "cpu")
     found = [

@@ -11,7 +11,7 @@ import torch
 
 from ddpm_unet.cli import read_settings
 from ddpm_unet.config import DenoiseConfig, UNetConfig
-from ddpm_unet.data.images import read_image
+from ddpm_unet.data.reading import read_image
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.inference.writers import output_names

@@ -208,7 +208,7 @@ def _shown(files: Sequence[Path]) -> Any:
     """The overlay, or else the image, among the files that were written; of many its middle one."""
     import tifffile
 
-    from ddpm_unet.data.images import read_image
+    from ddpm_unet.data.reading import read_image
     from ddpm_unet.inference.overlay import displayable
 
     images = [f for f in files if f.suffix in (".png", ".tif")]

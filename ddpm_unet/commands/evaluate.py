@@ -37,7 +37,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     add("--num_images", type=whole(8), default=256, help="images of each set (default 256)")
     add("--steps", type=whole(1), default=250, help="denoising steps (default 250)")
     add("--sampler", help="ddpm, ddim, dpm++, ... (default: the one that the model's folder names)")
-    add("--guidance", type=float, help="scale of classifier-free guidance")
+    add("--guidance", type=float, help="scale of guidance, classifier-free or by --guide")
+    add("--guide", type=Path, help="a checkpoint or model that guides (autoguidance)")
     add("--extractor", default="efficientnet-lite0", help="or inception, of the published FID")
     add("--batch_size", type=whole(1), default=32, help="images per process and batch (default 32)")
     add("--seed", type=int, default=0, help="image i is a function of (seed, i)")
@@ -51,7 +52,7 @@ def read_folder(folder: Path, sets: int, count: int) -> Any:
     import torch
 
     from ddpm_unet.data.folder import list_images
-    from ddpm_unet.data.images import read_image
+    from ddpm_unet.data.reading import read_image
 
     files = list_images(folder)[0]
     if len(files) < sets * count:
@@ -109,6 +110,7 @@ def draw(
     from safetensors.torch import load_file, save_file
 
     from ddpm_unet.evaluation.fidelity import Description, describe
+    from ddpm_unet.inference.denoiser import read_guide
     from ddpm_unet.inference.writers import finished
 
     parts = args.out / "parts"
@@ -121,14 +123,16 @@ def draw(
     job = denoiser.job(
         args.num_images, steps=args.steps, sampler=args.sampler, seed=args.seed,
         batch_size=args.batch_size, guidance=args.guidance, skip=kept,
+        guide=args.guide and read_guide(args.guide, denoiser),
         shard=(accelerator.process_index, accelerator.num_processes),
         progress=accelerator.is_main_process,
     )  # fmt: skip
     check(folder, (denoiser.image_channels, *job.image_shape[1:]), real)
-    weights = max(folder.rglob("*.safetensors"))
     settings = {name: getattr(args, name) for name in PART_OF_A_JOB}
     settings["format"] = 2  # of the parts
-    settings["model"] = f"{weights.resolve()} {weights.stat().st_mtime_ns}"
+    for name, used in {"model": folder, "guide": args.guide}.items():
+        weights = used and max(used.rglob("*.safetensors"))
+        settings[name] = weights and f"{weights.resolve()} {weights.stat().st_mtime_ns}"
     if accelerator.is_main_process:
         parts.mkdir(parents=True, exist_ok=True)
         note = parts / "job.json"

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     conditioning, config = denoiser.conditioning, denoiser.unet.config
     check_guidance(conditioning, args.guidance, args.guidance_interval, args.guide)
     concat_cond = read_concat_cond(conditioning, args.condition, config.dims, args.size)
-    sampler_name, sampler = choose_sampler(args, denoiser)
+    sampler = choose_sampler(args, denoiser)
     begin = [*(args.interpolate or ()), *([args.init_image] if args.init_image else [])]
     images = read_images(begin, denoiser.preprocessing, args.size) if begin else None
     hole = None if images is None or not args.mask else read_hole(args.mask, images.shape[2:])
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             kept |= out.kept(accelerator)
             accelerator.print(
                 f"{args.num_images} images of {'x'.join(map(str, shape))}{out.with_masks} from "
-                f"{folder}, {args.steps} {sampler_name} steps, {shard[1]} process(es)"
+                f"{folder}, {args.steps} {sampler.name} steps, {shard[1]} process(es)"
                 + (f", {len(kept)} of them there already" if kept else "")
             )
             for indices, drawn, masks in job:
@@ -114,20 +114,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     accelerator.end_training()
 
 
-def choose_sampler(args: Namespace, denoiser: Any) -> tuple[str, Any]:
-    """The name and object of the sampler; sets args.steps, and args.sampler if it is another.
+def choose_sampler(args: Namespace, denoiser: Any) -> Any:
+    """The sampler; sets args.steps, and args.sampler if it is another.
 
     With neither of the two given, 20 steps of DPM-Solver++ take the place of 1000 of DDPM, whose
     images are no better (docs/samplers.md), but not where an image is edited.
     """
-    name, sampler = denoiser.named_sampler(args.sampler)
+    sampler = denoiser.sampler_of(args.sampler)
     if args.steps is None:
         edited = args.init_image or args.interpolate
-        if name == "ddpm" and not args.sampler and not edited:
+        if sampler.name == "ddpm" and not args.sampler and not edited:
             args.sampler = "dpm++"
-            name, sampler = denoiser.named_sampler(args.sampler)
-        args.steps = USUAL_STEPS.get(name, 50)
-    return name, sampler
+            sampler = denoiser.sampler_of(args.sampler)
+        args.steps = USUAL_STEPS.get(sampler.name, 50)
+    return sampler
 
 
 class Output:
@@ -211,18 +211,16 @@ class Output:
         import numpy as np
         import torch
 
-        from ddpm_unet.data.images import read_image
-        from ddpm_unet.data.volumes import read_volume
+        from ddpm_unet.data.reading import read_image
         from ddpm_unet.evaluation.plots import save_grid, save_side_by_side
         from ddpm_unet.inference.overlay import displayable
 
         def first(place: Path) -> torch.Tensor:
-            read = read_image if self.dims == 2 else read_volume
             shown = []
             for index in range(min(self.count, 64)):
                 path = self.path(place, index)
                 packed = self.npz and np.load(path)["arr_0"][index % self.batch]
-                array = packed if self.npz else read(path)
+                array = packed if self.npz else read_image(path, self.dims)
                 shown.append(displayable(array))
             return torch.from_numpy(np.stack(shown)).movedim(-1, 1) / 127.5 - 1
 

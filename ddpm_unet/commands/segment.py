@@ -65,10 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
     from tqdm.auto import tqdm
 
-    from ddpm_unet.data.bio import is_bio
     from ddpm_unet.data.folder import list_images
     from ddpm_unet.data.points import list_points
     from ddpm_unet.data.preprocessing import FILES
+    from ddpm_unet.data.reading import is_bio
     from ddpm_unet.data.volumes import in_mm
     from ddpm_unet.inference.predictor import Predictor
     from ddpm_unet.inference.results import check_image_format
@@ -169,7 +169,7 @@ def score(folder: Path, truth: str, others: list[str], model: Path | None) -> No
     from ddpm_unet.config.data import ExtraPairsConfig
     from ddpm_unet.data.check import check_pairs
     from ddpm_unet.data.masks import IGNORE_INDEX, mask_values
-    from ddpm_unet.data.volumes import read_file
+    from ddpm_unet.data.reading import read_image
     from ddpm_unet.evaluation.metrics import (
         confusion,
         mean_over_images,
@@ -209,7 +209,7 @@ def score(folder: Path, truth: str, others: list[str], model: Path | None) -> No
             ending = ".nii.gz" if ".nii" in at[2] else ".tif"
             path = Path(f"{at[1]}_objects{ending}")
             if path.is_file():
-                labels = read_file(path, 3 if at[4] else report.config.dims)[..., 0]
+                labels = read_image(path, 3 if at[4] else report.config.dims)[..., 0]
                 labels = labels[int(at[4])] if at[4] else labels
             else:
                 labels = label_objects(found)

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
 from ddpm_unet.cpu.kernels import functions, plain, unseen
 
 
-class Average(Protocol):
-    """An exponential moving average of parameters."""
-
-    parameters: list[Parameter]
-    averages: list[Tensor]
-
-    def decay_at(self, step: int) -> float:
-        """The weight of the past at optimiser step number `step` (from 0)."""
-
-    def update(self, step: int) -> None:
-        """Take in the weights after that step."""
-
-
 class FusedAdamWEMA:
-    """An optimiser's step, unless its `found_inf` is 1, and the average of its parameters."""
+    """An optimiser's step, unless its `found_inf` is 1, and the average of its parameters.
 
-    def __init__(self, optimizer: Optimizer, ema: Average) -> None:
+    The average has `parameters` and their `averages`, `decay_at(step)`, the weight of the past at
+    step number `step` from 0, and `update(step)`, which takes in the weights after it.
+    """
+
+    def __init__(self, optimizer: Optimizer, ema: Any) -> None:
         self.optimizer, self.ema = optimizer, ema
         self._averages = dict(zip(ema.parameters, ema.averages, strict=True))
         # Asked before `found_inf` is, which on a GPU would be waiting for it.

@@ -24,8 +24,8 @@ from ddpm_unet.data.collection import Collection
 from ddpm_unet.data.folder import split_ending, visible_files
 from ddpm_unet.data.images import ImageInfo
 from ddpm_unet.data.pixels import shown_size, to_unit
+from ddpm_unet.data.reading import IMAGE_EXTENSIONS, VOLUME_EXTENSIONS, Reading
 from ddpm_unet.data.stream import to_model_range
-from ddpm_unet.data.volumes import IMAGE_EXTENSIONS, VOLUME_EXTENSIONS, file_info, read_file
 from ddpm_unet.errors import UserError
 
 SEQUENCE_EXTENSIONS = frozenset((".npy", ".safetensors"))
@@ -66,7 +66,8 @@ class ConcatCondition:
 
     def of_file(self, path: str, dims: int = 2, max_pixels: float = 200.0) -> Tensor:
         """The channels of an image or volume, `[channels, *space]`; transparency is a hole."""
-        image = read_file(path, dims, max_pixels, self.kind == "classes")
+        reading = Reading(dims, max_pixels, keep_palette=self.kind == "classes")
+        image = reading.read(path)
         if self.kind == "classes":
             classes = class_indices(image, self.channels, path)
             return one_hot(torch.from_numpy(np.moveaxis(classes, -1, 0)[None]), self.channels)[0]
@@ -179,8 +180,8 @@ class ConditionImages(Collection):
     def __init__(
         self, images: Collection, root: str, dims: int, classes: int | None, max_pixels: float
     ) -> None:
-        self.images, self.dims, self.num_classes = images, dims, classes
-        self.max_pixels = max_pixels
+        self.images, self.num_classes = images, classes
+        self.reading = Reading(dims, max_pixels, keep_palette=classes is not None)
         endings = VOLUME_EXTENSIONS if dims == 3 else IMAGE_EXTENSIONS
         self.paths = sidecar_files(images, root, endings, "condition")
 
@@ -194,7 +195,7 @@ class ConditionImages(Collection):
     @override
     def read(self, index: int) -> np.ndarray:
         path = self.paths[index]
-        image = read_file(path, self.dims, self.max_pixels, self.num_classes is not None)
+        image = self.reading.read(path)
         if self.num_classes is not None:
             image = class_indices(image, self.num_classes, path)
         factor = self._factor(index, image.shape[:-1])
@@ -203,8 +204,8 @@ class ConditionImages(Collection):
         return image
 
     @override
-    def info(self, index: int) -> ImageInfo:
-        info = file_info(self.paths[index], self.dims, self.max_pixels)
+    def _info(self, index: int) -> ImageInfo:
+        info = self.reading.info(self.paths[index])
         factor = self._factor(index, info.size)
         *depth, height, width = (factor * length for length in info.size)
         kind = (info.channels, info.dtype) if self.num_classes is None else (1, np.dtype(np.int16))

@@ -13,17 +13,11 @@ import numpy as np
 
 from ddpm_unet.config import PairDataConfig
 from ddpm_unet.data import histology, points
-from ddpm_unet.data.bio import is_bio
 from ddpm_unet.data.folder import list_images, natural, split_ending, with_dims
 from ddpm_unet.data.images import ImageInfo
 from ddpm_unet.data.masks import half_of, mask_values
 from ddpm_unet.data.pixels import check_channels
-from ddpm_unet.data.volumes import (
-    TIFF_EXTENSIONS,
-    check_together,
-    file_info,
-    read_file,
-)
+from ddpm_unet.data.reading import TIFF_EXTENSIONS, Reading, check_together, is_bio
 from ddpm_unet.errors import UserError
 
 POINTS = "points"
@@ -224,7 +218,7 @@ def _modalities(images: Files, masks: Files, pairing: Pairing) -> Files:
         for number in wanted
         if number not in files
     ]
-    joined = {}
+    joined: Files = {}
     for name, files in found.items():
         number, path = next(iter(files.items()))
         before, _, after = path.rpartition(f"_{number}")
@@ -259,20 +253,22 @@ def _naming_hint(images: Files, masks: Files) -> str:
 
 
 def _add_pairs(
-    pairing: Pairing, images: Files, masks: Files, config: PairDataConfig, keep_palette: bool
+    pairing: Pairing, images: Files, masks: Files, config: PairDataConfig, finished: bool
 ) -> None:
     """A pair of each image and mask of one name, or of each page of theirs."""
-    colors, stacks = config.mask_kind in ("colors", "images"), 0
+    own = Reading(config.dims, config.max_pixels, config.channel_names, keep_palette=finished)
+    values = config.mask_kind not in ("colors", "images")
+    masking, stacks = Reading(config.dims, config.max_pixels, keep_palette=values), 0
     for name in sorted(images.keys() & masks.keys(), key=natural):
-        (image, *_), (mask, *_) = images[name], masks[name]
+        (image,), (mask, *_) = images[name], masks[name]
         try:
-            own = _info(image, config, config.channel_names)
-            pages = (own.depth or 1) if config.dims == 2 else 1
-            check_channels(own, config.channel_count, image)
+            info = _info(image, own)
+            pages = (info.depth or 1) if config.dims == 2 else 1
+            check_channels(info, config.channel_count, image)
             if config.dims == 3:
                 check_together((image, *masks[name]))
-                _check_turns(own.along(3), image, config)
-            elif pages != (mask_pages := _info(mask, config).depth or 1):
+                _check_turns(info.along(3), image, config)
+            elif pages != (mask_pages := _info(mask, masking).depth or 1):
                 raise UserError(
                     f"{mask}: has {mask_pages} pages, {image} {pages}; make them the same"
                 )
@@ -283,12 +279,11 @@ def _add_pairs(
         for page in [None] if pages == 1 else range(pages):
             number = "" if page is None else f"{page:0{len(str(pages - 1))}}"
             full, at = (f"{name}/{number}", f" page {number}") if number else (name, "")
-            chosen = config.channel_names
-            read_image = partial(_read, image, page, config, keep_palette, chosen)
-            read_mask = partial(_read, mask, page, config, not colors)
+            read_image = partial(_read, own, page, image)
+            read_mask = partial(_read, masking, page, mask)
             if pairing.objects:
-                read_mask = partial(_read_objects, masks[name], page, config)
-            spacing = own.along(config.dims)
+                read_mask = partial(_read_objects, masking, page, masks[name])
+            spacing = info.along(config.dims)
             pairing.pairs.append(Pair(full, image + at, mask + at, read_image, read_mask, spacing))
     if stacks:
         pairing.notes.append(
@@ -308,39 +303,33 @@ def _check_turns(spacing: tuple[float, ...] | None, image: str, config: PairData
         )
 
 
-def _info(path: str, config: PairDataConfig, channels: tuple[str, ...] = ()) -> ImageInfo:
+def _info(path: str, reading: Reading) -> ImageInfo:
     """Of a volume, or a stack, whose pages are images of their own; else of an image."""
-    stack = config.dims == 3 or path.lower().endswith(TIFF_EXTENSIONS) or is_bio(path)
-    return file_info(path, 3 if stack else 2, config.max_pixels, channels)
+    stack = path.lower().endswith(TIFF_EXTENSIONS) or is_bio(path)
+    return (replace(reading, dims=3) if stack else reading).info(path)
 
 
-def _read_objects(files: Sequence[str], page: int | None, config: PairDataConfig) -> np.ndarray:
+def _read_objects(reading: Reading, page: int | None, files: Sequence[str]) -> np.ndarray:
     """The objects of an image, numbered; where several lie, the last counts."""
-    numbered = None
-    for number, file in enumerate(files, start=1):
-        values = mask_values(_read(file, page, config, True), False, file)
-        numbered = np.zeros(values.shape, np.uint16) if numbered is None else numbered
+    masks = [mask_values(_read(reading, page, file), False, file) for file in files]
+    numbered = np.zeros(masks[0].shape, np.uint16)
+    for number, (file, values) in enumerate(zip(files, masks, strict=True), start=1):
         if values.shape != numbered.shape:
             raise UserError(f"{file}: has not the size of {files[0]}; save it at the image's size")
         numbered[values > half_of(values)] = number
-    assert numbered is not None
     return numbered[..., None]
 
 
-def _read(
-    path: str,
-    page: int | None,
-    config: PairDataConfig,
-    keep_palette: bool,
-    channels: tuple[str, ...] = (),
-) -> np.ndarray:
+def _read(reading: Reading, page: int | None, path: str) -> np.ndarray:
     if page is None:
-        return read_file(path, config.dims, config.max_pixels, keep_palette, channels)
-    return _stack(path, 3, config.max_pixels, keep_palette, channels)[page]
+        return reading.read(path)
+    return _stack(replace(reading, dims=3), path)[page]
 
 
-_stack = lru_cache(maxsize=2)(read_file)
-"""The image's and the mask's stack stay in memory while their pages are read in turn."""
+@lru_cache(maxsize=2)
+def _stack(reading: Reading, path: str) -> np.ndarray:
+    """The image's and the mask's stack stay in memory while their pages are read in turn."""
+    return reading.read(path)
 
 
 def _point_sets(config: PairDataConfig) -> Pairing:
@@ -362,11 +351,6 @@ def _builtin_pair(config: PairDataConfig) -> Pair:
     part: histology.Part = "all" if config.include_held_out else "train"
     if config.images == histology.HELD_OUT:
         part = "held_out"
-    field = "types" if config.masks == histology.TYPE_MASKS else "instances"
-    image, mask = partial(_builtin_array, part, "image"), partial(_builtin_array, part, field)
+    what: histology.What = "types" if config.masks == histology.TYPE_MASKS else "instances"
+    image, mask = (partial(histology.micrograph, part, kind) for kind in ("image", what))
     return Pair(histology.NEST, histology.NEST, f"{histology.NEST} ({config.masks})", image, mask)
-
-
-def _builtin_array(part: histology.Part, field: str) -> np.ndarray:
-    array: np.ndarray = getattr(histology.labelled(part), field)
-    return array if array.ndim == 3 else array.astype(np.uint16)[..., None]

@@ -1,45 +1,38 @@
-"""Reads one volume, a NIfTI file or a TIFF whose pages are its slices, and writes NIfTI.
+"""Formats of volumes, and where their voxels lie.
 
-nibabel, of the extra `volumes`, decodes NIfTI; bioio, of `bio`, OME-Zarr, CZI and ND2.
+nibabel, of the extra `volumes`, decodes NIfTI; bioio, of `bio`, OME-Zarr, CZI and ND2, of which no
+more is read than is asked for.
 """
 
 from __future__ import annotations
 
 import gzip
 import math
-import re
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
-from ddpm_unet.data.bio import READERS, is_bio, open_bio
 from ddpm_unet.data.images import (
-    EXTENSIONS,
+    ImageFile,
     ImageInfo,
-    check_pixels,
+    channel_numbers,
     faults_named,
-    image_info,
-    is_tiff_file,
     plain_type,
-    read_image,
-    read_tiff,
     result_type,
-    tiff_info,
-    without_waiting,
+    select_channels,
 )
-from ddpm_unet.data.metadata import Metadata
+from ddpm_unet.data.tiff import UNITS, known_spacing
 from ddpm_unet.errors import UserError
 
-NIFTI_EXTENSIONS = (".nii", ".nii.gz")
-TIFF_EXTENSIONS = (".tif", ".tiff", ".ome.tif", ".ome.tiff")
-BIO_EXTENSIONS = (*READERS, ".ome.zarr")
-IMAGE_EXTENSIONS = EXTENSIONS.union(TIFF_EXTENSIONS, BIO_EXTENSIONS)
-VOLUME_EXTENSIONS = frozenset((*NIFTI_EXTENSIONS, *TIFF_EXTENSIONS, *BIO_EXTENSIONS))
-CHANNEL_FILES = re.compile(r"(.+_)\{([0-9,]+)\}(.*)", re.DOTALL)
-"""The path of an image in files of a channel each: case_{0000,0001}.png."""
+READERS = {".zarr": "bioio_ome_zarr", ".czi": "bioio_czi", ".nd2": "bioio_nd2"}
+OPTIONS: dict[str, dict[str, Any]] = {"bioio_czi": {"chunk_dims": ["Y", "X"]}}
+"""So that of a CZI planes are read, not stacks."""
 
 
 @dataclass(frozen=True)
@@ -70,20 +63,20 @@ class Space:
 
     @property
     def canonical(self) -> np.ndarray:
-        """The affine of the volume as `read_volume` turns it."""
+        """The affine of the volume as `NiftiFile` turns it."""
         from nibabel.orientations import inv_ornt_aff
 
         return self.affine @ inv_ornt_aff(self.orientation, self.shape)
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """Slices, rows and columns, as `read_volume` turns it."""
+        """Slices, rows and columns, as `NiftiFile` turns it."""
         x, y, z = (self.shape[axis] for axis in np.argsort(self.orientation[:, 0]))
         return z, y, x
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Millimetres from voxel to voxel along slices, rows and columns, as `read_volume`."""
+        """Millimetres from voxel to voxel along slices, rows and columns, as `NiftiFile`."""
         z, y, x = np.linalg.norm(self.canonical[:3, 2::-1], axis=0).tolist()
         return z, y, x
 
@@ -93,130 +86,167 @@ class Space:
         return np.allclose(self.canonical, other.canonical, rtol=0, atol=tolerance)
 
 
-def read_volume(
-    path: str | Path,
-    max_pixels: float = 200.0,
-    keep_palette: bool = False,
-    channels: Sequence[str] = (),
-) -> np.ndarray:
-    """Decode one volume: NIfTI, OME-Zarr, CZI or ND2, or a TIFF whose pages are its slices.
+class NiftiFile(ImageFile):
+    """A volume brought to one orientation, nibabel's closest canonical (RAS+).
 
-    NIfTI is brought to one orientation (nibabel's closest canonical, RAS+): slices go from
-    inferior to superior, rows from posterior to anterior, columns from left to right. Values are
-    scaled by the file's slope and intercept; a fourth axis is C. The file's name decides the
-    format; the other arguments, and the errors, are those of `read_image`, but that `max_pixels`
-    counts the pixels of all slices.
-
-    Returns:
-        `[D, H, W, C]` uint8, uint16 or float32 (finite).
+    Slices go from inferior to superior, rows from posterior to anterior, columns from left to
+    right. Values are scaled by the file's slope and intercept; a fourth axis is C.
     """
-    with faults_named(path):
-        if is_bio(path):
-            found = open_bio(path, channels=channels)
-            check_pixels(path, found.shape, max_pixels)
-            return found.read()
-        if not is_nifti(path):
-            with open(path, "rb", opener=without_waiting) as file:
-                if not is_tiff_file(file, path):
-                    raise UserError(f"{path}: is not a TIFF, and by its name no other volume")
-            return read_tiff(path, max_pixels, keep_palette, stack=True, channels=channels)
-        image, space, info = _nifti(path, max_pixels)
+
+    def __init__(self, path: str | Path, channels: Sequence[str] = ()) -> None:
+        self.path = path
+        try:
+            import nibabel
+        except ImportError:
+            raise UserError(
+                f"{path}: NIfTI needs nibabel; pip install 'ddpm-unet[volumes]', or save it as a "
+                "TIFF"
+            ) from None
+        image: Any = nibabel.load(path)
+        self.image = image
+        sizes = (*image.shape, *[1] * (4 - len(image.shape)))
+        if len(sizes) == 5 and sizes[3] == 1:  # a vector per voxel
+            sizes = (*sizes[:3], sizes[4])
+        if len(sizes) != 4:
+            raise UserError(f"{path}: has {len(sizes)} axes; save volumes of 3, or 4 with channels")
+        self.space = Space(image.affine, sizes[:3], image.header)
+        depth, height, width = self.space.size
+        self.shape = (depth, height, width, sizes[3])
+        dtype = result_type(image.get_data_dtype(), path)
+        if (image.dataobj.slope, image.dataobj.inter) != (1, 0):
+            dtype = np.dtype(np.float32)
+        self.numbers = channel_numbers(channels, (), sizes[3], path)
+        known: Any = {"spacing": self.space.spacing, "colors": sizes[3] == 1}
+        self.info = ImageInfo(height, width, len(self.numbers), dtype, depth, **known)
+
+    @override
+    def read(self, keep_palette: bool = False) -> np.ndarray:
         from nibabel.orientations import apply_orientation
 
-        array = np.asanyarray(image.dataobj).reshape(*space.shape, info.channels)
-        array = apply_orientation(array, space.orientation).transpose(2, 1, 0, 3)
-        numbers = Metadata().numbers(channels, info.channels, path)
-        array = array[..., numbers] if numbers else array
-        return np.ascontiguousarray(plain_type(array, path))
+        array = np.asanyarray(self.image.dataobj).reshape(*self.space.shape, self.shape[-1])
+        array = apply_orientation(array, self.space.orientation).transpose(2, 1, 0, 3)
+        array = select_channels(array, self.numbers)
+        return np.ascontiguousarray(plain_type(array, self.path))
 
 
-def volume_info(
-    path: str | Path, max_pixels: float = 200.0, channels: Sequence[str] = ()
-) -> ImageInfo:
-    """Shape and type of a volume from its header alone, with the errors it can show."""
-    with faults_named(path):
-        if is_bio(path):
-            found = open_bio(path, channels=channels).info(3)
-            check_pixels(path, (*found.size, found.channels), max_pixels)
-            return found
-        if not is_nifti(path):
-            return tiff_info(path, max_pixels, stack=True, channels=channels)
-        info = _nifti(path, max_pixels)[2]
-        numbers = Metadata().numbers(channels, info.channels, path)
-        return replace(info, channels=len(numbers)) if numbers else info
+class BioFile(ImageFile):
+    """An open image or volume; of several resolutions one level.
 
+    Args:
+        path: The file, or the folder of a Zarr.
+        stack: Take several planes as a stack; else they are a fault.
+        level: 0 is the finest.
+        channels: Names or numbers of those wanted, see `channel_numbers`.
+    """
 
-def volume_space(path: str | Path) -> Space | None:
-    """Where the voxels of a NIfTI file lie; None for others, which do not say."""
-    path = files_of(path)[0]
-    with faults_named(path):
-        return _nifti(path, math.inf)[1] if is_nifti(path) else None
-
-
-def files_of(path: str | Path) -> list[str]:
-    """The files of an image: of case_{0000,0001}.png one for each channel."""
-    found = CHANNEL_FILES.fullmatch(str(path))
-    return [f"{found[1]}{n}{found[3]}" for n in numbers_of(path)] if found else [str(path)]
-
-
-def numbers_of(path: str | Path) -> tuple[str, ...]:
-    """What tells the `files_of` an image apart; empty for one file."""
-    found = CHANNEL_FILES.fullmatch(str(path))
-    return tuple(found[2].split(",")) if found else ()
-
-
-def check_together(files: Sequence[str]) -> None:
-    """Refuse volumes whose voxels do not lie where those of the first one do."""
-    space = volume_space(files[0])
-    for path, other in zip(files[1:], map(volume_space, files[1:]), strict=True):
-        if space and other and space.size == other.size and not space.agrees(other):
+    def __init__(
+        self, path: str | Path, stack: bool = False, level: int = 0, channels: Sequence[str] = ()
+    ) -> None:
+        image, self.path = _image(path), path
+        if len(image.scenes) != 1:
             raise UserError(
-                f"{path} ({files[0]}): its voxels lie elsewhere than its image's (the affines "
-                "differ); resample it"
+                f"{path}: holds {len(image.scenes)} scenes; save each as a file of its own"
             )
+        if level >= len(image.resolution_levels):
+            raise UserError(
+                f"{path}: has {len(image.resolution_levels)} resolutions, no level {level}; lower "
+                "data.level"
+            )
+        image.set_resolution_level(level)
+        sizes = dict(zip(image.dims.order, image.shape, strict=True))
+        pages = {axis: n for axis, n in sizes.items() if axis not in "YXCS"}
+        if sum(n > 1 for n in pages.values()) > 1:
+            raise UserError(
+                f"{path}: has axes {image.dims.order}; a stack may have one besides Y, X, C"
+            )
+        order = [*pages, "Y", "X", *(axis for axis in "CS" if axis in sizes)]
+        array = image.dask_data.transpose([image.dims.order.index(axis) for axis in order])
+        array = array.reshape(-1, sizes["Y"], sizes["X"], sizes["C"] * sizes.get("S", 1))
+        if not stack and len(array) > 1:
+            raise UserError(
+                f"{path}: has {len(array)} planes; save each as an image of its own, or set "
+                "data.dims 3"
+            )
+        names = tuple(map(str, image.channel_names or ()))
+        self.array: Any = select_channels(
+            array, channel_numbers(channels, names, array.shape[-1], path)
+        )
+        self.shape = depth, height, width, count = tuple(self.array.shape)
+        self.info = ImageInfo(
+            height, width, count, result_type(array.dtype, path), depth if stack else None,
+            in_pieces=True, spacing=_spacing(image), colors=count == 1 or sizes["C"] == 1,
+        )  # fmt: skip
+
+    @override
+    def read(self, keep_palette: bool = False) -> np.ndarray:
+        return self._part()
+
+    @override
+    def window(self, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
+        place = [slice(start, start + n) for start, n in zip(corner, size, strict=True)]
+        return self._part(*place) if len(place) == 3 else self._part(slice(0, 1), *place)[0]
+
+    def _part(self, *place: slice) -> np.ndarray:
+        with faults_named(self.path):
+            return plain_type(self.array[place].compute(scheduler="synchronous"), self.path)
 
 
-def read_file(
-    path: str | Path,
-    dims: int,
-    max_pixels: float = 200.0,
-    keep_palette: bool = False,
-    channels: Sequence[str] = (),
-) -> np.ndarray:
-    """`read_image`, or of 3 dimensions `read_volume`, of each of the `files_of` an image."""
-    if len(files := files_of(path)) > 1:
-        arrays = [read_file(file, dims, max_pixels, keep_palette) for file in files]
-        return np.concatenate(arrays, axis=-1)
-    if dims == 3:
-        return read_volume(path, max_pixels, keep_palette, channels)
-    if is_bio(path):
-        file_info(path, dims, max_pixels, channels)
-        return read_volume(path, max_pixels, channels=channels)[0]
-    return read_image(path, max_pixels, keep_palette, channels=channels)
+class BioPlane:
+    """A plane of a stack, `[H, W, C]`, whose rows are read as they are needed."""
+
+    def __init__(self, file: BioFile, number: int) -> None:
+        self.file, self.number = file, number
+        self.shape, self.dtype = file.shape[1:], file.info.dtype
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        top, bottom, _ = rows.indices(self.shape[0])
+        corner, size = (self.number, top, 0), (1, bottom - top, self.shape[1])
+        return self.file.window(corner, size)[0]
 
 
-def file_info(
-    path: str | Path, dims: int, max_pixels: float = 200.0, channels: Sequence[str] = ()
-) -> ImageInfo:
-    """`image_info`, or of 3 dimensions `volume_info`, of all of the `files_of` an image."""
-    if len(files := files_of(path)) > 1:
-        if channels:
-            raise UserError(f"{path}: files hold a channel each; choose none by data.channels")
-        check_together(files)
-        first, *others = (file_info(file, dims, max_pixels) for file in files)
-        for file, other in zip(files[1:], others, strict=True):
-            if (other.size, other.dtype) != (first.size, first.dtype):
-                raise UserError(f"{file}: has not the size and type of {files[0]}; resample it")
-        count = first.channels + sum(other.channels for other in others)
-        return replace(first, channels=count, colors=False)
-    if dims == 3:
-        return volume_info(path, max_pixels, channels)
-    if is_bio(path):
-        with faults_named(path):
-            found = open_bio(path, channels=channels).info(2)
-        check_pixels(path, (*found.size, found.channels), max_pixels)
-        return found
-    return image_info(path, max_pixels, channels=channels)
+def _image(path: str | Path) -> Any:
+    name = READERS[os.path.splitext(path)[1].lower()]
+    try:
+        from bioio import BioImage
+
+        reader = import_module(name).Reader
+    except ImportError as error:
+        raise UserError(
+            f"{path}: needs bioio and {name} ({error}); pip install 'ddpm-unet[bio]'"
+        ) from None
+    return BioImage(path, reader=reader, **OPTIONS.get(name, {}))
+
+
+def _spacing(image: Any) -> tuple[float, ...] | None:
+    """Millimetres along (planes,) rows and columns; without a unit CZI and ND2 count in µm."""
+    zarr, lengths = READERS[".zarr"] in type(image.reader).__module__, []
+    for axis in "ZYX":
+        unit = getattr(getattr(image.dimension_properties, axis), "unit", None)
+        if unit is None:
+            factor = 0.0 if zarr else UNITS["um"]
+        else:  # of pint
+            factor = float((1 * unit).to("millimeter").magnitude)
+        lengths.append((getattr(image.physical_pixel_sizes, axis) or 0.0) * factor)
+    return known_spacing(lengths)
+
+
+def write_nifti(path: Path, volume: np.ndarray, space: Space | None = None) -> None:
+    """Write a compressed volume `[(C,) D, H, W]`; the same values always give the same bytes.
+
+    C becomes the fourth axis. It is turned back to the orientation of the file of `space`; without
+    one, axes are canonical and a voxel is a millimetre.
+    """
+    import nibabel
+    from nibabel.orientations import apply_orientation, ornt_transform
+
+    array = volume.transpose((2, 1, 0) if volume.ndim == 3 else (3, 2, 1, 0))
+    space = space or Space(np.eye(4), (1, 1, 1))
+    canonical = np.array([[0, 1], [1, 1], [2, 1]])
+    array = apply_orientation(array, ornt_transform(canonical, space.orientation))
+    image = nibabel.Nifti1Image(array, space.affine, space.header, dtype=volume.dtype)
+    image.header["cal_min"] = image.header["cal_max"] = 0  # the window of the source's values
+    with open(path, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
+        image.to_stream(file)
 
 
 def spacing_of(
@@ -248,56 +278,3 @@ def alike(one: Sequence[float], other: Sequence[float]) -> bool:
 def in_mm(spacing: Sequence[float]) -> str:
     """A spacing for messages, width first."""
     return f"{' x '.join(f'{mm:.3g}' for mm in spacing[::-1])} mm"
-
-
-def is_nifti(path: str | Path) -> bool:
-    """Whether a file is NIfTI by its name."""
-    return str(path).lower().endswith(NIFTI_EXTENSIONS)
-
-
-def write_nifti(path: Path, volume: np.ndarray, space: Space | None = None) -> None:
-    """Write a compressed volume `[(C,) D, H, W]`; the same values always give the same bytes.
-
-    C becomes the fourth axis. It is turned back to the orientation of the file of `space`; without
-    one, axes are canonical and a voxel is a millimetre.
-    """
-    import nibabel
-    from nibabel.orientations import apply_orientation, ornt_transform
-
-    array = volume.transpose((2, 1, 0) if volume.ndim == 3 else (3, 2, 1, 0))
-    space = space or Space(np.eye(4), (1, 1, 1))
-    canonical = np.array([[0, 1], [1, 1], [2, 1]])
-    array = apply_orientation(array, ornt_transform(canonical, space.orientation))
-    image = nibabel.Nifti1Image(array, space.affine, space.header, dtype=volume.dtype)
-    image.header["cal_min"] = image.header["cal_max"] = 0  # the window of the source's values
-    with open(path, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
-        image.to_stream(file)
-
-
-def _nifti(path: str | Path, max_pixels: float) -> tuple[Any, Space, ImageInfo]:
-    """Nibabel's image, not decoded; where it lies; and what reading it gives."""
-    try:
-        import nibabel
-    except ImportError:
-        raise UserError(
-            f"{path}: NIfTI needs nibabel; pip install 'ddpm-unet[volumes]', or save it as a TIFF"
-        ) from None
-    image: Any = nibabel.load(path)
-    sizes = (*image.shape, *[1] * (4 - len(image.shape)))
-    if len(sizes) == 5 and sizes[3] == 1:  # a vector per voxel
-        sizes = (*sizes[:3], sizes[4])
-    if len(sizes) != 4:
-        raise UserError(f"{path}: has {len(sizes)} axes; save volumes of 3, or 4 with channels")
-    space = Space(image.affine, sizes[:3], image.header)
-    dtype = result_type(image.get_data_dtype(), path)
-    if (image.dataobj.slope, image.dataobj.inter) != (1, 0):
-        dtype = np.dtype(np.float32)
-    depth, height, width = space.size
-    check_pixels(path, (depth, height, width, sizes[3]), max_pixels)
-    return (
-        image,
-        space,
-        ImageInfo(
-            height, width, sizes[3], dtype, depth, spacing=space.spacing, colors=sizes[3] == 1
-        ),
-    )

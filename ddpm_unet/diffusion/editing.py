@@ -30,9 +30,10 @@ from ddpm_unet.errors import UserError
 def inpaint(
     network: Network,
     sampler: Sampler,
+    shape: Sequence[int],
+    *,
     known: Tensor,
     hole: Tensor,
-    *,
     seed: int,
     indices: randomness.Positions,
     steps: int,
@@ -51,6 +52,7 @@ def inpaint(
     Args:
         network, seed, device, progress: As for `sample`.
         sampler: Of DDPM or DDIM (see `make_sampler`).
+        shape: Of one image, (C, ...), as of `sample`.
         known: The image `[C, ...]` in [-1, 1]; what it holds in the hole does not matter.
         hole: True where to paint, broadcast to the shape of `known`.
         indices: Numbers of the images to draw, B of them: as many answers to one question.
@@ -71,7 +73,7 @@ def inpaint(
     known, hole = known.to(device, torch.float32), hole.to(device, torch.bool)
     with torch.inference_mode():
         on_cpu = known.device.type == "cpu"
-        noise = (Noise if on_cpu else CounterNoise)(seed, indices, known.shape, device)
+        noise = (Noise if on_cpu else CounterNoise)(seed, indices, shape, device)
         plan = sampler.plan(steps, eta=1.0)
         times, abar = plan.times, [*plan.abar, 1.0]
         x = noise.draw(1.0)

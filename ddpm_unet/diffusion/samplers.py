@@ -30,7 +30,7 @@ from ddpm_unet.diffusion.process import (
     coefficients,
     mean_channels,
 )
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, cause_of
 
 SAMPLERS = {
     "ddpm": "the chain of Ho 2020, noise at every step; learned variances; many steps",
@@ -159,8 +159,9 @@ def _scheduler(
     try:
         scheduler = kind(**{key: value for key, value in settings.items() if key in known})
     except (TypeError, ValueError, NotImplementedError, ImportError) as error:
-        cause = " ".join(str(error).split())[:200]
-        raise UserError(f"scheduler_config.json: diffusers refuses it ({cause})") from error
+        raise UserError(
+            f"scheduler_config.json: diffusers refuses it ({cause_of(error)})"
+        ) from error
     return SchedulerSampler(scheduler, diffusion, name)
 
 
@@ -439,8 +440,7 @@ class SchedulerSampler(Sampler):
         try:
             scheduler.set_timesteps(steps)  # on the CPU, where reading them stops no accelerator
         except ValueError as error:
-            cause = " ".join(str(error).split())
-            raise UserError(f"{steps} steps of {self.name}: {cause}") from error
+            raise UserError(f"{steps} steps of {self.name}: {cause_of(error)}") from error
         self._times = list(torch.as_tensor(scheduler.timesteps))
         self.times = [t.item() for t in self._times]
         if steps == 1 and self.times[0] == 0:
@@ -493,8 +493,7 @@ class SchedulerSampler(Sampler):
         try:
             output = self.scheduler.step(given, self._times[index], x, **self._options)
         except (NotImplementedError, ValueError) as error:
-            cause = " ".join(str(error).split())[:200]
-            raise UserError(f"{type(self.scheduler).__name__}: {cause}") from error
+            raise UserError(f"{type(self.scheduler).__name__}: {cause_of(error)}") from error
         following = output[0] if isinstance(output, tuple) else output.prev_sample
         x0 = None if isinstance(output, tuple) else output.get("pred_original_sample")
         if x0 is None and self._mix is not None:

@@ -110,11 +110,6 @@ class Noise:
         return buffer
 
 
-def timesteps(sampler: Any, steps: int) -> Tensor:
-    """The times that a `Sampler` tells the network in so many steps, one after the other."""
-    return torch.tensor(sampler.plan(steps).times)
-
-
 def sample(
     network: Network,
     sampler: Any,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ddpm_unet.evaluation.report import Run, shown, words, write_report
-from ddpm_unet.files import printable, replace_text
-from ddpm_unet.models.card import ALONE, LOAD, MARK, TASKS, card_text, license_of
+from ddpm_unet.models.card import LOAD, MARK, TASKS, card_text, replace_card
 
 
 def write_pages(path: Path) -> None:
@@ -27,14 +27,11 @@ def write_card(path: Path, model: Path | None = None, note: str = "") -> None:
         model: A folder of weights of the run that are not those that were scored.
         note: A sentence on these.
     """
-    file = (model or path / "model") / "README.md"
-    if not file.parent.is_dir():
-        return
-    before = file.read_text(encoding="utf-8") if file.is_file() else MARK
-    if MARK in before or ALONE in before:
+    folder = model or path / "model"
+    if folder.is_dir():
         run = Run.read(path)
         run.scores = run.scores if model is None else {}
-        replace_text(file, printable(card_of(run, license_of(before), note)))
+        replace_card(folder, MARK, partial(card_of, run, note=note))
 
 
 def card_of(run: Run, license_name: str, note: str = "") -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import from_extra
 
 SMALLEST = 11
 """Pixels of SSIM's window along every axis."""
@@ -19,14 +19,7 @@ SMALLEST = 11
 
 def torchmetrics_of_images() -> Any:
     """The functions of images of torchmetrics, an extra."""
-    try:
-        from torchmetrics.functional import image
-    except ImportError:
-        raise UserError(
-            "torchmetrics is not installed, which measures the likeness of images; run "
-            "`pip install torchmetrics` (extra metrics)"
-        ) from None
-    return image
+    return from_extra("torchmetrics.functional.image", "metrics", "the likeness of images")
 
 
 def ssim(images: Tensor, truth: Tensor) -> Tensor:

@@ -241,26 +241,6 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 OBJECT_SCORES = (*(f"ap{100 * least:.0f}" for least in THRESHOLDS), "pq", "aji", "count_error")
 
 
-def object_ious(found: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Intersections of objects, their areas, of labels `int [*space]`, 0 for background.
-
-    Returns:
-        Pixels that true object t and found object f share, `int64 [T, F]`; pixels of each true
-        one, `int64 [T]`, and of each found one, `int64 [F]`.
-
-    Raises:
-        ValueError: Different shapes.
-    """
-    if found.shape != true.shape:
-        raise ValueError(f"found objects {found.shape} and true ones {true.shape} differ in shape")
-    sides = [np.unique(labels, return_inverse=True) for labels in (true, found)]
-    (rows, row), (columns, column) = sides
-    counts = np.zeros((len(rows), len(columns)), np.int64)
-    np.add.at(counts, (row.ravel(), column.ravel()), 1)
-    things = counts[rows > 0][:, columns > 0]
-    return things, counts.sum(1)[rows > 0], counts.sum(0)[columns > 0]
-
-
 def object_scores(found: np.ndarray, true: np.ndarray) -> dict[str, float]:
     """Scores of one image's objects, given as labels `int [*space]`, 0 for background.
 
@@ -275,7 +255,13 @@ def object_scores(found: np.ndarray, true: np.ndarray) -> dict[str, float]:
     """
     from scipy.optimize import linear_sum_assignment
 
-    shared, true_areas, found_areas = object_ious(found, true)
+    if found.shape != true.shape:
+        raise ValueError(f"found objects {found.shape} and true ones {true.shape} differ in shape")
+    (rows, row), (columns, column) = (np.unique(x, return_inverse=True) for x in (true, found))
+    counts = np.zeros((len(rows), len(columns)), np.int64)
+    np.add.at(counts, (row.ravel(), column.ravel()), 1)
+    shared = counts[rows > 0][:, columns > 0]
+    true_areas, found_areas = counts.sum(1)[rows > 0], counts.sum(0)[columns > 0]
     unions = true_areas[:, None] + found_areas - shared
     ious = shared / np.maximum(unions, 1)
     total, scores = len(true_areas) + len(found_areas), {}

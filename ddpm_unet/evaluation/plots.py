@@ -59,11 +59,6 @@ def save_film(frames: Sequence[Tensor], path: Path, most: int = 8) -> None:
     save_grid(rows.flatten(0, 1), path, columns=len(frames))
 
 
-def save_image(image: np.ndarray, path: Path) -> None:
-    """Write `uint8 [H, W, 3]`."""
-    Image.fromarray(image).save(path)
-
-
 def save_side_by_side(columns: Sequence[tuple[str, Tensor]], path: Path) -> None:
     """Write titled grids `(title, images [B, C, H, W])` next to each other."""
     plt = pyplot()

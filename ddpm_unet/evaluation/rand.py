@@ -14,7 +14,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import from_extra
 
 # Summed up as the challenge's program (Fiji's Trainable_Segmentation) does: the last threshold
 # is just below 1, so that pixels which are certain still count as cells.
@@ -88,10 +88,11 @@ def thin(cells: np.ndarray) -> np.ndarray:
         Segments numbered from 1, and 0 on the dams, integer `[H, W]`. An image without any cell
         is one segment.
     """
-    measure, segmentation = _skimage()
+    seeds = _connected(cells)
     if not cells.any():
         return np.ones(cells.shape, dtype=np.int32)
-    seeds = measure.label(cells, connectivity=1)
+    from skimage import segmentation
+
     return segmentation.watershed(~cells, seeds, connectivity=1, watershed_line=True)
 
 
@@ -139,7 +140,6 @@ def _slice_scores(
     truth: np.ndarray, probability: np.ndarray, thresholds: np.ndarray, number: int
 ) -> np.ndarray:
     """V_rand and V_info of a slice, `float64 [T, 2]`."""
-    measure, _ = _skimage()
     if truth.ndim != 2 or truth.shape != probability.shape:
         raise ValueError(
             f"slice {number}: truth {truth.shape} and probability {probability.shape} must be "
@@ -149,7 +149,7 @@ def _slice_scores(
         raise ValueError(f"slice {number}: the truth must be integer or bool, not {truth.dtype}")
     if not (probability.min() >= 0 and probability.max() <= 1):
         raise ValueError(f"slice {number}: probabilities must lie in [0, 1]")
-    regions = measure.label(truth, background=0, connectivity=1)
+    regions = _connected(truth)
     if not regions.any():
         raise ValueError(f"slice {number}: the truth has no cell, it is 0 everywhere")
 
@@ -163,11 +163,7 @@ def _slice_scores(
     return np.array(scores)
 
 
-def _skimage() -> tuple:
-    try:
-        from skimage import measure, segmentation
-    except ModuleNotFoundError as error:
-        raise UserError(
-            'V_rand and V_info need scikit-image: pip install "ddpm-unet[metrics]"'
-        ) from error
-    return measure, segmentation
+def _connected(values: np.ndarray) -> np.ndarray:
+    """The 4-connected regions of equal values but 0, numbered."""
+    measure = from_extra("skimage.measure", "metrics", "V_rand and V_info")
+    return measure.label(values, background=0, connectivity=1)

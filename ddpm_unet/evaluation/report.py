@@ -28,6 +28,7 @@ MOST_SAMPLES = 6
 MOST_PIXELS = 1400
 """Widest image that is kept as it is."""
 PACKAGES = ("ddpm-unet", "torch", "torchvision", "diffusers", "accelerate", "numpy")
+STYLE = Path(__file__).with_name("report.css")
 WORDS = {"worst": 1.0, "median": 0.5, "best": 0.0}
 """Images of a test that are shown, and where they stand in the order of their scores."""
 
@@ -429,48 +430,7 @@ def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title><style>{STYLE}</style></head>
+<title>{escape(title)}</title><style>{STYLE.read_text("utf-8")}</style></head>
 <body><main><header><h1>{escape(title)}</h1><p>{lead}</p></header>
 {body}</main></body></html>
-"""
-
-
-STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #f4f5f7; color: #1c2024; font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1280px; margin: 0 auto; padding: 24px 20px 48px; }
-h1 { margin: 0; font-size: 26px; overflow-wrap: anywhere; }
-header p { margin: 4px 0 16px; color: #5b6470; overflow-wrap: anywhere; }
-h2 { margin: 0 0 12px; font-size: 17px; }
-section { background: #fff; border: 1px solid #e2e5e9; border-radius: 8px; padding: 16px 18px;
-  margin: 0 0 14px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 12px; }
-.cards div { color: #5b6470; font-size: 13px; }
-.cards b { display: block; color: #1c2024; font-size: 18px; font-weight: 600; }
-.grid { display: grid; gap: 14px; align-items: start;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); }
-figure { margin: 0; max-width: 640px; }
-figure img { display: block; width: 100%; height: auto; }
-img.small { image-rendering: pixelated; }
-figcaption { color: #5b6470; font-size: 13px; margin-top: 4px; overflow-wrap: anywhere; }
-figure.across { grid-column: 1 / -1; max-width: none; }
-dl { margin: 0; display: grid; column-gap: 28px; font-size: 14px;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 290px), 1fr)); }
-dl div { display: flex; justify-content: space-between; gap: 12px; padding: 3px 0;
-  border-bottom: 1px solid #eceef1; }
-dt { color: #5b6470; }
-dd { margin: 0; text-align: right; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 14px; }
-th, td { text-align: left; padding: 3px 18px 3px 0; border-bottom: 1px solid #eceef1;
-  vertical-align: top; font-variant-numeric: tabular-nums; }
-th { color: #5b6470; font-weight: 500; white-space: nowrap; }
-pre { margin: 0 0 10px; padding: 9px 11px; background: #f4f5f7; border-radius: 6px;
-  font-size: 13px; white-space: pre-wrap; overflow-wrap: anywhere; }
-pre.aligned { white-space: pre; overflow-x: auto; overflow-wrap: normal; }
-section > p { margin: 0 0 6px; }
-.warning { background: #fff6e0; border-left: 3px solid #d99a00; padding: 6px 10px; }
-details { margin-top: 10px; }
-summary { cursor: pointer; color: #2457a8; }
 """

@@ -21,21 +21,17 @@ from ddpm_unet.data.conditioning import (
     read_sequence,
 )
 from ddpm_unet.data.folder import natural, visible_files
-from ddpm_unet.data.volumes import IMAGE_EXTENSIONS
-from ddpm_unet.data.volumes import VOLUME_EXTENSIONS as VOLUMES
+from ddpm_unet.data.reading import IMAGE_EXTENSIONS
+from ddpm_unet.data.reading import VOLUME_EXTENSIONS as VOLUMES
 from ddpm_unet.errors import UserError
 from ddpm_unet.files import replace_json
+from ddpm_unet.models.pretrained import pipeline_root
 
 FILE, EARLIER_FILE = "conditioning.json", "conditions.json"
 EARLIER_KEYS = {"withheld": "cond_dropout", "planes": "concat_cond"}
 
 Cond = Callable[[Sequence[int]], dict[str, Tensor]]
 """From indices of images to their `cond`: keyword arguments of the denoiser."""
-
-
-def uncond(indices: Sequence[int]) -> dict[str, Tensor]:
-    """The `Cond` of a denoiser without conditioning."""
-    return {}
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ class Conditioning:
         Raises:
             UserError: The file is unreadable.
         """
-        root = folder if (folder / "unet").is_dir() else folder.resolve().parent
+        root = pipeline_root(folder)
         path = next((root / n for n in (FILE, EARLIER_FILE) if (root / n).is_file()), None)
         if path is None:
             return cls()
@@ -126,23 +122,28 @@ class Conditioning:
         table = config.num_class_embeds
         return table - 1 if table is not None and self.cond_dropout else None
 
-    def class_number(self, name: str | int | None, config: UNetConfig) -> int | None:
-        """The number of a class, given by its number or its name.
+    def class_numbers(
+        self, given: str | int | Sequence[str | int] | None, config: UNetConfig
+    ) -> list[int]:
+        """Numbers of one class or several, given by number or name; None for all there are.
 
         Raises:
             UserError: There is no such class, or there are no classes.
         """
-        count = self.classes(config)
-        if name is None:
-            return None
-        if count is None:
-            raise UserError(f"class {name}: the model has no classes; leave it out")
-        if name in self.class_names:
-            return self.class_names.index(str(name))
-        if not str(name).isdecimal() or int(name) >= count:
-            names = f" ({', '.join(self.class_names[:12])})" if self.class_names else ""
-            raise UserError(f"class {name}: the model has classes 0 to {count - 1}{names}")
-        return int(name)
+        count = self.classes(config) or 0
+        if given is None:
+            return list(range(count))
+        numbers = []
+        for name in [given] if isinstance(given, str | int) else given:
+            if not count:
+                raise UserError(f"class {name}: the model has no classes; leave it out")
+            if name in self.class_names:
+                name = self.class_names.index(str(name))
+            if not str(name).isdecimal() or int(name) >= count:
+                names = f" ({', '.join(self.class_names[:12])})" if self.class_names else ""
+                raise UserError(f"class {name}: the model has classes 0 to {count - 1}{names}")
+            numbers.append(int(name))
+        return numbers
 
 
 def read_concat_cond(
@@ -229,23 +230,12 @@ def read_context(
 
 
 def cond_in_turn(
-    classes: int | None,
-    label: int | Sequence[int] | None,
+    labels: Sequence[int],
     context: Sequences | None = None,
     concat_cond: Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> Cond:
-    """The cond of a job: one of each for all images, or several (of labels None: all) in turn.
-
-    Raises:
-        UserError: There is no such class among so many `classes`.
-    """
-    count = classes or 0
-    labels = [label] if isinstance(label, int) else list(label or range(count))
-    for number in labels:
-        if not 0 <= number < count:
-            known = f"classes 0 to {count - 1}" if count else "no classes"
-            raise UserError(f"class {number}: the model has {known}")
+    """The cond of a job: of each kind one for all images, or several in turn."""
 
     def cond(indices: Sequence[int]) -> dict[str, Tensor]:
         found = {}

@@ -27,17 +27,17 @@ from ddpm_unet.diffusion.conditioning import (
 from ddpm_unet.diffusion.editing import Inversion, inpaint, slerp, tiled
 from ddpm_unet.diffusion.edm import EDMDiffusion
 from ddpm_unet.diffusion.process import Diffusion
-from ddpm_unet.diffusion.samplers import make_sampler
-from ddpm_unet.diffusion.sampling import StepInfo, timesteps
+from ddpm_unet.diffusion.samplers import Sampler, make_sampler
+from ddpm_unet.diffusion.sampling import StepInfo
 from ddpm_unet.diffusion.sampling import sample as sample_batch
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.conditioning import Cond, Conditioning, cond_in_turn, uncond
+from ddpm_unet.inference.conditioning import Cond, Conditioning, cond_in_turn
 from ddpm_unet.inference.pipeline import image_shape, read_pipeline, read_sampler, write_pipeline
 from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import Autoencoder, autoencoder_of
 from ddpm_unet.models.lora import load_lora
 from ddpm_unet.models.precomputed import precompute_time_embeddings
-from ddpm_unet.models.pretrained import check_weights, read_file
+from ddpm_unet.models.pretrained import check_weights, pipeline_root, read_file
 
 CHECKPOINT = "ema.safetensors"
 SAME_IN_A_GUIDE = (
@@ -123,7 +123,7 @@ class Denoiser:
         conditioning = Conditioning.read(folder)
         conditioning.check(unet.config, folder)
         denoiser = cls(unet, diffusion, None, conditioning, autoencoder_of(folder))
-        root = folder if (folder / "unet").is_dir() else folder.resolve().parent
+        root = pipeline_root(folder)
         denoiser.preprocessing = Preprocessing.read(root, denoiser.image_channels)
         denoiser._folder = folder
         return denoiser
@@ -148,16 +148,15 @@ class Denoiser:
             self.codec.to(device)
         return self
 
-    def named_sampler(self, sampler: Any = None) -> tuple[str, Any]:
-        """A sampler's name and object: the given one's, else the denoiser's own.
+    def sampler_of(self, sampler: Any = None) -> Sampler:
+        """The given sampler, by its name for instance, else the denoiser's own.
 
         Raises:
             UserError: An unknown name, or one that draws wrong images of such a denoiser.
         """
         chosen = sampler or self.sampler or (self._folder and read_sampler(self._folder))
         usual = "heun" if isinstance(self.diffusion, EDMDiffusion) else "ddpm"
-        made = make_sampler(chosen or usual, self.diffusion)
-        return made.name, made
+        return make_sampler(chosen or usual, self.diffusion)
 
     def sample(self, num_images: int = 1, **options: Any) -> np.ndarray:
         """Draw images; image i is a function of (seed, i), whatever batch it is drawn in.
@@ -182,7 +181,7 @@ class Denoiser:
         seed: int = 0,
         batch_size: int = 16,
         size: int | Sequence[int] | None = None,
-        class_labels: str | int | Sequence[int] | None = None,
+        class_labels: str | int | Sequence[str | int] | None = None,
         context: Sequences | None = None,
         concat_cond: Tensor | None = None,
         guidance: float | None = None,
@@ -212,7 +211,7 @@ class Denoiser:
             seed: Seed of the job.
             batch_size: Images at a time.
             size: Side or sides of the images, pixels; None for those of the training.
-            class_labels: A class for all images, by number or name, or several in turn; None for
+            class_labels: A class for all images, or several in turn, by number or name; None for
                 all in turn.
             context: Sequences to attend to, in turn.
             concat_cond: Images to concatenate, `[N, K, *space]`, in turn.
@@ -242,12 +241,10 @@ class Denoiser:
             )
         check_guidance(own, guidance, guidance_interval, guide)
         check_edit(init_image, strength, mask, interpolate, num_images)
-        labels: Any = class_labels
-        if labels is None or isinstance(labels, str | int):
-            labels = own.class_number(labels, config)
-        cond = cond_in_turn(own.classes(config), labels, context, concat_cond, device)
-        _, chosen = self.named_sampler(sampler)
-        times = timesteps(chosen, steps)
+        labels = own.class_numbers(class_labels, config)
+        cond = cond_in_turn(labels, context, concat_cond, device)
+        chosen = self.sampler_of(sampler)
+        times = torch.tensor(chosen.plan(steps).times)
         network = self.network or precompute_time_embeddings(self.unet, times)
         denoise = self._guided(network, guidance, guidance_interval, guide)
 
@@ -275,7 +272,8 @@ class Denoiser:
             assert start is not None
             options = {"draw": _interpolation(start, num_images)}
             if mask is not None:
-                options = {"draw": _painting(start[0], mask[0], resamplings)}
+                painted = {"known": start[0], "hole": mask[0], "resamplings": resamplings}
+                options = {"draw": partial(inpaint, **painted)}
         elif start is not None:
             options |= {"start": start, "strength": 0.5 if strength is None else strength}
         drawn = generate(
@@ -377,7 +375,7 @@ def generate(
     batch_size: int,
     shard: tuple[int, int] = (0, 1),
     skip: Container[int] = (),
-    cond: Cond = uncond,
+    cond: Cond = lambda indices: {},
     callback: Callable[[StepInfo], None] | None = None,
     draw: Callable[..., Tensor] = sample_batch,
     **options: Any,
@@ -413,7 +411,7 @@ def generate_together(
     num_images: int,
     *,
     accelerator: Accelerator,
-    cond: Cond = uncond,
+    cond: Cond = lambda indices: {},
     **options: Any,
 ) -> Tensor:
     """Draw images with all processes at once and give them to all, `[num_images, *shape]`.
@@ -513,15 +511,6 @@ def read_guide(folder: str | PathLike[str], denoiser: Denoiser) -> UNet:
             "conditioning, prediction and noise"
         )
     return guide
-
-
-def _painting(image: Tensor, hole: Tensor, resamplings: int) -> Callable[..., Tensor]:
-    """What draws images like `image` `[C, H, W]`, painted anew in the hole by steps of DDPM."""
-
-    def draw(denoiser: Any, sampler: Any, shape: Sequence[int], **options: Any) -> Tensor:
-        return inpaint(denoiser, sampler, image, hole, resamplings=resamplings, **options)
-
-    return draw
 
 
 def _interpolation(ends: Tensor, num_images: int) -> Callable[..., Tensor]:

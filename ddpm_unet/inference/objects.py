@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import from_extra
 
 SURE = 0.8
 """Least probability of the interior of an object, where no images chose one of the next."""
@@ -232,10 +232,7 @@ def write_rois(pages: Sequence[tuple[np.ndarray, Sequence[ObjectRow]]], path: Pa
     Raises:
         UserError: The package roifile is missing.
     """
-    try:
-        import roifile
-    except ImportError as error:
-        raise UserError("outlines imagej: needs roifile; pip install ddpm-unet[rois]") from error
+    roifile = from_extra("roifile", "rois", "outlines imagej")
     found = [
         roifile.ImagejRoi.frompoints(
             polygon[0][:-1], name=f"{page + 1:04}-{row.id:04}-{piece}", position=page + 1

@@ -22,7 +22,7 @@ from ddpm_unet.files import replace_json
 from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import Autoencoder
 from ddpm_unet.models.card import write_card_alone
-from ddpm_unet.models.pretrained import settings_of
+from ddpm_unet.models.pretrained import pipeline_root, settings_of
 
 _LACKING = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder")
 _NOT_THERE: dict[str, Any] = {name: [None, None] for name in _LACKING}
@@ -142,8 +142,7 @@ def read_sampler(folder: Path) -> Sampler:
 
 
 def _read_scheduler_config(folder: Path) -> tuple[Path, dict[str, Any]]:
-    root = folder if (folder / "unet").is_dir() else folder.resolve().parent
-    path = root / "scheduler" / "scheduler_config.json"
+    path = pipeline_root(folder) / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         raise UserError(
             f"{folder}: has no scheduler/scheduler_config.json; give the model folder of a run, "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,24 +17,24 @@ import torch
 from torch import Tensor
 
 from ddpm_unet.config import PredictConfig, ValueRange
-from ddpm_unet.data.bio import is_bio
 from ddpm_unet.data.images import ImageInfo, image_array
 from ddpm_unet.data.pixels import check_channels
 from ddpm_unet.data.points import PointSet, from_grid, read_points, to_grid
 from ddpm_unet.data.preprocessing import Preprocessing
-from ddpm_unet.data.volumes import (
-    Space,
-    file_info,
+from ddpm_unet.data.reading import (
     files_of,
-    in_mm,
+    image_info,
+    is_bio,
     is_nifti,
-    read_file,
+    is_tiff,
+    read_image,
     volume_space,
 )
+from ddpm_unet.data.volumes import Space, in_mm
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.objects import ObjectRow, find_objects, label_objects
 from ddpm_unet.inference.overlay import displayable
-from ddpm_unet.inference.readers import Prepared, is_tiff, lengths_of, open_planes
+from ddpm_unet.inference.readers import Prepared, lengths_of, open_planes
 from ddpm_unet.inference.tiles import Predict, Rows, Tiling, predict_scaled, predict_tiles
 from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
@@ -162,8 +162,7 @@ class Prediction:
         regression: It holds values, no probabilities.
         interior: Probability of the interior of an object, `float32 [*space]`, of a network that
             learned it.
-        least, sure: Pixels of the smallest object, and least probability of an interior; see
-            `label_objects`.
+        label: `label_objects`, told which objects are small and which interiors sure.
     """
 
     probabilities: np.ndarray = field(repr=False)
@@ -171,8 +170,7 @@ class Prediction:
     image: np.ndarray | None = field(default=None, repr=False)
     regression: bool = False
     interior: np.ndarray | None = field(default=None, repr=False)
-    least: float = 0.0
-    sure: float | None = None
+    label: Callable[..., np.ndarray] = field(default=label_objects, repr=False)
 
     @cached_property
     def mask(self) -> np.ndarray:
@@ -193,7 +191,7 @@ class Prediction:
     @cached_property
     def labels(self) -> np.ndarray:
         """The number of the object at every pixel, `int32 [*space]`; see `label_objects`."""
-        return label_objects(self.mask, self.interior, self.least, self.sure)
+        return self.label(self.mask, self.interior)
 
     @cached_property
     def objects(self) -> list[ObjectRow]:
@@ -303,10 +301,12 @@ class Predictor:
             return own.targets.channels
         return max(2, self.model.config.num_classes - (own.objects is not None))
 
-    def least_object(self, spacing: tuple[float, ...] | None, name: str) -> float:
-        """Pixels of the smallest object of an image: half of those of the training's small ones."""
-        scales = np.broadcast_to(self.preprocessing.scales(spacing, name), self.dims)
-        return (self.preprocessing.objects or 0) / 2 / float(np.prod(scales))
+    def _label(self, spacing: tuple[float, ...] | None, name: str) -> Callable[..., np.ndarray]:
+        """`label_objects`, where objects have half the pixels of the training's small ones."""
+        own = self.preprocessing
+        scales = np.broadcast_to(own.scales(spacing, name), self.dims)
+        least = (own.objects or 0) / 2 / float(np.prod(scales))
+        return partial(label_objects, least=least, sure=own.sure)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -333,22 +333,19 @@ class Predictor:
             UserError: It cannot be read, has other channels or a depth that is not known; an array
                 whose channels could be either axis.
         """
+        own, spacing = self.preprocessing, self.spacing_of(image)
         pixels, name = self._pixels(image)
-        highest = float(pixels.max()) if pixels.size else None
-        self._check_values(pixels.dtype, highest, name)
-        whole = self.preprocessing.whole
+        self._check_values([pixels], name)
         with torch.inference_mode():
-            source = whole(pixels) if whole else pixels
-            found = [band.cpu() for band in self.bands(source, name, self.spacing_of(image))]
-        values = torch.cat(found, dim=1).numpy()
-        targets = self.preprocessing.targets
-        if targets:
-            values = targets.to_values(values)
-        interior, regresses = None, targets is not None
-        if self.preprocessing.objects is not None:
+            source = own.whole(pixels) if own.whole else pixels
+            found = [band.cpu() for band in self.bands(source, name, spacing)]
+        values, interior = torch.cat(found, dim=1).numpy(), None
+        if own.targets:
+            values = own.targets.to_values(values)
+        if own.objects is not None:
             values, interior = values[:-1], values[-1]
-        about = self.least_object(self.spacing_of(image), name), self.preprocessing.sure
-        return Prediction(values, self.class_names, pixels, regresses, interior, *about)
+        label, regresses = self._label(spacing, name), own.targets is not None
+        return Prediction(values, self.class_names, pixels, regresses, interior, label)
 
     def spacing_of(self, image: Any) -> tuple[float, ...] | None:
         """Of a NIfTI file its own; else what was said of all, or what the file says."""
@@ -362,14 +359,17 @@ class Predictor:
         """Of a volume, or of a stack, of which any size can be read; else of an image."""
         stack = self.dims == 3 or is_bio(path) or is_tiff(path)
         most = math.inf if stack and self.dims == 2 else self.max_pixels
-        return file_info(path, 3 if stack else 2, most, self.preprocessing.channel_names)
+        chosen = self.preprocessing.channel_names
+        return image_info(path, 3 if stack else 2, max_pixels=most, channels=chosen)
 
     def _pixels(self, image: Any) -> tuple[np.ndarray, str]:
         """`[*space, C]` and a name for messages."""
         if isinstance(image, str | PathLike):
             path, chosen = Path(image), self.preprocessing.channel_names
             self.look(path)
-            return read_file(path, self.dims, self.max_pixels, channels=chosen), path.name
+            return read_image(
+                path, self.dims, max_pixels=self.max_pixels, channels=chosen
+            ), path.name
         if not isinstance(image, Tensor | np.ndarray):
             return image_array(image, "the image"), "the image"
         array = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
@@ -449,36 +449,36 @@ class Predictor:
         """
         if self.dims == 3:
             _check_volume(files_of(path)[0])
-        own, spacing = self.preprocessing, self.spacing_of(path)
-        whole, chosen = own.whole, own.channel_names
-        about: tuple[Any, ...] = own.objects is not None, self.least_object(spacing, path.name)
+        own, spacing, name = self.preprocessing, self.spacing_of(path), path.name
         first = files_of(path)[0]
-        about = (*about, spacing or lengths_of(first), own.sure)
-        tiff = is_tiff(first) or is_bio(path)
+        about: dict[str, Any] = {
+            "tiff": is_tiff(first) or is_bio(path),
+            "interior": own.objects is not None,
+            "spacing": spacing or lengths_of(first),
+            "label": self._label(spacing, name),
+        }
         if self.dims == 3:
-            volume = read_file(path, 3, self.max_pixels, channels=chosen)
-            self._check_depth([volume], path)
-            parts = self._volume(volume, whole(volume) if whole else volume, path)
-            yield OpenFile(volume.shape, parts, volume_space(path), tiff, [volume], *about)
+            chosen = own.channel_names
+            volume = read_image(path, 3, max_pixels=self.max_pixels, channels=chosen)
+            self._check_values([volume], name)
+            parts, space = self._volume(volume, name, spacing), volume_space(path)
+            yield OpenFile(volume.shape, parts, [volume], space, **about)
             return
-        streamed = math.inf if whole else self.stream_above
-        with open_planes(path, self.max_pixels, streamed, chosen) as planes:
-            self._check_depth(planes, path)
-            shape = (len(planes), *planes[0].shape)
-            arrays = [plane for plane in planes if isinstance(plane, np.ndarray)]
-            images = arrays if len(arrays) == len(planes) else None
-            yield OpenFile(
-                shape, self._planes(planes, path.name, spacing), None, tiff, images, *about
-            )
+        streamed = math.inf if own.whole else self.stream_above
+        with open_planes(path, self.max_pixels, streamed, own.channel_names) as planes:
+            self._check_values(planes, name)
+            images = None if any(not isinstance(p, np.ndarray) for p in planes) else planes
+            parts = self._planes(planes, name, spacing)
+            yield OpenFile((len(planes), *planes[0].shape), parts, images, **about)
 
-    def _check_depth(self, planes: Sequence[Any], path: Path) -> None:
-        arrays = [plane for plane in planes if isinstance(plane, np.ndarray)]
-        highest = max(float(a.max()) for a in arrays) if len(arrays) == len(planes) else None
-        self._check_values(planes[0].dtype, highest, path.name)
+    def _check_values(self, images: Sequence[Any], name: str) -> None:
+        """Refuse a depth that is not known; warn of values far from the training's.
 
-    def _check_values(self, dtype: np.dtype, highest: float | None, name: str) -> None:
-        """Refuse a depth that is not known; warn of values far from the training's."""
-        own = self.preprocessing
+        Of images that are not read whole the largest value is not known.
+        """
+        own, dtype = self.preprocessing, images[0].dtype
+        whole = all(isinstance(image, np.ndarray) and image.size for image in images)
+        highest = max(float(image.max()) for image in images) if whole else None
         own.check_depth(dtype, highest, name)
         if own.dtype == dtype.name and (remark := own.unlike(highest)):
             warnings.warn(f"{name}: {remark}", stacklevel=3)
@@ -496,9 +496,11 @@ class Predictor:
                 yield number, row, pixels, band.cpu().numpy()[None]
                 row += rows
 
-    def _volume(self, volume: np.ndarray, source: np.ndarray, path: Path) -> Iterator[Part]:
-        plane, shown = 0, displayable(volume)
-        for band in self.bands(source, path.name, self.spacing_of(path)):
+    def _volume(
+        self, volume: np.ndarray, name: str, spacing: tuple[float, ...] | None
+    ) -> Iterator[Part]:
+        plane, shown, whole = 0, displayable(volume), self.preprocessing.whole
+        for band in self.bands(whole(volume) if whole else volume, name, spacing):
             planes = band.shape[1]
             values = band.cpu().numpy().swapaxes(0, 1)
             yield plane, 0, shown[plane : plane + planes], values
@@ -523,19 +525,17 @@ class OpenFile:
     """Pages or planes, height, width, channels."""
     parts: Iterator[Part]
     """From top to bottom."""
+    images: Sequence[np.ndarray] | None
+    """Pages `[H, W, C]`, or the volume `[D, H, W, C]`; None where it is read row by row."""
     space: Space | None = None
     """Of NIfTI."""
     tiff: bool = False
-    images: Sequence[np.ndarray] | None = None
-    """Pages `[H, W, C]`, or the volume `[D, H, W, C]`; None where it is read row by row."""
     interior: bool = False
     """After the classes, the values are of interiors."""
-    least: float = 0.0
-    """Pixels of the smallest object."""
     spacing: tuple[float, ...] | None = None
     """Millimetres from pixel to pixel along (planes,) rows and columns, where the file says."""
-    sure: float | None = None
-    """Least probability of an interior."""
+    label: Callable[..., np.ndarray] = label_objects
+    """Gives objects their numbers."""
 
 
 def _check_volume(path: str | Path) -> None:

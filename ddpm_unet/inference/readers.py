@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,16 @@ import tifffile
 import torch
 from torch import Tensor
 
-from ddpm_unet.data.bio import BioRows, is_bio, open_bio
-from ddpm_unet.data.images import TIFF_MAGIC, faults_named, read_tiff
-from ddpm_unet.data.metadata import Metadata
+from ddpm_unet.data.images import channel_numbers
 from ddpm_unet.data.preprocessing import Preprocessing
-from ddpm_unet.data.volumes import read_file
+from ddpm_unet.data.reading import Reading, is_bio, is_tiff, read_image
+from ddpm_unet.data.tiff import Metadata
+from ddpm_unet.data.volumes import BioFile, BioPlane
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.tiles import Rows
 
 _BLACK_IS_ZERO, _RGB = 1, 2
 _LARGEST_SEGMENT = 2**24  # pixels of a strip or tile that memory can hold a few times
-
-
-def is_tiff(path: str | Path) -> bool:
-    """Whether a file is a TIFF by its first bytes; False if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(4) in TIFF_MAGIC
-    except OSError:
-        return False
 
 
 def lengths_of(path: str | Path) -> tuple[float, ...] | None:
@@ -40,11 +31,11 @@ def lengths_of(path: str | Path) -> tuple[float, ...] | None:
     None where a file does not; a resolution in inches is one of printing.
     """
     if is_bio(path):
-        return open_bio(path).about.spacing
+        return Reading(3).kept_open(path).info.spacing
     if not is_tiff(path):
         return None
     with tifffile.TiffFile(path) as file:
-        about = Metadata.of_tiff(file)
+        about = Metadata.of(file)
     return about.spacing or about.resolution
 
 
@@ -141,54 +132,34 @@ def open_planes(
         path: The file.
         max_pixels: Refuse to decode more than so many million pixels at once.
         stream_above: Million pixels.
-        channels: Names or numbers of those wanted, see `Metadata.numbers`; empty for all.
+        channels: Names or numbers of those wanted, see `channel_numbers`; empty for all.
 
     Yields:
         Per plane rows `[H, W, C]`, uint8, uint16 or float32, to be read within the context.
 
     Raises:
-        UserError: As `read_image` and `read_volume`; also while reading rows.
+        UserError: As `Reading.read`; also while reading rows.
     """
     if is_bio(path):
-        file = open_bio(path, channels=channels)
-        if math.prod(file.shape[:3]) > stream_above * 1e6:
-            yield [BioRows(file, number) for number in range(file.shape[0])]
+        file = Reading(3, channels=tuple(channels)).kept_open(path)
+        if isinstance(file, BioFile) and math.prod(file.shape[:3]) > stream_above * 1e6:
+            yield [BioPlane(file, number) for number in range(file.shape[0])]
         else:
             yield list(file.read())
     elif not is_tiff(path):
-        yield [read_file(path, 2, max_pixels, channels=channels)]
+        yield [read_image(path, max_pixels=max_pixels, channels=channels)]
     else:
-        with _streamed(path, stream_above, channels) as planes:
-            yield planes or list(_stack(path, max_pixels, channels))
+        with ExitStack() as stack:
+            pages: list[Any] = []
+            with suppress(OSError, ValueError, tifffile.TiffFileError):  # reading it says which
+                pages = _pages(stack.enter_context(tifffile.TiffFile(path)), stream_above, channels)
+            yield pages or list(read_image(path, 3, max_pixels=max_pixels, channels=channels))
 
 
-def _stack(path: str | Path, max_pixels: float, channels: Sequence[str]) -> np.ndarray:
-    with faults_named(path):
-        return read_tiff(path, max_pixels, stack=True, channels=channels)
-
-
-@contextmanager
-def _streamed(
-    path: str | Path, stream_above: float, channels: Sequence[str]
-) -> Iterator[list[TiffRows]]:
+def _pages(file: tifffile.TiffFile, stream_above: float, channels: Sequence[str]) -> list[TiffRows]:
     """The pages of a TIFF that can and should be streamed, else an empty list."""
-    try:
-        file = tifffile.TiffFile(path)
-    except (OSError, ValueError, tifffile.TiffFileError):
-        yield []  # reading it whole will name the fault
-        return
-    with file:
-        pages = _pages(file, stream_above * 1e6)
-        if pages and channels:
-            about, count = Metadata.of_tiff(file), file.series[0].keyframe.samplesperpixel
-            pages = 0 if about.numbers(channels, count, path) else pages
-        yield [TiffRows(file, number) for number in range(pages)]
-
-
-def _pages(file: tifffile.TiffFile, limit: float) -> int:
-    """Pages of a TIFF of more than `limit` pixels that can be streamed, else 0."""
     if len(file.series) != 1:
-        return 0
+        return []
     series, page = file.series[0], file.series[0].keyframe
     orientation = page.tags.get("Orientation")
     plain = (
@@ -201,22 +172,25 @@ def _pages(file: tifffile.TiffFile, limit: float) -> int:
         and (orientation is None or orientation.value == 1)
     )
     pages = series.size // page.size if plain and page.size else 0
-    if pages * page.imagelength * page.imagewidth <= limit:
-        return 0
+    if pages * page.imagelength * page.imagewidth <= stream_above * 1e6:
+        return []
+    names, every = Metadata.of(file).channels, list(range(page.samplesperpixel))
+    if channel_numbers(channels, names, len(every), file.filehandle.path) != every:
+        return []
     if series.dataoffset:
         complete = series.dataoffset + series.nbytes <= file.filehandle.size
-        return pages if complete else 0
+        return [TiffRows(file, number) for number in range(pages if complete else 0)]
     parts: list[Any] = list(series.pages)
     if page.chunks[0] * page.chunks[1] > _LARGEST_SEGMENT or len(parts) != pages:
-        return 0
+        return []
     ends = (o + n for p in parts for o, n in zip(p.dataoffsets, p.databytecounts, strict=True))
-    if max(ends) > file.filehandle.size:
-        return 0
+    rows = [TiffRows(file, number) for number in range(pages)]
     try:
-        TiffRows(file, 0)[0:1]
+        if max(ends) <= file.filehandle.size and rows[0][0:1].size:
+            return rows
     except UserError:  # a compression that needs another decoder
-        return 0
-    return pages
+        pass
+    return []
 
 
 def read_images(
@@ -236,7 +210,7 @@ def read_images(
     images = []
     wanted = None if size is None else (size[0], size[-1])
     for path in paths:
-        image = read_file(path, 2, channels=own.channel_names)
+        image = read_image(path, channels=own.channel_names)
         own.check_depth(image.dtype, float(image.max()), path.name)
         wanted = wanted or (image.shape[0], image.shape[1])
         if image.shape[:2] != wanted:

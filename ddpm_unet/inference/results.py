@@ -4,45 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import tifffile
 
-from ddpm_unet.data.metadata import tiff_options
 from ddpm_unet.data.points import PointSet
 from ddpm_unet.data.preprocessing import Targets
+from ddpm_unet.data.tiff import tiff_options
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.objects import (
-    ObjectRow,
-    find_objects,
-    label_objects,
-    write_geojson,
-    write_objects,
-    write_rois,
-)
+from ddpm_unet.inference import objects as tables
 from ddpm_unet.inference.overlay import displayable
 from ddpm_unet.inference.predictor import OpenFile
-from ddpm_unet.inference.writers import (
-    OverlayImages,
-    SavedPlanes,
-    TiffPlanes,
-    finished,
-    nifti_planes,
-    npz_planes,
-    png_planes,
-)
+from ddpm_unet.inference.writers import OverlayImages, SavedPlanes, TiffPlanes, finished
 
-Planes = SavedPlanes | TiffPlanes
+Files = Callable[[str], Path]
+"""From the ending of a file's name to a path to write to."""
 
 
 @contextmanager
-def _files(base: Path) -> Iterator[Callable[[str], Path]]:
-    """From endings to paths to write to; the files get their names when all went well."""
-    with ExitStack() as stack:
-        yield lambda ending: stack.enter_context(finished(base.with_name(f"{base.name}_{ending}")))
+def _files(base: Path) -> Iterator[tuple[Files, Callable[[Any], Any]]]:
+    """Files of names that begin alike, and what closes writers; they appear when all went well."""
+    with ExitStack() as names, ExitStack() as writers:  # which are closed before any file is named
+        yield (
+            lambda ending: names.enter_context(finished(base.with_name(f"{base.name}_{ending}"))),
+            lambda writer: writers.enter_context(closing(writer)),
+        )
+
+
+def _planes(
+    files: Files, name: str, source: OpenFile, channels: int, dtype: Any, format: str,
+    colors: np.ndarray | None = None, names: Sequence[str] = (),
+) -> SavedPlanes | TiffPlanes:  # fmt: skip
+    """What writes so many planes of each page of a file: "npz", "png" or "tiff"; NIfTI as NIfTI.
+
+    `colors` are those of a palette, `names` of the channels.
+    """
+    pages, *size = source.shape[:3]
+    many = (channels,) * (channels > 1)
+    shape = (*(pages,) * (pages > 1), *many, *size)
+    if format == "npz":
+        return SavedPlanes(files(f"{name}.npz"), "npz", shape, dtype)
+    if source.space:
+        shape = (pages, *many, *size)
+        return SavedPlanes(files(f"{name}.nii.gz"), "nii.gz", shape, dtype, None, source.space)
+    if format == "png":
+        return SavedPlanes(files(f"{name}.png"), "png", (channels, *size), dtype, colors)
+    axes = "Z" * (pages > 1) + "C" * (channels > 1) + "YX"
+    return TiffPlanes(files(f"{name}.tif"), shape, dtype, axes, colors, source.spacing, names)
 
 
 def write_masks(
@@ -78,39 +88,21 @@ def write_masks(
     Returns:
         Pixels of each class, `int64 [K]`.
     """
-    pages, height, width, _ = source.shape
-    size, axes = ((pages, height, width), "ZYX") if pages > 1 else ((height, width), "YX")
-    num_classes = len(colors)
+    (pages, height, width, _), num_classes = source.shape, len(colors)
     counts = np.zeros(num_classes, dtype=np.int64)
-    kept = np.zeros((pages, height, width), np.uint8) if objects and source.images else None
+    kept = np.zeros(source.shape[:3], np.uint8) if objects and source.images else None
     inside = np.zeros(kept.shape, np.float32) if kept is not None and source.interior else None
-    with _files(base) as file, ExitStack() as stack:
-        mask: Planes
-        if source.space:
-            mask = nifti_planes(file("mask.nii.gz"), source.shape[:3], np.uint8, source.space)
-        elif source.tiff:
-            mask = TiffPlanes(file("mask.tif"), size, np.uint8, axes, colors, source.spacing)
-        else:
-            mask = png_planes(file("mask.png"), (1, height, width), colors=colors)
-        stack.enter_context(closing(mask))
+    with _files(base) as (files, closed):
+        kind = "tiff" if source.tiff else "png"
+        mask = closed(_planes(files, "mask", source, 1, np.uint8, kind, colors))
         if overlay:
-            path = file("overlay.tif" if pages > 1 else "overlay.png")
-            drawn = OverlayImages(path, (pages, height, width), colors)
-            stack.enter_context(closing(drawn))
+            path = files("overlay.tif" if pages > 1 else "overlay.png")
+            drawn = closed(OverlayImages(path, (pages, height, width), colors))
         if probabilities:
-            every: tuple[int, ...] = (*size[:-2], num_classes, height, width)
-            scores: Planes
-            if probabilities == "npz":
-                scores = npz_planes(file("probabilities.npz"), every)
-            elif source.space:
-                path, every = file("probabilities.nii.gz"), (pages, *every[-3:])
-                scores = nifti_planes(path, every, np.float32, source.space)
-            else:
-                path, letters = file("probabilities.tif"), axes.replace("YX", "CYX")
-                scores = TiffPlanes(
-                    path, every, np.float32, letters, None, source.spacing, class_names
-                )
-            stack.enter_context(closing(scores))
+            scores = closed(
+                _planes(files, "probabilities", source, num_classes, np.float32, probabilities,
+                        names=class_names)
+            )  # fmt: skip
         for plane, row, pixels, values in source.parts:
             if source.interior:
                 values, interior = values[:, :-1], values[:, -1]
@@ -131,63 +123,50 @@ def write_masks(
             if probabilities:
                 scores.write(plane * num_classes, row, np.concatenate(values))
         if kept is not None:
-            assert source.images is not None
-            parting = source.least, source.sure
-            found = _find(kept, inside, source.images, class_names, parting)
-            write_objects(found.tables, file("objects.csv"), base.name, source.spacing)
-            dtype = np.uint16 if found.labels.max(initial=0) < 2**16 else np.uint32
-            if source.space:
-                saved = nifti_planes(file("objects.nii.gz"), kept.shape, dtype, source.space)
-                saved.write(0, 0, found.labels)
-                saved.close()
-            else:
-                path = file("objects.tif")
-                tifffile.imwrite(
-                    path, found.labels.reshape(size).astype(dtype),
-                    photometric="minisblack", compression="zlib",
-                    **tiff_options(path, axes, source.spacing),
-                )  # fmt: skip
-            planes = [*zip(found.labels, found.rows, strict=True)]
-            if source.images[0].ndim == 3 and "geojson" in outlines:
-                write_geojson(planes, file("objects.geojson"), colors)
-            if source.images[0].ndim == 3 and "imagej" in outlines:
-                write_rois(planes, file("rois.zip"))
-            for page, (numbers, rows) in enumerate(planes if overlay else ()):
-                drawn.write_objects(found.shown[page], kept[page], numbers, rows)
+            found = _write_objects(files, source, kept, inside, base.name, class_names)
+            if source.images is not None and source.images[0].ndim == 3:
+                planes = [each[:2] for each in found]
+                if "geojson" in outlines:
+                    tables.write_geojson(planes, files("objects.geojson"), colors)
+                if "imagej" in outlines:
+                    tables.write_rois(planes, files("rois.zip"))
+            for (labels, rows, image), classes in zip(found, kept, strict=True) if overlay else ():
+                drawn.write_objects(image, classes, labels, rows)
     return counts
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Objects of a file: numbers `int32 [planes, H, W]`, tables of its images, rows by plane."""
+def _write_objects(
+    files: Files, source: OpenFile, masks: np.ndarray, interiors: np.ndarray | None, name: str,
+    class_names: Sequence[str],
+) -> list[tuple[np.ndarray, list[tables.ObjectRow], np.ndarray]]:  # fmt: skip
+    """Write the objects in masks `[planes, H, W]`, of each page by itself, or of one volume.
 
-    labels: np.ndarray
-    tables: list[list[ObjectRow]]
-    rows: list[list[ObjectRow]]
-    shown: Any
-
-
-def _find(
-    masks: np.ndarray,
-    interiors: np.ndarray | None,
-    images: Sequence[np.ndarray],
-    class_names: tuple[str, ...],
-    parting: tuple[float, float | None],
-) -> _Found:
-    """The objects of `[planes, H, W]`, each page by itself, or of one volume."""
-    if images[0].ndim == 4:
-        labels = label_objects(masks, interiors, *parting)
-        table = find_objects(labels, masks, images[0], class_names)
-        middles = [round(row.centroid[0]) for row in table]
-        rows = [
-            [row for row, middle in zip(table, middles, strict=True) if middle == plane]
-            for plane in range(len(masks))
-        ]
-        return _Found(labels, [table], rows, displayable(images[0]))
-    inside = [None] * len(masks) if interiors is None else interiors
-    pages = [label_objects(*each, *parting) for each in zip(masks, inside, strict=True)]
-    tables = [find_objects(*each, class_names) for each in zip(pages, masks, images, strict=True)]
-    return _Found(np.stack(pages), tables, tables, images)
+    Gives of each plane the numbers at its pixels, the objects that lie in it (of a volume those
+    whose middle does) and its image.
+    """
+    images: Any = source.images
+    volume = images[0].ndim == 4
+    wholes = masks[None] if volume else masks
+    inside = [None] * len(wholes) if interiors is None else interiors.reshape(wholes.shape)
+    found = [source.label(*each) for each in zip(wholes, inside, strict=True)]
+    rows = [
+        tables.find_objects(*each, class_names) for each in zip(found, wholes, images, strict=True)
+    ]
+    tables.write_objects(rows, files("objects.csv"), name, source.spacing)
+    labels = found[0] if volume else np.stack(found)
+    dtype = np.uint16 if labels.max(initial=0) < 2**16 else np.uint32
+    if source.space:
+        with closing(_planes(files, "objects", source, 1, dtype, "nii.gz")) as writer:
+            writer.write(0, 0, labels)
+    else:
+        path, shape = files("objects.tif"), masks.shape[len(masks) == 1 :]
+        options = tiff_options(path, "ZYX"[-len(shape) :], source.spacing)
+        pages = labels.reshape(shape).astype(dtype)
+        tifffile.imwrite(path, pages, photometric="minisblack", compression="zlib", **options)
+    if volume:
+        images = displayable(images[0])
+        rows = [[r for r in rows[0] if round(r.centroid[0]) == z] for z in range(len(labels))]
+    return list(zip(labels, rows, images, strict=True))
 
 
 def check_image_format(format: str, targets: Targets, dims: int) -> None:
@@ -220,28 +199,17 @@ def write_regression(
         Each channel's mean.
     """
     (pages, height, width, _), channels = source.shape, targets.channels
+    pixels = format == "png" and not source.space
+    if pixels and pages > 1:
+        raise UserError(f"{base.name}: has {pages} pages, a PNG holds one; take tiff")
     sums = np.zeros(channels)
-    with _files(base) as file, ExitStack() as stack:
-        result: Planes
-        if source.space:
-            every = (pages, *[channels] * (channels > 1), height, width)
-            result = nifti_planes(file("predicted.nii.gz"), every, np.float32, source.space)
-        elif format == "png":
-            if pages > 1:
-                raise UserError(f"{base.name}: has {pages} pages, a PNG holds one; take tiff")
-            result = png_planes(file("predicted.png"), (channels, height, width), targets.dtype)
-        else:
-            sizes = {"Z": pages, "C": channels, "Y": height, "X": width}
-            kept = {axis: n for axis, n in sizes.items() if n > 1 or axis in "YX"}
-            axes = "".join(kept)
-            path = file("predicted.tif")
-            result = TiffPlanes(path, tuple(kept.values()), np.float32, axes, None, source.spacing)
-        stack.enter_context(closing(result))
+    with _files(base) as (files, closed):
+        dtype = targets.dtype if pixels else np.float32
+        result = closed(_planes(files, "predicted", source, channels, dtype, format))
         for plane, row, _, unit in source.parts:
             values = targets.to_values(unit)
             sums += values.sum(axis=(0, 2, 3), dtype=np.float64)
-            if format == "png" and not source.space:
-                values = targets.to_pixels(unit)
+            values = targets.to_pixels(unit) if pixels else values
             result.write(plane * channels, row, np.concatenate(values))
     return sums / (pages * height * width)
 

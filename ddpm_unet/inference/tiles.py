@@ -209,13 +209,8 @@ def predict_tiles(
         ValueError: As `predict_bands`.
     """
     image = torch.as_tensor(image)
-    whole, top = image.new_empty(0), 0
-    for band in predict_bands(predict, image.movedim(0, -1), tiling, batch_size, device):
-        if top == 0:
-            whole = band.new_empty(band.shape[0], *image.shape[1:], device=image.device)
-        whole[:, top : top + band.shape[1]] = band
-        top += band.shape[1]
-    return whole
+    bands = predict_bands(predict, image.movedim(0, -1), tiling, batch_size, device)
+    return torch.cat([band.to(image.device) for band in bands], dim=1)
 
 
 def _bands(

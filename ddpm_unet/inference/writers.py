@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image, ImageDraw, ImageFont
 
 from ddpm_unet.data.folder import split_ending
-from ddpm_unet.data.metadata import tiff_options
+from ddpm_unet.data.tiff import tiff_options
 from ddpm_unet.data.volumes import Space, write_nifti
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.objects import ObjectRow
@@ -141,17 +141,22 @@ class SavedPlanes:
     """Planes `[..., H, W]` written in any order to a nameless file, and saved when closed.
 
     Args:
-        folder: Where the nameless file lies.
+        path: The file.
+        kind: "npz", an array named `probabilities`; "nii.gz", a volume `[D, H, W]`, or
+            `[D, K, H, W]` whose K becomes the file's fourth axis; "png", `[C, H, W]` of 8 bits
+            (grey, RGB, a palette) or 16 (grey).
         shape: `[..., H, W]`.
         dtype: Of the values.
-        save: Gets them all.
+        colors: Of a PNG's palette, `uint8 [K, 3]`.
+        space: Of NIfTI.
     """
 
     def __init__(
-        self, folder: Path, shape: tuple[int, ...], dtype: Any, save: Callable[[np.ndarray], object]
-    ) -> None:
-        self._save = save
-        with TemporaryFile(dir=folder) as file:
+        self, path: Path, kind: str, shape: tuple[int, ...], dtype: Any,
+        colors: np.ndarray | None = None, space: Space | None = None,
+    ) -> None:  # fmt: skip
+        self._path, self._kind, self._colors, self._space = path, kind, colors, space
+        with TemporaryFile(dir=path.parent) as file:
             self._values: np.ndarray = np.memmap(file, dtype, "w+", shape=shape)
 
     def write(self, plane: int, row: int, values: np.ndarray) -> None:
@@ -161,41 +166,20 @@ class SavedPlanes:
 
     def close(self) -> None:
         """Save them."""
-        self._save(self._values)
-
-
-def npz_planes(path: Path, shape: tuple[int, ...]) -> SavedPlanes:
-    """An npz file of one array, `probabilities` float32 `[..., H, W]`."""
-
-    def save(values: np.ndarray) -> None:
-        with open(path, "wb") as file:
-            np.savez_compressed(file, probabilities=values)
-
-    return SavedPlanes(path.parent, shape, np.float32, save)
-
-
-def nifti_planes(path: Path, shape: tuple[int, ...], dtype: type, space: Space) -> SavedPlanes:
-    """A NIfTI volume `[D, H, W]`, or `[D, K, H, W]` whose K becomes the file's fourth axis."""
-
-    def save(values: np.ndarray) -> None:
-        write_nifti(path, values.swapaxes(0, 1) if values.ndim == 4 else values, space)
-
-    return SavedPlanes(path.parent, shape, dtype, save)
-
-
-def png_planes(
-    path: Path, shape: tuple[int, int, int], dtype: str = "uint8", colors: np.ndarray | None = None
-) -> SavedPlanes:
-    """A PNG `[C, H, W]` of 8 bits (grey, RGB, a palette by `uint8 [K, 3]`) or 16 (grey)."""
-
-    def save(values: np.ndarray) -> None:
-        image = Image.fromarray(values[0] if len(values) == 1 else np.moveaxis(values, 0, -1))
-        if colors is not None:
-            image = image.convert("P")
-            image.putpalette(colors.tobytes())
-        image.save(path, format="PNG")
-
-    return SavedPlanes(path.parent, shape, dtype, save)
+        values = self._values
+        if self._kind == "npz":
+            with open(self._path, "wb") as file:
+                np.savez_compressed(file, probabilities=values)
+        elif self._space is not None:
+            write_nifti(
+                self._path, values.swapaxes(0, 1) if values.ndim == 4 else values, self._space
+            )
+        else:
+            image = Image.fromarray(values[0] if len(values) == 1 else np.moveaxis(values, 0, -1))
+            if self._colors is not None:
+                image = image.convert("P")
+                image.putpalette(self._colors.tobytes())
+            image.save(self._path, format="PNG")
 
 
 class OverlayImages:
@@ -299,6 +283,6 @@ def save_masks(classes: np.ndarray, num_classes: int, paths: Sequence[Path]) -> 
     colors = class_colors(num_classes)
     for rows, path in zip(classes, paths, strict=True):
         with finished(path) as part:
-            image = png_planes(part, (1, *rows.shape), colors=colors)
+            image = SavedPlanes(part, "png", (1, *rows.shape), np.uint8, colors)
             image.write(0, 0, rows[None])
             image.close()

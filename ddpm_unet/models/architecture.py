@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.config.reading import check_settings
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, did_you_mean
 
 AttentionKind = Literal["self", "cross"] | None
 MID_BLOCKS = ("UNetMidBlock2D", "UNetMidBlock2DCrossAttn")
@@ -48,34 +47,15 @@ class Level:
 
 def down_levels(config: UNetConfig) -> list[Level]:
     """The encoder's levels, from fine to coarse."""
-    return [
-        _level(
-            config,
-            i,
-            _attention(block),
-            layers=_at_level(config.layers_per_block, i),
-            resnet_resampling=_resnet_resampling(block, config.downsample_type),
-        )
-        for i, block in enumerate(config.down_block_types)
-    ]
+    blocks, resampler = config.down_block_types, config.downsample_type
+    return [_level(config, i, block, resampler) for i, block in enumerate(blocks)]
 
 
 def up_levels(config: UNetConfig) -> list[Level]:
-    """The decoder's levels, from coarse to fine."""
-    levels = []
-    for j, block in enumerate(config.up_block_types):
-        i, kind = len(config.up_block_types) - 1 - j, _attention(block)
-        level = _level(
-            config,
-            i,
-            kind,
-            # For self-attention in conditional networks diffusers reads it from fine to coarse.
-            heads_of=j if kind == "self" and config.conditional else i,
-            layers=_at_level(config.layers_per_block, i) + 1,
-            resnet_resampling=_resnet_resampling(block, config.upsample_type),
-        )
-        levels.append(level)
-    return levels
+    """The decoder's levels, from coarse to fine, of one residual block more."""
+    blocks, resampler = config.up_block_types, config.upsample_type
+    last = len(blocks) - 1
+    return [_level(config, last - j, block, resampler, 1) for j, block in enumerate(blocks)]
 
 
 def mid_level(config: UNetConfig) -> Level | None:
@@ -84,44 +64,43 @@ def mid_level(config: UNetConfig) -> Level | None:
     if config.mid_block_type is None:
         return None
     if config.mid_block_type == "UNetMidBlock2DCrossAttn":
-        return _level(config, last, "cross", layers=2, only_cross_attention=False)
+        level = _level(config, last, "CrossAttn", "conv")
+        return replace(level, layers=2, only_cross_attention=False)
     if config.conditional:  # diffusers' UNet2DConditionModel builds a lone residual block
-        return _level(config, last, None)
+        return replace(_level(config, last, "", "conv"), layers=1)
     groups = config.attn_norm_num_groups
     if groups is None and config.resnet_time_scale_shift == "default":
         groups = config.norm_num_groups
-    return _level(config, last, "self" if config.add_attention else None, layers=2, groups=groups)
+    level = _level(config, last, "Attn" if config.add_attention else "", "conv")
+    return replace(level, layers=2, groups=groups)
 
 
-def _attention(block: str) -> AttentionKind:
-    return "cross" if block.startswith("CrossAttn") else "self" if "Attn" in block else None
+def _level(config: UNetConfig, i: int, block: str, resampler: str, more: int = 0) -> Level:
+    """Level `i` of the encoder, or of the decoder, which has one layer `more`."""
 
+    def at(setting: Any, i: int = i) -> Any:  # given once or per level
+        return setting[i] if isinstance(setting, Sequence) else setting
 
-def _at_level(setting: Any, i: int) -> Any:
-    """The value at level `i`, from the finest on, of a setting given once or per level."""
-    return setting[i] if isinstance(setting, Sequence) else setting
-
-
-def _level(
-    config: UNetConfig, i: int, attention: AttentionKind, heads_of: int | None = None, **own: Any
-) -> Level:
-    """Level `i`, whose heads are those of level `heads_of`, with settings of its `own`."""
-    channels = config.block_out_channels[i]
-    setting = _at_level(config.attention_head_dim, i if heads_of is None else heads_of)
-    head_dim = channels // setting if attention == "cross" else setting or channels
-    usual: dict[str, Any] = {
-        "layers": 1,
-        "heads": setting if attention == "cross" else channels // head_dim,
-        "groups": config.norm_num_groups,
-        "transformer_layers": _at_level(config.transformer_layers_per_block, i),
-        "context_channels": _at_level(config.cross_attention_dim, i),
-        "only_cross_attention": _at_level(config.only_cross_attention, i),
-    }
-    return Level(channels=channels, attention=attention, head_dim=head_dim, **usual | own)
-
-
-def _resnet_resampling(block: str, setting: str) -> bool:
-    return block.startswith("Resnet") or (block.startswith("Attn") and setting == "resnet")
+    kind: AttentionKind = "self" if "Attn" in block else None
+    kind = "cross" if block.startswith("CrossAttn") else kind
+    channels, heads_of = config.block_out_channels[i], i
+    if more and kind == "self" and config.conditional:  # which diffusers reads from fine to coarse
+        heads_of = len(config.block_out_channels) - 1 - i
+    setting = at(config.attention_head_dim, heads_of)
+    head_dim = channels // setting if kind == "cross" else setting or channels
+    return Level(
+        channels=channels,
+        layers=at(config.layers_per_block) + more,
+        attention=kind,
+        heads=setting if kind == "cross" else channels // head_dim,
+        head_dim=head_dim,
+        groups=config.norm_num_groups,
+        transformer_layers=at(config.transformer_layers_per_block),
+        context_channels=at(config.cross_attention_dim),
+        only_cross_attention=at(config.only_cross_attention),
+        resnet_resampling=block.startswith("Resnet")
+        or (block.startswith("Attn") and resampler == "resnet"),
+    )
 
 
 def check(config: UNetConfig, down_blocks: Iterable[str], up_blocks: Iterable[str]) -> None:
@@ -152,8 +131,7 @@ def check(config: UNetConfig, down_blocks: Iterable[str], up_blocks: Iterable[st
 
 def _check_block(name: str, block: str, known: Iterable[str]) -> None:
     if block not in known:
-        near = difflib.get_close_matches(block, list(known), n=1, cutoff=0.8)
-        cure = f"did you mean {near[0]}?" if near else f"take one of {', '.join(known)}"
+        cure = did_you_mean(block, known, f"take one of {', '.join(known)}", 0.8)
         raise UserError(f"{name}: unknown block {block!r}; {cure}")
 
 

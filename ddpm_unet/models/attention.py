@@ -109,21 +109,6 @@ class GEGLU(nn.Module):
         return value * F.gelu(gate)
 
 
-class FeedForward(nn.Module):
-    """The perceptron of the transformer block, four times as wide inside."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        # The identity stands where diffusers numbers a dropout of probability 0.
-        self.net = nn.Sequential(
-            GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[..., channels]` to the same."""
-        return self.net(x)
-
-
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention, perceptron (Rombach 2022, appendix E.2.1).
 
@@ -141,7 +126,9 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.attn2 = Attention(channels, heads, head_dim, context_channels, bias=False)
         self.norm3 = nn.LayerNorm(channels)
-        self.ff = FeedForward(channels)
+        # The identity stands where diffusers numbers a dropout of probability 0.
+        wide = [GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)]
+        self.ff = nn.ModuleDict({"net": nn.Sequential(*wide)})
         self.only_cross_attention = only_cross_attention
 
     def forward(self, tokens: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
@@ -149,7 +136,7 @@ class TransformerBlock(nn.Module):
         first = (context, bias) if self.only_cross_attention else ()
         tokens = tokens + self.attn1(self.norm1(tokens), *first)
         tokens = tokens + self.attn2(self.norm2(tokens), context, bias)
-        return tokens + self.ff(self.norm3(tokens))
+        return tokens + self.ff["net"](self.norm3(tokens))
 
 
 class Transformer(nn.Module):

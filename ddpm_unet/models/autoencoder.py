@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ddpm_unet.config.reading import read_json
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, cause_of
 from ddpm_unet.files import replace_json
 from ddpm_unet.models.pretrained import (
     CONFIG,
     WEIGHTS,
     check_weights,
     model_folder,
+    pipeline_root,
     read_weights,
     write_weights,
 )
@@ -56,8 +57,8 @@ class Autoencoder:
         try:
             self.network = AutoencoderKL.from_config(self.settings).eval().requires_grad_(False)
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-            cause = " ".join(str(error).split())[:200]
-            raise UserError(f"{self.folder / CONFIG}: makes no AutoencoderKL ({cause})") from error
+            fault = f"{self.folder / CONFIG}: makes no AutoencoderKL ({cause_of(error)})"
+            raise UserError(fault) from error
         weights = read_weights(self.folder)
         cure = "take the weights of this autoencoder"
         check_weights(self.folder, self.network.state_dict(), weights, cure)
@@ -145,6 +146,6 @@ def _in_parts(
 
 def autoencoder_of(folder: Path) -> Autoencoder | None:
     """The autoencoder of the pipeline in `folder`, or around it; None where pixels are denoised."""
-    root = folder if (folder / "unet").is_dir() else folder.resolve().parent
+    root = pipeline_root(folder)
     found = next((root / place for place in PLACES if (root / place).is_dir()), None)
     return None if found is None else Autoencoder(found)

@@ -7,9 +7,6 @@ activations step by step.
 
 from __future__ import annotations
 
-import difflib
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -20,7 +17,7 @@ from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from ddpm_unet.config import ClassicConfig
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, did_you_mean
 from ddpm_unet.models.pretrained import check_weights
 
 IMAGENET = "imagenet"
@@ -69,30 +66,22 @@ class Backbone(nn.Module):
         Raises:
             UserError: They cannot be had, or are another network's; names the cure.
         """
-        given = self._imagenet() if weights == IMAGENET else self._read(Path(weights))
+        try:
+            if weights == IMAGENET:
+                fault = f"encoder {self.name}: its ImageNet weights could not be fetched"
+                cure = "a safetensors file of them"
+                source = models.get_model_weights(self.name).DEFAULT
+                given = source.get_state_dict(progress=False, check_hash=True, weights_only=True)
+            else:
+                fault = f"{weights} is no safetensors file of {self.name}"
+                cure = "such a file, imagenet"
+                given = load_file(weights)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{fault} ({error}); give init {cure}, or scratch") from error
         expected = self.network.state_dict()
         taken = {name: tensor for name, tensor in given.items() if name in expected}
         check_weights(weights, expected, taken)
         self.network.load_state_dict(taken)
-
-    def _imagenet(self) -> dict[str, Tensor]:
-        source = models.get_model_weights(self.name).DEFAULT
-        try:
-            return dict(source.get_state_dict(progress=False, check_hash=True, weights_only=True))
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"encoder {self.name}: its ImageNet weights could not be fetched ({error}); give "
-                "init a safetensors file of them, or scratch"
-            ) from error
-
-    def _read(self, path: Path) -> dict[str, Tensor]:
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{path} is no safetensors file of {self.name} ({error}); give init such a file, "
-                "imagenet or scratch"
-            ) from error
 
 
 def levels(name: str, depth: int) -> tuple[nn.Module, list[int]]:
@@ -110,8 +99,7 @@ def levels(name: str, depth: int) -> tuple[nn.Module, list[int]]:
     """
     known = models.list_models(module=models)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        cure = f"did you mean {near[0]}?" if near else "take classic, vgg11 or resnet34"
+        cure = did_you_mean(name, known, "take classic, vgg11 or resnet34")
         raise UserError(f"encoder {name}: torchvision has no such network; {cure}")
     try:
         # Without memory, as classifiers have many weights that are not wanted here.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,17 @@ def with_license(card: str, name: str) -> str:
     return card.replace(f"license: {license_of(card)}\n", f"license: {name}\n", 1)
 
 
+def replace_card(folder: Path, mark: str, text: Callable[..., str]) -> None:
+    """Write README.md, unless somebody made it his own or it has more in it than this one's `mark`.
+
+    `text` is called with the `license_name` of the card that is there, which is kept.
+    """
+    file = folder / "README.md"
+    before = file.read_text(encoding="utf-8") if file.is_file() else mark
+    if mark in before or ALONE in before:
+        replace_text(file, printable(text(license_name=license_of(before))))
+
+
 def write_card_alone(folder: Path, kind: str, rows: Mapping[str, Any], note: str = "") -> None:
     """Write the card of a model of whose training nothing is known; cards with more are left.
 
@@ -105,12 +117,7 @@ def write_card_alone(folder: Path, kind: str, rows: Mapping[str, Any], note: str
         rows: What is known of it, by name.
         note: A sentence on where it comes from.
     """
-    file = folder / "README.md"
-    before = file.read_text(encoding="utf-8") if file.is_file() else ALONE
-    if ALONE not in before:
-        return
-    limits = [f"{note} Of the data that it was trained on, and of scores, nothing is known here."]
+    limits = f"{note} Of the data that it was trained on, and of scores, nothing is known here."
     known = {name: value for name, value in rows.items() if value not in (None, "", ())}
     title = f"{kind[0].upper()}{kind[1:]}"
-    text = card_text(kind, title, known, [limits[0].strip()], license_name=license_of(before))
-    replace_text(file, printable(text))
+    replace_card(folder, ALONE, partial(card_text, kind, title, known, [limits.strip()]))

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from ddpm_unet.cli import ArgumentParser, user_errors
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, from_extra
 from ddpm_unet.models.classic import ClassicUNet
 from ddpm_unet.models.pretrained import CONFIG, class_name
 from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
@@ -136,11 +136,8 @@ def write_onnx(seen: ExportedProgram, axes: Axes, path: Path) -> Callable[..., T
     Raises:
         UserError: The packages of the extra "export" are missing.
     """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"{path}: {error}; pip install 'ddpm-unet[export]'") from error
+    from_extra("onnxscript", "export", str(path))
+    onnxruntime = from_extra("onnxruntime", "export", str(path))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         onnx = torch.onnx.export(

@@ -7,7 +7,6 @@ A layer of weight W becomes one of W + (alpha / r) B A, with A and B of rank r. 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +14,10 @@ from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ddpm_unet.errors import UserError
-from ddpm_unet.models.pretrained import Folder, read_file
+from ddpm_unet.errors import UserError, from_extra
+from ddpm_unet.models.pretrained import Folder, read_file, write_weights
 from ddpm_unet.models.unet import UNet
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -47,12 +45,7 @@ def add_lora(
     Raises:
         UserError: peft is missing, or the network has no attention.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise UserError(
-            f"lora: peft cannot be imported ({error}); pip install 'ddpm-unet[lora]'"
-        ) from None
+    peft = from_extra("peft", "lora", "lora")
     kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
     names = [name for name, module in unet.named_modules() if isinstance(module, kinds)]
     if layers == "attention":
@@ -60,8 +53,8 @@ def add_lora(
     if not names:
         raise UserError("lora.layers attention: the network has no attention; take all")
     factor: Any = alpha or rank  # which need not be whole
-    config = LoraConfig(r=rank, lora_alpha=factor, target_modules=names)
-    inject_adapter_in_model(config, unet, ADAPTER)
+    config = peft.LoraConfig(r=rank, lora_alpha=factor, target_modules=names)
+    peft.inject_adapter_in_model(config, unet, ADAPTER)
     unet.peft_config = {ADAPTER: config}  # type: ignore[assignment]  # as diffusers keeps it
     return unet
 
@@ -85,7 +78,8 @@ def merge_lora(unet: UNet, state_dict: Mapping[str, Tensor]) -> tuple[UNet, dict
     for name in plain.state_dict():
         layer, _, leaf = name.rpartition(".")
         weights[name] = state_dict[f"{layer}.base_layer.{leaf}" if layer in layers else name]
-    return plain, _changed(weights, layers, _scale(unet))
+    config: Any = unet.peft_config[ADAPTER]  # type: ignore[index]
+    return plain, _changed(weights, layers, config.lora_alpha / config.r)
 
 
 def write_lora(unet: UNet, state_dict: Mapping[str, Tensor], folder: Folder) -> None:
@@ -94,18 +88,15 @@ def write_lora(unet: UNet, state_dict: Mapping[str, Tensor], folder: Folder) -> 
     The names are those of its pipelines, `unet.LAYER.lora.down.weight`; rank and factor are in the
     file's metadata. Arguments as of `merge_lora`.
     """
-    path = Path(folder) / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for layer, (down, up) in _layers(unet, state_dict).items():
-        for part, value in (("down", down), ("up", up)):
-            tensors[f"unet.{layer}.lora.{part}.weight"] = value.detach().cpu().contiguous()
+    tensors = {
+        f"unet.{layer}.lora.{part}.weight": value
+        for layer, pair in _layers(unet, state_dict).items()
+        for part, value in zip(("down", "up"), pair, strict=True)
+    }
     config: Any = unet.peft_config[ADAPTER]  # type: ignore[index]
     own = {key: sorted(v) if isinstance(v, set) else v for key, v in config.to_dict().items()}
     about = {f"unet.{key}": value for key, value in own.items()}
-    unfinished = path.with_name(f"{FILE}.unfinished")
-    save_file(tensors, unfinished, {"format": "pt", METADATA: json.dumps(about, default=str)})
-    os.replace(unfinished, path)
+    write_weights(tensors, folder, FILE, **{METADATA: json.dumps(about, default=str)})
 
 
 def load_lora(unet: UNet, source: Folder, scale: float = 1.0) -> UNet:
@@ -149,28 +140,17 @@ def _metadata(file: Path) -> dict[str, Any]:
         text = (opened.metadata() or {}).get(METADATA, "{}")
     found = {key.removeprefix("unet."): value for key, value in json.loads(text).items()}
     if found.get("use_dora") or found.get("alpha_pattern") or found.get("bias", "none") != "none":
-        raise UserError(
-            f"{file}: is of another kind than plain LoRA (DoRA, biases, several alphas)"
-        )
+        kind = "is of another kind than plain LoRA (DoRA, biases, several alphas)"
+        raise UserError(f"{file}: {kind}")
     return found
-
-
-def _scale(unet: UNet) -> float:
-    config: Any = unet.peft_config[ADAPTER]  # type: ignore[index]
-    return config.lora_alpha / config.r
 
 
 def _layers(unet: UNet, state_dict: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     """The down and up projection of each layer that has them."""
     ending = f".lora_A.{ADAPTER}.weight"
-    return {
-        name.removesuffix(ending): (
-            state_dict[name],
-            state_dict[name.replace(".lora_A.", ".lora_B.")],
-        )
-        for name in state_dict
-        if name.endswith(ending)
-    }
+    layers = [name.removesuffix(ending) for name in state_dict if name.endswith(ending)]
+    down, up = ([state_dict[f"{n}.lora_{x}.{ADAPTER}.weight"] for n in layers] for x in "AB")
+    return dict(zip(layers, zip(down, up, strict=True), strict=True))
 
 
 def _changed(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.config.reading import from_plain, read_json
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, did_you_mean
 from ddpm_unet.files import replace_json
 from ddpm_unet.models.architecture import CONDITIONAL_ONLY, DDPM_ONLY
 from ddpm_unet.models.card import write_card_alone
@@ -75,6 +74,7 @@ FIXED: dict[str, dict[str, Any]] = {
 
 # The attention layers of google/ddpm-* (diffusers 0.0.4) had other names.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD = re.compile(rf"\.({'|'.join(OLD_NAMES)})\.(?=(weight|bias)$)")
 
 
 class Pretrained(nn.Module):
@@ -171,11 +171,9 @@ class Pretrained(nn.Module):
         return cls(config)
 
     def _write_config(self, folder: Path) -> None:
-        if isinstance(self.config, UNetConfig):
-            write_config(self.config, folder)
-        else:
-            settings = {"_class_name": type(self).__name__, **asdict(self.config)}
-            replace_json(folder / CONFIG, settings)
+        settings = {"_class_name": type(self).__name__, **asdict(self.config)}
+        diffusers = isinstance(self.config, UNetConfig)
+        replace_json(folder / CONFIG, settings_of(self.config) if diffusers else settings)
 
 
 def settings_from(
@@ -190,8 +188,7 @@ def settings_from(
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            cure = f"did you mean {near[0]}?" if near else "remove it if it means nothing"
+            cure = did_you_mean(name, known, "remove it if it means nothing")
             raise UserError(f"{source}: unknown key {name!r}; {cure}")
     if config is None:
         return from_plain(kind, given, source)
@@ -245,6 +242,11 @@ def model_folder(folder: Folder, places: Sequence[str] = ("unet",), kind: str = 
     raise _no_config(folder, f"name the folder of {kind}, or of a pipeline with {places[0]}/ in it")
 
 
+def pipeline_root(folder: Path) -> Path:
+    """The folder of a pipeline, given it or the one of the network in it."""
+    return folder if (folder / "unet").is_dir() else folder.resolve().parent
+
+
 def _no_config(folder: Path, cure: str) -> UserError:
     fault = f"has no {CONFIG}" if folder.is_dir() else "does not exist"
     if (folder / "model").is_dir():
@@ -293,11 +295,6 @@ def read_config(folder: Folder) -> UNetConfig:
     return from_plain(UNetConfig, DEFAULTS[kind] | settings, path)
 
 
-def write_config(config: UNetConfig, folder: Folder) -> None:
-    """Write `config.json` into `folder`, which is made if missing."""
-    replace_json(Path(folder) / CONFIG, settings_of(config))
-
-
 def settings_of(config: UNetConfig) -> dict[str, Any]:
     """What `config.json` says: all keys of diffusers' class that can differ.
 
@@ -342,7 +339,8 @@ def read_weights(folder: Folder) -> dict[str, Tensor]:
     weights = {}
     for file in files:
         for name, tensor in read_file(file).items():
-            weights[_new_name(name)] = single(tensor, f"{file}: {name}")
+            now = _OLD.sub(lambda found: f".{OLD_NAMES[found[1]]}.", name)
+            weights[now] = single(tensor, f"{file}: {name}")
     return weights
 
 
@@ -363,14 +361,16 @@ def read_file(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file} is damaged or missing ({error}); copy it again") from error
 
 
-def write_weights(weights: Mapping[str, Tensor], folder: Folder) -> None:
-    """Write the safetensors file into `folder`, which is made if missing, in one rename."""
+def write_weights(
+    weights: Mapping[str, Tensor], folder: Folder, name: str = WEIGHTS, **metadata: str
+) -> None:
+    """Write a safetensors file into `folder`, which is made if missing, in one rename."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{WEIGHTS}.unfinished"
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(tensors, unfinished, metadata={"format": "pt"})
-    os.replace(unfinished, folder / WEIGHTS)
+    unfinished = folder / f"{name}.unfinished"
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
+    save_file(tensors, unfinished, {"format": "pt", **metadata})
+    os.replace(unfinished, folder / name)
 
 
 def check_weights(
@@ -393,11 +393,3 @@ def check_weights(
     for name in given:
         if name not in expected:
             raise UserError(f"{source}: unexpected tensor {name}; {cure}")
-
-
-def _new_name(name: str) -> str:
-    return re.sub(
-        r"\.(query|key|value|proj_attn)\.(weight|bias)$",
-        lambda found: f".{OLD_NAMES[found[1]]}.{found[2]}",
-        name,
-    )

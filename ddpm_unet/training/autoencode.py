@@ -20,7 +20,7 @@ from ddpm_unet.evaluation.plots import save_grid
 from ddpm_unet.files import replace_json
 from ddpm_unet.models.pretrained import CONFIG, write_weights
 from ddpm_unet.randomness import normal
-from ddpm_unet.training.job import Batch, Job, even_batches
+from ddpm_unet.training.job import Batch, Job, total_over
 
 MEASURED = 64
 """Windows by whose latents the scaling_factor is set."""
@@ -100,13 +100,14 @@ class AutoencodeJob(Job):
             return {}
         count = min(self.config.preview.validation_images, len(self.held_out))
         size = self.config.train.micro_batch or self.config.train.batch_size
-        total = torch.zeros(2, device=accelerator.device)
-        for positions, counts in even_batches(count, size, accelerator):
-            images, again = self._again(model, self.held_out, positions, accelerator)
+
+        def summed(positions: range, batch: Batch) -> Tensor:
+            images, again = self._again(model, batch)
             error = (again.clamp(-1, 1) - images).flatten(1)
-            sums = [error.abs().mean(1).sum(), error.square().mean(1).sum()]
-            total += torch.stack(sums) * counts
-        absolute, square = (accelerator.reduce(total, "sum") / count).tolist()
+            return torch.stack([error.abs().mean(1).sum(), error.square().mean(1).sum()])
+
+        total = total_over(self.held_out, count, size, accelerator, summed)
+        absolute, square = (total / count).tolist()
         psnr = 10 * torch.log10(torch.tensor(4 / square))  # the range is 2
         return {"val_loss": absolute, "val_psnr": float(psnr)}
 
@@ -114,7 +115,9 @@ class AutoencodeJob(Job):
         """Images, each beside what comes back of it."""
         positions = range(self.config.preview.num_images)
         source = self.held_out if self.held_out and len(self.held_out) >= len(positions) else None
-        images, again = self._again(model, source or self.windows, positions, accelerator)
+        batch = (source or self.windows).__getitems__(positions)
+        with accelerator.autocast():
+            images, again = self._again(model, {"image": batch["image"].to(accelerator.device)})
         if accelerator.is_main_process:
             save_grid(torch.cat([images, again], dim=-1), path)
 
@@ -137,13 +140,10 @@ class AutoencodeJob(Job):
         write_weights(state_dict, folder)
         replace_json(folder / CONFIG, settings)
 
-    def _again(
-        self, model: nn.Module, source: Any, positions: range, accelerator: Accelerator
-    ) -> tuple[Tensor, Tensor]:
+    def _again(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images, and what comes back of their latents' means."""
-        images = to_model_range(source.__getitems__(positions)["image"].to(accelerator.device))
-        with accelerator.autocast():
-            again, _ = model(images, images.new_zeros(len(images), *self.latent_shape))
+        images = to_model_range(batch["image"])
+        again, _ = model(images, images.new_zeros(len(images), *self.latent_shape))
         return images, again.float()
 
     def _noise(self, positions: Tensor, device: torch.device | str) -> Tensor:

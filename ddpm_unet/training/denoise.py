@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from ddpm_unet.inference.conditioning import Cond, Conditioning, cond_in_turn
 from ddpm_unet.inference.denoiser import generate_together
 from ddpm_unet.inference.pipeline import image_shape, write_pipeline
 from ddpm_unet.models.lora import has_lora, merge_lora, write_lora
-from ddpm_unet.training.job import Batch, Build, Job, even_batches
+from ddpm_unet.training.job import Batch, Build, Job, total_over
 from ddpm_unet.training.latent_space import LatentSpace
 
 
+@dataclass(eq=False)
 class DenoiseJob(Job):
     """A U-Net that predicts the noise in images (Ho 2020).
 
@@ -40,7 +42,7 @@ class DenoiseJob(Job):
         cond_dropout: Share of the images that are denoised without it.
         latent: The space that is denoised in; None for pixels.
         loss_options: Arguments of `GaussianDiffusion.losses`.
-        preview: Grids and validation.
+        previews: Grids and validation.
         batch_size: Images at a time in validation.
         seed: Of timesteps, noise and what is dropped.
         workers, description, digest: See `Job`.
@@ -52,37 +54,29 @@ class DenoiseJob(Job):
         UserError: The previews take more steps than the process has, or the loss makes no sense.
     """
 
-    def __init__(
-        self,
-        network: Build,
-        diffusion: Any,
-        windows: Any,
-        *,
-        held_out: Any = None,
-        conditioning: Conditioning | None = None,
-        cond_dropout: float = 0.0,
-        latent: LatentSpace | None = None,
-        loss_options: dict[str, Any] | None = None,
-        preview: PreviewConfig | None = None,
-        batch_size: int = 16,
-        seed: int = 0,
-        workers: int | None = 0,
-        description: str = "",
-        digest: str | None = None,
-        loss: Callable[[nn.Module, Batch], Tensor] | None = None,
-        preprocessing: Preprocessing | None = None,
-    ) -> None:
-        self.preprocessing = preprocessing
-        self.network, self.diffusion, self.windows = network, diffusion, windows
-        self.held_out, self.cond_dropout, self.latent = held_out, cond_dropout, latent
-        self.conditioning = conditioning or Conditioning()
-        self.loss_options, self.previews = loss_options or {}, preview or PreviewConfig()
-        self.batch_size, self.seed, self.workers = batch_size, seed, workers
-        self.description, self.digest, self.loss = description, digest, loss
-        steps, timesteps = self.previews.steps, getattr(diffusion, "num_timesteps", None)
+    network: Build
+    diffusion: Any
+    windows: Any
+    _: KW_ONLY
+    held_out: Any = None
+    conditioning: Conditioning = field(default_factory=Conditioning)
+    cond_dropout: float = 0.0
+    latent: LatentSpace | None = None
+    loss_options: dict[str, Any] = field(default_factory=dict)
+    previews: PreviewConfig = field(default_factory=PreviewConfig)
+    batch_size: int = 16
+    seed: int = 0
+    workers: int | None = 0
+    description: str = ""
+    digest: str | None = None
+    loss: Callable[[nn.Module, Batch], Tensor] | None = None
+    preprocessing: Preprocessing | None = None
+
+    def __post_init__(self) -> None:
+        steps, timesteps = self.previews.steps, getattr(self.diffusion, "num_timesteps", None)
         if timesteps is not None and steps > timesteps:
             raise UserError(f"preview.steps {steps}: must be between 1 and {timesteps}")
-        diffusion.check_loss(**self.loss_options)
+        self.diffusion.check_loss(**self.loss_options)
         self._encoded = False
 
     def stream(self, model: nn.Module, accelerator: Accelerator) -> Any:
@@ -104,14 +98,12 @@ class DenoiseJob(Job):
         if self.held_out is None:
             return {}
         count = min(self.previews.validation_images, len(self.held_out))
-        total = torch.zeros((), device=accelerator.device)
-        for positions, counts in even_batches(count, self.batch_size, accelerator):
-            batch = self.held_out.__getitems__(positions)
-            batch = {key: value.to(accelerator.device) for key, value in batch.items()}
-            with accelerator.autocast():
-                losses = self._losses(model, batch, positions, seed=0)
-            total += losses.sum() * counts
-        return {"val_loss": float(accelerator.reduce(total, "sum")) / count}
+
+        def summed(positions: range, batch: Batch) -> Tensor:
+            return self._losses(model, batch, positions, seed=0).sum()
+
+        total = total_over(self.held_out, count, self.batch_size, accelerator, summed)
+        return {"val_loss": float(total) / count}
 
     def preview(self, model: nn.Module, accelerator: Accelerator, path: Path) -> None:
         """A grid of samples, by a few steps; beside each its mask, or its condition."""
@@ -238,7 +230,7 @@ class DenoiseJob(Job):
         source = self.windows if kept is None else kept
         first = source.__getitems__([0])
         if self.conditioning.concat_cond is None and "context" not in first:
-            return cond_in_turn(len(self.conditioning.class_names) or None, None, device=device)
+            return cond_in_turn(range(len(self.conditioning.class_names)), device=device)
 
         def cond(indices: Sequence[int]) -> dict[str, Tensor]:
             positions = list(indices) if kept is None else [i % len(kept) for i in indices]

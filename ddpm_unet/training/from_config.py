@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,11 +13,9 @@ import numpy as np
 from ddpm_unet.config import (
     DenoiseConfig,
     DiffusionConfig,
-    PairDataConfig,
     SegmentConfig,
     UNetConfig,
 )
-from ddpm_unet.config.data import check_data_settings
 from ddpm_unet.config.network import UNetSettings
 from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data import histology
@@ -34,11 +30,11 @@ from ddpm_unet.data.labelled import (
     pair_stream,
     split_images,
 )
-from ddpm_unet.data.pairs import POINTS, complete_settings, find_pairs
-from ddpm_unet.data.pixels import convert_channels
-from ddpm_unet.data.preprocessing import PixelType, Preprocessing, target_settings
+from ddpm_unet.data.pairs import POINTS
+from ddpm_unet.data.preprocessing import PixelType, Preprocessing
+from ddpm_unet.data.reading import numbers_of
 from ddpm_unet.data.sources import concat_condition, held_out, open_stream
-from ddpm_unet.data.volumes import alike, in_mm, numbers_of, spacing_of
+from ddpm_unet.data.volumes import alike, in_mm, spacing_of
 from ddpm_unet.diffusion.edm import EDMDiffusion, make_diffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
@@ -55,6 +51,7 @@ from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.joint import JointDenoising
 from ddpm_unet.training.latent_space import LatentSpace
 from ddpm_unet.training.pixelwise import ClassTarget, ImageTarget, PixelwiseJob
+from ddpm_unet.training.planned import labelled_data
 
 SCRATCH, INTERIOR = "scratch", "interior"
 D = TypeVar("D", bound=DenoiseJob)
@@ -132,7 +129,7 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
         cond_dropout=config.condition_dropout,
         latent=latent,
         loss_options=config.diffusion.loss_options,
-        preview=config.preview,
+        previews=config.preview,
         batch_size=config.train.micro_batch or config.train.batch_size,
         seed=config.seed,
         workers=data.workers,
@@ -205,9 +202,8 @@ def build_pixel_job(
     regress = config.task == "regress"
     if regress:
         torchmetrics_of_images()
-        config = replace(config, data=target_settings(config.data))
-    config = replace(config, data=with_dims(config.data, config.data.images))
-    data = config.data
+    data = labelled_data(config)
+    config = replace(config, data=data)
     if report is None:
         report = check_pairs(data)
     else:
@@ -282,13 +278,15 @@ def build_pixel_job(
     )
     if config.init not in (None, SCRATCH):
         said += unlike(str(config.init), preprocessing)
+    files = [[Path(name).name for name in report.names], np.asarray(report.sizes).tolist()]
+    order = hashlib.blake2b(json.dumps(files).encode(), digest_size=16).hexdigest()
     return kind(
         lambda: build_network(config, report.channels, outputs),
         target,
         windows,
         preprocessing=preprocessing,
         validation=scored("validation") if split["validation"] else None,
-        test=test,
+        open_test=test,
         joint=joint,
         denoise_weight=config.loss.denoise_weight,
         predict=config.predict,
@@ -297,7 +295,7 @@ def build_pixel_job(
         split=split,
         workers=data.workers,
         description="\n".join(said),
-        digest=f"{digest_of(report.names, report.sizes)}:{report.content}",
+        digest=f"{order}:{report.content}",
     )
 
 
@@ -317,12 +315,6 @@ def _latent_space(config: DenoiseConfig, images: ImageSet) -> LatentSpace | None
         sample=latent.sample,
         cache=latent.cache,
     )
-
-
-def digest_of(names: Iterable[str], sizes: Any) -> str:
-    """A digest of the images' names, without their folders, and sizes."""
-    said = [[Path(name).name for name in names], np.asarray(sizes).tolist()]
-    return hashlib.blake2b(json.dumps(said).encode(), digest_size=16).hexdigest()
 
 
 def _classes(config: SegmentConfig, report: Report) -> tuple[ClassTarget, dict[str, Any]]:
@@ -408,16 +400,16 @@ def build_network(
 
     `outputs` are `num_classes`, `class_names` and `class_colors`.
     """
-    model, size = _network(config, channels, outputs), config.data.size
-    if dimensions(model) != config.data.dims:
+    data, model = config.data, _network(config, channels, outputs)
+    if dimensions(model) != data.dims:
         raise UserError(
-            f"data.dims {config.data.dims}: the network is one of {dimensions(model)} "
-            "dimensions; set data.dims to that, or take another network"
+            f"data.dims {data.dims}: the network is one of {dimensions(model)} dimensions; set "
+            "data.dims to that, or take another network"
         )
-    side = size + 2 * model.margin
+    side = data.size + 2 * model.margin
     if model.valid_size(side) != side:
         raise UserError(
-            f"data.size {size}: the network without padding gives no window of that size; "
+            f"data.size {data.size}: the network without padding gives no window of that size; "
             f"the next that fits is {model.valid_size(side) - 2 * model.margin}"
         )
     tiling(model, config.predict)
@@ -425,87 +417,20 @@ def build_network(
 
 
 def _network(config: SegmentConfig, channels: int, outputs: dict[str, Any]) -> SegmentationModel:
+    data, head = config.data, replace(config.head, **outputs)
     if config.architecture == "classic":
-        classic = replace(config.classic, in_channels=channels, dims=config.data.dims)
-        network = ClassicUNet(replace(classic, **outputs))
+        classic = replace(config.classic, in_channels=channels, dims=data.dims, **outputs)
+        network = ClassicUNet(classic)
         if config.init not in (None, SCRATCH):
             network.load_encoder(str(config.init))
         return network
-    head = replace(config.head, **outputs)
-    if config.init == SCRATCH:
-        data = config.data
-        predicted = config.diffusion.output_channels(channels)
-        said = {"in_channels": channels, "out_channels": predicted, "dims": data.dims}
-        unet = config.model.filled(**said)
-        for name, value in said.items():
-            if getattr(unet, name) != value:
-                raise UserError(
-                    f"model.{name} = {getattr(unet, name)}: the data ask for {value}; set it to "
-                    "that, or to null"
-                )
-        return Segmenter(UNet(replace(unet, sample_size=data.size)), head)
-    return Segmenter.from_denoiser(str(config.init), head, in_channels=channels)
-
-
-def choose_denoiser(
-    config: SegmentConfig, data: PairDataConfig, folders: Sequence[Path], cure: str
-) -> tuple[Path, str]:
-    """The first denoiser, of those given, best first, that sees what a segmenter of `data` sees.
-
-    Returns:
-        Its folder, and a line that names it and says why those before it were passed over.
-
-    Raises:
-        UserError: None fits, with `cure` as what to do; or one cannot be read.
-    """
-    channels = channels_of(data)
-    passed: list[str] = []
-    for folder in folders:
-        fault = why_not(folder, config, channels)
-        if fault is None:
-            over = f"; passed over: {_first(passed)}" if passed else ""
-            return folder, f"starting from {folder}{over}"
-        passed.append(f"{folder} ({fault})")
-    if channels == 1 and not config.head.repeat_grey:
-        cure = f"set head.repeat_grey true to repeat the grey channel, {cure}"
-    raise UserError(f"no denoiser to start from: {_first(passed)}; {cure}")
-
-
-def why_not(folder: Path, config: SegmentConfig, channels: int | None) -> str | None:
-    """Why a denoiser cannot segment images of so many channels, in a few words; None if it can."""
-    unet, own = read_config(model_folder(folder)), Conditioning.read(folder)
-    if any((folder / place).is_dir() for place in PLACES):
-        return "denoises latents"
-    if own.mask_classes:
-        return "denoises images with their masks"
-    if own.concat_cond:
-        return "is conditioned on an image"
-    if own.self_conditioning:
-        return "is self-conditioned"
-    classes = unet.num_class_embeds or unet.class_embed_type
-    if classes and config.head.class_label is None:
-        return "is conditioned on classes, and head.class_label is not set"
-    if unet.dims != config.data.dims:
-        return f"is of {unet.dims} dimensions, data.dims is {config.data.dims}"
-    taken = 1 if config.head.repeat_grey else unet.in_channels
-    if channels not in (None, taken):
-        return f"takes {taken} channel{'s' * (taken > 1)}, the images have {channels}"
-    return None
-
-
-def channels_of(data: PairDataConfig) -> int | None:
-    """Channels of the first image; None if it has faults, which the check of all will name."""
-    with suppress(UserError):
-        check_data_settings(data)
-        for pair in find_pairs(complete_settings(data)).pairs[:1]:
-            image = convert_channels(pair.read_image(), data.channel_count, pair.image_file)
-            return image.shape[-1]
-    return None
-
-
-def _first(passed: list[str], most: int = 4) -> str:
-    more = f" and {len(passed) - most} more" if len(passed) > most else ""
-    return ", ".join(passed[:most]) + more
+    if config.init != SCRATCH:
+        return Segmenter.from_denoiser(str(config.init), head, in_channels=channels)
+    why = f"the images have {channels} channels and data.dims {data.dims}"
+    predicted = config.diffusion.output_channels(channels)
+    asked = {"in_channels": channels, "out_channels": predicted, "dims": data.dims}
+    unet = fitted(config.model, {name: (value, why) for name, value in asked.items()})
+    return Segmenter(UNet(replace(unet, sample_size=data.size)), head)
 
 
 def fit_network(config: DenoiseConfig, conditioning: Conditioning, images: ImageSet) -> UNetConfig:
@@ -514,60 +439,64 @@ def fit_network(config: DenoiseConfig, conditioning: Conditioning, images: Image
     Raises:
         UserError: A setting is not what the images, or what they are conditioned on, ask for.
     """
-    channels = conditioning.drawn_channels
-    names, dropped = conditioning.class_names, conditioning.cond_dropout
-    what = "latents" if config.latent.autoencoder else "images"
-    what += " with their masks" * (conditioning.mask_classes > 0)
+    channels, names = conditioning.drawn_channels, conditioning.class_names
+    dropped, concat = conditioning.cond_dropout, conditioning.concat_cond
     assert channels is not None, "a job knows the channels of its images"
     context = images.context.channels if images.context else None
-    if config.condition_dropout and not (names or conditioning.concat_cond or context):
+    if dropped and not (names or concat or context):
         raise UserError(
             f"condition_dropout {config.condition_dropout:g}: the images come without a class, "
             "context or condition to drop; set it to 0"
         )
+    what = "latents" if config.latent.autoencoder else "images"
+    what += " with their masks" * (conditioning.mask_classes > 0)
     given = {
         f"the {what}'": channels,
         "an estimate's": channels * conditioning.self_conditioning,
-        "the condition's": conditioning.concat_cond.channels if conditioning.concat_cond else 0,
+        "the condition's": concat.channels if concat else 0,
     }
-    needed, outputs = sum(given.values()), config.diffusion.output_channels(channels)
-    classes = len(names) + dropped if names else None
-    model = config.model.filled(
-        in_channels=needed, out_channels=outputs, dims=config.data.dims, num_class_embeds=classes
-    )
-    widths = model.cross_attention_dim
-    faults: dict[str, bool] = {}
-    if needed == channels == outputs:
-        faults[
-            f"model.in_channels = {model.in_channels}, but the {what} have {channels}; set "
-            f"model.in_channels and model.out_channels to {channels}"
-            + ", or data.channels"
-            * (what == "images")
-        ] = model.in_channels != needed
     parts = ", ".join(f"{whose} {count}" for whose, count in given.items() if count)
-    faults |= {
-        f"model.in_channels = {model.in_channels}, but the network is given {parts}; set "
-        f"model.in_channels to {needed}": model.in_channels != needed,
-        f"model.out_channels = {model.out_channels}, but diffusion.variance_type learned_range "
-        f"predicts a variance for each of the images' {channels} channels; set it to {outputs}":
-            model.out_channels != outputs != channels,
-        f"model.out_channels = {model.out_channels}, but the {what} have {channels} channels; "
-        "set it to that": model.out_channels != outputs,
-        f"model.dims = {model.dims}, but data.dims = {config.data.dims}; set both to 2 for images, "
-        "or 3 for volumes": model.dims != config.data.dims,
-        f"model.num_class_embeds = {model.num_class_embeds}, but the images come with "
-        f"{len(names) or 'no'} classes{' and one for none' * dropped}; "
-        + (f"set it to {classes}" if classes else "set it to null, or data.class_labels true"):
-            model.num_class_embeds != classes,
-        f"model.class_embed_type {model.class_embed_type}: the images come without classes; set it "
-        "to null, or data.class_labels true": bool(model.class_embed_type and not names),
-        "model.cross_attention_dim: the network attends to a context; set data.context to a folder "
-        "of sequences, or model.cross_attention_dim to null": context is None and model.conditional,
-        f"model.cross_attention_dim = {widths}, but the vectors of data.context have {context} "
-        f"numbers; set it to {context}": context is not None
-            and {context} != set(widths if isinstance(widths, tuple) else [widths]),
-    }  # fmt: skip
-    for fault, present in faults.items():
-        if present:
-            raise UserError(fault)
+    outputs = config.diffusion.output_channels(channels)
+    predicted = f"the {what} have {channels} channels"
+    if outputs > channels:
+        predicted += ", and diffusion.variance_type learned_range gives each a variance"
+    model = fitted(config.model, {
+        "in_channels": (sum(given.values()), f"the network is given {parts} channels"),
+        "out_channels": (outputs, predicted),
+        "dims": (config.data.dims, f"data.dims is {config.data.dims}"),
+        "num_class_embeds": (
+            len(names) + dropped if names else None,
+            f"the images come with {len(names) or 'no'} classes{' and one for none' * dropped}",
+        ),
+    })  # fmt: skip
+    if model.class_embed_type and not names:
+        raise UserError(
+            f"model.class_embed_type {model.class_embed_type}: the images come without classes; "
+            "set it to null, or data.class_labels true"
+        )
+    widths = model.cross_attention_dim
+    if context is None and model.conditional:
+        raise UserError(
+            "model.cross_attention_dim: the network attends to a context; set data.context to a "
+            "folder of sequences, or model.cross_attention_dim to null"
+        )
+    if context and {context} != set(widths if isinstance(widths, tuple) else [widths]):
+        raise UserError(
+            f"model.cross_attention_dim = {widths}, but the vectors of data.context have {context} "
+            f"numbers; set it to {context}"
+        )
     return model
+
+
+def fitted(model: UNetSettings, needed: dict[str, tuple[int | None, str]]) -> UNetConfig:
+    """An architecture that takes what is needed, by setting with a reason, where it is null.
+
+    Raises:
+        UserError: A setting is another than is needed.
+    """
+    filled = model.filled(**{name: value for name, (value, _) in needed.items()})
+    for name, (value, why) in needed.items():
+        if getattr(filled, name) != value:
+            cure = "null" if value is None else f"{value}, or to null"
+            raise UserError(f"model.{name} = {getattr(filled, name)}: {why}; set it to {cure}")
+    return filled

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -95,3 +96,23 @@ def even_batches(
         number = turn * accelerator.num_processes + accelerator.process_index
         start = starts[number] if number < len(starts) else 0
         yield range(start, min(start + batch_size, count)), float(number < len(starts))
+
+
+def total_over(
+    items: Any,
+    count: int,
+    batch_size: int,
+    accelerator: Accelerator,
+    summed: Callable[[range, Batch], Tensor],
+) -> Tensor:
+    """The sum over the first `count` items, shared by all processes, of the numbers of a batch.
+
+    `summed` gets positions and the batch on the device, and gives their sums.
+    """
+    total: Tensor | float = 0.0
+    for positions, counted in even_batches(count, batch_size, accelerator):
+        batch = items.__getitems__(positions)
+        batch = {key: value.to(accelerator.device) for key, value in batch.items()}
+        with accelerator.autocast():
+            total = total + summed(positions, batch) * counted
+    return torch.as_tensor(accelerator.reduce(total, "sum"))

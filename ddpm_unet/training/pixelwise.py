@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor, nn
 
 from ddpm_unet.config import ImageLoss, LossName, PredictConfig
@@ -31,7 +32,6 @@ from ddpm_unet.evaluation.metrics import (
     shown_scores,
     write_scores,
 )
-from ddpm_unet.evaluation.plots import save_image
 from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.evaluation.report import best_median_worst
 from ddpm_unet.files import replace_text
@@ -51,6 +51,9 @@ from ddpm_unet.training.job import Batch, Build, Job, even_batches
 from ddpm_unet.training.joint import JointDenoising
 from ddpm_unet.training.losses import image_loss, interior_loss, segmentation_loss
 from ddpm_unet.training.run_folder import RunFolder
+
+Predicted = tuple[Tensor, dict[str, Tensor]]
+"""What is predicted of a whole image, `[K, *space]`, and the image with what lies beside it."""
 
 
 @dataclass
@@ -161,7 +164,7 @@ class ClassTarget:
         found[item["mask"].numpy() == IGNORE_INDEX] = 0
         return object_scores(found, item["objects"].numpy())
 
-    def further_scores(self, pairs: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
+    def further_scores(self, pairs: Iterable[Predicted]) -> dict[str, float]:
         """V_rand and V_info of the cells."""
         cell = self.cell_class
         if cell is None:
@@ -223,7 +226,7 @@ class ImageTarget:
         """PSNR, SSIM and mean absolute error."""
         return image_scores(planes, item["target"].to(planes.device))
 
-    def further_scores(self, pairs: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> dict[str, float]:
+    def further_scores(self, pairs: Iterable[Predicted]) -> dict[str, float]:
         """None."""
         return {}
 
@@ -239,17 +242,18 @@ Target = ClassTarget | ImageTarget
 """What is predicted: how it is learned, scored and shown."""
 
 
+@dataclass(eq=False)
 class PixelwiseJob(Job):
     """A network that gives every pixel of an image classes or numbers.
 
     Args:
         network: The network, or what builds it once the generators are seeded.
         target: What is predicted.
-        stream: Gives the training batches by position, for a network that loses so many pixels on
+        windows: Gives the training batches by position, for a network that loses so many pixels on
             every side.
         preprocessing: What the images went through, kept in the model's folder.
         validation: Whole images to choose the best model by.
-        test: Whole images kept to test, opened when they are asked for.
+        open_test: Gives whole images that are kept to test.
         joint: Denoises unlabelled images in the same steps.
         denoise_weight: Factor of the denoising loss.
         predict: How whole images are predicted.
@@ -259,41 +263,34 @@ class PixelwiseJob(Job):
         loss: In place of the target's: `(network, batch) -> [B]`, or one number.
     """
 
-    def __init__(
-        self,
-        network: Build,
-        target: Target,
-        stream: Callable[[int], Any],
-        *,
-        preprocessing: Preprocessing | None = None,
-        validation: Any = None,
-        test: Callable[[], Any] = lambda: None,
-        joint: JointDenoising | None = None,
-        denoise_weight: float = 1.0,
-        predict: PredictConfig | None = None,
-        lr: float = 2e-4,
-        layer_decay: float = 1.0,
-        split: Split | None = None,
-        workers: int | None = 0,
-        description: str = "",
-        digest: str | None = None,
-        loss: Callable[[nn.Module, Batch], Tensor] | None = None,
-    ) -> None:
-        self.network, self.target, self.windows = network, target, stream
-        self.preprocessing, self.joint, self.denoise_weight = preprocessing, joint, denoise_weight
-        self.predict, self.lr, self.layer_decay = predict or PredictConfig(), lr, layer_decay
-        self.split, self.workers, self.description = split, workers, description
-        self.digest, self.loss, self._test = digest, loss, test
-        self.validation = validation
-        if validation is not None and not scorable(validation):
+    network: Build
+    target: Target
+    windows: Callable[[int], Any]
+    _: KW_ONLY
+    preprocessing: Preprocessing | None = None
+    validation: Any = None
+    open_test: Callable[[], Any] = lambda: None
+    joint: JointDenoising | None = None
+    denoise_weight: float = 1.0
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    lr: float = 2e-4
+    layer_decay: float = 1.0
+    split: Split | None = None
+    workers: int | None = 0
+    description: str = ""
+    digest: str | None = None
+    loss: Callable[[nn.Module, Batch], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.validation is not None and not scorable(self.validation):
             self.validation = None
             self.description += "\nno validation: the masks of the images for it label no pixel"
-        self.criterion = target.criterion if self.validation is not None else None
+        self.criterion = self.target.criterion if self.validation is not None else None
 
     @cached_property
     def test(self) -> Any:
         """The images kept to test; None where no pixel of theirs is labelled, which is said."""
-        found = self._test()
+        found = self.open_test()
         if found is not None and not scorable(found):
             print("no test: the masks of the images kept for it label no pixel")
             return None
@@ -346,7 +343,7 @@ class PixelwiseJob(Job):
         for (number,), counted in parts:
             item = item_of(self.validation, number)
             with accelerator.autocast():
-                planes = self.planes(model, item, accelerator.device)
+                planes = self.planes(model, item)
             metric = self.target.update_metric(planes, item)
             found.append(metric if counted else torch.zeros_like(metric))
         total = torch.stack(found).sum(dim=0)
@@ -356,9 +353,9 @@ class PixelwiseJob(Job):
         """The first validation image (else training window) beside what is predicted of it."""
         item = self._first()
         with accelerator.autocast():
-            planes = self.planes(model, item, accelerator.device)
+            planes = self.planes(model, item)
         if accelerator.is_main_process:
-            save_image(self.target.visualize(planes, item), path)
+            Image.fromarray(self.target.visualize(planes, item)).save(path)
 
     def export(self, model: nn.Module, state_dict: dict[str, Tensor], folder: Path) -> None:
         """Write a folder that `scripts/segment.py` reads, and the split beside it."""
@@ -370,44 +367,39 @@ class PixelwiseJob(Job):
             text = yaml.safe_dump(dict(self.split), sort_keys=False)
             replace_text(folder.parent / "split.yaml", text)
 
-    def planes(self, model: nn.Module, item: dict[str, Tensor], device: torch.device) -> Tensor:
-        """What is predicted of a whole image, `float32 [K, *space]` on `device`."""
+    def planes(self, model: nn.Module, item: dict[str, Tensor]) -> Tensor:
+        """What is predicted of a whole image, `float32 [K, *space]` on the network's device."""
         network: Any = model
-        predict = self.target.predict(network, self.predict.tta)
+        predict, device = self.target.predict(network, self.predict.tta), device_of(model)
         tiles = tiling(network, self.predict)
         return predict_tiles(predict, item["image"], tiles, device=device).to(device)
 
-    def choose_sure(self, folder: Path, device: torch.device, native: bool = False) -> float | None:
+    @property
+    def _parts_objects(self) -> bool:
+        """Whether interiors of objects are learned, and validation images number objects."""
+        learned = isinstance(self.target, ClassTarget) and self.target.objects is not None
+        return learned and self.validation is not None and "objects" in item_of(self.validation, 0)
+
+    def choose_sure(self, model: SegmentationModel, folder: Path) -> float | None:
         """From which probability of an interior on a model parts objects; kept in its folder.
 
         The one of `CHOICES` with which AP at 0.5 of the validation images is best in the mean, the
         middle one of several. None without such images, or interiors.
         """
-        target, kept = self.target, self.validation
-        if not isinstance(target, ClassTarget) or target.objects is None or kept is None:
+        target = self.target
+        if not self._parts_objects or not isinstance(target, ClassTarget):
             return None
-        if "objects" not in item_of(kept, 0):
-            return None
-        model = self._trained(folder, device, native)
         scores: list[list[float]] = [[] for _ in CHOICES]
-        for item in (item_of(kept, number) for number in range(len(kept))):
-            with torch.inference_mode():
-                planes = self.planes(model, item, device)
+        for planes, item in self._predicted(model, self.validation):
             for found, sure in zip(scores, CHOICES, strict=True):
-                found += [v for k, v in target.score_objects(planes, item, sure).items()
-                          if k == "ap50"]  # fmt: skip
+                precision = target.score_objects(planes, item, sure).get("ap50")
+                found += [] if precision is None else [precision]
         means = np.array([np.mean(found) if found else 0.0 for found in scores])
         best = np.flatnonzero(means >= means.max() - 1e-9)
         sure = CHOICES[best[len(best) // 2]]
         self.target = replace(target, sure=sure)
         replace(Preprocessing.read(folder, 1), sure=sure).write(folder)
         return sure
-
-    def _trained(self, folder: Path, device: torch.device, native: bool) -> SegmentationModel:
-        model = load_segmentation_model(folder).to(device)
-        if native and device.type == "cpu":
-            accelerate_cpu(model)
-        return model
 
     def score_test(
         self, run: RunFolder, device: torch.device, native: bool = False
@@ -419,37 +411,45 @@ class PixelwiseJob(Job):
         Writes `scores.json`, `scores.csv`, `test.png` with the first image and what is predicted
         of it, and `predictions/` with those of best, median and worst score.
         """
-        sure = self.choose_sure(run.model, device, native)
+        if self.test is None and not self._parts_objects:
+            return {}
+        model = load_segmentation_model(run.model).to(device)
+        if native and device.type == "cpu":
+            accelerate_cpu(model)
+        sure = self.choose_sure(model, run.model)
         if sure is not None:
             print(f"interiors of objects: above {sure:g}, the best for the validation images")
         if self.test is None:
             return {}
-        model = self._trained(run.model, device, native)
-
-        def predicted() -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-            for number in range(len(self.test)):
-                item = item_of(self.test, number)
-                with torch.inference_mode():
-                    yield self.planes(model, item, device), item
-
-        counts, images = [], []
-        for number, (planes, item) in enumerate(predicted()):
-            if number == 0:
-                save_image(self.target.visualize(planes, item), run.path / "test.png")
+        counts: list[Tensor] = []
+        images: list[dict[str, float]] = []
+        for planes, item in self._predicted(model, self.test):
+            if not images:
+                Image.fromarray(self.target.visualize(planes, item)).save(run.path / "test.png")
             counts.append(self.target.update_metric(planes, item))
             images.append(self.target.score_image(planes, item))
         scores = self.target.compute(torch.stack(counts).sum(dim=0)) | mean_over_images(images)
-        scores |= self.target.further_scores(predicted())
+        scores |= self.target.further_scores(self._predicted(model, self.test))
         rows = [{"name": self.test.name(i), **found} for i, found in enumerate(images)]
         write_scores(run.path, scores, rows)
         (run.path / "predictions").mkdir(exist_ok=True)
         for word, number in best_median_worst(images).items():
-            item = item_of(self.test, number)
-            with torch.inference_mode():
-                seen = self.target.visualize(self.planes(model, item, device), item)
-            save_image(seen, run.path / "predictions" / f"{word}.png")
+            ((planes, item),) = self._predicted(model, self.test, [number])
+            Image.fromarray(self.target.visualize(planes, item)).save(
+                run.path / f"predictions/{word}.png"
+            )
         print(f"on {len(self.test)} test image(s):\n{shown_scores(scores)}")
         return scores
+
+    def _predicted(
+        self, model: nn.Module, items: Any, numbers: Iterable[int] | None = None
+    ) -> Iterator[Predicted]:
+        """Whole images, all of them or those of some numbers, and what is predicted of each."""
+        for number in range(len(items)) if numbers is None else numbers:
+            item = item_of(items, number)
+            with torch.inference_mode():
+                planes = self.planes(model, item)
+            yield planes, item
 
     def _first(self) -> dict[str, Tensor]:
         if self.validation is not None:
@@ -461,6 +461,11 @@ def item_of(items: Any, number: int) -> dict[str, Tensor]:
     """A whole image, `float32 [C, *space]` in [-1, 1], and what lies beside it."""
     item = items[number]
     return {**item, "image": to_model_range(item["image"])}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a network is; the CPU for one without parameters."""
+    return next(model.parameters(), torch.empty(0)).device
 
 
 def scorable(items: Any) -> bool:

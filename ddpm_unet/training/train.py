@@ -171,11 +171,11 @@ def train(
     trained: Any = extract_model_from_parallel(
         run_loop(job, folder, said, signals=False), keep_fp32_wrapper=False
     )
-    if objects and PartialState().is_main_process:
-        job.choose_sure(folder.model, next(trained.parameters()).device)
     if job.criterion and folder.model.is_dir():
-        best = type(model).from_pretrained(folder.model).state_dict()  # type: ignore[attr-defined]
-        trained.load_state_dict(best)
+        best = type(model).from_pretrained(folder.model)  # type: ignore[attr-defined]
+        if objects and PartialState().is_main_process:
+            job.choose_sure(best.to(next(trained.parameters()).device), folder.model)
+        trained.load_state_dict(best.state_dict())
     return trained.eval()
 
 

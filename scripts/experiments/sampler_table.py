@@ -236,7 +236,7 @@ def score(args: Namespace, entry: str, real: Any, extractor: Any) -> dict[str, A
     job = evaluate.parse([*flags, "--extractor", args.extractor])[0]
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     denoiser = Denoiser.from_pretrained(args.model).to(accelerator.device)
-    made = denoiser.named_sampler(sampler)[1]
+    made = denoiser.sampler_of(sampler)
     asked = len(made.plan(int(steps)).times)
     if isinstance(made, SolverSampler):
         asked = EVALUATIONS.get(made.solver, lambda steps: steps)(asked)

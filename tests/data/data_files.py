@@ -1,7 +1,5 @@
 """Files of arrays."""
 
-from pathlib import Path
-
 import nibabel
 import numpy as np
 import tifffile
@@ -10,7 +8,7 @@ from PIL import Image
 AFFINE = np.array([[0, -2.0, 0, 10], [1.0, 0, 0, -20], [0, 0, 3.0, 5], [0, 0, 0, 1]])
 
 
-def write(path: Path, array: np.ndarray) -> None:
+def write(path, array):
     """An image `[H, W]` or `[H, W, C]`; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".tif":
@@ -20,7 +18,7 @@ def write(path: Path, array: np.ndarray) -> None:
         Image.fromarray(array).save(path)
 
 
-def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE, scale=(None, None)) -> Path:
+def save(path, array, affine=AFFINE, scale=(None, None)):
     """A NIfTI file of an array `[X, Y, Z, ...]`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nibabel.Nifti1Image(array, affine)

@@ -16,9 +16,8 @@ from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.labelled import LabelledSet
 from ddpm_unet.data.preprocessing import Preprocessing
-from ddpm_unet.data.slides import Source
+from ddpm_unet.data.reading import Reading, image_info, read_image
 from ddpm_unet.data.sources import open_images
-from ddpm_unet.data.volumes import file_info, read_file
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.overlay import class_colors
 from ddpm_unet.inference.predictor import Predictor
@@ -125,21 +124,21 @@ def nd2(monkeypatch):
 def test_a_stack_is_read_with_its_channels_and_spacing(tmp_path, format):
     path = write(tmp_path / f"a.{format}")
     expected = np.moveaxis(VALUES, 0, -1)
-    np.testing.assert_array_equal(read_file(path, 3), expected)
-    info = file_info(path, 3)
+    np.testing.assert_array_equal(read_image(path, 3), expected)
+    info = image_info(path, 3)
     assert (info.size, info.channels, info.dtype) == ((4, 60, 80), 3, np.uint16)
     assert info.along(3) == pytest.approx(SPACING)
     assert info.along(2) == pytest.approx(SPACING[1:])
     chosen = ("Bright field", "DAPI")
-    np.testing.assert_array_equal(read_file(path, 3, channels=chosen), expected[..., [2, 0]])
-    np.testing.assert_array_equal(read_file(path, 3, channels=("1",)), expected[..., [1]])
-    assert file_info(path, 3, channels=chosen).channels == 2
+    np.testing.assert_array_equal(read_image(path, 3, channels=chosen), expected[..., [2, 0]])
+    np.testing.assert_array_equal(read_image(path, 3, channels=("1",)), expected[..., [1]])
+    assert image_info(path, 3, channels=chosen).channels == 2
     with pytest.raises(UserError, match=r"has the channels DAPI, GFP, Bright field; RFP is not"):
-        read_file(path, 3, channels=("RFP",))
+        read_image(path, 3, channels=("RFP",))
     with pytest.raises(UserError, match=r"limit of 0\.01"):
-        read_file(path, 3, 0.01)
+        read_image(path, 3, max_pixels=0.01)
     with pytest.raises(UserError, match=r"has 4 (pages|planes); save each"):
-        file_info(path, 2)
+        image_info(path, 2)
     with open_planes(path, channels=["GFP"]) as planes:
         assert len(planes) == 4
         np.testing.assert_array_equal(planes[1][10:20], VALUES[1, 1, 10:20, :, None])
@@ -148,17 +147,17 @@ def test_a_stack_is_read_with_its_channels_and_spacing(tmp_path, format):
 def test_a_channel_of_one_name_twice_and_files_without_names(tmp_path):
     path = write(tmp_path / "a.ome.tif", names=("DAPI", "DAPI", "GFP"))
     with pytest.raises(UserError, match="DAPI is more than one of them"):
-        read_file(path, 3, channels=("DAPI",))
+        read_image(path, 3, channels=("DAPI",))
     tifffile.imwrite(tmp_path / "b.tif", VALUES[0, 0])
-    assert read_file(tmp_path / "b.tif", 2, channels=("DAPI",)).shape == (60, 80, 1)
+    assert read_image(tmp_path / "b.tif", 2, channels=("DAPI",)).shape == (60, 80, 1)
     with pytest.raises(UserError, match="has 1 channels without names; DAPI is not one"):
-        read_file(tmp_path / "b.tif", 2, channels=("DAPI", "GFP"))
+        read_image(tmp_path / "b.tif", 2, channels=("DAPI", "GFP"))
 
 
 def test_only_the_planes_that_a_window_needs_are_read(tmp_path, nd2):
     path = write(tmp_path / "a.nd2")
-    source = Source(3, 200.0, channels=("GFP",))
-    assert source.info(path).in_pieces
+    source = Reading(3, channels=("GFP",))
+    assert source.info(path, in_pieces=True).in_pieces
     assert nd2 == []
     window = source.window(path, (1, 20, 30), (2, 16, 16))
     np.testing.assert_array_equal(window, VALUES[1, 1:3, 20:36, 30:46, None])
@@ -185,15 +184,15 @@ def test_windows_of_images_larger_than_what_is_decoded(tmp_path, format):
 
 def test_a_level_of_a_zarr_and_what_is_no_image(tmp_path):
     write(tmp_path / "in" / "a.ome.zarr", VALUES[:, :1])
-    folder = Folder(tmp_path, 200.0, level=1)
+    folder = Folder(tmp_path, Reading(level=1))
     assert [folder.key(i) for i in range(len(folder))] == ["in/a.ome.zarr"]
     assert folder.info(0).size == folder.read(0).shape[:2] == (30, 40)
     assert folder.info(0).along(2) == pytest.approx((1e-3, 5e-4))
     with pytest.raises(UserError, match=r"a\.ome\.zarr: has 2 resolutions, no level 2"):
-        Folder(tmp_path, 200.0, level=2).info(0)
+        Folder(tmp_path, Reading(level=2)).info(0)
     (tmp_path / "b.ome.zarr").mkdir()
     with pytest.raises(UserError, match=r"b\.ome\.zarr: is damaged or truncated"):
-        read_file(tmp_path / "b.ome.zarr", 2)
+        read_image(tmp_path / "b.ome.zarr", 2)
 
 
 def test_labels_beside_images_of_such_formats(tmp_path):
@@ -220,7 +219,7 @@ def test_without_bioio_its_name_is_said(tmp_path, monkeypatch):
     path = write(tmp_path / "a.czi")
     monkeypatch.setitem(sys.modules, "bioio_czi", None)
     with pytest.raises(UserError, match=r"needs bioio and bioio_czi .*ddpm-unet\[bio\]"):
-        read_file(path, 2)
+        read_image(path, 2)
 
 
 def segmented(path, dims, out):

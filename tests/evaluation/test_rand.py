@@ -196,6 +196,6 @@ def test_faults_are_refused():
 
 
 def test_missing_library_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "skimage", None)
+    monkeypatch.setitem(sys.modules, "skimage.measure", None)
     with pytest.raises(UserError, match=r'pip install "ddpm-unet\[metrics\]"'):
         thin(np.ones((2, 2), dtype=bool))

@@ -99,8 +99,7 @@ def test_scale_one_is_no_guidance_bit_for_bit(files):
 def test_conditions_are_told_cond_in_turn(files):
     unet = full()
     cond = cond_in_turn(
-        2,
-        None,
+        [0, 1],
         read_context(ALL, unet.config, [files / "vectors2.npy", files / "vectors0.npy"], None),
         read_concat_cond(ALL, [files], 2, None),
         torch.device("cpu"),
@@ -184,9 +183,15 @@ PAINTING = UNetConfig(in_channels=9, out_channels=4)
         (context(NONE, UNetConfig(), ["a"], None), "the model attends to no context; leave it out"),
         (context(NONE, UNetConfig(), [], ["a"]), "the model attends to no context; leave it out"),
         (context(NONE, CONTEXT, ["x.npy"], None), "x.npy: is missing or damaged"),
-        (lambda f: NONE.class_number("1", UNetConfig()), "class 1: the model has no classes"),
-        (lambda f: ALL.class_number("2", full().config), "class 2: the model has classes 0 to 1 ("),
-        (lambda f: ALL.class_number("c", full().config), "class c: the model has classes 0 to 1 ("),
+        (lambda f: NONE.class_numbers("1", UNetConfig()), "class 1: the model has no classes"),
+        (
+            lambda f: ALL.class_numbers("2", full().config),
+            "class 2: the model has classes 0 to 1 (",
+        ),
+        (
+            lambda f: ALL.class_numbers(["c"], full().config),
+            "class c: the model has classes 0 to 1 (a, b",
+        ),
         (lambda f: NONE.check(PAINTING, Path("m")), "m: takes 9 channels for images of 4"),
         (guidance(NONE, 2.0, None, None), "guidance: the model was trained without"),
         (guidance(ALL, float("nan"), None, None), "guidance nan: give a finite number"),
@@ -203,11 +208,12 @@ def test_what_is_missing_or_superfluous_is_named(files, ask, message):
 
 def test_classes_have_numbers_and_names():
     config = full().config
-    found = [ALL.class_number(name, config) for name in ("a", "b", "0", "1", None)]
-    assert found == [0, 1, 0, 1, None]
+    assert ALL.class_numbers(("a", "b", "0", 1), config) == [0, 1, 0, 1]
+    assert ALL.class_numbers("b", config) == [1]
+    assert ALL.class_numbers(None, config) == [0, 1]
     assert (ALL.classes(config), ALL.null_class(config)) == (2, 2)
     unnamed = Conditioning()
-    assert unnamed.class_number("2", config) == 2
+    assert unnamed.class_numbers("2", config) == [2]
     assert (unnamed.classes(config), unnamed.null_class(config)) == (3, None)
 
 

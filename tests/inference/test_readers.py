@@ -3,9 +3,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from ddpm_unet.data.volumes import read_volume
+from ddpm_unet.data.reading import is_tiff, read_image
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.readers import Prepared, TiffRows, is_tiff, open_planes
+from ddpm_unet.inference.readers import Prepared, TiffRows, open_planes
 
 
 def pixels(*shape, dtype=np.uint8, seed=0):
@@ -39,7 +39,7 @@ def test_any_rows_equal_the_whole(tmp_path, stored, shape, dtype):
     path = tmp_path / "a.tif"
     colour = "rgb" if shape[-1] == 3 else "minisblack"
     tifffile.imwrite(path, array, photometric=colour, **STORED[stored])
-    whole = read_volume(path)
+    whole = read_image(path, 3)
     with open_planes(path, stream_above=1e-4) as planes:
         assert len(planes) == len(whole)
         for plane, expected in zip(planes, whole, strict=True):
@@ -77,7 +77,7 @@ def test_what_needs_conversion_is_read_whole(tmp_path, kind):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, pixels(40, 30), **CONVERTED[kind])
     with open_planes(path, stream_above=1e-4) as planes:
-        np.testing.assert_array_equal(planes, read_volume(path))
+        np.testing.assert_array_equal(planes, read_image(path, 3))
 
 
 def test_channel_planes_and_wide_integers_are_read_whole(tmp_path):

@@ -9,11 +9,11 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.inference.overlay import class_colors
 from ddpm_unet.inference.writers import (
     OverlayImages,
+    SavedPlanes,
     TiffPlanes,
     finished,
     output_folder,
     output_names,
-    png_planes,
 )
 
 
@@ -101,7 +101,7 @@ def test_masks_have_a_palette(tmp_path):
     colors = class_colors(3, [(0, 0, 0), (255, 0, 10), (1, 2, 3)])
     for mask in (
         TiffPlanes(tmp_path / "a.tif", (3, 4), np.uint8, "YX", colors),
-        png_planes(tmp_path / "a.png", (1, 3, 4), colors=colors),
+        SavedPlanes(tmp_path / "a.png", "png", (1, 3, 4), np.uint8, colors),
     ):
         mask.write(0, 1, classes[:, 1:])
         mask.write(0, 0, classes[:, :1])

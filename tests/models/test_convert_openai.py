@@ -23,7 +23,7 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.models import UNet
 from ddpm_unet.models.attention import Transformer
 from ddpm_unet.models.convert import GuidedDiffusion, LatentDiffusion
-from ddpm_unet.models.pretrained import check_weights, write_config
+from ddpm_unet.models.pretrained import CONDITIONAL, DEFAULTS, check_weights
 
 SD = "model.diffusion_model."
 
@@ -102,7 +102,7 @@ def test_stable_diffusion(settings: dict[str, Any], file: Path, tmp_path: Path) 
     )
     assert ours.state_dict().keys() == expected.keys()
     assert all(torch.equal(t, expected[name]) for name, t in ours.state_dict().items())
-    write_config(ours.config, tmp_path / "config")
+    ours._write_config(tmp_path / "config")
     theirs = UNet2DConditionModel.from_single_file(str(file), config=str(tmp_path / "config"))
     x, t, context = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 700.0]), torch.randn(2, 3, 6)
     with torch.no_grad():
@@ -127,47 +127,29 @@ def test_published_sizes() -> None:
     """Stable Diffusion 1.x, and guided-diffusion's network of 256 x 256 pixels: names, shapes and
     architecture, without numbers.
     """
+    four = {"in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": 2}
+    large = {"out_channels": 6, "model_channels": 256, "scale_shift": True, "resblock_updown": True}
     with torch.device("meta"):
         sd = OpenAIUNet(
-            Settings(
-                in_channels=4,
-                out_channels=4,
-                model_channels=320,
-                channel_mult=(1, 2, 4, 4),
-                num_res_blocks=2,
-                attention_levels=(0, 1, 2),
-            ),
+            Settings(**four, channel_mult=(1, 2, 4, 4), attention_levels=(0, 1, 2)),
             lambda channels: Transformer(2, channels, 8, 1, 768, groups=32),
         )
-        guided = OpenAIUNet(
-            Settings(
-                out_channels=6,
-                model_channels=256,
-                channel_mult=(1, 1, 2, 2, 4, 4),
-                num_res_blocks=2,
-                attention_levels=(3, 4, 5),
-                scale_shift=True,
-                resblock_updown=True,
-            )
-        )
-    for peer, network, told, parameters in (
-        (LatentDiffusion, sd, CheckpointHints(heads=8), 859_520_964),
-        (
-            GuidedDiffusion,
-            guided,
-            CheckpointHints(head_dim=64, qkv_order="heads_first"),
-            552_814_086,
-        ),
+        large |= {"channel_mult": (1, 1, 2, 2, 4, 4), "num_res_blocks": 2}
+        guided = OpenAIUNet(Settings(**large, attention_levels=(3, 4, 5)))
+    told = CheckpointHints(heads=8), CheckpointHints(head_dim=64, qkv_order="heads_first")
+    for peer, network, hints, parameters in (
+        (LatentDiffusion, sd, told[0], 859_520_964),
+        (GuidedDiffusion, guided, told[1], 552_814_086),
     ):
-        given = peer(Path("x"), network.state_dict(), told)
+        given = peer(Path("x"), network.state_dict(), hints)
         config, weights = given.config(), given.renamed()
         with torch.device("meta"):
             ours = UNet(config)
         check_weights("x", ours.state_dict(), weights)
         assert sum(p.numel() for p in ours.parameters()) == parameters
         if peer is LatentDiffusion:
-            middle = {"mid_block_type": "UNetMidBlock2DCrossAttn", "sample_size": None}
-            assert config == UNetConfig(**STABLE_DIFFUSION | middle)
+            published = DEFAULTS[CONDITIONAL] | STABLE_DIFFUSION | {"sample_size": None}
+            assert config == UNetConfig(**published)
 
 
 def test_an_average_beside_the_weights_must_be_chosen(file: Path) -> None:

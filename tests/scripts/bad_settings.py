@@ -126,10 +126,10 @@ SETTINGS = [
          "spacing: the model does not know that of its training; leave it out, or train with "
          "data.spacing"),
     Case("a network for grey images", "train_ddpm", "--model.in_channels 1",
-         "model.in_channels = 1, but the images have 3; set model.in_channels and "
-         "model.out_channels to 3, or data.channels"),
+         "model.in_channels = 1: the network is given the images' 3 channels; set it to 3, or to "
+         "null"),
     Case("a network that gives one channel", "train_ddpm", "--model.out_channels 1",
-         "model.out_channels = 1, but the images have 3 channels; set it to that"),
+         "model.out_channels = 1: the images have 3 channels; set it to 3, or to null"),
     Case("a network without levels", "train_ddpm", "--model.block_out_channels []",
          "block_out_channels is empty; give the channels of at least one level"),
     Case("a network of 1,000,000,000 channels", "train_ddpm",
@@ -142,8 +142,7 @@ SETTINGS = [
     Case("groups that do not divide the channels", "train_ddpm", "--model.norm_num_groups 3",
          "block_out_channels: 8 is not a multiple of norm_num_groups 3; change either"),
     Case("classes that the images have not", "train_ddpm", "--model.num_class_embeds 3",
-         "model.num_class_embeds = 3, but the images come with no classes; set it to null, or "
-         "data.class_labels true"),
+         "model.num_class_embeds = 3: the images come with no classes; set it to null"),
     Case("a chain of 0 steps", "train_ddpm", "--diffusion.num_train_timesteps 0",
          "diffusion.num_train_timesteps 0: must be between 1 and 100000"),
     Case("noise that is more than all", "train_ddpm", "--diffusion.beta_end 2",
@@ -213,8 +212,8 @@ SETTINGS = [
          "the image; take v_prediction or sample"),
     Case("learned variances without outputs for them", "train_ddpm",
          "--diffusion.variance_type learned_range --model.out_channels 3",
-         "model.out_channels = 3, but diffusion.variance_type learned_range predicts a variance "
-         "for each of the images' 3 channels; set it to 6"),
+         "model.out_channels = 3: the images have 3 channels, and diffusion.variance_type "
+         "learned_range gives each a variance; set it to 6, or to null"),
     Case("an average longer than the training", "train_ddpm", "--train.ema_sigma_rel [0.9]",
          "train.ema_sigma_rel 0.9: must be between 0.01 and 0.28"),
     Case("no such autoencoder", "train_ddpm", "--latent.autoencoder nowhere",

@@ -62,6 +62,20 @@ def test_a_model_is_compared_with_its_training_data_and_goes_on_where_it_stopped
     assert other.out.count("images drawn") == 3
 
 
+def test_a_guide_changes_what_is_drawn_and_only_at_a_scale_other_than_1(home, small_unet):
+    weak = UNet(small_unet)
+    nn.init.constant_(weak.conv_out.bias, 0.3)
+    write_pipeline(home / "weak", weak, GaussianDiffusion())
+    found = []
+    for flags in ([], ["--guidance", 1, "--guide", "weak"], ["--guidance", 3, "--guide", "weak"]):
+        outcome = run("evaluate.py", [*JOB, *MODEL, *flags])
+        assert outcome.status == 0, outcome.err
+        assert outcome.out.count("images drawn") == 3
+        found.append(scores(home / "evaluation")["drawn"]["fd"])
+    assert found[0] == pytest.approx(found[1])
+    assert abs(found[2] - found[0]) > 1e-3
+
+
 def test_folders_are_compared(home):
     outcome = run("evaluate.py", [*JOB, "made=made", "same=real", "--reference", "real"])
     assert outcome.status == 0, outcome.err

@@ -10,7 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from ddpm_unet.data.conditioning import ConcatCondition
-from ddpm_unet.data.images import read_image
+from ddpm_unet.data.reading import read_image
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline

@@ -205,9 +205,9 @@ def alone(settings):
         (
             by_mask,
             {"model.in_channels": 3},
-            "3, the condition's 2; set model.in_channels to 5",
+            "3, the condition's 2 channels; set it to 5",
         ),
-        (alone, {"self_conditioning": True}, "an estimate's 3; set model.in_channels to 6"),
+        (alone, {"self_conditioning": True}, "an estimate's 3 channels; set it to 6"),
         (
             alone,
             {"condition_dropout": 0.1},

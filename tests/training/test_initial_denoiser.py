@@ -13,7 +13,7 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet
-from ddpm_unet.training.from_config import channels_of, choose_denoiser
+from ddpm_unet.training.planned import channels_of, choose_denoiser
 
 CURE = "train one"
 
@@ -45,7 +45,7 @@ def rgb(blobs, tmp_path):
 
 
 def choose(config, *folders):
-    return choose_denoiser(config, config.data, folders, CURE)
+    return choose_denoiser(config, folders, CURE)
 
 
 UNFIT = {

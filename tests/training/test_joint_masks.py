@@ -173,7 +173,7 @@ def test_further_pairs_only_train(tmp_path, mixed):
         ),
         (
             {"model.in_channels": 3, "model.out_channels": 3},
-            "images with their masks have 5",
+            "the images with their masks' 5 channels; set it to 5",
         ),
     ],
 )

@@ -176,7 +176,7 @@ def test_diffusers_draws_what_we_draw(latent, peer, monkeypatch):
         ({"data.channels": 1}, "is for images of 3 channels, and these have 1; set channels to 3"),
         (
             {"model.in_channels": 3, "model.out_channels": 3},
-            "the latents have 5; set",
+            "the latents' 5 channels; set",
         ),
         (
             {"data.condition": "lower:2"},

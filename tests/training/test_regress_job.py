@@ -25,8 +25,8 @@ from ddpm_unet.config import (
     UNetConfig,
 )
 from ddpm_unet.data.check import check_pairs
-from ddpm_unet.data.images import read_image
 from ddpm_unet.data.preprocessing import Preprocessing, Targets
+from ddpm_unet.data.reading import read_image
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import image_scores
 from ddpm_unet.inference.predictor import Predictor
@@ -271,8 +271,8 @@ def test_pairs_at_fault_get_one_line_each(tmp_path):
 
 
 def test_without_torchmetrics_one_line_says_what_to_install(settings, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchmetrics.functional", None)
-    with pytest.raises(UserError, match="pip install torchmetrics"):
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
+    with pytest.raises(UserError, match=r"torchmetrics cannot be imported .*ddpm-unet\[metrics"):
         build_pixel_job(settings)
 
 

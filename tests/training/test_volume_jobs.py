@@ -148,7 +148,7 @@ def test_a_segmenter_from_a_denoiser_of_volumes(denoising, segmenting, transfer)
 def test_dimensions_must_agree(denoising):
     denoising.model.dims = 2
     try:
-        with pytest.raises(UserError, match=r"model\.dims = 2, but data\.dims = 3"):
+        with pytest.raises(UserError, match=r"model\.dims = 2: data\.dims is 3"):
             build_denoise_job(denoising).build_model()
     finally:
         denoising.model.dims = 3

@@ -26,6 +26,7 @@ from ddpm_unet.evaluation.metrics import object_scores
 from ddpm_unet.inference.objects import CHOICES
 from ddpm_unet.inference.predictor import Predictor
 from ddpm_unet.models.classic import ClassicUNet
+from ddpm_unet.models.segmenter import load_segmentation_model
 from ddpm_unet.training.from_config import build_pixel_job
 from ddpm_unet.training.train import train
 
@@ -198,7 +199,7 @@ def test_the_probability_of_interiors_is_chosen_on_validation_images(dominoes, t
     job = build_pixel_job(config)
     folder = run(config, job)
 
-    def planes(model, item, device):
+    def planes(model, item):
         cells = item["objects"]
         inside = torch.from_numpy(interiors(cells.numpy()))
         rims = (cells > 0) & (inside == 0)
@@ -206,9 +207,9 @@ def test_the_probability_of_interiors_is_chosen_on_validation_images(dominoes, t
         return torch.cat([classes, (0.75 * inside + 0.65 * rims)[None]])
 
     job.planes = planes
-    assert job.choose_sure(folder.model, torch.device("cpu")) == 0.7
+    assert job.choose_sure(load_segmentation_model(folder.model), folder.model) == 0.7
     assert job.target.sure == 0.7
     predictor = Predictor.from_pretrained(folder.model)
-    assert predictor(dominoes / "images" / "5.png").sure == 0.7
+    assert predictor(dominoes / "images" / "5.png").label.keywords["sure"] == 0.7
     with predictor.open(dominoes / "images" / "5.png") as source:
-        assert source.sure == 0.7
+        assert source.label.keywords["sure"] == 0.7

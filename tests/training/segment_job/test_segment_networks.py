@@ -50,7 +50,7 @@ def test_the_published_windows(settings):
 
 def test_a_network_from_scratch_has_the_dimensions_of_the_data(settings):
     settings.init, settings.model = "scratch", replace(UNET, dims=3)
-    with pytest.raises(UserError, match=r"model\.dims = 3: the data ask for 2"):
+    with pytest.raises(UserError, match=r"model\.dims = 3: .* data\.dims 2; set it to 2"):
         build_pixel_job(settings).build_model()
     settings.model = replace(UNET, dims=None)
     assert build_pixel_job(settings).build_model().unet.config.dims == settings.data.dims == 2

@@ -112,7 +112,7 @@ def test_cells_are_scored_as_partitions(cells, settings):
 
     def predicted():
         items = (job.test[number] for number in (0, 1))
-        return ((job.planes(Bright(), item, torch.device("cpu")), item) for item in items)
+        return ((job.planes(Bright(), item), item) for item in items)
 
     scores = job.target.further_scores(predicted())
     truth, cell = [], []
