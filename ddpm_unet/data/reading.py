@@ -105,12 +105,22 @@ class Reading:
         The file stays open for a while in each process.
         """
         with faults_named(path):
-            return self.kept_open(path).window(corner, size)
+            return self._kept_open(path).window(corner, size)
 
-    def kept_open(self, path: str | Path) -> ImageFile:
-        """An open file, which may be used for as long as it is not closed or changed."""
+    @contextmanager
+    def opened(self, path: str | Path) -> Iterator[ImageFile]:
+        """A TIFF, or what bioio reads, open for as long as the context lasts."""
+        with faults_named(path):
+            file = self._kept_open(path) if is_bio(path) else _open_file(self, path)
+        try:
+            yield file
+        finally:
+            file.close()
+
+    def _kept_open(self, path: str | Path) -> ImageFile:
+        """Likewise for a while, unless it changes."""
         found = os.stat(path)
-        return _kept_open(self, path, os.getpid(), found.st_mtime_ns, found.st_size)
+        return _kept_file(self, path, os.getpid(), found.st_mtime_ns, found.st_size)
 
     def _check(self, file: ImageFile) -> None:
         shape = file.shape if self.dims == 3 else file.shape[1:]
@@ -121,7 +131,7 @@ class Reading:
         stack = self.dims == 3
         with faults_named(path):
             if data is None and is_bio(path):
-                yield self.kept_open(path)
+                yield self._kept_open(path)
                 return
             flat = data is not None or not (stack and is_nifti(path))
             with BytesIO(data) if isinstance(data, bytes) else data or _opened(path) as file:
@@ -139,12 +149,16 @@ class Reading:
                     yield PillowFile(file, path, self.channels)
 
 
-@lru_cache(maxsize=16)
-def _kept_open(reading: Reading, path: str | Path, *version: int) -> ImageFile:
+def _open_file(reading: Reading, path: str | Path) -> ImageFile:
     stack, level, channels = reading.dims == 3, reading.level, reading.channels
     if is_bio(path):
         return BioFile(path, stack, level, channels)
     return TiffFile(path, path, stack, level, channels)
+
+
+@lru_cache(maxsize=16)
+def _kept_file(reading: Reading, path: str | Path, *version: int) -> ImageFile:
+    return _open_file(reading, path)
 
 
 def read_image(

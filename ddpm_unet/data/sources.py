@@ -37,8 +37,7 @@ NAMED = ("builtin:", "torchvision:", "huggingface:")
 
 def open_images(config: ImageDataConfig) -> ImageSet:
     """The images to train on; a setting, a folder or an image at fault is a UserError."""
-    config = with_dims(config, config.source)
-    check_settings(config)
+    config = settled(config)
     return _open(source_images(config), config)
 
 
@@ -64,8 +63,7 @@ def held_out(config: ImageDataConfig) -> Grid | None:
     """The windows kept for validation, or None where the source keeps nothing (see above) or,
     in builtin:histology, windows are larger than what is kept.
     """
-    config = with_dims(config, config.source)
-    check_settings(config)
+    config = settled(config)
     collection = _collection(config, "held out")
     return Grid(_open(collection, config)) if collection else None
 
@@ -88,8 +86,9 @@ def concat_condition(config: ImageDataConfig, images: ImageSet) -> ConcatConditi
     return ConcatCondition("image", images.condition.layout.channels)
 
 
-def check_settings(config: ImageDataConfig) -> None:
-    """Refuse settings that no image set could satisfy."""
+def settled(config: ImageDataConfig) -> ImageDataConfig:
+    """The settings with the dims of their files; those that no set could satisfy are refused."""
+    config = with_dims(config, config.source)
     check_data_settings(config)
     condition, classes = config.condition, config.condition_classes
     kind, _, factor = (condition or "").partition(":")
@@ -141,6 +140,7 @@ def check_settings(config: ImageDataConfig) -> None:
     }
     for fault in (fault for fault, present in faults.items() if present):
         raise UserError(f"data.{fault}")
+    return config
 
 
 def _open(collection: Collection, config: ImageDataConfig) -> ImageSet:

@@ -139,6 +139,8 @@ class BioFile(ImageFile):
         channels: Names or numbers of those wanted, see `channel_numbers`.
     """
 
+    streams = True
+
     def __init__(
         self, path: str | Path, stack: bool = False, level: int = 0, channels: Sequence[str] = ()
     ) -> None:
@@ -188,20 +190,9 @@ class BioFile(ImageFile):
 
     def _part(self, *place: slice) -> np.ndarray:
         with faults_named(self.path):
-            return plain_type(self.array[place].compute(scheduler="synchronous"), self.path)
-
-
-class BioPlane:
-    """A plane of a stack, `[H, W, C]`, whose rows are read as they are needed."""
-
-    def __init__(self, file: BioFile, number: int) -> None:
-        self.file, self.number = file, number
-        self.shape, self.dtype = file.shape[1:], file.info.dtype
-
-    def __getitem__(self, rows: slice, /) -> np.ndarray:
-        top, bottom, _ = rows.indices(self.shape[0])
-        corner, size = (self.number, top, 0), (1, bottom - top, self.shape[1])
-        return self.file.window(corner, size)[0]
+            part = self.array[place].compute(scheduler="synchronous")
+            corner = [each.start or 0 for each in place[1:]] or (0, 0)
+            return plain_type(part, self.path, corner)
 
 
 def _image(path: str | Path) -> Any:

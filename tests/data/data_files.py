@@ -1,9 +1,14 @@
-"""Files of arrays."""
+"""Files of arrays, and their faults."""
+
+from contextlib import contextmanager
 
 import nibabel
 import numpy as np
+import pytest
 import tifffile
 from PIL import Image
+
+from ddpm_unet.errors import UserError
 
 AFFINE = np.array([[0, -2.0, 0, 10], [1.0, 0, 0, -20], [0, 0, 3.0, 5], [0, 0, 0, 1]])
 
@@ -25,3 +30,11 @@ def save(path, array, affine=AFFINE, scale=(None, None)):
     image.header.set_slope_inter(*scale)
     image.to_filename(path)
     return path
+
+
+@contextmanager
+def refused(message):
+    """What is done within raises a UserError of one line, in which the pattern is found."""
+    with pytest.raises(UserError, match=message) as caught:
+        yield caught
+    assert "\n" not in str(caught.value)

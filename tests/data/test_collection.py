@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from data_files import refused
 from PIL import Image
 from torchvision.datasets import FakeData
 
@@ -70,23 +71,23 @@ def test_sets_with_splits(tmp_path, source, place, suffix):
 
 
 def test_fashion_mnist_faults(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"holds no train-images-idx3-ubyte.*idx files as root"):
+    with refused(r"holds no train-images-idx3-ubyte.*idx files as root"):
         fashion_mnist(str(tmp_path), tmp_path)
 
     def offline(*_, **__):
         raise OSError("Temporary failure in name resolution")
 
     monkeypatch.setattr("torchvision.datasets.FashionMNIST", offline)
-    with pytest.raises(UserError, match=r"Temporary failure.*idx files as root"):
+    with refused(r"Temporary failure.*idx files as root"):
         fashion_mnist(None, tmp_path / "cache")
     write_set(tmp_path)
     path = tmp_path / "train-images-idx3-ubyte"
     for damaged in (b"", b"no idx", path.read_bytes()[:-1], path.read_bytes()[:5]):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"train-images-idx3-ubyte: is damaged"):
+        with refused(r"train-images-idx3-ubyte: is damaged"):
             fashion_mnist(str(tmp_path), tmp_path)
     (tmp_path / "a.gz").write_bytes(gzip.compress(b"\0\0\x08\1\0\0\0\3abc")[:-9])
-    with pytest.raises(UserError, match=r"a\.gz: is damaged"):
+    with refused(r"a\.gz: is damaged"):
         read_idx(tmp_path / "a.gz")
 
 
@@ -341,5 +342,5 @@ def test_settings_that_cannot_be(tmp_path, settings, message):
     write_folder(tmp_path, 2)
     config = ImageDataConfig(**({"source": str(tmp_path), "size": 8} | settings))
     for build in (open_images, held_out):
-        with pytest.raises(UserError, match=message):
+        with refused(message):
             build(config)

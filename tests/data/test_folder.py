@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tifffile
+from data_files import refused
 from PIL import Image
 
 from ddpm_unet.config import ImageDataConfig
@@ -16,7 +17,6 @@ from ddpm_unet.data.image_set import Fit, open_collection
 from ddpm_unet.data.images import ImageInfo
 from ddpm_unet.data.reading import Reading
 from ddpm_unet.data.sources import held_out, open_images, open_stream
-from ddpm_unet.errors import UserError
 
 
 def write(root, *names):
@@ -49,26 +49,26 @@ def test_classes_are_the_first_folder_level(tmp_path):
     assert folder.classes == ("grade2", "grade10")
     assert folder.labels.tolist() == [0, 0, 1]
     write(tmp_path, "lost.png")
-    with pytest.raises(UserError, match=r"lost\.png: is in no class folder"):
+    with refused(r"lost\.png: is in no class folder"):
         Folder(tmp_path, class_labels=True)
 
 
 def test_folders_without_pictures(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="none: no such folder"):
+    with refused("none: no such folder"):
         Folder(tmp_path / "none")
-    with pytest.raises(UserError, match="holds nothing"):
+    with refused("holds nothing"):
         Folder(tmp_path)
     (tmp_path / "a.csv").write_text("1,2")
-    with pytest.raises(UserError, match="only 1 other files"):
+    with refused("only 1 other files"):
         Folder(tmp_path)
-    with pytest.raises(UserError, match=r"a\.csv: is a file"):
+    with refused(r"a\.csv: is a file"):
         Folder(tmp_path / "a.csv")
 
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("os.scandir", refuse)
-    with pytest.raises(UserError, match="may not be listed"):
+    with refused("may not be listed"):
         Folder(tmp_path)
 
 
@@ -121,7 +121,7 @@ def test_what_the_index_does_not_tell(tmp_path, monkeypatch):
     Folder(root)
     Image.new("L", (5, 5)).save(root / "a.png")
     images = open_collection(Folder(root), Fit(3), memory_limit=0)
-    with pytest.raises(UserError, match=r"a\.png: has changed while it was in use; start again"):
+    with refused(r"a\.png: has changed while it was in use; start again"):
         images[0]
     assert Folder(root).info(0).size == (5, 5)
     (path,) = (tmp_path / "cache/folders").iterdir()
@@ -200,19 +200,19 @@ def test_streams_of_tars_are_functions_of_seed_and_position(tars):
 
 def test_bad_tars_are_said_in_one_line(tars, tmp_path):
     write_tar(tars / "b-2.tar", range(3), labels=False)
-    with pytest.raises(UserError, match=r"0000.png: has no class beside it \(.cls\); add one"):
+    with refused(r"0000.png: has no class beside it \(.cls\); add one"):
         Shards(str(tars), class_labels=True)
     for content in (b"", bytes(10240)):
         (tmp_path / "empty.tar").write_bytes(content)
-        with pytest.raises(UserError, match=r"empty.tar: (holds no image|is damaged)"):
+        with refused(r"empty.tar: (holds no image|is damaged)"):
             Shards(str(tmp_path / "empty.tar"))
-    with pytest.raises(UserError, match=r"none.tar: no such file"):
+    with refused(r"none.tar: no such file"):
         Shards(str(tmp_path / "none.tar"))
     (tmp_path / "gz.tar").write_bytes(b"\x1f\x8b" + bytes(100))
-    with pytest.raises(UserError, match=r"gz.tar: is damaged"):
+    with refused(r"gz.tar: is damaged"):
         Shards(str(tmp_path / "gz.tar"))
     (tmp_path / "odd.tar").write_bytes((tars / "b-10.tar").read_bytes()[:3000])
-    with pytest.raises(UserError, match=r"odd.tar: is truncated"):
+    with refused(r"odd.tar: is truncated"):
         Shards(str(tmp_path / "odd.tar"))
-    with pytest.raises(UserError, match=r"tar files have images; set data\.dims 2"):
+    with refused(r"tar files have images; set data\.dims 2"):
         open_images(ImageDataConfig(source=str(tars), dims=3, size=8))

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from data_files import refused
 
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data import histology
@@ -75,7 +76,7 @@ def test_windows_larger_than_the_held_out_part():
 def test_the_command_is_given_when_files_are_missing(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     command = r"run `pip install --no-deps histolytics==0\.3\.0"
-    with pytest.raises(UserError, match=rf"hgsc_nest\.jpg is not installed; {command}`"):
+    with refused(rf"hgsc_nest\.jpg is not installed; {command}`"):
         open_images(ImageDataConfig())
 
     class Spec:
@@ -84,5 +85,5 @@ def test_the_command_is_given_when_files_are_missing(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: Spec)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / histology.NEST).write_bytes(b"another file")
-    with pytest.raises(UserError, match=rf"not the file of histolytics 0\.3\.0; {command}"):
+    with refused(rf"not the file of histolytics 0\.3\.0; {command}"):
         open_images(ImageDataConfig())

@@ -10,6 +10,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from data_files import refused
 from PIL import Image, ImageOps
 
 from ddpm_unet.data.images import orient
@@ -160,7 +161,7 @@ def test_cmyk_and_animations_are_refused(tmp_path):
         path = tmp_path / f"film.{suffix}"
         frames[0].save(path, save_all=True, append_images=frames[1:])
         fault(path, "animated")
-        with pytest.raises(UserError, match="animated"):
+        with refused("animated"):
             image_info(path)
 
 
@@ -181,7 +182,7 @@ def test_size_limit_is_checked_on_the_header(tmp_path):
 
 def test_stacks_are_tiffs_only(tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match="not a TIFF"):
+    with refused("not a TIFF"):
         read_image(tmp_path / "a.png", 3)
 
 
@@ -358,7 +359,7 @@ def test_channels_pages_and_stacks(tmp_path):
     np.testing.assert_array_equal(read_image(path), planes.transpose(1, 2, 0))
     tifffile.imwrite(path, planes, photometric="minisblack")
     for read in (read_image, image_info):
-        with pytest.raises(UserError, match=r"a\.tif: has 3 pages"):
+        with refused(r"a\.tif: has 3 pages"):
             read(path)
     np.testing.assert_array_equal(read_image(path, 3), planes[..., None])
     color = values("uint8", 4, 6, 9, 3)
@@ -375,9 +376,8 @@ def test_tiffs_that_are_refused(tmp_path):
 
     def refuse(message, array, dims=2, **options):
         tifffile.imwrite(path, array, **options)
-        with pytest.raises(UserError, match=message) as caught:
+        with refused(message):
             read_image(path, dims)
-        assert "\n" not in str(caught.value)
 
     for dtype, bad in itertools.product(("float16", "float32", "float64"), (np.nan, -np.inf)):
         array = values(dtype, 6, 9)

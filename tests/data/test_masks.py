@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from data_files import write
+from data_files import refused, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -23,7 +23,6 @@ from ddpm_unet.data.masks import (
     small_object,
     two_nearest,
 )
-from ddpm_unet.errors import UserError
 
 RNG = np.random.default_rng(0)
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=6)
@@ -74,9 +73,8 @@ def test_colors_survive_their_number(colors):
     ],
 )
 def test_files_that_are_no_masks(mask, colors, message):
-    with pytest.raises(UserError, match=message) as error:
+    with refused(message):
         mask_values(mask, colors, "m.png")
-    assert "\n" not in str(error.value)
 
 
 # What the values of a set mean
@@ -116,9 +114,8 @@ def test_auto_takes_what_other_settings_settle():
     ],
 )
 def test_auto_asks_about_the_rest(found, settings, message):
-    with pytest.raises(UserError, match=message) as error:
+    with refused(message):
         code_for(found, **settings)
-    assert "\n" not in str(error.value)
 
 
 def test_names_say_what_a_class_is():
@@ -155,7 +152,7 @@ def test_any_mask_is_read_or_refused_by_name(values, num_classes):
     if values.max() < num_classes:
         np.testing.assert_array_equal(code.classes(values, "m.png"), values)
     else:
-        with pytest.raises(UserError, match=r"m\.png: value"):
+        with refused(r"m\.png: value"):
             code.classes(values, "m.png")
 
 
@@ -165,7 +162,7 @@ def test_colours_become_classes():
     code = code_for([0], **settings)
     mask = np.array([[[255, 0, 0], [0, 0, 0], [0, 0, 255], [255, 255, 255]]], np.uint8)
     np.testing.assert_array_equal(code.classes(code.read(mask, "m"), "m"), [[1, 0, 2, -100]])
-    with pytest.raises(UserError, match=r"m: \[254, 0, 0\] not in data.class_colors"):
+    with refused(r"m: \[254, 0, 0\] not in data.class_colors"):
         code.classes(code.read(mask[:, :1] - np.array([1, 0, 0], np.uint8), "m"), "m")
 
 
@@ -195,10 +192,10 @@ def test_threshold_is_half_of_what_all_masks_hold(tmp_path, dtype, top):
 def test_threshold_of_types_that_disagree_is_refused():
     config = PairDataConfig(mask_kind="threshold")
     found = np.array([0.0, 1.0, 255.0])
-    with pytest.raises(UserError, match="masks of several types, which hold values up to 1, 255"):
+    with refused("masks of several types, which hold values up to 1, 255"):
         find_code(config, found, {1: 1, 255: 255})
     assert find_code(config, found, {255: 255, 65535: 255}).half == 127.5
-    with pytest.raises(UserError, match="hold no two values but 7"):
+    with refused("hold no two values but 7"):
         find_code(config, np.array([7]), {255: 7})
 
 
@@ -257,7 +254,7 @@ def test_instances_and_boundaries():
 )
 def test_strange_values_are_named_with_a_cure(kind, values, message):
     code = MaskCode(kind, ("",) * 3, (0, 1, 2))
-    with pytest.raises(UserError, match=message):
+    with refused(message):
         code.classes(np.array([values]), "m")
 
 

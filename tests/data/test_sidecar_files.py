@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from data_files import write
+from data_files import refused, write
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -126,9 +126,8 @@ def test_files_that_are_no_conditions(folder, file, image, message):
         path.unlink()
     else:
         write(path, image)
-    with pytest.raises(UserError, match=message) as error:
+    with refused(message):
         open_images(config(folder, condition=f"{folder}/red"))
-    assert "\n" not in str(error.value)
 
 
 BUILTIN = "builtin:histology"
@@ -150,7 +149,7 @@ BUILTIN = "builtin:histology"
     ],
 )
 def test_settings_without_conditions_to_match(folder, settings, message):
-    with pytest.raises(UserError, match=message):
+    with refused(message):
         open_images(config(folder, **({"condition": f"{folder}/red"} | settings)))
 
 
@@ -210,10 +209,10 @@ def test_files_that_are_no_sequences(folder, array, message):
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, np.zeros((1, 5)))
     np.save(folder / "vectors/b/1.npy", array)
-    with pytest.raises(UserError, match=message):
+    with refused(message):
         open_images(config(folder, context=f"{folder}/vectors"))
     (folder / "vectors/b/1.npy").write_bytes(b"")
-    with pytest.raises(UserError, match=r"1\.npy: is missing or damaged"):
+    with refused(r"1\.npy: is missing or damaged"):
         open_images(config(folder, context=f"{folder}/vectors"))
 
 
@@ -222,7 +221,7 @@ def test_captions_without_transformers(folder, monkeypatch):
     for name in ("a/0", "a/2", "b/1"):
         (folder / f"images/{name}.txt").write_text("a image")
     chosen = config(folder, context=f"{folder}/images", text_encoder=f"{folder}/encoder")
-    with pytest.raises(UserError, match=r'captions need transformers; run `pip install "ddpm-unet'):
+    with refused(r'captions need transformers; run `pip install "ddpm-unet'):
         open_images(chosen)
 
 
@@ -313,13 +312,9 @@ def test_a_file_gives_the_values_that_training_saw(tmp_path):
         ConcatCondition("classes", 3).of_file(path),
         one_hot(torch.from_numpy(mask)[None, None], 3)[0],
     )
-    with pytest.raises(UserError, match=r"a\.png: has the class 2, but the 2 classes"):
+    with refused(r"a\.png: has the class 2, but the 2 classes"):
         ConcatCondition("classes", 2).of_file(path)
-    with pytest.raises(
-        UserError, match=r"a\.png: has 1 channels, the model is conditioned on 3; save it so"
-    ):
+    with refused(r"a\.png: has 1 channels, the model is conditioned on 3; save it so"):
         ConcatCondition("image", 3).of_file(path)
-    with pytest.raises(
-        UserError, match=r"is conditioned on 4 \(the last is its transparency, which is the hole\)"
-    ):
+    with refused(r"is conditioned on 4 \(the last is its transparency, which is the hole\)"):
         ConcatCondition("hole", 4).of_file(path)

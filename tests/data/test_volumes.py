@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from data_files import AFFINE, save
+from data_files import AFFINE, refused, save
 from PIL import Image
 
 from ddpm_unet.config import AugmentConfig, ImageDataConfig, PairDataConfig, SplitConfig
@@ -19,7 +19,6 @@ from ddpm_unet.data.pixels import cut_window, normalised, to_unit
 from ddpm_unet.data.reading import Reading, image_info, read_image, volume_space
 from ddpm_unet.data.sources import held_out, open_images, open_stream
 from ddpm_unet.data.volumes import Space, in_mm, write_nifti
-from ddpm_unet.errors import UserError
 
 RNG = np.random.default_rng(0)
 PLAIN = AugmentConfig(
@@ -119,10 +118,10 @@ def test_a_mask_that_lies_elsewhere_and_turns_that_would_distort(folders, tmp_pa
 def test_pictures_in_a_folder_of_volumes_and_the_reverse(folders):
     assert check_pairs(config(folders, dims=2)).config.dims == 3
     Image.new("L", (4, 4)).save(folders / "images" / "a.png")
-    with pytest.raises(UserError, match=r"masks: .*no image .*set data\.dims 3 for volumes"):
+    with refused(r"masks: .*no image .*set data\.dims 3 for volumes"):
         check_pairs(config(folders, dims=2))
     (folders / "images" / "a.png").unlink()
-    with pytest.raises(UserError, match=r"data\.dims 3: builtin:histology is an image"):
+    with refused(r"data\.dims 3: builtin:histology is an image"):
         check_pairs(PairDataConfig(dims=3))
 
 
@@ -206,9 +205,9 @@ def test_fitting_volumes(folders):
     planes = fit.apply(folder.read(2), folder.name(2))
     assert planes.shape == (1, 12, 12, 12) == (info.channels, *info.size)
     assert planes.dtype == info.dtype == np.float32
-    with pytest.raises(UserError, match=r"10 x 14 x 9 pixels hold no window of 12 x 12 x 12"):
+    with refused(r"10 x 14 x 9 pixels hold no window of 12 x 12 x 12"):
         replace(fit, mode="crop").info(folder.info(0), folder.name(0))
-    with pytest.raises(UserError, match=r"dims 3: builtin:histology holds images"):
+    with refused(r"dims 3: builtin:histology holds images"):
         open_images(ImageDataConfig(dims=3))
 
 
@@ -265,15 +264,14 @@ def test_a_tiff_is_a_volume_of_its_pages(tmp_path):
 )
 def test_faults_are_named(tmp_path, make, message):
     make(tmp_path / "a.nii")
-    with pytest.raises(UserError, match=message) as caught:
+    with refused(message):
         read_image(tmp_path / "a.nii", 3, max_pixels=1)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_truncated_file_is_named(tmp_path):
     path = save(tmp_path / "a.nii.gz", RNG.integers(0, 255, (20, 20, 20)).astype(np.uint8))
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(UserError, match=r"a\.nii\.gz: is damaged or truncated"):
+    with refused(r"a\.nii\.gz: is damaged or truncated"):
         read_image(path, 3)
 
 
