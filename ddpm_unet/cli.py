@@ -40,13 +40,7 @@ COMMANDS = {
 }
 """Where each command is, and what it does."""
 SHARED = {
-    "train-ddpm",
-    "train-seg",
-    "train-autoencoder",
-    "sample",
-    "segment",
-    "evaluate",
-    "likelihood",
+    *["train-ddpm", "train-seg", "train-autoencoder", "sample", "segment", "evaluate", "likelihood"]
 }
 """The commands that several processes share."""
 Number = TypeVar("Number", int, float)

@@ -35,10 +35,14 @@ def model_or_newest(
     given: Path | None, name: str = "histology64", file: str = "model_index.json", of: str = "ddpm"
 ) -> Path:
     """The folder of a model: the given one, the newest run's, or that of this name that ships."""
-    from ddpm_unet.training.run_folder import models_at_hand
+    from ddpm_unet.training.run_folder import newest_models
 
-    cure = f"train one with scripts/train_{of}.py, or give --model"
-    return given or models_at_hand(shipped(name), file, cure)[0]
+    ours = shipped(name)
+    found = [given] if given else [*newest_models(file=file), *[ours] * any(ours.glob(file))]
+    if not found:
+        cure = f"train one with scripts/train_{of}.py, or give --model"
+        raise UserError(f"no model in runs/*/model nor in {ours}; {cure}")
+    return found[0]
 
 
 def training_settings(model: Path | None, flags: list[str]) -> DenoiseConfig:

@@ -22,7 +22,7 @@ from ddpm_unet.errors import UserError
 
 if TYPE_CHECKING:
     from ddpm_unet.training.pixelwise import PixelwiseJob
-    from ddpm_unet.training.plan import Machine, Plan
+    from ddpm_unet.training.plan import Plan
     from ddpm_unet.training.planned import Wish
 
 BUILTIN, PLAN = "builtin:", "plan.yaml"
@@ -70,7 +70,7 @@ def train_ddpm(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.training.from_config import build_denoise_job
     from ddpm_unet.training.planned import plan_images
 
-    plan = plan_images(wish.values, _machine()) if wish.planned else None
+    plan = plan_images(wish.values, best_device().type) if wish.planned else None
     settings = build(DenoiseConfig, plan.values if plan else wish.values)
     _train(build_denoise_job(settings), settings, wish, plan)
 
@@ -115,7 +115,7 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
 
     own, run = newest_models(), wish.run
     if wish.planned:
-        plan, report = plan_pairs(wish.values, _machine(), own, _shipped())
+        plan, report = plan_pairs(wish.values, best_device().type, own, _shipped())
         settings = build(SegmentConfig, plan.values)
     settings.data = with_dims(settings.data, settings.data.images)
     settings.init = settings.init or run.setting("init")
@@ -163,12 +163,6 @@ def _train(job: Any, settings: Any, wish: Wish, plan: Plan | None = None) -> Non
         run.notes[PLAN] = str(plan)
         _say(f"plan, also in {run.path / PLAN}:\n{run.notes[PLAN]}")
     train(job, run, settings)
-
-
-def _machine() -> Machine:
-    from ddpm_unet.training.plan import Machine
-
-    return Machine(best_device().type, os.cpu_count() or 1)
 
 
 def _shipped() -> list[Path]:

@@ -99,14 +99,12 @@ class ShardedWriter:
         Raises:
             UserError: The one before could not be written.
         """
-        from torch.distributed.checkpoint import HuggingFaceStorageWriter
-
         self.wait()
         final = folder / f"{state.step:08d}"
         partial = folder / f".{state.step:08d}.partial"
         on_main(self.accelerator, lambda: shutil.rmtree(partial, ignore_errors=True))
         shards = {f"{group}/{name}": t for group, of in state.shards().items() for name, t in of}
-        writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
+        writer = dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True)
         parts: Any = dcp.async_save(shards, storage_writer=writer, process_group=self._group)
         self._parts = parts
 
@@ -132,16 +130,11 @@ class ShardedWriter:
         wait([self._parts] if self._parts else [])
 
 
-def _shard_reader(path: Path) -> Any:
-    from torch.distributed.checkpoint import HuggingFaceStorageReader
-
-    return HuggingFaceStorageReader(str(path))
-
-
 def _shapes(path: Path) -> dict[str, Tensors]:
     """What a checkpoint of shards holds, as tensors without values."""
     found: dict[str, Tensors] = {}
-    for key, about in _shard_reader(path).read_metadata().state_dict_metadata.items():
+    described = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    for key, about in described.items():
         group, name = key.split("/", 1)
         like = torch.empty(about.size, dtype=about.properties.dtype, device="meta")
         found.setdefault(group, {})[name] = like
@@ -157,7 +150,7 @@ def _read_shards(path: Path, state: TrainingState) -> None:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of this being no collective, as is meant
-        dcp.load(slots, storage_reader=_shard_reader(path), no_dist=True)
+        dcp.load(slots, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=True)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:

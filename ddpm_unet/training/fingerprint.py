@@ -127,11 +127,6 @@ class Fingerprint:
         return self.quantile("texture", 0.5)
 
     @property
-    def pixels(self) -> float:
-        """Median pixels of an image."""
-        return float(np.median([math.prod(look.size) for look in self.looks]))
-
-    @property
     def neighbours_alike(self) -> bool:
         """Whether images that follow each other are more alike than distant ones, as slices are.
 

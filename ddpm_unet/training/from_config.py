@@ -72,7 +72,17 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
         raise UserError(f"lora.rank {config.lora.rank}: {cure}")
     config.data = with_dims(config.data, config.data.source)
     data, stream = config.data, open_stream(config.data, config.seed)
-    images, latent = stream.images, _latent_space(config, stream.images)
+    images, space, latent = stream.images, config.latent, None
+    if space.autoencoder is not None:
+        if data.condition:
+            raise UserError(
+                f"data.condition {data.condition}: latents are denoised without condition images; "
+                "set it, or latent.autoencoder, to null"
+            )
+        latent = LatentSpace(
+            Autoencoder(space.autoencoder), images, epochs=space.epochs, sample=space.sample,
+            cache=space.cache,
+        )  # fmt: skip
     conditioning = Conditioning(
         image_channels=latent.channels if latent else images.layout.channels,
         class_names=images.classes if data.class_labels else (),
@@ -241,9 +251,17 @@ def build_pixel_job(
 
     def scored(part: str) -> PairSet:
         kept = split[part]  # type: ignore[literal-required]
-        if regress:
-            return _large_enough(TargetSet(report, kept))
-        return LabelledSet(report, kept, objects=True)
+        if not regress:
+            return LabelledSet(report, kept, objects=True)
+        pairs = TargetSet(report, kept)
+        for name, size in ((pairs.name(i), size) for i, size in enumerate(pairs.sizes)):
+            if min(size) < SMALLEST:
+                raise UserError(
+                    f"{name}: is scored, and under {SMALLEST} pixels wide at data.scale "
+                    f"{data.scale:g}, too few for SSIM; raise data.scale, leave it out, or change "
+                    "data.split"
+                )
+        return pairs
 
     def test() -> PairSet | None:
         if split["test"]:
@@ -299,24 +317,6 @@ def build_pixel_job(
     )
 
 
-def _latent_space(config: DenoiseConfig, images: ImageSet) -> LatentSpace | None:
-    latent = config.latent
-    if latent.autoencoder is None:
-        return None
-    if config.data.condition:
-        raise UserError(
-            f"data.condition {config.data.condition}: latents are denoised without condition "
-            "images; set it, or latent.autoencoder, to null"
-        )
-    return LatentSpace(
-        Autoencoder(latent.autoencoder),
-        images,
-        epochs=latent.epochs,
-        sample=latent.sample,
-        cache=latent.cache,
-    )
-
-
 def _classes(config: SegmentConfig, report: Report) -> tuple[ClassTarget, dict[str, Any]]:
     """What to predict for task "segment", and what the network says of it."""
     names, colors = tuple(report.mask_code().class_names), report.config.class_colors
@@ -357,17 +357,6 @@ def _images(config: SegmentConfig, report: Report) -> tuple[ImageTarget, dict[st
         )
     target = ImageTarget(targets, settings.loss, settings.huber_delta, settings.residual)
     return target, {"num_classes": targets.channels, "class_names": (), "class_colors": ()}
-
-
-def _large_enough(pairs: TargetSet) -> TargetSet:
-    small = [i for i, size in enumerate(pairs.sizes) if min(size) < SMALLEST]
-    if small:
-        raise UserError(
-            f"{pairs.name(small[0])}: is scored, and under {SMALLEST} pixels wide at "
-            f"data.scale {pairs.config.scale:g}, too few for SSIM; raise data.scale, leave "
-            "it out, or change data.split"
-        )
-    return pairs
 
 
 def build_joint(config: SegmentConfig, channels: int) -> JointDenoising:

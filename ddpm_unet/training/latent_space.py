@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import override
 
@@ -157,6 +156,7 @@ class LatentSpace:
 
         try:
             on_main(accelerator, create)
+            begin = np.load(part, mmap_mode="r").offset
             starts = range(0, count, BATCH)[accelerator.process_index :: accelerator.num_processes]
             hidden = None if accelerator.is_main_process else True
             for first in tqdm(starts, "encoding", unit="batch", leave=False, disable=hidden):
@@ -168,18 +168,12 @@ class LatentSpace:
                         f"{windows.name(first)}: it, or one of the {BATCH - 1} windows after its, "
                         f"has latents that are not finite; look at {encoder.folder}"
                     )
-                _write_moments(part, first, mean, deviation)
+                moments = torch.stack([mean, deviation], dim=1).cpu().numpy().astype("<f4")
+                with open(part, "r+b") as file:  # where a full disk is an OSError
+                    file.seek(begin + first * moments[0].nbytes)
+                    file.write(moments.tobytes())
             accelerator.wait_for_everyone()
             on_main(accelerator, lambda: os.replace(part, path))
         finally:
             if accelerator.is_main_process:
                 part.unlink(missing_ok=True)
-
-
-def _write_moments(path: Path, first: int, mean: Tensor, deviation: Tensor) -> None:
-    """Write `[B, C, h, w]` each, of windows `first` and following; a full disk is an OSError."""
-    moments = torch.stack([mean, deviation], dim=1).cpu().numpy().astype("<f4")
-    begin = np.load(path, mmap_mode="r").offset
-    with open(path, "r+b") as file:
-        file.seek(begin + first * moments[0].nbytes)
-        file.write(moments.tobytes())

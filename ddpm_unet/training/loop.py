@@ -355,7 +355,10 @@ class Training:
         loss = torch.zeros_like(state.loss_sum)
         for number in range(1, passes + 1):
             if number <= own:  # else the last batch again, of no weight
-                batch, positions = self._on_device(next(batches))
+                batch = next(batches)
+                positions = batch.pop("position")  # of use on the CPU
+                batch = {k: v.to(state.suspect.device, non_blocking=True) for k, v in batch.items()}
+                batch["position"] = positions
             torch.manual_seed(torch_seeds(self.seed, "dropout", positions[:1].tolist())[0])
             last = number == passes or sharded(self.network)
             with nullcontext() if last else accelerator.no_sync(self.model):
@@ -364,25 +367,15 @@ class Training:
                 # Processes average their gradients; the loss is a sum over them.
                 accelerator.backward(part * accelerator.num_processes)
             loss += part.detach()
-            self._suspect(losses.detach(), positions)
+            finite = torch.isfinite(losses.detach())
+            places = positions.to(finite.device, non_blocking=True)
+            state.suspect = torch.where(finite, NOWHERE, places).min().minimum(state.suspect)
         parameters = [p for _, p in state.named]
         norm = whole_norm(accelerator.clip_grad_norm_(parameters, config.clip_norm or math.inf))
         scaled = accelerator.scaler is not None
         state.update(self.optimizer.step, ~torch.isfinite(norm), scaled)
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
-
-    def _on_device(self, batch: Batch) -> tuple[Batch, Tensor]:
-        """A batch on the device, but for its positions, which are of use on the CPU."""
-        positions, device = batch["position"], self.accelerator.device
-        moved = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-        return moved | {"position": positions}, positions
-
-    def _suspect(self, losses: Tensor, positions: Tensor) -> None:
-        """Remember the first stream position of this process whose loss is not finite."""
-        positions = positions.to(losses.device, non_blocking=True)
-        bad = torch.where(torch.isfinite(losses), NOWHERE, positions)
-        self.state.suspect = torch.minimum(self.state.suspect, bad.min())
 
     def _watch(self, loss: Tensor) -> None:
         """Sum up the loss for the log; count non-finite ones in a row, and stop at some number."""

@@ -370,8 +370,11 @@ class PixelwiseJob(Job):
     def planes(self, model: nn.Module, item: dict[str, Tensor]) -> Tensor:
         """What is predicted of a whole image, `float32 [K, *space]` on the network's device."""
         network: Any = model
-        predict, device = self.target.predict(network, self.predict.tta), device_of(model)
-        tiles = tiling(network, self.predict)
+        predict, tiles = (
+            self.target.predict(network, self.predict.tta),
+            tiling(network, self.predict),
+        )
+        device = next(model.parameters(), torch.empty(0)).device
         return predict_tiles(predict, item["image"], tiles, device=device).to(device)
 
     @property
@@ -461,11 +464,6 @@ def item_of(items: Any, number: int) -> dict[str, Tensor]:
     """A whole image, `float32 [C, *space]` in [-1, 1], and what lies beside it."""
     item = items[number]
     return {**item, "image": to_model_range(item["image"])}
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a network is; the CPU for one without parameters."""
-    return next(model.parameters(), torch.empty(0)).device
 
 
 def scorable(items: Any) -> bool:

@@ -293,7 +293,8 @@ def _split(plan: Plan, scale: float) -> None:
     tested = min(50, round(0.2 * count)) if count >= TO_TEST else 0
     why = f"of {count} images" if tested else f"fewer than {TO_TEST} images: all are needed"
     plan.choose("data.split.test", tested, why)
-    affordable = max(1, int(2**23 / (found.pixels * scale**found.dims)))
+    pixels = float(np.median([math.prod(look.size) for look in found.looks]))
+    affordable = max(1, int(2**23 / (pixels * scale**found.dims)))
     validating = max(1, min(round(0.2 * count), 16, affordable))
     plan.choose("data.split.validation", validating, f"of {count} images")
 

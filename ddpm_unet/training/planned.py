@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -75,28 +76,29 @@ def labelled_data(config: SegmentConfig) -> PairDataConfig:
     return with_dims(data, data.images)
 
 
-def plan_images(values: dict[str, Any], machine: Machine) -> Plan:
+def plan_images(values: dict[str, Any], device: str) -> Plan:
     """The plan of `train-ddpm` for the images of a source."""
     settings = build(DenoiseConfig, values)
     data = settings.data
     if "data.dims" not in values:
         data = with_dims(data, data.source)
     start = _seen(settings.init, "given") if settings.init else None
-    return plan_denoiser(of_images(source_images(data), data.dims), machine, values, start)
+    found = of_images(source_images(data), data.dims)
+    return plan_denoiser(found, Machine(device, os.cpu_count() or 1), values, start)
 
 
 def plan_pairs(
-    values: dict[str, Any], machine: Machine, models: Sequence[Path], shipped: Sequence[Path]
+    values: dict[str, Any], device: str, models: Sequence[Path], shipped: Sequence[Path]
 ) -> tuple[Plan, Report]:
     """The plan of `train-seg` for images and masks, and what their check found.
 
     Args:
         values: The settings that are given.
-        machine: Where it will run.
+        device: Where it will run, "cpu" or "cuda".
         models: Denoisers to start from, best first.
         shipped: Further ones, of which the images' units and scale say nothing of these.
     """
-    settings = build(SegmentConfig, values)
+    settings, machine = build(SegmentConfig, values), Machine(device, os.cpu_count() or 1)
     data = target_settings(settings.data) if settings.task == "regress" else settings.data
     if "data.dims" not in values:
         data = with_dims(data, data.images)

@@ -166,14 +166,6 @@ def newest_models(runs: Path = Path("runs"), file: str = "model_index.json") -> 
     return sorted(models, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def models_at_hand(shipped: Path, file: str, cure: str) -> list[Path]:
-    """`newest_models`, and last the one that ships; refuses, with `cure`, where there is none."""
-    found = newest_models(file=file) + [shipped] * any(shipped.glob(file))
-    if not found:
-        raise UserError(f"no model in runs/*/model nor in {shipped}; {cure}")
-    return found
-
-
 def plain(settings: Any) -> dict[str, Any]:
     """A dataclass as what YAML can hold: dicts, lists, strings, numbers."""
     return json.loads(json.dumps(asdict(settings)))
