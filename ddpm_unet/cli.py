@@ -40,8 +40,8 @@ COMMANDS = {
 }
 """Where each command is, and what it does."""
 SHARED = {
-    *["train-ddpm", "train-seg", "train-autoencoder", "sample", "segment", "evaluate", "likelihood"]
-}
+    "train-ddpm", "train-seg", "train-autoencoder", "sample", "segment", "evaluate", "likelihood",
+}  # fmt: skip
 """The commands that several processes share."""
 Number = TypeVar("Number", int, float)
 MISMATCH = "operator torchvision::nms does not exist"

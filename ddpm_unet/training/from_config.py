@@ -72,17 +72,7 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
         raise UserError(f"lora.rank {config.lora.rank}: {cure}")
     config.data = with_dims(config.data, config.data.source)
     data, stream = config.data, open_stream(config.data, config.seed)
-    images, space, latent = stream.images, config.latent, None
-    if space.autoencoder is not None:
-        if data.condition:
-            raise UserError(
-                f"data.condition {data.condition}: latents are denoised without condition images; "
-                "set it, or latent.autoencoder, to null"
-            )
-        latent = LatentSpace(
-            Autoencoder(space.autoencoder), images, epochs=space.epochs, sample=space.sample,
-            cache=space.cache,
-        )  # fmt: skip
+    images, latent = stream.images, _latent_space(config, stream.images)
     conditioning = Conditioning(
         image_channels=latent.channels if latent else images.layout.channels,
         class_names=images.classes if data.class_labels else (),
@@ -315,6 +305,21 @@ def build_pixel_job(
         description="\n".join(said),
         digest=f"{order}:{report.content}",
     )
+
+
+def _latent_space(config: DenoiseConfig, images: ImageSet) -> LatentSpace | None:
+    latent = config.latent
+    if latent.autoencoder is None:
+        return None
+    if config.data.condition:
+        raise UserError(
+            f"data.condition {config.data.condition}: latents are denoised without condition "
+            "images; set it, or latent.autoencoder, to null"
+        )
+    return LatentSpace(
+        Autoencoder(latent.autoencoder), images, epochs=latent.epochs, sample=latent.sample,
+        cache=latent.cache,
+    )  # fmt: skip
 
 
 def _classes(config: SegmentConfig, report: Report) -> tuple[ClassTarget, dict[str, Any]]:

@@ -370,11 +370,9 @@ class PixelwiseJob(Job):
     def planes(self, model: nn.Module, item: dict[str, Tensor]) -> Tensor:
         """What is predicted of a whole image, `float32 [K, *space]` on the network's device."""
         network: Any = model
-        predict, tiles = (
-            self.target.predict(network, self.predict.tta),
-            tiling(network, self.predict),
-        )
+        predict = self.target.predict(network, self.predict.tta)
         device = next(model.parameters(), torch.empty(0)).device
+        tiles = tiling(network, self.predict)
         return predict_tiles(predict, item["image"], tiles, device=device).to(device)
 
     @property
