@@ -1,4 +1,6 @@
-"""Settings of networks that are built, and run, in no time."""
+"""Settings of networks that are built, and run, in no time; noise, the same every time."""
+
+import torch
 
 SMALL = {
     "block_out_channels": (8, 16),
@@ -15,6 +17,11 @@ AUTOENCODER = {
     "norm_num_groups": 2,
 }
 """Of diffusers' AutoencoderKL that halves images."""
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Standard normal, by the seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def monai_name(name: str, cross: bool = False) -> str:

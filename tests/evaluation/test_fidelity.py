@@ -1,6 +1,9 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from small import noise
 from torch import nn
 
 from ddpm_unet.errors import UserError
@@ -18,9 +21,7 @@ from ddpm_unet.evaluation.fidelity import (
     table,
 )
 
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+normal = partial(noise, dtype=torch.float64)
 
 
 def exact_gaussian(mean, deviations, seed):
