@@ -100,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if path.is_dir() and not is_bio(path):
             inside = list_points(path) if own.voxel else list_images(path, predictor.dims)[0]
         paths += [path / p for p in inside]
+    paths = own.images(paths)
     names = output_names(paths, args.out)
     for path in paths:
         predictor.look(path)

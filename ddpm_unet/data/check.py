@@ -26,8 +26,8 @@ from ddpm_unet.data.masks import (
 )
 from ddpm_unet.data.pairs import POINTS, Pair, complete_settings, find_pairs
 from ddpm_unet.data.pixels import convert_channels, normalised, shown_size, to_unit
-from ddpm_unet.data.preprocessing import Targets
-from ddpm_unet.data.volumes import spacing_of
+from ddpm_unet.data.preprocessing import Preprocessing, Targets
+from ddpm_unet.data.volumes import in_mm, spacing_of
 from ddpm_unet.errors import UserError
 
 RARE = 1e-4
@@ -70,6 +70,11 @@ class Report:
         """Name of each pair."""
         return [pair.name for pair in self.pairs]
 
+    def scales(self, pair: Pair) -> float | tuple[float, ...]:
+        """Factors by which an image is resampled, see `Preprocessing.scales`."""
+        own = Preprocessing(1, self.config.scale, spacing=self.spacing)
+        return own.scales(pair.spacing, pair.image_file)
+
     def __str__(self) -> str:
         return "\n".join([*self.lines, *(f"warning: {line}" for line in self.warnings)])
 
@@ -107,13 +112,16 @@ class _Look:
     size: tuple[int, ...]
     channels: int
     dtype: np.dtype
-    low: float
-    high: float
+    span: tuple[float, float]
     digest: bytes
     content: bytes
     values: np.ndarray
     top: float
     target: Targets | None
+
+    @property
+    def kind(self) -> str:
+        return f"{self.channels} channel{'s' * (self.channels > 1)} of {self.dtype}"
 
 
 def check_pairs(config: PairDataConfig, finished: bool = False) -> Report:
@@ -159,6 +167,7 @@ def _check_extra(report: Report) -> None:
     place = {"images": extra.images, "masks": extra.masks, "image_name": "{}", "mask_name": "{}"}
     classes = {"num_classes": code.num_classes, "class_names": tuple(code.class_names)}
     values: dict[str, Any] = {"mask_kind": "classes", "mask_values": (), "ignore_value": None}
+    values["spacing"] = None
     values |= {**place, **classes, "scale": extra.scale, "extra": ExtraPairsConfig()}
     found = check_pairs(replace(config, **values))
     if found.pairs and found.channels != report.channels:
@@ -208,20 +217,8 @@ def _look_at(pair: Pair, report: Report) -> _Look | None:
     digest = hashlib.blake2b(f"{image.shape}".encode() + image.tobytes()).digest()
     content = hashlib.blake2b(digest + mask.tobytes()).digest()
     top = 1 if mask.dtype.kind == "f" else np.iinfo(mask.dtype).max
-    low, high = float(image.min()), float(image.max())
-    return _Look(
-        pair,
-        size,
-        image.shape[-1],
-        image.dtype,
-        low,
-        high,
-        digest,
-        content,
-        np.unique(values),
-        top,
-        target,
-    )
+    span, kind = (float(image.min()), float(image.max())), (image.shape[-1], image.dtype)
+    return _Look(pair, size, *kind, span, digest, content, np.unique(values), top, target)
 
 
 def _judge_images(looks: Sequence[_Look], report: Report) -> None:
@@ -229,21 +226,22 @@ def _judge_images(looks: Sequence[_Look], report: Report) -> None:
     first, config = looks[0], report.config
     report.channels, report.dtype = first.channels, first.dtype
     for look in looks:
-        if (look.channels, look.dtype) != (first.channels, first.dtype):
+        if look.kind != first.kind:
             report.faults.append(
-                f"{look.pair.image_file}: has {_kind(look)}, but {first.pair.image_file} "
-                f"{_kind(first)}; convert one, or set data.channels"
+                f"{look.pair.image_file}: has {look.kind}, but {first.pair.image_file} "
+                f"{first.kind}; convert one, or set data.channels"
             )
     if config.augment.color and (first.channels, config.dims) != (3, 2):
         report.faults.append(
             f"data.augment.color {config.augment.color:g}: is for RGB images, but "
-            f"{first.pair.image_file} has {_kind(first)}; set it 0"
+            f"{first.pair.image_file} has {first.kind}; set it 0"
         )
-    low, high = min(look.low for look in looks), max(look.high for look in looks)
+    lows, highs = zip(*(look.span for look in looks), strict=True)
+    low, high = min(lows), max(highs)
     report.highest = high
     sizes = sorted({look.size for look in looks}, key=math.prod)
     shown = " to ".join(dict.fromkeys(shown_size(size) for size in (sizes[0], sizes[-1])))
-    report.lines.append(f"images: {shown} pixels, {_kind(first)}, values {low:g} to {high:g}")
+    report.lines.append(f"images: {shown} pixels, {first.kind}, values {low:g} to {high:g}")
     if first.dtype == np.uint16 and config.value_range is None and high < 65535 / 8:
         report.warnings.append(
             f"images use {low:g} to {high:g} of 0 to 65535 and look black to the network; set "
@@ -252,7 +250,7 @@ def _judge_images(looks: Sequence[_Look], report: Report) -> None:
     window = config.size / config.scale
     small = [look.pair.image_file for look in looks if min(look.size) < window]
     _warn(report, small, f"smaller than the windows of data.size {config.size}, will be mirrored")
-    blank = [look.pair.image_file for look in looks if look.low == look.high]
+    blank = [look.pair.image_file for look in looks if look.span[0] == look.span[1]]
     _warn(report, blank, "a single value everywhere")
     alike = defaultdict(list)
     for look in looks:
@@ -269,13 +267,20 @@ def _judge_spacing(looks: Sequence[_Look], report: Report) -> None:
         return
     if config.masks == POINTS:
         raise UserError("data.spacing: is of images, the points have data.voxel; leave it out")
-    report.spacing, shown = spacing_of(spacings, config.spacing, config.dims)
-    report.lines.append(f"{'voxels' if config.dims == 3 else 'pixels'} of {shown}")
-    if report.spacing is None:
-        report.warnings.append(
-            f"voxels differ in size, from {shown}, and the network takes them as equal; resample "
-            "the volumes to one spacing"
-        )
+    report.spacing, shown, same = spacing_of(spacings, config.spacing, config.dims)
+    line = f"{'voxels' if config.dims == 3 else 'pixels'} of {shown}"
+    target = in_mm(report.spacing or ())
+    if not same:
+        line += f", resampled to {target} ({'data.spacing' if config.spacing else 'their median'})"
+    report.lines.append(line)
+    if spacings:
+        unsaid = [look.pair.image_file for look in looks if not look.pair.spacing]
+        _warn(report, unsaid, f"without a size of pixels, taken to be of {target}")
+    for look in looks:
+        try:
+            report.scales(look.pair)
+        except UserError as error:
+            report.faults.append(str(error))
 
 
 def _judge_targets(looks: Sequence[_Look], report: Report) -> None:
@@ -340,9 +345,8 @@ def _tops(looks: Sequence[_Look], ignored: int | None) -> dict[float, float]:
     """The most that each type of mask can hold, and the most that its masks do hold."""
     tops: dict[float, float] = {}
     for look in looks:
-        most = look.values[look.values != ignored].max(initial=0)
-        if most > 0 or look.top not in tops:
-            tops[look.top] = max(tops.get(look.top, 0), float(most))
+        most = float(look.values[look.values != ignored].max(initial=0))
+        tops[look.top] = max(tops.get(look.top, 0), most)
     held = {top: most for top, most in tops.items() if most > 0}
     return held or tops
 
@@ -368,10 +372,6 @@ def _tabulate(code: MaskCode, found: np.ndarray, report: Report) -> None:
     unlabelled = sum(map(math.prod, report.sizes)) - int(totals.sum())
     if unlabelled:
         report.lines.append(f"  -   {'unlabelled':<16} {unlabelled:>13,}")
-
-
-def _kind(look: _Look) -> str:
-    return f"{look.channels} channel{'s' * (look.channels > 1)} of {look.dtype}"
 
 
 def _warn(report: Report, files: Sequence[str], what: str) -> None:

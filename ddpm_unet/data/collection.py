@@ -25,10 +25,9 @@ from ddpm_unet.data.images import ImageInfo, image_array
 
 T = TypeVar("T")
 CACHE = Path.home() / ".cache" / "ddpm_unet"
-INDEXED = 1000
-"""Sets of so many images are looked through once; what is known of them is kept in an index."""
 DTYPES = ("uint8", "uint16", "float32")
-NO_INDEX = (OSError, ValueError, KeyError, EOFError, BadZipFile)
+Known = tuple[list[ImageInfo], np.ndarray]
+"""Shapes and types that differ, and which of them each image has, `int32 [N]`."""
 
 
 class Collection(ABC):
@@ -41,6 +40,7 @@ class Collection(ABC):
     labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     note: str = ""
+    _known: Known | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -64,22 +64,31 @@ class Collection(ABC):
 
     def info(self, index: int) -> ImageInfo:
         """Shape and type, without decoding where the format allows it."""
+        if self._known is None:
+            return self._info(index)
+        kinds, which = self._known
+        return kinds[which[index]]
+
+    def infos(self, indices: np.ndarray | None = None) -> tuple[list[ImageInfo], np.ndarray]:
+        """Shapes and types that differ, and which of them each image, or each of these, has."""
+        if self._known is None:
+            self._known = self._look()
+        kinds, which = self._known
+        return kinds, which if indices is None else which[indices]
+
+    def _info(self, index: int) -> ImageInfo:
         image = self.read(index)
         *depth, height, width, channels = image.shape
         return ImageInfo(height, width, channels, image.dtype, *depth)
+
+    def _look(self) -> Known:
+        """At the headers of all images."""
+        return kinds_of(map(self._info, range(len(self))), len(self))
 
     def encoded_keys(self, indices: np.ndarray | None = None) -> Iterator[bytes]:
         """The keys of all images, or of these in increasing order, encoded."""
         chosen = range(len(self)) if indices is None else indices.tolist()
         return (self.key(index).encode("utf-8", "surrogateescape") for index in chosen)
-
-    def infos(self, indices: np.ndarray | None = None) -> tuple[list[ImageInfo], np.ndarray]:
-        """Likewise the shapes and types: those that differ, and which of them each image has."""
-        chosen = range(len(self)) if indices is None else indices.tolist()
-        kinds: dict[ImageInfo, int] = {}
-        found = with_progress(map(self.info, chosen), len(chosen), "looking at images")
-        which = [kinds.setdefault(info, len(kinds)) for info in found]
-        return list(kinds), np.array(which, np.int32)
 
     def without_images(self) -> Collection:
         """What gives the same names and keys, and holds no image in memory."""
@@ -165,10 +174,10 @@ class Selection(Collection):
         return chain.from_iterable(part.encoded_keys(own) for part, own in self._chosen(indices))
 
     @override
-    def infos(self, indices: np.ndarray | None = None) -> tuple[list[ImageInfo], np.ndarray]:
+    def _look(self) -> Known:
         kinds: dict[ImageInfo, int] = {}
         places = []
-        for part, own in self._chosen(indices):
+        for part, own in self._chosen(None):
             found, which = part.infos(own)
             numbers = [kinds.setdefault(info, len(kinds)) for info in found]
             places.append(np.array(numbers, np.int32)[which])
@@ -200,7 +209,7 @@ class Selection(Collection):
         return self._ask("read", index)
 
     @override
-    def info(self, index: int) -> ImageInfo:
+    def _info(self, index: int) -> ImageInfo:
         return self._ask("info", index)
 
     @override
@@ -233,25 +242,49 @@ def infos_of(table: np.ndarray) -> list[ImageInfo]:
     return infos
 
 
-def save_index(path: Path, **arrays: Any) -> None:
-    """Write what is known of a set for later runs; a cache that cannot be written is none."""
-    part = path.with_suffix(f".{os.getpid()}.npz")
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(part, **arrays)
-        os.replace(part, path)
+class Index:
+    """What is known of a large set, kept in the cache for later runs: by what is `said` of it."""
 
+    smallest = 1000
+    """Sets of so many images are looked through once."""
 
-def load_index(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an index, the same ones for all who ask; one of `NO_INDEX` if there is none."""
-    found = os.stat(path)
-    return _load(path, found.st_mtime_ns, found.st_ino)
+    def __init__(self, folder: str, *said: object) -> None:
+        self.path = CACHE / folder / f"{digest_of(*said)}.npz"
+
+    def load(self) -> dict[str, np.ndarray] | None:
+        """Its arrays, the same ones for all who ask; None where there is none."""
+        with suppress(OSError, ValueError, EOFError, BadZipFile):
+            found = os.stat(self.path)
+            return _load(self.path, found.st_mtime_ns, found.st_ino)
+        return None
+
+    def save(self, **arrays: Any) -> None:
+        """Write it; a cache that cannot be written is none."""
+        part = self.path.with_suffix(f".{os.getpid()}.npz")
+        with suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(part, **arrays)
+            os.replace(part, self.path)
 
 
 @lru_cache(maxsize=4)
 def _load(path: Path, *version: int) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as index:
         return dict(index)
+
+
+def digest_of(*said: object) -> str:
+    """A digest of words; of paths too, in whatever encoding."""
+    text = " ".join(map(str, said)).encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def kinds_of(infos: Iterable[ImageInfo], count: int) -> Known:
+    """The shapes and types of so many images."""
+    kinds: dict[ImageInfo, int] = {}
+    found = with_progress(infos, count, "looking at images")
+    which = [kinds.setdefault(info, len(kinds)) for info in found]
+    return list(kinds), np.array(which, np.int32)
 
 
 def with_progress(items: Iterable[T], total: int, title: str) -> Iterable[T]:
@@ -265,7 +298,6 @@ def one_at_a_time(place: Path) -> Iterator[None]:
 
     The lock lies among the temporary files, so `place` need not be writable, nor exist.
     """
-    said = f"{getpass.getuser()} {place.resolve()}"
-    key = hashlib.blake2b(said.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    key = digest_of(getpass.getuser(), place.resolve())
     with FileLock(Path(tempfile.gettempdir(), f"ddpm_unet-{key}.lock")):
         yield

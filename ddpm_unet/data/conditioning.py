@@ -204,7 +204,7 @@ class ConditionImages(Collection):
         return image
 
     @override
-    def info(self, index: int) -> ImageInfo:
+    def _info(self, index: int) -> ImageInfo:
         info = self.reading.info(self.paths[index])
         factor = self._factor(index, info.size)
         *depth, height, width = (factor * length for length in info.size)

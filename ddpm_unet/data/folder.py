@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import tarfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -20,15 +18,11 @@ from typing_extensions import override
 
 from ddpm_unet.config import DataConfig
 from ddpm_unet.data.collection import (
-    CACHE,
-    INDEXED,
-    NO_INDEX,
     Collection,
+    Index,
     info_table,
     infos_of,
-    load_index,
     one_at_a_time,
-    save_index,
 )
 from ddpm_unet.data.images import ImageInfo, faults_named
 from ddpm_unet.data.reading import (
@@ -57,25 +51,15 @@ class Folder(Collection):
     """
 
     def __init__(
-        self,
-        root: str | Path,
-        max_pixels: float,
-        class_labels: bool = False,
-        dims: int = 2,
-        level: int = 0,
-        channels: tuple[str, ...] = (),
+        self, root: str | Path, reading: Reading | None = None, class_labels: bool = False
     ) -> None:
         """List the files; with `class_labels` the first folder level names the class."""
-        self.root, self.reading = Path(root), Reading(dims, max_pixels, channels, level)
-        said = f"{self.root.resolve()} {self.reading} with spacing and colours"
-        key = hashlib.blake2b(said.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-        self._index = CACHE / "folders" / f"{key}.npz"
+        self.root, self.reading = Path(root), reading or Reading()
+        self._index = Index("folders", self.root.resolve(), self.reading)
         # Paths are encoded in one array: a list of many str grows in every worker, as they count
-        # references. Of a large folder it is known which of some shapes and types each image has.
-        self._paths, self._which = np.empty(0, "S1"), np.empty(0, np.int32)
-        self._kinds: list[ImageInfo] = []
-        self._places = np.empty((0, 0), np.int64)  # of what lies in larger files
-        with one_at_a_time(self._index):
+        # references.
+        self._paths, self._places = np.empty(0, "S1"), np.empty((0, 0), np.int64)
+        with one_at_a_time(self._index.path):
             if not self._read_index():
                 self._list()
         if class_labels:
@@ -106,37 +90,35 @@ class Folder(Collection):
             kinds = ", ".join(f"{n} {kind}" for kind, n in largest_first[:4])
             self.note = f"{others.total()} other files passed over ({kinds})"
         self._paths = np.array([os.fsencode(path) for path in paths])
-        if len(paths) < INDEXED:
+        if len(paths) < Index.smallest:
             return
         del paths
-        self._kinds, self._which = super().infos()
+        infos, which = self.infos()
         if max(folders.values()) > start - RACE:
             return
-        table = info_table(self._kinds, self.reading.dims)
-        names = np.array([os.fsencode(name) for name in folders])
-        times, note = np.array(list(folders.values())), np.array(self.note)
-        save_index(
-            self._index, paths=self._paths, kinds=table, which=self._which, note=note,
-            folders=names, times=times, places=self._places,
+        self._index.save(
+            paths=self._paths, places=self._places, note=np.array(self.note), which=which,
+            kinds=info_table(infos, self.reading.dims), times=np.array(list(folders.values())),
+            folders=np.array([os.fsencode(name) for name in folders]),
         )  # fmt: skip
         self._read_index()  # whose arrays the next one shares
 
     def _read_index(self) -> bool:
         """Take what the index holds, if the folders are as they were."""
-        with suppress(*NO_INDEX):
-            index = load_index(self._index)
-            for name, when in zip(index["folders"], index["times"].tolist(), strict=True):
-                if os.stat(os.fsdecode(bytes(name))).st_mtime_ns != when:
-                    return False
-            self._paths, self._which = index["paths"], index["which"]
-            self.note, self._places = str(index["note"]), index["places"]
-            self._kinds = infos_of(index["kinds"])
-            return True
-        return False
+        index = self._index.load()
+        if index is None:
+            return False
+        for name, when in zip(index["folders"], index["times"].tolist(), strict=True):
+            path = os.fsdecode(bytes(name))
+            if not os.path.exists(path) or os.stat(path).st_mtime_ns != when:
+                return False
+        self._paths, self._places, self.note = index["paths"], index["places"], str(index["note"])
+        self._known = infos_of(index["kinds"]), index["which"]
+        return True
 
     @override
     def changed(self, index: int) -> None:
-        self._index.unlink(missing_ok=True)
+        self._index.path.unlink(missing_ok=True)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -154,20 +136,11 @@ class Folder(Collection):
         return self.reading.read(self.name(index))
 
     @override
-    def info(self, index: int) -> ImageInfo:
-        return self._kinds[self._which[index]] if self._kinds else self._info(index)
-
-    @override
-    def infos(self, indices: np.ndarray | None = None) -> tuple[list[ImageInfo], np.ndarray]:
-        if not self._kinds:
-            return super().infos(indices)
-        return self._kinds, self._which if indices is None else self._which[indices]
-
-    @override
     def encoded_keys(self, indices: np.ndarray | None = None) -> Iterator[bytes]:
         paths = self._paths if indices is None else self._paths[indices]
         return chain.from_iterable(paths[i : i + 4096].tolist() for i in range(0, len(paths), 4096))
 
+    @override
     def _info(self, index: int) -> ImageInfo:
         return self.reading.info(self.name(index), in_pieces=True)
 
@@ -298,9 +271,11 @@ class Shards(Folder):
     lies is kept in an index, as of a `Folder`.
     """
 
-    def __init__(self, root: str, max_pixels: float, class_labels: bool = False) -> None:
+    def __init__(
+        self, root: str, reading: Reading | None = None, class_labels: bool = False
+    ) -> None:
         self.paths = shard_paths(root)
-        super().__init__(root, max_pixels, class_labels)
+        super().__init__(root, reading, class_labels)
 
     @override
     def _find(self, changed: dict[str, int]) -> tuple[list[str], Counter[str]]:
@@ -340,7 +315,7 @@ class Shards(Folder):
         return found, others
 
     def _class(self, path: str, member: tarfile.TarInfo) -> int:
-        text = self._bytes(path, member.offset_data, member.size)
+        text = _part(path, member.offset_data, member.size)
         try:
             return int(text)
         except ValueError:
@@ -362,19 +337,20 @@ class Shards(Folder):
     def file(self, index: int) -> str:
         return self.paths[self._places[index, 0]]
 
-    def _bytes(self, path: str, start: int, size: int) -> bytes:
-        with open(path, "rb") as file:
-            file.seek(start)
-            return file.read(size)
-
     @override
     def read(self, index: int) -> np.ndarray:
-        _, start, size, _ = self._places[index].tolist()
-        data = self._bytes(self.file(index), start, size)
-        return self.reading.read(self.name(index), data)
+        return self.reading.read(self.name(index), self._data(index))
 
     @override
     def _info(self, index: int) -> ImageInfo:
+        return self.reading.info(self.name(index), self._data(index))
+
+    def _data(self, index: int) -> bytes:
         _, start, size, _ = self._places[index].tolist()
-        data = self._bytes(self.file(index), start, size)
-        return self.reading.info(self.name(index), data)
+        return _part(self.file(index), start, size)
+
+
+def _part(path: str, start: int, size: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read(size)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,29 +24,19 @@ TYPE_MASKS = "builtin:nucleus-type"
 MASKS = ("builtin:nucleus", TYPE_MASKS)
 INSTALL = "pip install --no-deps histolytics==0.3.0"
 NEST, STROMA = "hgsc_nest.jpg", "hgsc_stromal_he.jpg"
-INSTANCES, TYPES = "hgsc_nest_inst_mask.npz", "hgsc_nest_type_mask.npz"
+MASK_FILES = {"instances": "hgsc_nest_inst_mask.npz", "types": "hgsc_nest_type_mask.npz"}
 SHA256 = {
     NEST: "4525ae5db61e7a385f24ec7ff3bf26e10f61a870c36e3c74b1a3cd436990ea57",
     STROMA: "24d152a0c8cf6860567881855db9dbbbf279f1c749adadbe61f58aacdf112631",
-    INSTANCES: "bde26874264819e60300edb0be133f72b8b4ce785fc064c25394d8102c346119",
-    TYPES: "c90bcce7fe8be0be7a00fcc5cf7667f7b1f7ba21aa1de8bb37b2b138d862162a",
+    MASK_FILES["instances"]: "bde26874264819e60300edb0be133f72b8b4ce785fc064c25394d8102c346119",
+    MASK_FILES["types"]: "c90bcce7fe8be0be7a00fcc5cf7667f7b1f7ba21aa1de8bb37b2b138d862162a",
 }
 # The order was found by laying the outlines of the wheel's hgsc_nest.parquet over the type mask.
 CLASS_NAMES = ("background", "connective", "inflammatory", "neoplastic")
 HELD_OUT_FROM = 1000  # column of the labelled micrograph where its right third begins
 
 Part = Literal["train", "held_out", "all"]
-
-
-@dataclass(frozen=True)
-class LabelledImage:
-    """A part: `image [H, W, 3]` uint8, `instances` (int32 numbers of nuclei, 0 for background) and
-    `types` (uint8 indices into `CLASS_NAMES`), `[H, W]`.
-    """
-
-    image: np.ndarray
-    instances: np.ndarray
-    types: np.ndarray
+What = Literal["image", "instances", "types"]
 
 
 def find_file(name: str) -> Path:
@@ -65,36 +54,32 @@ def find_file(name: str) -> Path:
     return path
 
 
-def columns(part: Part) -> slice:
-    """Columns of the labelled micrograph that belong to a part."""
-    return {
-        "train": slice(HELD_OUT_FROM), "held_out": slice(HELD_OUT_FROM, None), "all": slice(None)
-    }[part]  # fmt: skip
+def micrograph(part: Part, what: What = "image") -> np.ndarray:
+    """Of the labelled micrograph the part for training, the one for scoring, or all of it.
+
+    Returns:
+        "image" RGB, `uint8 [H, W, 3]`; "instances" numbers of nuclei, 0 for background, or "types"
+        indices into `CLASS_NAMES`, `uint16 [H, W, 1]`.
+    """
+    if what == "image":
+        whole = read_image(find_file(NEST))
+    else:
+        with np.load(find_file(MASK_FILES[what]), allow_pickle=False) as arrays:
+            whole = arrays["nuc_raster"].astype(np.uint16)[..., None]
+    start, end = HELD_OUT_FROM * (part == "held_out"), HELD_OUT_FROM if part == "train" else None
+    return whole[:, start:end]
 
 
 def images(part: Part) -> dict[str, np.ndarray]:
     """Micrographs `[H, W, 3]` uint8 by name: for training both, held out the right third."""
-    found = {f"{NEST} ({part})": read_image(find_file(NEST))[:, columns(part)]}
+    found = {f"{NEST} ({part})": micrograph(part)}
     if part != "held_out":
         found[STROMA] = read_image(find_file(STROMA))
     return found
 
 
-def labelled(part: Part) -> LabelledImage:
-    """The labelled micrograph's part for training, the part for scoring, or all of it."""
-    instances, types = (_mask(name)[:, columns(part)] for name in (INSTANCES, TYPES))
-    image = read_image(find_file(NEST))[:, columns(part)]
-    return LabelledImage(image, instances, types.astype(np.uint8))
-
-
 def mask_of(image: str, types: bool) -> np.ndarray:
     """Classes `int16 [H, W, 1]` of an image of `images`: `CLASS_NAMES`, or 1 for nuclei."""
-    parts: tuple[Part, ...] = ("train", "held_out")
-    (part,) = (part for part in parts if image == f"{NEST} ({part})")
-    values = _mask(TYPES if types else INSTANCES)[:, columns(part)]
-    return (values if types else values != 0).astype(np.int16)[..., None]
-
-
-def _mask(name: str) -> np.ndarray:
-    with np.load(find_file(name), allow_pickle=False) as arrays:
-        return arrays["nuc_raster"]
+    part: Part = "train" if image == f"{NEST} (train)" else "held_out"
+    values = micrograph(part, "types") if types else micrograph(part, "instances") != 0
+    return values.astype(np.int16)

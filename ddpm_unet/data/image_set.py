@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +22,12 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from ddpm_unet.config import ValueRange
-from ddpm_unet.data.collection import CACHE, Collection, one_at_a_time, with_progress
+from ddpm_unet.data.collection import (
+    Collection,
+    Index,
+    one_at_a_time,
+    with_progress,
+)
 from ddpm_unet.data.images import ImageInfo, check_pixels
 from ddpm_unet.data.pixels import (
     box,
@@ -56,15 +61,11 @@ class Fit:
     value_range: ValueRange = None
     max_pixels: float = 200.0
 
-    @property
-    def window_by_window(self) -> bool:
-        """Whether a window of the fitted image can be made of a part of the image."""
-        return self.mode == "crop" and self.value_range != "percentiles"
-
     def info(self, info: ImageInfo, name: str) -> ImageInfo:
         """What `apply` will make of an image; UserError if too small or large."""
         check_channels(info, self.channels, name)
-        in_pieces = info.in_pieces and self.window_by_window
+        by_parts = self.mode == "crop" and self.value_range != "percentiles"
+        in_pieces = info.in_pieces and by_parts
         if info.in_pieces and not in_pieces:
             cure = "set fit crop" if self.mode == "resize" else "give value_range two numbers"
             reads = f"; or {cure}, by which windows are read alone"
@@ -107,10 +108,6 @@ class Fit:
         factor = self.size / min(lengths)
         planes = resize(planes, *(max(self.size, round(n * factor)) for n in lengths))
         return planes[box(((n - self.size) // 2 for n in planes.shape[1:]), self.size)]
-
-    def of_conditions(self) -> Fit:
-        """How condition images are fitted: as the images, but for their values."""
-        return replace(self, channels=None, value_range=None)
 
 
 @dataclass(frozen=True)
@@ -391,9 +388,8 @@ def open_collection(
     fits = decodable and layout.nbytes <= disk_limit * 1e6
     if not fits or not files:  # what has no time of change is not kept
         return streamed
-    said = f"{streamed.fingerprint()} {streamed.digest} {fit} {layout.channels} {layout.dtype}"
-    key = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
-    return PackedImages(collection, fit, layout, CACHE / "images" / key)
+    said = streamed.fingerprint(), streamed.digest, fit, layout.channels, layout.dtype
+    return PackedImages(collection, fit, layout, Index("images", *said).path.with_suffix(""))
 
 
 def survey(collection: Collection, fit: Fit) -> Layout:

@@ -64,11 +64,15 @@ class ImageFile(ABC):
         path: For messages.
         shape: As it is stored, `[N, H, W, C]`.
         info: What `read` and `window` give.
+        resolution: Millimetres along rows and columns by a TIFF's tags, which may be of printing.
+        streams: Whether rows of any plane can be read alone.
     """
 
     path: str | Path
     shape: tuple[int, ...]
     info: ImageInfo
+    resolution: tuple[float, ...] | None = None
+    streams = False
 
     @abstractmethod
     def read(self, keep_palette: bool = False) -> np.ndarray:
@@ -77,6 +81,9 @@ class ImageFile(ABC):
     def window(self, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
         """`[(D,) H, W, C]` from the pixel `corner` on, of what is in pieces."""
         raise UserError(f"{self.path}: has changed while it was in use; start again")
+
+    def close(self) -> None:  # noqa: B027  (most hold no file)
+        """Let go of the file."""
 
 
 def channel_numbers(
@@ -170,8 +177,11 @@ def result_type(dtype: np.dtype, path: str | Path) -> np.dtype:
     return np.dtype(np.uint16 if dtype == np.uint16 else np.float32)
 
 
-def plain_type(array: np.ndarray, path: str | Path) -> np.ndarray:
-    """Values `[N, H, W, C]` as their `result_type`; bits become 0 and 255."""
+def plain_type(array: np.ndarray, path: str | Path, corner: Sequence[int] = (0, 0)) -> np.ndarray:
+    """Values `[N, H, W, C]` as their `result_type`; bits become 0 and 255.
+
+    `corner` is the row and the column of the image where they begin, for messages.
+    """
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
     target = result_type(array.dtype, path)
@@ -186,7 +196,7 @@ def plain_type(array: np.ndarray, path: str | Path) -> np.ndarray:
         array = array.astype(target, copy=False)
     if target == np.float32 and not np.isfinite(array).all():
         bad = np.argwhere(~np.isfinite(array))
-        row, column = bad[0][1:3]
+        row, column = bad[0][1:3] + corner
         raise UserError(
             f"{path}: {len(bad)} values are NaN or infinite, the first at row {row}, column "
             f"{column}; mend or remove the file"

@@ -49,6 +49,8 @@ def mask_values(mask: np.ndarray, colors: bool, name: str) -> np.ndarray:
         raise UserError(
             f"{name}: is coloured; set data.mask_kind colors and data.class_colors to the colour "
             f"of each class, in order; it holds {listed(found)}"
+            + "; set data.nearest_color true too, as it was saved as JPEG"
+            * name.endswith((".jpg", ".jpeg"))
         )
     values = mask[..., 0]
     if values.dtype.kind == "f" and (values == values.round()).all():
@@ -206,7 +208,13 @@ def find_code(config: PairDataConfig, found: np.ndarray, tops: Mapping[float, fl
         if len(values) < 2:
             raise UserError("data.mask_kind colors: list each class's colour in data.class_colors")
     if kind == "classes":
-        values = _indices(found, stated)
+        last = stated - 1 if stated else found.max()
+        if last >= MOST_CLASSES:
+            raise UserError(
+                f"value {last} is no class index below {MOST_CLASSES}; list data.mask_values, or "
+                "set data.mask_kind instances if the masks number objects"
+            )
+        values = tuple(range(int(last) + 1))
     if len(values) > MOST_CLASSES:
         raise UserError(f"{len(values)} classes are too many; at most {MOST_CLASSES} are written")
     if len(set(values)) < len(values):
@@ -220,7 +228,8 @@ def find_code(config: PairDataConfig, found: np.ndarray, tops: Mapping[float, fl
                 "data.mask_kind threshold: masks of several types, which hold values up to "
                 f"{held}; save all with one type"
             )
-    names = _NAMES.get(kind) or tuple(_value_name(kind, value) for value in values)
+    form = {"classes": "class {}", "colors": "#{:06x}"}.get(kind, "value {}")
+    names = _NAMES.get(kind) or tuple(form.format(value) for value in values)
     named, colored = len(config.class_names), len(config.class_colors)
     counts = {"num_classes": config.num_classes, "class_names": named, "class_colors": colored}
     for setting, count in counts.items():
@@ -238,21 +247,6 @@ def find_code(config: PairDataConfig, found: np.ndarray, tops: Mapping[float, fl
     nearest = config.nearest_color and kind == "colors"
     ignore, width = ignored_value(config), config.boundary_width
     return MaskCode(kind, names, values, ignore, width, half, nearest)
-
-
-def _indices(found: np.ndarray, stated: int) -> tuple[int, ...]:
-    """0 to K - 1, as stated or as the masks' largest value says."""
-    last = stated - 1 if stated else found.max()
-    if last >= MOST_CLASSES:
-        raise UserError(
-            f"value {last} is no class index below {MOST_CLASSES}; list data.mask_values, or set "
-            "data.mask_kind instances if the masks number objects"
-        )
-    return tuple(range(int(last) + 1))
-
-
-def _value_name(kind: MaskKind, value: int) -> str:
-    return {"classes": f"class {value}", "colors": f"#{value:06x}"}.get(kind, f"value {value}")
 
 
 def ignored_value(config: PairDataConfig) -> int | None:

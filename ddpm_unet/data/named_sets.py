@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import gzip
-import hashlib
 import inspect
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,17 +16,14 @@ import numpy as np
 from typing_extensions import override
 
 from ddpm_unet.data.collection import (
-    CACHE,
-    INDEXED,
-    NO_INDEX,
     ArrayCollection,
+    Index,
     ItemCollection,
+    Known,
     info_table,
     infos_of,
-    load_index,
+    kinds_of,
     one_at_a_time,
-    save_index,
-    with_progress,
 )
 from ddpm_unet.data.dataset import find_columns
 from ddpm_unet.data.images import ImageInfo
@@ -142,9 +138,7 @@ class Rows(ItemCollection):
     def __init__(self, rows: Any, title: str, column: str) -> None:
         from datasets import Image
 
-        said = f"{rows._fingerprint} {column} colours"
-        key = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
-        self._index = CACHE / "rows" / f"{key}.npz"
+        self._index = Index("rows", rows._fingerprint, column)
         self._files = [file["filename"] for file in rows.cache_files]
         self.encoded = isinstance(rows.features[column], Image)
         rows = rows.select_columns([column])
@@ -163,9 +157,9 @@ class Rows(ItemCollection):
         return self._file(Reading().read, index, **self.images[index][self.column])
 
     @override
-    def info(self, index: int) -> ImageInfo:
+    def _info(self, index: int) -> ImageInfo:
         if not self.encoded:
-            return super().info(index)
+            return super()._info(index)
         return self._file(Reading().info, index, **self.images[index][self.column])
 
     def _file(self, read: Callable[..., T], index: int, bytes: Any, path: str | None) -> T:
@@ -176,35 +170,29 @@ class Rows(ItemCollection):
         return read(name if path is None or bytes is not None else path, bytes)
 
     @override
-    def infos(self, indices: np.ndarray | None = None) -> tuple[list[ImageInfo], np.ndarray]:
+    def _look(self) -> Known:
         if not self.encoded:
-            return super().infos(indices)
-        with one_at_a_time(self._index):
-            try:
-                index = load_index(self._index)
-            except NO_INDEX:
-                kinds, which = self._look()
-                index = {"kinds": info_table(kinds), "which": which}
-                if len(self) >= INDEXED:
-                    save_index(self._index, **index)
-        which = index["which"]
-        return infos_of(index["kinds"]), which if indices is None else which[indices]
+            return super()._look()
+        with one_at_a_time(self._index.path):
+            if index := self._index.load():
+                return infos_of(index["kinds"]), index["which"]
+            kinds, which = kinds_of(self._headers(), len(self))
+            if len(self) >= Index.smallest:
+                self._index.save(kinds=info_table(kinds), which=which)
+            return kinds, which
 
-    def _look(self) -> tuple[list[ImageInfo], np.ndarray]:
+    def _headers(self) -> Iterator[ImageInfo]:
         import pyarrow
 
-        def found() -> Iterator[ImageInfo]:
-            for batch in self.images.with_format("arrow").iter(1000):
-                for cell in batch[self.column]:
-                    content = cell["bytes"]
-                    data = pyarrow.BufferReader(content.as_buffer()) if content.is_valid else None
-                    yield self._file(Reading().info, len(which), data, cell["path"].as_py())
-
-        kinds: dict[ImageInfo, int] = {}
-        which: list[int] = []
-        for info in with_progress(found(), len(self), "looking at images"):
-            which.append(kinds.setdefault(info, len(kinds)))
-        return list(kinds), np.array(which, np.int32)
+        cells = (
+            cell
+            for batch in self.images.with_format("arrow").iter(1000)
+            for cell in batch[self.column]
+        )
+        for index, cell in enumerate(cells):
+            content = cell["bytes"]
+            data = pyarrow.BufferReader(content.as_buffer()) if content.is_valid else None
+            yield self._file(Reading().info, index, data, cell["path"].as_py())
 
 
 def fashion_mnist(

@@ -17,7 +17,7 @@ from ddpm_unet.data.folder import list_images, natural, split_ending, with_dims
 from ddpm_unet.data.images import ImageInfo
 from ddpm_unet.data.masks import half_of, mask_values
 from ddpm_unet.data.pixels import check_channels
-from ddpm_unet.data.reading import TIFF_EXTENSIONS, Reading, is_bio, volume_space
+from ddpm_unet.data.reading import TIFF_EXTENSIONS, Reading, check_together, is_bio
 from ddpm_unet.errors import UserError
 
 POINTS = "points"
@@ -218,7 +218,12 @@ def _modalities(images: Files, masks: Files, pairing: Pairing) -> Files:
         for number in wanted
         if number not in files
     ]
-    return {name: tuple(files[n] for n in sorted(files)) for name, files in found.items()}
+    joined: Files = {}
+    for name, files in found.items():
+        number, path = next(iter(files.items()))
+        before, _, after = path.rpartition(f"_{number}")
+        joined[name] = (f"{before}_{{{','.join(wanted)}}}{after}",)
+    return joined
 
 
 def _objects(images: Files, masks: Files, config: PairDataConfig) -> Files:
@@ -253,15 +258,16 @@ def _add_pairs(
     """A pair of each image and mask of one name, or of each page of theirs."""
     own = Reading(config.dims, config.max_pixels, config.channel_names, keep_palette=finished)
     values = config.mask_kind not in ("colors", "images")
-    masking = Reading(config.dims, config.max_pixels, keep_palette=values)
+    masking, stacks = Reading(config.dims, config.max_pixels, keep_palette=values), 0
     for name in sorted(images.keys() & masks.keys(), key=natural):
-        (image, *further), (mask, *_) = images[name], masks[name]
+        (image,), (mask, *_) = images[name], masks[name]
         try:
-            info = _info(image, replace(own, channels=()) if further else own)
+            info = _info(image, own)
             pages = (info.depth or 1) if config.dims == 2 else 1
             check_channels(info, config.channel_count, image)
             if config.dims == 3:
-                _check_space(info.along(3), image, (*further, *masks[name]), config)
+                check_together((image, *masks[name]))
+                _check_turns(info.along(3), image, config)
             elif pages != (mask_pages := _info(mask, masking).depth or 1):
                 raise UserError(
                     f"{mask}: has {mask_pages} pages, {image} {pages}; make them the same"
@@ -269,26 +275,24 @@ def _add_pairs(
         except UserError as error:
             pairing.faults.append(str(error))
             continue
+        stacks += pages > 1
         for page in [None] if pages == 1 else range(pages):
             number = "" if page is None else f"{page:0{len(str(pages - 1))}}"
             full, at = (f"{name}/{number}", f" page {number}") if number else (name, "")
-            read_image = Stored(images[name], own, page)
-            read_mask = Stored(masks[name], masking, page, pairing.objects)
+            read_image = partial(_read, own, page, image)
+            read_mask = partial(_read, masking, page, mask)
+            if pairing.objects:
+                read_mask = partial(_read_objects, masking, page, masks[name])
             spacing = info.along(config.dims)
             pairing.pairs.append(Pair(full, image + at, mask + at, read_image, read_mask, spacing))
+    if stacks:
+        pairing.notes.append(
+            "the pages of a stack are images of their own; of volumes set data.dims 3"
+        )
 
 
-def _check_space(
-    spacing: tuple[float, ...] | None, image: str, others: Sequence[str], config: PairDataConfig
-) -> None:
-    """Refuse volumes that do not lie on their image, and turns of voxels that are no squares."""
-    space = volume_space(image)
-    for path, other in zip(others, map(volume_space, others), strict=True):
-        if space and other and space.size == other.size and not space.agrees(other):
-            raise UserError(
-                f"{path} ({image}): its voxels lie elsewhere than its image's (the affines "
-                "differ); resample it"
-            )
+def _check_turns(spacing: tuple[float, ...] | None, image: str, config: PairDataConfig) -> None:
+    """Refuse quarter turns of voxels that are no squares."""
     if spacing is None:
         return
     _, y, x = spacing
@@ -305,49 +309,21 @@ def _info(path: str, reading: Reading) -> ImageInfo:
     return (replace(reading, dims=3) if stack else reading).info(path)
 
 
-@dataclass(frozen=True)
-class Stored:
-    """Reads one image or mask, of which several files hold a channel each or an object each.
+def _read_objects(reading: Reading, page: int | None, files: Sequence[str]) -> np.ndarray:
+    """The objects of an image, numbered; where several lie, the last counts."""
+    masks = [mask_values(_read(reading, page, file), False, file) for file in files]
+    numbered = np.zeros(masks[0].shape, np.uint16)
+    for number, (file, values) in enumerate(zip(files, masks, strict=True), start=1):
+        if values.shape != numbered.shape:
+            raise UserError(f"{file}: has not the size of {files[0]}; save it at the image's size")
+        numbered[values > half_of(values)] = number
+    return numbered[..., None]
 
-    Of stacks it is one page.
-    """
 
-    files: tuple[str, ...]
-    reading: Reading
-    page: int | None = None
-    objects: bool = False
-
-    def __call__(self) -> np.ndarray:
-        """`[(D,) H, W, C]`; objects are numbered, and where several lie, the last counts."""
-        first = self.files[0]
-        if self.objects:
-            return self._numbered()
-        if len(self.files) > 1 and self.reading.channels:
-            raise UserError(
-                f"{first}: is of one channel in files of several; choose none by data.channels"
-            )
-        arrays = [self._read(file) for file in self.files]
-        for file, array in zip(self.files, arrays, strict=True):
-            if (array.shape[:-1], array.dtype) != (arrays[0].shape[:-1], arrays[0].dtype):
-                raise UserError(f"{file}: has not the size and type of {first}; resample it")
-        return np.concatenate(arrays, axis=-1) if len(arrays) > 1 else arrays[0]
-
-    def _numbered(self) -> np.ndarray:
-        numbered = np.zeros(0, np.uint16)
-        for number, file in enumerate(self.files, start=1):
-            values = mask_values(self._read(file), False, file)
-            numbered = np.zeros(values.shape, np.uint16) if number == 1 else numbered
-            if values.shape != numbered.shape:
-                raise UserError(
-                    f"{file}: has not the size of {self.files[0]}; save it at the image's size"
-                )
-            numbered[values > half_of(values)] = number
-        return numbered[..., None]
-
-    def _read(self, file: str) -> np.ndarray:
-        if self.page is None:
-            return self.reading.read(file)
-        return _stack(replace(self.reading, dims=3), file)[self.page]
+def _read(reading: Reading, page: int | None, path: str) -> np.ndarray:
+    if page is None:
+        return reading.read(path)
+    return _stack(replace(reading, dims=3), path)[page]
 
 
 @lru_cache(maxsize=2)
@@ -375,11 +351,6 @@ def _builtin_pair(config: PairDataConfig) -> Pair:
     part: histology.Part = "all" if config.include_held_out else "train"
     if config.images == histology.HELD_OUT:
         part = "held_out"
-    field = "types" if config.masks == histology.TYPE_MASKS else "instances"
-    image, mask = partial(_builtin_array, part, "image"), partial(_builtin_array, part, field)
+    what: histology.What = "types" if config.masks == histology.TYPE_MASKS else "instances"
+    image, mask = (partial(histology.micrograph, part, kind) for kind in ("image", what))
     return Pair(histology.NEST, histology.NEST, f"{histology.NEST} ({config.masks})", image, mask)
-
-
-def _builtin_array(part: histology.Part, field: str) -> np.ndarray:
-    array: np.ndarray = getattr(histology.labelled(part), field)
-    return array if array.ndim == 3 else array.astype(np.uint16)[..., None]

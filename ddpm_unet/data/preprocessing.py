@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from ddpm_unet.config import ImageDataConfig, PairDataConfig, ValueRange
 from ddpm_unet.config.data import check_data_settings
 from ddpm_unet.config.reading import from_plain, read_json
+from ddpm_unet.data.folder import split_ending
 from ddpm_unet.data.pixels import convert_channels, normalised, to_unit
 from ddpm_unet.data.volumes import alike, in_mm
 from ddpm_unet.errors import UserError
@@ -103,6 +104,9 @@ class Preprocessing:
     sure: float | None = None
     """With `objects`, least probability of an interior, as validation images chose it, if any."""
 
+    channel_files: tuple[str, ...] = ()
+    """Where images lay in a file for each channel, what ends their names: 0000, 0001."""
+
     def write(self, folder: Path) -> None:
         """Keep it in a model's folder."""
         replace_json(folder / FILE, asdict(self))
@@ -130,6 +134,17 @@ class Preprocessing:
         if self.value_range != "percentiles":
             return None
         return partial(normalised, value_range=self.value_range)
+
+    def images(self, paths: Iterable[Path]) -> list[Path]:
+        """The images in files, in order: case_{0000,0001}.png of all files of such channels."""
+        found = dict[Path, None]()
+        for path in paths:
+            stem, ending = split_ending(path)
+            before, _, number = stem.rpartition("_")
+            if number in self.channel_files:
+                path = Path(f"{before}_{{{','.join(self.channel_files)}}}{ending}")
+            found[path] = None
+        return list(found)
 
     def to_unit(self, pixels: np.ndarray, name: str) -> np.ndarray:
         """Pixels `[..., C]` of a file to `float32 [..., channels]` in [-1, 1]."""
@@ -162,7 +177,7 @@ class Preprocessing:
         factors = np.divide(spacing, self.spacing)
         if np.abs(np.log2(factors)).max() > 4:
             raise UserError(
-                f"{name}: has pixels of {in_mm(spacing)}, the model was trained on "
+                f"{name}: has pixels of {in_mm(spacing)}, those of the training are of "
                 f"{in_mm(self.spacing)}; give spacing in millimetres"
             )
         return tuple((factors * self.scale).tolist())

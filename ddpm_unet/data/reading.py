@@ -1,12 +1,13 @@
 """Reads any image, stack or volume, exactly and with every fault named.
 
-Names decide on NIfTI, OME-Zarr, CZI and ND2, the content on all else. See `tiff`, `volumes` and
-`bio` for these formats, and `images` for PNG, JPEG, WebP, GIF and BMP.
+Names decide on NIfTI, OME-Zarr, CZI and ND2, the content on all else. See `tiff` and
+`volumes` for these formats, and `images` for PNG, JPEG, WebP, GIF and BMP.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,10 +18,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ddpm_unet.data.bio import READERS, BioFile
 from ddpm_unet.data.images import ImageFile, ImageInfo, PillowFile, check_pixels, faults_named
 from ddpm_unet.data.tiff import MAGIC, TiffFile
-from ddpm_unet.data.volumes import NiftiFile, Space
+from ddpm_unet.data.volumes import READERS, BioFile, NiftiFile, Space
 from ddpm_unet.errors import UserError
 
 NIFTI_EXTENSIONS = (".nii", ".nii.gz")
@@ -31,6 +31,8 @@ FLAT_EXTENSIONS = frozenset(
 )
 IMAGE_EXTENSIONS = FLAT_EXTENSIONS.union(TIFF_EXTENSIONS, BIO_EXTENSIONS)
 VOLUME_EXTENSIONS = frozenset((*NIFTI_EXTENSIONS, *TIFF_EXTENSIONS, *BIO_EXTENSIONS))
+CHANNEL_FILES = re.compile(r"(.+_)\{([0-9,]+)\}(.*)", re.DOTALL)
+"""The path of an image in files of a channel each: case_{0000,0001}.png."""
 Data = bytes | BinaryIO | None
 
 
@@ -53,7 +55,7 @@ class Reading:
     keep_palette: bool = False
 
     def read(self, path: str | Path, data: Data = None) -> np.ndarray:
-        """Decode a file, or what it holds (`data`; the path is then for messages).
+        """Decode the `files_of` an image, or what one holds (`data`; its path is for messages).
 
         EXIF and TIFF orientation are applied, NIfTI is turned as in `NiftiFile`. Palettes become
         RGB, or RGBA where the palette has transparency. 1, 2 and 4 bits of grey become 0 to 255; 9
@@ -68,6 +70,9 @@ class Reading:
             UserError: Damaged, too large, CMYK or of another colour space that has no single
                 conversion to RGB, animated, of many pages where dims is 2, NaN or infinite.
         """
+        if data is None and len(files := files_of(path)) > 1:
+            alone = replace(self, channels=())
+            return np.concatenate([alone.read(each) for each in files], axis=-1)
         with self._open(path, data) as file:
             self._check(file)
             array = file.read(self.keep_palette)
@@ -79,6 +84,16 @@ class Reading:
         With `in_pieces` it says so of images whose windows can be read alone; they may be of any
         size.
         """
+        if data is None and len(files := files_of(path)) > 1:
+            if self.channels:
+                raise UserError(f"{path}: files hold a channel each; choose none by data.channels")
+            check_together(files)
+            first, *others = map(self.info, files)
+            for name, other in zip(files[1:], others, strict=True):
+                if (other.size, other.dtype) != (first.size, first.dtype):
+                    raise UserError(f"{name}: has not the size and type of {files[0]}; resample it")
+            count = first.channels + sum(other.channels for other in others)
+            return replace(first, channels=count, colors=False)
         with self._open(path, data) as file:
             if not (in_pieces and file.info.in_pieces):
                 self._check(file)
@@ -90,12 +105,22 @@ class Reading:
         The file stays open for a while in each process.
         """
         with faults_named(path):
-            return self.kept_open(path).window(corner, size)
+            return self._kept_open(path).window(corner, size)
 
-    def kept_open(self, path: str | Path) -> ImageFile:
-        """An open file, which may be used for as long as it is not closed or changed."""
+    @contextmanager
+    def opened(self, path: str | Path) -> Iterator[ImageFile]:
+        """A TIFF, or what bioio reads, open for as long as the context lasts."""
+        with faults_named(path):
+            file = self._kept_open(path) if is_bio(path) else _open_file(self, path)
+        try:
+            yield file
+        finally:
+            file.close()
+
+    def _kept_open(self, path: str | Path) -> ImageFile:
+        """Likewise for a while, unless it changes."""
         found = os.stat(path)
-        return _kept_open(self, path, os.getpid(), found.st_mtime_ns, found.st_size)
+        return _kept_file(self, path, os.getpid(), found.st_mtime_ns, found.st_size)
 
     def _check(self, file: ImageFile) -> None:
         shape = file.shape if self.dims == 3 else file.shape[1:]
@@ -106,7 +131,7 @@ class Reading:
         stack = self.dims == 3
         with faults_named(path):
             if data is None and is_bio(path):
-                yield self.kept_open(path)
+                yield self._kept_open(path)
                 return
             flat = data is not None or not (stack and is_nifti(path))
             with BytesIO(data) if isinstance(data, bytes) else data or _opened(path) as file:
@@ -124,12 +149,16 @@ class Reading:
                     yield PillowFile(file, path, self.channels)
 
 
-@lru_cache(maxsize=16)
-def _kept_open(reading: Reading, path: str | Path, *version: int) -> ImageFile:
+def _open_file(reading: Reading, path: str | Path) -> ImageFile:
     stack, level, channels = reading.dims == 3, reading.level, reading.channels
     if is_bio(path):
         return BioFile(path, stack, level, channels)
     return TiffFile(path, path, stack, level, channels)
+
+
+@lru_cache(maxsize=16)
+def _kept_file(reading: Reading, path: str | Path, *version: int) -> ImageFile:
+    return _open_file(reading, path)
 
 
 def read_image(
@@ -152,8 +181,32 @@ def image_info(
     return Reading(dims, max_pixels, tuple(channels)).info(path)
 
 
+def files_of(path: str | Path) -> list[str]:
+    """The files of an image: of case_{0000,0001}.png one for each channel."""
+    found = CHANNEL_FILES.fullmatch(str(path))
+    return [f"{found[1]}{n}{found[3]}" for n in numbers_of(path)] if found else [str(path)]
+
+
+def numbers_of(path: str | Path) -> tuple[str, ...]:
+    """What tells the `files_of` an image apart; empty for one file."""
+    found = CHANNEL_FILES.fullmatch(str(path))
+    return tuple(found[2].split(",")) if found else ()
+
+
+def check_together(files: Sequence[str]) -> None:
+    """Refuse volumes whose voxels do not lie where those of the first one do."""
+    space = volume_space(files[0])
+    for path, other in zip(files[1:], map(volume_space, files[1:]), strict=True):
+        if space and other and space.size == other.size and not space.agrees(other):
+            raise UserError(
+                f"{path} ({files[0]}): its voxels lie elsewhere than its image's (the affines "
+                "differ); resample it"
+            )
+
+
 def volume_space(path: str | Path) -> Space | None:
     """Where the voxels of a NIfTI file lie; None for others, which do not say."""
+    path = files_of(path)[0]
     with faults_named(path):
         return NiftiFile(path).space if is_nifti(path) else None
 

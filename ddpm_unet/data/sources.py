@@ -11,6 +11,7 @@ What a source holds out, and no training sees unless `data.include_held_out` say
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,7 @@ from ddpm_unet.data.conditioning import ConcatCondition, ConditionImages, Sequen
 from ddpm_unet.data.folder import Folder, Shards, shard_paths, with_dims
 from ddpm_unet.data.image_set import Fit, ImageSet, open_collection
 from ddpm_unet.data.named_sets import FASHION, fashion_mnist, huggingface_set, torchvision_set
+from ddpm_unet.data.reading import Reading
 from ddpm_unet.data.stream import Grid, Stream
 from ddpm_unet.errors import UserError
 
@@ -35,8 +37,7 @@ NAMED = ("builtin:", "torchvision:", "huggingface:")
 
 def open_images(config: ImageDataConfig) -> ImageSet:
     """The images to train on; a setting, a folder or an image at fault is a UserError."""
-    config = with_dims(config, config.source)
-    check_settings(config)
+    config = settled(config)
     return _open(source_images(config), config)
 
 
@@ -62,8 +63,7 @@ def held_out(config: ImageDataConfig) -> Grid | None:
     """The windows kept for validation, or None where the source keeps nothing (see above) or,
     in builtin:histology, windows are larger than what is kept.
     """
-    config = with_dims(config, config.source)
-    check_settings(config)
+    config = settled(config)
     collection = _collection(config, "held out")
     return Grid(_open(collection, config)) if collection else None
 
@@ -86,8 +86,9 @@ def concat_condition(config: ImageDataConfig, images: ImageSet) -> ConcatConditi
     return ConcatCondition("image", images.condition.layout.channels)
 
 
-def check_settings(config: ImageDataConfig) -> None:
-    """Refuse settings that no image set could satisfy."""
+def settled(config: ImageDataConfig) -> ImageDataConfig:
+    """The settings with the dims of their files; those that no set could satisfy are refused."""
+    config = with_dims(config, config.source)
     check_data_settings(config)
     condition, classes = config.condition, config.condition_classes
     kind, _, factor = (condition or "").partition(":")
@@ -139,6 +140,7 @@ def check_settings(config: ImageDataConfig) -> None:
     }
     for fault in (fault for fault, present in faults.items() if present):
         raise UserError(f"data.{fault}")
+    return config
 
 
 def _open(collection: Collection, config: ImageDataConfig) -> ImageSet:
@@ -157,7 +159,9 @@ def _open(collection: Collection, config: ImageDataConfig) -> ImageSet:
         classes = config.condition_classes
         found = ConditionImages(collection, condition, config.dims, classes, most)
     if found is not None:
-        images.condition = open_collection(found, fit.of_conditions(), *limits)
+        images.condition = open_collection(
+            found, replace(fit, channels=None, value_range=None), *limits
+        )
     if config.context is not None:
         images.context = Sequences.of_images(collection, config.context, config.text_encoder)
     return images
@@ -167,19 +171,16 @@ def _collection(config: ImageDataConfig, part: Share) -> Collection | None:
     """A part of the source, None where it holds nothing out; its note says what is held out."""
     kind, _, name = config.source.partition(":")
     if f"{kind}:" not in NAMED:
+        opened: type[Folder] = Folder
         if shard_paths(config.source):
             if config.dims == 3 or config.level or config.channel_names:
                 raise UserError(
                     f"{config.source}: tar files have images; set data.dims 2 and level 0, and "
                     "choose no channels"
                 )
-            folder: Folder = Shards(config.source, config.max_pixels, config.class_labels)
-        else:
-            folder = Folder(
-                config.source, config.max_pixels, config.class_labels, config.dims, config.level,
-                config.channel_names,
-            )  # fmt: skip
-        return _hashed_part(folder, part)
+            opened = Shards
+        reading = Reading(config.dims, config.max_pixels, config.channel_names, config.level)
+        return _hashed_part(opened(config.source, reading, config.class_labels), part)
     if part == "all":
         parts = [_collection(config, "train"), _collection(config, "held out")]
         both = Selection(*((found, None) for found in parts if found))

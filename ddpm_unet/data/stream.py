@@ -177,7 +177,8 @@ class Stream(PositionStream):
     def _counts(self, images: Any) -> np.ndarray:
         if images.sizes is None or self.size is None:
             return np.ones(len(images), np.int64)
-        return window_counts(images.sizes, self.size)
+        area = self.size ** images.sizes.shape[1]
+        return np.maximum(1, images.sizes.prod(1) // area)
 
     @override
     def __getitems__(self, positions: Positions) -> Batch:
@@ -199,7 +200,9 @@ class Stream(PositionStream):
         first = stacked or (items[0] if items else self.images.item(0))
         for key in (key for key in first if key not in WHOLE):
             if stacked:
-                planes = cut_windows(stacked[key], windows, space)
+                axes = tuple(range(-len(space), 0))
+                every = sliding_window_view(stacked[key], space, axis=axes)
+                planes = every[(numbers, slice(None), *windows.corner.T)]
             else:
                 leading = first[key].shape[: -len(space)]
                 planes = np.empty((len(items), *leading, *space), first[key].dtype)
@@ -270,12 +273,22 @@ class Stream(PositionStream):
     def _windows(
         self, numbers: np.ndarray, items: Sequence[dict[str, Any]], positions: np.ndarray
     ) -> Windows:
+        """A random one of each image, any place as likely as another; of small ones the middle."""
+
+        def draw(purpose: str, high: int | np.ndarray) -> np.ndarray:
+            return integers(self.seed, f"data/{purpose}", positions, high)
+
         spare = self._spare(numbers, items)
-        flips = [self.flips and not self.images.resized] * (len(self.space) - 1) + [self.flips]
-        room = np.maximum(spare, 0) + 1
-        found = random_windows(room, numbers, flips, self.rot90, self.seed, positions)
-        centred = np.where(spare < 0, spare // 2, found.corner)  # where it is too small
-        return found._replace(corner=centred)
+        axes, room = spare.shape[1], np.maximum(spare, 0) + 1
+        corner, mirrored = np.minimum(spare, 0) // 2, np.zeros(spare.shape, dtype=bool)
+        for axis, name in enumerate(CORNER[-axes:]):
+            if (room[:, axis] > 1).any():
+                corner[:, axis] += draw(name, room[:, axis])
+        for axis, name in enumerate(MIRRORED[-axes:]):
+            if self.flips and (axis == axes - 1 or not self.images.resized):
+                mirrored[:, axis] = draw(name, 2)
+        quarters = draw("turns", 4) if self.rot90 else np.zeros(len(spare), dtype=np.int64)
+        return Windows(numbers, corner, quarters, mirrored)
 
     def _spare(self, numbers: np.ndarray, items: Sequence[dict[str, Any]]) -> np.ndarray:
         """By how much images are larger than a window, `int64 [B, axes]`."""
@@ -311,9 +324,15 @@ class Grid(Stream):
     """
 
     def _counts(self, images: Any) -> np.ndarray:
-        known = images.sizes is not None and self.size
-        self._grid = grid_windows(images.sizes, self.size) if known else None
-        return np.ones(len(images) if self._grid is None else len(self._grid.image), np.int64)
+        self._grid: Windows | None = None
+        if images.sizes is None or self.size is None:
+            return np.ones(len(images), np.int64)
+        size, places = self.size, []
+        for number, lengths in enumerate(images.sizes.tolist()):
+            corners = product(*(range(0, n - size + 1, size) for n in lengths))
+            places += [(number, *corner) for corner in corners]
+        self._grid = unturned(np.array(places)[:, 0], np.array(places)[:, 1:])
+        return np.ones(len(places), np.int64)
 
     def __len__(self) -> int:
         return self.epoch_length
@@ -343,11 +362,6 @@ def to_model_range(image: Tensor) -> Tensor:
     return image.float().div_(127.5).sub_(1) if image.dtype == torch.uint8 else image
 
 
-def window_counts(sizes: np.ndarray, size: int) -> np.ndarray:
-    """How many windows images of sizes `int64 [N, axes]` count for: their area over a window's."""
-    return np.maximum(1, sizes.prod(1) // size ** sizes.shape[1])
-
-
 def order(seed: int, positions: np.ndarray, length: int) -> np.ndarray:
     """The item at each position of the stream, `int64 [B]` in [0, length).
 
@@ -365,47 +379,6 @@ def order(seed: int, positions: np.ndarray, length: int) -> np.ndarray:
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.argsort(bits(seed, f"data/order/{epoch}", np.arange(length)), kind="stable")
-
-
-def random_windows(
-    room: np.ndarray,
-    image: np.ndarray,
-    flips: Sequence[bool],
-    rot90: bool,
-    seed: int,
-    positions: np.ndarray,
-) -> Windows:
-    """A random window of each position's image, `int64 [B]`, any place as likely as another.
-
-    `room` is the number of places of a window along each axis, `int64 [B, axes]`, at least 1.
-    """
-
-    def draw(purpose: str, high: int | np.ndarray) -> np.ndarray:
-        return integers(seed, f"data/{purpose}", positions, high)
-
-    axes = room.shape[1]
-    corner, mirrored = np.zeros_like(room), np.zeros(room.shape, dtype=bool)
-    for axis, name in enumerate(CORNER[-axes:]):
-        if (room[:, axis] > 1).any():
-            corner[:, axis] = draw(name, room[:, axis])
-    for axis, name in enumerate(MIRRORED[-axes:]):
-        if flips[axis]:
-            mirrored[:, axis] = draw(name, 2)
-    quarters = draw("turns", 4) if rot90 else np.zeros(len(room), dtype=np.int64)
-    return Windows(image, corner, quarters, mirrored)
-
-
-def cut_windows(images: np.ndarray, windows: Windows, space: Sequence[int]) -> np.ndarray:
-    """Windows `[B, C, *space]`, not turned yet, of images `[N, C, (D,) H, W]`."""
-    every = sliding_window_view(images, space, axis=tuple(range(-len(space), 0)))
-    return every[(windows.image, slice(None), *windows.corner.T)]
-
-
-def grid_windows(sizes: np.ndarray, size: int) -> Windows:
-    """All windows of a gapless grid from each image's top left corner, as they are."""
-    ranges = [[range(0, n - size + 1, size) for n in lengths] for lengths in sizes.tolist()]
-    places = np.array([(i, *corner) for i, each in enumerate(ranges) for corner in product(*each)])
-    return unturned(places[:, 0], places[:, 1:])
 
 
 def unturned(image: np.ndarray, corner: np.ndarray) -> Windows:

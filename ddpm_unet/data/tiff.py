@@ -37,6 +37,8 @@ from ddpm_unet.data.images import (
 from ddpm_unet.errors import UserError
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+LARGEST_PIECE = 2**24
+"""Pixels of a strip or tile that memory can hold a few times."""
 PIECES = 4
 """What is stored in fewer is decoded whole."""
 _WHITE_IS_ZERO, _BLACK_IS_ZERO = PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK
@@ -139,10 +141,12 @@ class TiffFile(ImageFile):
                 f"{path}: has {len(finest.levels)} resolutions, no level {level}; lower data.level"
             )
         self.series = finest.levels[level]
-        self.page = page = self.series.keyframe
+        page: Any = self.series.keyframe
+        self.page = page
         self.shape = self._stored_shape(stack)
         pages, height, width, count = self.shape
         about, tag = Metadata.of(self.file), page.tags.get(274)
+        self.resolution = about.resolution
         self.orientation = int(tag.value) if tag else 1
         spacing, dtype = about.spacing, result_type(self.series.dtype, path)
         if spacing:
@@ -164,9 +168,12 @@ class TiffFile(ImageFile):
         }
         self.info = ImageInfo(height, width, count, dtype, **known)
 
-    def __del__(self) -> None:
+    @override
+    def close(self) -> None:
         if hasattr(self, "file"):
             self.file.close()
+
+    __del__ = close
 
     @override
     def read(self, keep_palette: bool = False) -> np.ndarray:
@@ -181,17 +188,60 @@ class TiffFile(ImageFile):
 
     @override
     def window(self, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
-        page, ends = self.page, [start + n for start, n in zip(corner, size, strict=True)]
-        if any(end > n for end, n in zip(ends, self.info.size, strict=True)):
+        lengths = self.info.size
+        if any(start + n > most for start, n, most in zip(corner, size, lengths, strict=True)):
             super().window(corner, size)
+        numbers = range(corner[0], corner[0] + size[0]) if len(size) == 3 else range(1)
+        place, extent = corner[-2:], size[-2:]
+        values = np.stack([self._stored(number, place, extent) for number in numbers])
+        values = select_channels(self._meant(values, corner=place), self.numbers)
+        return values if len(size) == 3 else values[0]
+
+    @property
+    @override
+    def streams(self) -> bool:  # type: ignore[override]
+        """Whether rows can be read alone: plain values, of planes that are there to their end."""
+        page, series, end = self.page, self.series, self.file.filehandle.size
+        leading = series.axes.removesuffix(page.axes)
+        plain = (
+            (self.orientation, self.info.dtype) == (1, page.dtype)
+            and page.axes in ("YX", "YXS")
+            and len(leading) < 2
+            and leading not in ("C", "S")
+            and page.photometric in (_BLACK_IS_ZERO, PHOTOMETRIC.RGB)
+            and page.bitspersample > 4
+        )
+        if offset := plain and series.dataoffset:  # the planes lie one after the other
+            return offset + series.nbytes <= end
+        if not plain:
+            return False
+        parts: list[Any] = list(series.pages)
+        if math.prod(page.chunks[:2]) > LARGEST_PIECE or len(parts) != self.shape[0]:
+            return False
+        ends = (o + n for p in parts for o, n in zip(p.dataoffsets, p.databytecounts, strict=True))
+        return max(ends) <= end
+
+    def _stored(self, number: int, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
+        """The stored values `[H, W, S]` of a window of a plane."""
+        page, ends = self.page, [start + n for start, n in zip(corner, size, strict=True)]
+        if self.series.dataoffset and page.axes in ("YX", "YXS"):
+            row = page.imagewidth * page.samplesperpixel
+            start = self.series.dataoffset + number * page.nbytes
+            start += corner[0] * row * page.dtype.itemsize
+            stored = page.dtype.newbyteorder(self.file.byteorder)
+            with self._lock:
+                values = self.file.filehandle.read_array(stored, size[0] * row, start)
+            values = values.reshape(size[0], page.imagewidth, -1)[:, corner[1] : ends[1]]
+            return values.astype(page.dtype, copy=False)
+        part: Any = self.series.pages[number]
         (tall, wide), (down, across) = page.chunks[:2], self._pieces
         planes = page.samplesperpixel if page.planarconfig == 2 else 1
         rows = range(corner[0] // tall, -(-ends[0] // tall))
         columns = range(corner[1] // wide, -(-ends[1] // wide))
         places = list(product(range(planes), rows, columns))
         numbers = [(plane * down + row) * across + column for plane, row, column in places]
-        offsets = [page.dataoffsets[number] for number in numbers]
-        counts, read = [page.databytecounts[n] for n in numbers], self.file.filehandle.read_segments
+        offsets = [part.dataoffsets[number] for number in numbers]
+        counts, read = [part.databytecounts[n] for n in numbers], self.file.filehandle.read_segments
         with self._lock:
             stored = list(read(offsets, counts, indices=numbers, sort=False))
         values = np.full((*size, page.samplesperpixel), page.nodata, page.dtype)
@@ -205,7 +255,7 @@ class TiffFile(ImageFile):
             source = piece[0, max(-top, 0) :, max(-left, 0) :][: len(target), : target.shape[1]]
             channels = slice(plane, plane + 1) if planes > 1 else slice(None)
             target[: source.shape[0], : source.shape[1], channels] = source
-        return select_channels(self._meant(values[None])[0], self.numbers)
+        return values
 
     @property
     def _alone(self) -> bool:
@@ -220,7 +270,9 @@ class TiffFile(ImageFile):
         chunked: tuple[int, ...] = self.page.chunked
         return chunked[-2:] if self.page.planarconfig == 2 else chunked[:2]
 
-    def _meant(self, array: np.ndarray, keep_palette: bool = False) -> np.ndarray:
+    def _meant(
+        self, array: np.ndarray, keep_palette: bool = False, corner: Sequence[int] = (0, 0)
+    ) -> np.ndarray:
         """What stored values `[N, H, W, C]`, of the page or of a part of it, mean; not turned."""
         page, bits = self.page, self.page.bitspersample
         if page.photometric == PHOTOMETRIC.PALETTE:
@@ -238,7 +290,7 @@ class TiffFile(ImageFile):
                 array = ~array if bits == 1 else array.dtype.type(2**bits - 1) - array
             if bits in (2, 4):
                 array = array * np.uint8(255 // (2**bits - 1))
-        return plain_type(array, self.path)
+        return plain_type(array, self.path, corner)
 
     def _checked_series(self) -> tifffile.TiffPageSeries:
         """The image or stack that the file holds, at its finest."""
@@ -275,8 +327,8 @@ class TiffFile(ImageFile):
         pages = math.prod(extra)
         if pages > 1 and not stack:
             raise UserError(
-                f"{path}: has {pages} pages; save each as an image of its own, or store channels "
-                "as samples of one page"
+                f"{path}: has {pages} pages; save each as an image of its own, store channels "
+                "as samples of one page, or set data.dims 3 for a volume"
             )
         if len(extra) > 1:
             raise UserError(f"{path}: has axes {axes}; a stack may have one besides Y, X, C")

@@ -1,11 +1,17 @@
-"""Where the voxels of a volume lie, and NIfTI, which nibabel (extra `volumes`) decodes."""
+"""Formats of volumes, and where their voxels lie.
+
+nibabel, of the extra `volumes`, decodes NIfTI; bioio, of `bio`, OME-Zarr, CZI and ND2, of which no
+more is read than is asked for.
+"""
 
 from __future__ import annotations
 
 import gzip
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +22,17 @@ from ddpm_unet.data.images import (
     ImageFile,
     ImageInfo,
     channel_numbers,
+    faults_named,
     plain_type,
     result_type,
     select_channels,
 )
+from ddpm_unet.data.tiff import UNITS, known_spacing
 from ddpm_unet.errors import UserError
+
+READERS = {".zarr": "bioio_ome_zarr", ".czi": "bioio_czi", ".nd2": "bioio_nd2"}
+OPTIONS: dict[str, dict[str, Any]] = {"bioio_czi": {"chunk_dims": ["Y", "X"]}}
+"""So that of a CZI planes are read, not stacks."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +129,98 @@ class NiftiFile(ImageFile):
         return np.ascontiguousarray(plain_type(array, self.path))
 
 
+class BioFile(ImageFile):
+    """An open image or volume; of several resolutions one level.
+
+    Args:
+        path: The file, or the folder of a Zarr.
+        stack: Take several planes as a stack; else they are a fault.
+        level: 0 is the finest.
+        channels: Names or numbers of those wanted, see `channel_numbers`.
+    """
+
+    streams = True
+
+    def __init__(
+        self, path: str | Path, stack: bool = False, level: int = 0, channels: Sequence[str] = ()
+    ) -> None:
+        image, self.path = _image(path), path
+        if len(image.scenes) != 1:
+            raise UserError(
+                f"{path}: holds {len(image.scenes)} scenes; save each as a file of its own"
+            )
+        if level >= len(image.resolution_levels):
+            raise UserError(
+                f"{path}: has {len(image.resolution_levels)} resolutions, no level {level}; lower "
+                "data.level"
+            )
+        image.set_resolution_level(level)
+        sizes = dict(zip(image.dims.order, image.shape, strict=True))
+        pages = {axis: n for axis, n in sizes.items() if axis not in "YXCS"}
+        if sum(n > 1 for n in pages.values()) > 1:
+            raise UserError(
+                f"{path}: has axes {image.dims.order}; a stack may have one besides Y, X, C"
+            )
+        order = [*pages, "Y", "X", *(axis for axis in "CS" if axis in sizes)]
+        array = image.dask_data.transpose([image.dims.order.index(axis) for axis in order])
+        array = array.reshape(-1, sizes["Y"], sizes["X"], sizes["C"] * sizes.get("S", 1))
+        if not stack and len(array) > 1:
+            raise UserError(
+                f"{path}: has {len(array)} planes; save each as an image of its own, or set "
+                "data.dims 3"
+            )
+        names = tuple(map(str, image.channel_names or ()))
+        self.array: Any = select_channels(
+            array, channel_numbers(channels, names, array.shape[-1], path)
+        )
+        self.shape = depth, height, width, count = tuple(self.array.shape)
+        self.info = ImageInfo(
+            height, width, count, result_type(array.dtype, path), depth if stack else None,
+            in_pieces=True, spacing=_spacing(image), colors=count == 1 or sizes["C"] == 1,
+        )  # fmt: skip
+
+    @override
+    def read(self, keep_palette: bool = False) -> np.ndarray:
+        return self._part()
+
+    @override
+    def window(self, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
+        place = [slice(start, start + n) for start, n in zip(corner, size, strict=True)]
+        return self._part(*place) if len(place) == 3 else self._part(slice(0, 1), *place)[0]
+
+    def _part(self, *place: slice) -> np.ndarray:
+        with faults_named(self.path):
+            part = self.array[place].compute(scheduler="synchronous")
+            corner = [each.start or 0 for each in place[1:]] or (0, 0)
+            return plain_type(part, self.path, corner)
+
+
+def _image(path: str | Path) -> Any:
+    name = READERS[os.path.splitext(path)[1].lower()]
+    try:
+        from bioio import BioImage
+
+        reader = import_module(name).Reader
+    except ImportError as error:
+        raise UserError(
+            f"{path}: needs bioio and {name} ({error}); pip install 'ddpm-unet[bio]'"
+        ) from None
+    return BioImage(path, reader=reader, **OPTIONS.get(name, {}))
+
+
+def _spacing(image: Any) -> tuple[float, ...] | None:
+    """Millimetres along (planes,) rows and columns; without a unit CZI and ND2 count in µm."""
+    zarr, lengths = READERS[".zarr"] in type(image.reader).__module__, []
+    for axis in "ZYX":
+        unit = getattr(getattr(image.dimension_properties, axis), "unit", None)
+        if unit is None:
+            factor = 0.0 if zarr else UNITS["um"]
+        else:  # of pint
+            factor = float((1 * unit).to("millimeter").magnitude)
+        lengths.append((getattr(image.physical_pixel_sizes, axis) or 0.0) * factor)
+    return known_spacing(lengths)
+
+
 def write_nifti(path: Path, volume: np.ndarray, space: Space | None = None) -> None:
     """Write a compressed volume `[(C,) D, H, W]`; the same values always give the same bytes.
 
@@ -140,22 +244,21 @@ def spacing_of(
     spacings: Sequence[Sequence[float]] | np.ndarray,
     said: float | tuple[float, ...] | None = None,
     dims: int = 3,
-) -> tuple[tuple[float, ...] | None, str]:
-    """The spacing of all, None where it differs by more than 3 %; and its range for messages.
+) -> tuple[tuple[float, ...] | None, str, bool]:
+    """The spacing that is `said` of `dims` axes, else the median of all, None where none is known.
 
-    Without any it is what is `said` of `dims` axes, which must not contradict them.
+    And the range of all for messages, and whether all have that spacing, to 3 %.
     """
     own = said if isinstance(said, tuple | None) else (float(said),) * dims
     if not len(spacings):
-        return own, in_mm(own) if own else "unknown size"
+        return own, in_mm(own) if own else "unknown size", True
     found = np.array(spacings)
     low, high = found.min(0), found.max(0)
     shown = in_mm(high)
     if in_mm(low) != shown:
         shown = f"{in_mm(low).removesuffix(' mm')} to {shown}"
-    if own and not (alike(own, low) and alike(own, high)):
-        raise UserError(f"data.spacing {in_mm(own)}: the files say {shown}; leave it out")
-    return tuple(np.median(found, axis=0).tolist()) if alike(low, high) else None, shown
+    same = alike(own, low) and alike(own, high) if own else alike(low, high)
+    return own or tuple(np.median(found, axis=0).tolist()), shown, same
 
 
 def alike(one: Sequence[float], other: Sequence[float]) -> bool:

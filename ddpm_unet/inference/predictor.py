@@ -22,6 +22,7 @@ from ddpm_unet.data.pixels import check_channels
 from ddpm_unet.data.points import PointSet, from_grid, read_points, to_grid
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.reading import (
+    files_of,
     image_info,
     is_bio,
     is_nifti,
@@ -411,7 +412,7 @@ class Predictor:
             read_points(path)
             return
         if self.dims == 3:
-            _check_volume(path)
+            _check_volume(files_of(path)[0])
         info = self._info(path)
         check_channels(info, own.channels, path.name)
         own.check_depth(info.dtype, math.inf, path.name)
@@ -437,12 +438,13 @@ class Predictor:
             UserError: It cannot be read, or with a network of volumes is none.
         """
         if self.dims == 3:
-            _check_volume(path)
+            _check_volume(files_of(path)[0])
         own, spacing, name = self.preprocessing, self.spacing_of(path), path.name
+        first = files_of(path)[0]
         about: dict[str, Any] = {
-            "tiff": is_tiff(path) or is_bio(path),
+            "tiff": is_tiff(first) or is_bio(path),
             "interior": own.objects is not None,
-            "spacing": spacing or lengths_of(path),
+            "spacing": spacing or lengths_of(first),
             "label": self._label(spacing, name),
         }
         if self.dims == 3:
@@ -526,7 +528,7 @@ class OpenFile:
     """Gives objects their numbers."""
 
 
-def _check_volume(path: Path) -> None:
+def _check_volume(path: str | Path) -> None:
     if not (is_tiff(path) or is_nifti(path) or is_bio(path)):
         raise UserError(
             f"{path}: is no volume; give NIfTI, OME-Zarr, CZI, ND2 or a TIFF of a page per plane"

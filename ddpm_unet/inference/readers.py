@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import tifffile
 import torch
 from torch import Tensor
 
-from ddpm_unet.data.bio import BioFile, BioPlane
-from ddpm_unet.data.images import channel_numbers
+from ddpm_unet.data.images import ImageFile, faults_named
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.data.reading import Reading, is_bio, is_tiff, read_image
-from ddpm_unet.data.tiff import Metadata
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.tiles import Rows
-
-_BLACK_IS_ZERO, _RGB = 1, 2
-_LARGEST_SEGMENT = 2**24  # pixels of a strip or tile that memory can hold a few times
 
 
 def lengths_of(path: str | Path) -> tuple[float, ...] | None:
@@ -30,13 +23,10 @@ def lengths_of(path: str | Path) -> tuple[float, ...] | None:
 
     None where a file does not; a resolution in inches is one of printing.
     """
-    if is_bio(path):
-        return Reading(3).kept_open(path).info.spacing
-    if not is_tiff(path):
+    if not is_bio(path) and not is_tiff(path):
         return None
-    with tifffile.TiffFile(path) as file:
-        about = Metadata.of(file)
-    return about.spacing or about.resolution
+    with Reading(3).opened(path) as file:
+        return file.info.spacing or file.resolution
 
 
 class Prepared:
@@ -50,69 +40,18 @@ class Prepared:
         return self.prepare(np.asarray(self.source[rows]))
 
 
-class TiffRows:
-    """One page of the only series of an open TIFF, `[H, W, C]`, uint8, uint16 or float32.
+class PlaneRows:
+    """A plane `[H, W, C]` of a file, uint8, uint16 or float32, whose rows are read as needed."""
 
-    Reading some rows decodes only the strips or tiles they touch.
-    """
-
-    def __init__(self, file: tifffile.TiffFile, number: int) -> None:
-        series, page = file.series[0], file.series[0].keyframe
-        self.path = Path(file.filehandle.path)
-        self.shape = (page.imagelength, page.imagewidth, page.samplesperpixel)
-        self.dtype = np.dtype(str(page.dtype))
-        self._file, self._key = file, page
-        # Uncompressed pixels may lie in the file one after the other, page after page.
-        self._offset = series.dataoffset and series.dataoffset + number * page.nbytes
-        self._page: Any = None if self._offset else series.pages[number]
+    def __init__(self, file: ImageFile, number: int) -> None:
+        self.file, self.number = file, number
+        self.dtype = file.info.dtype
+        self.shape = (file.info.height, file.info.width, file.info.channels)
 
     def __getitem__(self, rows: slice, /) -> np.ndarray:
         low, high, _ = rows.indices(self.shape[0])
-        try:
-            if self._offset:
-                array = self._stored(self._offset, low, high)
-            else:
-                array = self._decoded(low, high)
-        except Exception as error:  # decoders raise ValueError, zlib.error, struct.error, ...
-            cause = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise UserError(
-                f"{self.path}: is damaged or truncated ({cause}); replace or remove the file"
-            ) from error
-        if self.dtype.kind == "f" and not np.isfinite(array).all():
-            row, column = np.argwhere(~np.isfinite(array))[0][:2]
-            raise UserError(
-                f"{self.path}: has NaN or infinite values, the first at row {low + row}, column "
-                f"{column}; mend or remove the file"
-            )
-        return array
-
-    def _stored(self, page: int, low: int, high: int) -> np.ndarray:
-        _, width, channels = self.shape
-        values = width * channels
-        array = self._file.filehandle.read_array(
-            self.dtype.newbyteorder(self._file.byteorder),
-            count=(high - low) * values,
-            offset=page + low * values * self.dtype.itemsize,
-        )
-        return array.reshape(high - low, width, channels)
-
-    def _decoded(self, low: int, high: int) -> np.ndarray:
-        key, page = self._key, self._page
-        across, tall = key.chunked[1], key.chunks[0]
-        first, last = low // tall * across, -(-high // tall) * across
-        band = np.zeros((high - low, *self.shape[1:]), dtype=self.dtype)
-        segments = self._file.filehandle.read_segments(
-            page.dataoffsets[first:last], page.databytecounts[first:last], range(first, last)
-        )
-        for data, index in segments:
-            decoded, (_, _, top, left, _), (_, height, width, _) = key.decode(data, index)
-            if decoded is None:  # a sparse file leaves out what is all zero
-                continue
-            above, below = max(low - top, 0), min(high - top, height)
-            right = min(left + width, self.shape[1])
-            rows = decoded[0, above:below, : right - left]
-            band[top + above - low : top + below - low, left:right] = rows
-        return band
+        with faults_named(self.file.path):
+            return self.file.window((self.number, low, 0), (1, high - low, self.shape[1]))[0]
 
 
 @contextmanager
@@ -140,57 +79,24 @@ def open_planes(
     Raises:
         UserError: As `Reading.read`; also while reading rows.
     """
-    if is_bio(path):
-        file = Reading(3, channels=tuple(channels)).kept_open(path)
-        if isinstance(file, BioFile) and math.prod(file.shape[:3]) > stream_above * 1e6:
-            yield [BioPlane(file, number) for number in range(file.shape[0])]
-        else:
-            yield list(file.read())
-    elif not is_tiff(path):
+    if not is_bio(path) and not is_tiff(path):
         yield [read_image(path, max_pixels=max_pixels, channels=channels)]
-    else:
-        with ExitStack() as stack:
-            pages: list[Any] = []
-            with suppress(OSError, ValueError, tifffile.TiffFileError):  # reading it says which
-                pages = _pages(stack.enter_context(tifffile.TiffFile(path)), stream_above, channels)
-            yield pages or list(read_image(path, 3, max_pixels=max_pixels, channels=channels))
+        return
+    with Reading(3, channels=tuple(channels)).opened(path) as file:
+        planes = [PlaneRows(file, number) for number in range(file.shape[0])]
+        large = math.prod(file.shape[:3]) > stream_above * 1e6
+        if large and file.streams and _decodable(planes[0]):
+            yield planes
+            return
+    yield list(read_image(path, 3, max_pixels=max_pixels, channels=channels))
 
 
-def _pages(file: tifffile.TiffFile, stream_above: float, channels: Sequence[str]) -> list[TiffRows]:
-    """The pages of a TIFF that can and should be streamed, else an empty list."""
-    if len(file.series) != 1:
-        return []
-    series, page = file.series[0], file.series[0].keyframe
-    orientation = page.tags.get("Orientation")
-    plain = (
-        series.axes in ("YX", "YXS") or (series.axes[1:] in ("YX", "YXS") and series.axes[0] != "C")
-    ) and (
-        page.axes in ("YX", "YXS")
-        and str(page.dtype) in ("uint8", "uint16", "float32")
-        and page.bitspersample > 4
-        and page.photometric in (_BLACK_IS_ZERO, _RGB)
-        and (orientation is None or orientation.value == 1)
-    )
-    pages = series.size // page.size if plain and page.size else 0
-    if pages * page.imagelength * page.imagewidth <= stream_above * 1e6:
-        return []
-    names, every = Metadata.of(file).channels, list(range(page.samplesperpixel))
-    if channel_numbers(channels, names, len(every), file.filehandle.path) != every:
-        return []
-    if series.dataoffset:
-        complete = series.dataoffset + series.nbytes <= file.filehandle.size
-        return [TiffRows(file, number) for number in range(pages if complete else 0)]
-    parts: list[Any] = list(series.pages)
-    if page.chunks[0] * page.chunks[1] > _LARGEST_SEGMENT or len(parts) != pages:
-        return []
-    ends = (o + n for p in parts for o, n in zip(p.dataoffsets, p.databytecounts, strict=True))
-    rows = [TiffRows(file, number) for number in range(pages)]
+def _decodable(plane: PlaneRows) -> bool:
+    """Whether there is a decoder; where there is none, reading the file whole says so."""
     try:
-        if max(ends) <= file.filehandle.size and rows[0][0:1].size:
-            return rows
-    except UserError:  # a compression that needs another decoder
-        pass
-    return []
+        return bool(plane[0:1].size)
+    except UserError:
+        return False
 
 
 def read_images(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +34,7 @@ def output_names(paths: Sequence[Path], out: Path) -> list[str]:
             or their masks could be overwritten.
     """
     stems = [Path(split_ending(path)[0]).name for path in paths]
+    stems = [re.sub(r"_\{[0-9,]+\}$", "", stem) for stem in stems]  # files of a channel each
     folded = [stem.casefold() for stem in stems]
     names = [
         stem if folded.count(stem.casefold()) == 1 else path.name

@@ -141,7 +141,8 @@ class Fingerprint:
         flat = [look.thumbnail.ravel() for look in self.looks]
         if len(flat) < 4 or len({look.size for look in self.looks}) > 1:
             return False
-        like = np.nan_to_num(np.corrcoef(flat))
+        with np.errstate(invalid="ignore"):  # images of one value
+            like = np.nan_to_num(np.corrcoef(flat))
         near = [like[i, i + 1] for i in range(0, len(flat) - 1, 2)]
         apart = [like[i, (i + len(flat) // 2) % len(flat)] for i in range(len(flat))]
         return float(np.mean(near) - np.mean(apart)) > 0.2
@@ -158,7 +159,10 @@ def of_images(images: Any, dims: int) -> Fingerprint:
         corner = [(n - m) // 2 for n, m in zip(info.size, side, strict=True)]
         return replace(look_at(images.read_window(number, corner, side)), size=info.size)
 
-    return _fingerprint(len(images), look, dims)
+    found = _fingerprint(len(images), look, dims)
+    if not found.looks:
+        look(0)  # says what is wrong with it
+    return found
 
 
 def of_pairs(pairs: Sequence[Any], dims: int) -> Fingerprint:
@@ -216,8 +220,10 @@ def look_at(image: np.ndarray, dims: int = 2, spacing: tuple[float, ...] | None 
         colour = np.abs(part - part.mean(axis=-1, keepdims=True)).mean()
         image = image if colour > 0.01 * max(float(np.ptp(part)), 1e-6) else image[..., :1]
     channels = image.shape[-1]
-    grey = _middle(image, dims).mean(axis=-1, dtype=np.float32)
-    low, high, brightest = np.percentile(grey, [*PERCENTILES, 99.9]).tolist()
+    middle = _middle(image, dims)
+    grey = middle.mean(axis=-1, dtype=np.float32)
+    values = grey if channels in (1, 3) else middle  # of what are no colours, a mean is nothing
+    low, high, brightest = np.percentile(values, [*PERCENTILES, 99.9]).tolist()
     top = 0.0
     if dtype.kind == "u":
         top = float(np.iinfo(dtype).max)

@@ -139,8 +139,9 @@ def choose_pixels(plan: Plan, start: Start | None) -> None:
         value_range, why = None, f"{used} use the range of the files' type"
     elif most < 2 * max(least, 1e-12):
         ends = min(look.low for look in found.looks), max(look.brightest for look in found.looks)
-        value_range = [float(f"{end:.4g}") for end in ends]
-        why = f"{used} use a part of the files' type"
+        low, high = (float(f"{end:.4g}") for end in ends)
+        if low < high:
+            value_range, why = [low, high], f"{used} use a part of the files' type"
     plan.choose("data.value_range", value_range, why)
 
 

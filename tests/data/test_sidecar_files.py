@@ -1,13 +1,12 @@
 """What a denoiser goes by: found by the names of the images, cut and turned with them."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import torch
-from data_files import write
+from data_files import refused, write
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -22,7 +21,7 @@ SIZES = [(24, 40), (32, 24), (48, 24)]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     """Colour pictures in two folders, with a condition that is the image's own red channel."""
     for number, size in enumerate(SIZES):
         image = RNG.integers(0, 256, (*size, 3), np.uint8)
@@ -34,12 +33,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def config(folder: Path, **settings: object) -> ImageDataConfig:
-    return ImageDataConfig(**({"source": f"{folder}/images", "size": 16} | settings))  # type: ignore[arg-type]
+def config(folder, **settings):
+    return ImageDataConfig(**({"source": f"{folder}/images", "size": 16} | settings))
 
 
 @pytest.mark.parametrize("settings", [{}, {"memory_limit": 0}, {"fit": "resize"}])
-def test_conditions_are_cut_and_turned_with_the_picture(folder: Path, settings: dict) -> None:
+def test_conditions_are_cut_and_turned_with_the_picture(folder, settings):
     chosen = config(folder, condition=f"{folder}/red", **settings)
     stream = open_stream(chosen, seed=1)
     batch = stream.__getitems__(range(40))
@@ -52,7 +51,7 @@ def test_conditions_are_cut_and_turned_with_the_picture(folder: Path, settings: 
     assert alone.keys() == {"image", "position"}
 
 
-def test_volumes_have_conditions_too(tmp_path: Path) -> None:
+def test_volumes_have_conditions_too(tmp_path):
     for number in range(3):
         volume = RNG.integers(0, 256, (10, 12, 14), np.uint8)
         for name, values in (("images", volume), ("masks", volume // 86)):
@@ -64,30 +63,28 @@ def test_volumes_have_conditions_too(tmp_path: Path) -> None:
     assert torch.equal(batch["condition"], (batch["image"] // 86).short())
 
 
-def test_validation_has_its_conditions_too(folder: Path) -> None:
+def test_validation_has_its_conditions_too(folder):
     for number in range(3, 60):
         image = np.full((16, 16), number, np.uint8)
         write(folder / f"images/{number}.png", image)
         write(folder / f"red/{number}.png", image)
     grid = held_out(config(folder, condition=f"{folder}/red", channels=1))
-    assert grid is not None
     batch = grid.__getitems__(range(len(grid)))
     assert torch.equal(batch["condition"], batch["image"])
     both = config(folder, condition=f"{folder}/red", channels=1, include_held_out=True)
     assert len(open_images(both)) == 60
 
 
-def test_smaller_conditions_are_enlarged_by_their_pixels(folder: Path) -> None:
+def test_smaller_conditions_are_enlarged_by_their_pixels(folder):
     settings = {"condition": f"{folder}/small", "flips": False, "rot90": False}
     images = open_images(config(folder, **settings))
-    assert images.condition is not None
     for number in range(3):
         wanted = images[number][:, ::4, ::4].repeat_interleave(4, 1).repeat_interleave(4, 2)
         assert torch.equal(images.condition[number], wanted)
 
 
 @pytest.mark.parametrize("settings", [{"scale": 0.5, "size": 8}, {"fit": "resize", "size": 20}, {}])
-def test_classes_are_never_mixed(folder: Path, settings: dict) -> None:
+def test_classes_are_never_mixed(folder, settings):
     """Linear interpolation between the classes 0 and 2 would give 1."""
     for number, size in enumerate(SIZES):
         mask = RNG.integers(0, 2, size, np.uint8) * 2
@@ -95,25 +92,23 @@ def test_classes_are_never_mixed(folder: Path, settings: dict) -> None:
     images = open_images(
         config(folder, condition=f"{folder}/masks", condition_classes=3, **settings)
     )
-    assert images.condition is not None
     assert images.condition.layout.dtype == np.int16
     for number in range(3):
         assert set(images.condition[number].unique().tolist()) == {0, 2}
         assert images.condition[number].shape[1:] == images[number].shape[1:]
 
 
-def test_palettes_are_class_indices(folder: Path) -> None:
+def test_palettes_are_class_indices(folder):
     image = Image.open(folder / "masks/a/0.png")
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     image.save(folder / "masks/a/0.png")
     chosen = config(folder, condition=f"{folder}/masks", condition_classes=3)
     images = open_images(chosen)
-    assert images.condition is not None
     assert torch.equal(images.condition[0], (images[0][:1] // 86).short())
     assert "a condition image each" in images.describe()
 
 
-def grey(height: int, width: int, *channels: int) -> np.ndarray:
+def grey(height, width, *channels):
     return np.zeros((height, width, *channels), np.uint8)
 
 
@@ -125,17 +120,14 @@ def grey(height: int, width: int, *channels: int) -> np.ndarray:
         ("1.bmp", grey(64, 48), r"1\.bmp: is 48 x 64 pixels, its image 24 x 32"),
     ],
 )
-def test_files_that_are_no_conditions(
-    folder: Path, file: str, image: np.ndarray | None, message: str
-) -> None:
+def test_files_that_are_no_conditions(folder, file, image, message):
     path = folder / "red/b" / file
     if image is None:
         path.unlink()
     else:
         write(path, image)
-    with pytest.raises(UserError, match=message) as error:
+    with refused(message):
         open_images(config(folder, condition=f"{folder}/red"))
-    assert "\n" not in str(error.value)
 
 
 BUILTIN = "builtin:histology"
@@ -156,24 +148,23 @@ BUILTIN = "builtin:histology"
         ({"text_encoder": "clip"}, "data.text_encoder: reads captions; set data.context"),
     ],
 )
-def test_settings_without_conditions_to_match(folder: Path, settings: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_settings_without_conditions_to_match(folder, settings, message):
+    with refused(message):
         open_images(config(folder, **({"condition": f"{folder}/red"} | settings)))
 
 
-def test_the_built_in_masks_lie_on_their_nuclei() -> None:
+def test_the_built_in_masks_lie_on_their_nuclei():
     try:
-        whole = histology.labelled("all")
+        types = histology.micrograph("all", "types")[..., 0]
     except UserError as error:
         pytest.skip(str(error))
     chosen = ImageDataConfig(
         condition="builtin:nucleus-type", condition_classes=4, include_held_out=True
     )
     images = open_images(chosen)
-    assert images.condition is not None
     assert len(images) == 2  # the stroma has no mask
     found = torch.cat([images.condition[i] for i in range(2)], dim=2)[0]
-    np.testing.assert_array_equal(found.numpy(), whole.types)
+    np.testing.assert_array_equal(found.numpy(), types)
     batch = open_stream(chosen, 0, images).__getitems__(range(32))
     assert batch["condition"].shape == (32, 1, 64, 64)
     grey = batch["image"].float().mean(1, keepdim=True)
@@ -181,7 +172,7 @@ def test_the_built_in_masks_lie_on_their_nuclei() -> None:
     assert grey[nucleus].mean() < grey[~nucleus].mean() - 20  # haematoxylin is dark
 
 
-def test_sequences_follow_their_pictures(folder: Path) -> None:
+def test_sequences_follow_their_pictures(folder):
     vectors = [RNG.normal(size=(length, 5)).astype(np.float32) for length in (1, 4, 2)]
     (folder / "vectors/a").mkdir(parents=True)
     (folder / "vectors/b").mkdir()
@@ -212,32 +203,32 @@ def test_sequences_follow_their_pictures(folder: Path) -> None:
         (np.zeros((2, 7)), r"b/1.npy: has vectors of 7 numbers, \S+a/0.npy of 5"),
     ],
 )
-def test_files_that_are_no_sequences(folder: Path, array: np.ndarray, message: str) -> None:
+def test_files_that_are_no_sequences(folder, array, message):
     for name in ("a/0", "a/2", "b/1"):
         path = folder / f"vectors/{name}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, np.zeros((1, 5)))
     np.save(folder / "vectors/b/1.npy", array)
-    with pytest.raises(UserError, match=message):
+    with refused(message):
         open_images(config(folder, context=f"{folder}/vectors"))
     (folder / "vectors/b/1.npy").write_bytes(b"")
-    with pytest.raises(UserError, match=r"1\.npy: is missing or damaged"):
+    with refused(r"1\.npy: is missing or damaged"):
         open_images(config(folder, context=f"{folder}/vectors"))
 
 
-def test_captions_without_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captions_without_transformers(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     for name in ("a/0", "a/2", "b/1"):
         (folder / f"images/{name}.txt").write_text("a image")
     chosen = config(folder, context=f"{folder}/images", text_encoder=f"{folder}/encoder")
-    with pytest.raises(UserError, match=r'captions need transformers; run `pip install "ddpm-unet'):
+    with refused(r'captions need transformers; run `pip install "ddpm-unet'):
         open_images(chosen)
 
 
 IMAGES = torch.rand(6, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def test_lower_resolutions_are_means_of_blocks() -> None:
+def test_lower_resolutions_are_means_of_blocks():
     found = lowered(IMAGES, 4)
     blocks = IMAGES.reshape(6, 3, 4, 4, 6, 4).mean((3, 5), keepdim=True)
     wanted = blocks.expand(-1, -1, -1, 4, -1, 4).reshape(IMAGES.shape)
@@ -246,7 +237,7 @@ def test_lower_resolutions_are_means_of_blocks() -> None:
     torch.testing.assert_close(lowered(volumes, 4).mean((2, 3, 4)), volumes.mean((2, 3, 4)))
 
 
-def test_holes_are_boxes_that_the_position_decides() -> None:
+def test_holes_are_boxes_that_the_position_decides():
     known = known_around_holes(5, range(100), (16, 24))
     assert known.shape == (100, 1, 16, 24)
     for hole in ~known[:, 0]:
@@ -262,7 +253,7 @@ def test_holes_are_boxes_that_the_position_decides() -> None:
     assert known_around_holes(5, range(3), (8, 8, 8)).shape == (3, 1, 8, 8, 8)
 
 
-def test_the_image_is_zero_in_the_hole_and_untouched_around_it() -> None:
+def test_the_image_is_zero_in_the_hole_and_untouched_around_it():
     values = ConcatCondition("hole", 4).of_batch(IMAGES, None, 5, range(6))
     known = known_around_holes(5, range(6), (16, 24))
     assert torch.equal(values[:, 3:] == 1, known)
@@ -270,7 +261,7 @@ def test_the_image_is_zero_in_the_hole_and_untouched_around_it() -> None:
     assert torch.equal(values[:, :3], torch.where(known, IMAGES, 0))
 
 
-def test_classes_are_one_channel_each() -> None:
+def test_classes_are_one_channel_each():
     mask = torch.tensor([[[[0, 2], [1, 2]]]], dtype=torch.int16)
     values = ConcatCondition("classes", 4).of_batch(IMAGES, mask, 0, [0])
     assert values.shape == (1, 4, 2, 2)
@@ -279,13 +270,13 @@ def test_classes_are_one_channel_each() -> None:
     assert (values.sum(1) == 1).all()
 
 
-def test_conditions_are_in_the_range_of_the_model() -> None:
+def test_conditions_are_in_the_range_of_the_model():
     condition = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
     values = ConcatCondition("image", 1).of_batch(IMAGES, condition, 0, [0])
     assert values.tolist() == [[[[-1.0, 1.0]]]]
 
 
-def test_people_see_conditions_as_images() -> None:
+def test_people_see_conditions_as_images():
     mask = torch.tensor([[[[0, 2], [1, 2]]]], dtype=torch.int16)
     shown = ConcatCondition("classes", 3).shown(one_hot(mask, 3), 3)
     assert shown[0].tolist() == [[[-1, 1], [0, 1]]] * 3
@@ -295,7 +286,7 @@ def test_people_see_conditions_as_images() -> None:
     assert ConcatCondition("image", 4).shown(values, 1).shape == (2, 1, 5, 6)
 
 
-def test_a_file_gives_the_values_that_training_saw(tmp_path: Path) -> None:
+def test_a_file_gives_the_values_that_training_saw(tmp_path):
     values = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
     values[..., 3] = np.where(np.arange(8) < 3, 0, 255)
     path = str(tmp_path / "a.png")
@@ -321,13 +312,9 @@ def test_a_file_gives_the_values_that_training_saw(tmp_path: Path) -> None:
         ConcatCondition("classes", 3).of_file(path),
         one_hot(torch.from_numpy(mask)[None, None], 3)[0],
     )
-    with pytest.raises(UserError, match=r"a\.png: has the class 2, but the 2 classes"):
+    with refused(r"a\.png: has the class 2, but the 2 classes"):
         ConcatCondition("classes", 2).of_file(path)
-    with pytest.raises(
-        UserError, match=r"a\.png: has 1 channels, the model is conditioned on 3; save it so"
-    ):
+    with refused(r"a\.png: has 1 channels, the model is conditioned on 3; save it so"):
         ConcatCondition("image", 3).of_file(path)
-    with pytest.raises(
-        UserError, match=r"is conditioned on 4 \(the last is its transparency, which is the hole\)"
-    ):
+    with refused(r"is conditioned on 4 \(the last is its transparency, which is the hole\)"):
         ConcatCondition("hole", 4).of_file(path)

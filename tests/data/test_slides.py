@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tifffile
+from data_files import refused
 from PIL import Image
 
 from ddpm_unet.config import ImageDataConfig
@@ -13,7 +14,6 @@ from ddpm_unet.data.image_set import Fit, PackedImages, open_collection
 from ddpm_unet.data.pixels import cut_window
 from ddpm_unet.data.reading import Reading, read_image
 from ddpm_unet.data.sources import open_stream
-from ddpm_unet.errors import UserError
 
 TILES = {"tile": (32, 48)}
 WAYS = {
@@ -49,7 +49,7 @@ def test_windows_are_those_of_the_decoded_image(tmp_path, way, scale):
     if options.get("planarconfig") == "separate":
         data = np.moveaxis(data, -1, 0)
     tifffile.imwrite(tmp_path / "a.tif", data, **options)
-    collection = Folder(tmp_path, 200.0)
+    collection = Folder(tmp_path)
     fit = Fit(50, scale=scale)
     streamed, packed = (open_collection(collection, fit, memory_limit=m) for m in (0, 100))
     assert isinstance(packed, PackedImages)
@@ -77,25 +77,25 @@ def test_a_level_of_a_pyramid(tmp_path):
     options = {"tile": (64, 64), "photometric": "rgb", "metadata": {"axes": "YXS"}}
     pyramid(tmp_path / "slide.ome.tif", base, options)
     for level, expected in ((0, base), (1, base[::2, ::2])):
-        folder = Folder(tmp_path, 200.0, level=level)
+        folder = Folder(tmp_path, Reading(level=level))
         assert folder.info(0).size == expected.shape[:2]
         np.testing.assert_array_equal(folder.read(0), expected)
         window = folder.read_window(0, (30, 40), (70, 80))
         np.testing.assert_array_equal(window, expected[30:100, 40:120])
-    with pytest.raises(UserError, match=r"slide.ome.tif: has 2 resolutions, no level 2; lower"):
-        Folder(tmp_path, 200.0, level=2).info(0)
+    with refused(r"slide.ome.tif: has 2 resolutions, no level 2; lower"):
+        Folder(tmp_path, Reading(level=2)).info(0)
     (tmp_path / "png").mkdir()
     Image.fromarray(base).save(tmp_path / "png" / "a.png")
-    with pytest.raises(UserError, match=r"a.png: has no resolutions"):
-        Folder(tmp_path / "png", 200.0, level=1).info(0)
-    with pytest.raises(UserError, match=r"data\.level 1: is of files of a folder"):
+    with refused(r"a.png: has no resolutions"):
+        Folder(tmp_path / "png", Reading(level=1)).info(0)
+    with refused(r"data\.level 1: is of files of a folder"):
         open_stream(ImageDataConfig(level=1), 0)
 
 
 def test_a_slide_beyond_max_pixels_trains_by_windows_and_is_never_decoded(tmp_path, monkeypatch):
     base = values((600, 800), np.uint8)
     tifffile.imwrite(tmp_path / "slide.tif", base, tile=(64, 64), compression="zlib")
-    with pytest.raises(UserError, match="over the limit"):
+    with refused("over the limit"):
         read_image(tmp_path / "slide.tif", max_pixels=0.1)
     decoded, init = [], tifffile.TiffPage.decode.func
 
@@ -122,19 +122,16 @@ def test_a_slide_beyond_max_pixels_trains_by_windows_and_is_never_decoded(tmp_pa
         ({"fit": "resize"}, "over the limit .* or set fit crop"),
         ({"value_range": "percentiles"}, "over the limit .* or give value_range two numbers"),
     ):
-        with pytest.raises(UserError, match=cure):
+        with refused(cure):
             open_stream(replace(config, **change), 0)
 
 
-def test_the_index_of_a_folder_knows_what_is_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("ddpm_unet.data.folder.INDEXED", 1)
-    monkeypatch.setattr("ddpm_unet.data.folder.RACE", -(10**12))
-    monkeypatch.setattr("ddpm_unet.data.folder.CACHE", tmp_path / "cache")
+def test_the_index_of_a_folder_knows_what_is_in_pieces(tmp_path, cache):
     (tmp_path / "images").mkdir()
     tifffile.imwrite(tmp_path / "images" / "a.tif", values((100, 90), np.uint8), tile=(32, 32))
-    first = Folder(tmp_path / "images", 1.0)
-    assert (tmp_path / "cache").exists()
-    again = Folder(tmp_path / "images", 1.0)
+    first = Folder(tmp_path / "images")
+    assert cache.exists()
+    again = Folder(tmp_path / "images")
     assert first.info(0) == again.info(0)
     assert again.info(0).in_pieces
 
@@ -144,10 +141,10 @@ def test_a_file_that_shrank_or_is_damaged_is_said(tmp_path):
     tifffile.imwrite(path, values((200, 200), np.uint8), tile=(32, 32), compression="zlib")
     assert Reading().window(path, (150, 150), (40, 40)).shape == (40, 40, 1)
     tifffile.imwrite(path, values((100, 100), np.uint8), tile=(32, 32), compression="zlib")
-    with pytest.raises(UserError, match="has changed while it was in use"):
+    with refused("has changed while it was in use"):
         Reading().window(path, (150, 150), (40, 40))
     data = bytearray(path.read_bytes())
     data[-3000:] = bytes(3000)
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"a.tif: is damaged"):
+    with refused(r"a.tif: is damaged"):
         Reading().window(path, (50, 50), (50, 50))

@@ -13,6 +13,7 @@ from ddpm_unet.inference.overlay import class_colors
 from ddpm_unet.inference.predictor import Predictor, add_residual, class_probabilities, tiling
 from ddpm_unet.inference.results import write_masks
 from ddpm_unet.inference.tiles import Tiling, predict_tiles
+from ddpm_unet.inference.writers import output_names
 from ddpm_unet.models.classic import ClassicUNet
 
 
@@ -274,3 +275,26 @@ def test_values_far_from_those_of_the_training_are_told(highest, most, told, rec
     said = [str(w.message) for w in recwarn if w.category is UserWarning]
     expected = f"the array: values up to {most}, in training up to 4095; see value_range"
     assert said == [expected] * told
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_an_image_in_a_file_per_channel(tmp_path, ending):
+    """As the array of all its channels, and named without their numbers."""
+    array = np.random.default_rng(0).integers(0, 256, (20, 24, 2), np.uint8)
+    for number in range(2):
+        name = tmp_path / f"case_000{number}.{ending}"
+        write = tifffile.imwrite if ending == "tif" else lambda p, a: Image.fromarray(a).save(p)
+        write(name, np.ascontiguousarray(array[..., number]))
+    own = Preprocessing(2, channel_files=("0000", "0001"))
+    (path,) = own.images(sorted(tmp_path.iterdir()))
+    assert output_names([path], tmp_path / "out") == ["case"]
+    predictor = Predictor(classic(in_channels=2), own)
+    wanted = predictor(array).probabilities
+    assert (predictor(path).probabilities == wanted).all()
+    with predictor.open(path) as file:
+        assert (next(file.parts)[3][0] == wanted).all()
+    with pytest.raises(UserError, match="has 1 channel, which cannot become 2"):
+        predictor(tmp_path / f"case_0000.{ending}")
+    Image.fromarray(array[:9, :, 0]).save(tmp_path / f"case_0001.{ending}")
+    with pytest.raises(UserError, match="has not the size and type of"):
+        predictor.look(path)

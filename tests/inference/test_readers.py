@@ -5,7 +5,7 @@ from PIL import Image
 
 from ddpm_unet.data.reading import is_tiff, read_image
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.readers import Prepared, TiffRows, open_planes
+from ddpm_unet.inference.readers import PlaneRows, Prepared, open_planes
 
 
 def pixels(*shape, dtype=np.uint8, seed=0):
@@ -43,7 +43,7 @@ def test_any_rows_equal_the_whole(tmp_path, stored, shape, dtype):
     with open_planes(path, stream_above=1e-4) as planes:
         assert len(planes) == len(whole)
         for plane, expected in zip(planes, whole, strict=True):
-            assert isinstance(plane, TiffRows)
+            assert isinstance(plane, PlaneRows)
             assert plane.shape == expected.shape
             height = plane.shape[0]
             for low, high in ((0, height), (0, 1), (height - 1, height), (13, 29), (16, 32)):
@@ -111,7 +111,7 @@ def test_faults_name_the_file(tmp_path):
     tifffile.imwrite(path, values)
     with (
         open_planes(path, stream_above=1e-4) as planes,
-        pytest.raises(UserError, match=r"a\.tif: has NaN .* row 150, column 7"),
+        pytest.raises(UserError, match=r"a\.tif: 1 values are NaN .* row 150, column 7"),
     ):
         planes[0][140:160]
     with (

@@ -103,6 +103,13 @@ def test_what_an_image_shows():
     assert look_at(grey[:5, :7]).thumbnail.shape == (16, 16)
     assert look_at(np.float32(grey)).top == 0
     assert look_at(np.repeat(grey[None], 8, 0), dims=3).size == (8, 40, 60)
+    markers = look_at(np.concatenate([grey, 255 - grey], axis=-1))
+    assert (markers.channels, markers.low, markers.high) == pytest.approx((2, 50, 205), abs=1)
+
+
+def test_images_of_one_value_have_a_plan():
+    blank = look_at(np.full((16, 16, 1), 128, np.uint8))
+    assert planned(looks=[blank] * 5).values["data.value_range"] == "percentiles"
 
 
 @pytest.mark.parametrize(
