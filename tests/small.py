@@ -1,6 +1,7 @@
 """Settings of networks that are built, and run, in no time; noise, the same every time."""
 
 import torch
+from torch import nn
 
 SMALL = {
     "block_out_channels": (8, 16),
@@ -22,6 +23,13 @@ AUTOENCODER = {
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Standard normal, by the seed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+class Means(nn.Module):
+    """Features that are the mean levels of the four quarters."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
 
 
 def monai_name(name: str, cross: bool = False) -> str:

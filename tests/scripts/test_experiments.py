@@ -11,20 +11,13 @@ import quality_per_compute
 import sampler_table
 from in_process import run
 from PIL import Image
-from torch import nn
+from small import Means
 
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.evaluation import extractors
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models.unet import UNet
-
-
-class Means(nn.Module):
-    """Features that are the mean levels of the four quarters."""
-
-    def forward(self, images):
-        return nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
 
 
 def test_the_table_of_samplers_is_written(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import yaml
 from forked import finish, in_processes
 from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
+from small import Means
 
 from ddpm_unet import cli
 from ddpm_unet.data.conditioning import ConcatCondition
@@ -41,13 +41,6 @@ FLAGS = {
     "uncertainty": "--model guided --images images --targets targets --tiles 3 --samples 3"
     " --steps 2 --batch_size 2 --out OUT",
 }
-
-
-class Means(nn.Module):
-    """Features that are the mean levels of the four quarters."""
-
-    def forward(self, images):
-        return nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
 
 
 @pytest.fixture(scope="module")
