@@ -32,7 +32,8 @@ class DataConfig:
             "percentiles" are the 0.5 and 99.5 percentiles of each image's channels (for MRI).
         spacing: Millimetres from pixel to pixel along (depth,) height and width, or one number for
             all, where the files (NIfTI, OME, ImageJ) do not say it; 0.0005 is half a micrometre.
-            The model keeps it, and segments images of another spacing as if they had this one.
+            Labelled images whose files say another are resampled to it, of different ones to
+            their median; the model keeps it, and segments images of another as if they had it.
         include_held_out: Train on what the source keeps for scoring too.
         workers: Loader processes; 0 loads in the main one (best for sets kept in memory), null
             takes some for a GPU where images are decoded or deformed window by window.

@@ -26,8 +26,8 @@ from ddpm_unet.data.masks import (
 )
 from ddpm_unet.data.pairs import POINTS, Pair, complete_settings, find_pairs
 from ddpm_unet.data.pixels import convert_channels, normalised, shown_size, to_unit
-from ddpm_unet.data.preprocessing import Targets
-from ddpm_unet.data.volumes import spacing_of
+from ddpm_unet.data.preprocessing import Preprocessing, Targets
+from ddpm_unet.data.volumes import in_mm, spacing_of
 from ddpm_unet.errors import UserError
 
 RARE = 1e-4
@@ -69,6 +69,11 @@ class Report:
     def names(self) -> list[str]:
         """Name of each pair."""
         return [pair.name for pair in self.pairs]
+
+    def scales(self, pair: Pair) -> float | tuple[float, ...]:
+        """Factors by which an image is resampled, see `Preprocessing.scales`."""
+        own = Preprocessing(1, self.config.scale, spacing=self.spacing)
+        return own.scales(pair.spacing, pair.image_file)
 
     def __str__(self) -> str:
         return "\n".join([*self.lines, *(f"warning: {line}" for line in self.warnings)])
@@ -162,6 +167,7 @@ def _check_extra(report: Report) -> None:
     place = {"images": extra.images, "masks": extra.masks, "image_name": "{}", "mask_name": "{}"}
     classes = {"num_classes": code.num_classes, "class_names": tuple(code.class_names)}
     values: dict[str, Any] = {"mask_kind": "classes", "mask_values": (), "ignore_value": None}
+    values["spacing"] = None
     values |= {**place, **classes, "scale": extra.scale, "extra": ExtraPairsConfig()}
     found = check_pairs(replace(config, **values))
     if found.pairs and found.channels != report.channels:
@@ -261,13 +267,20 @@ def _judge_spacing(looks: Sequence[_Look], report: Report) -> None:
         return
     if config.masks == POINTS:
         raise UserError("data.spacing: is of images, the points have data.voxel; leave it out")
-    report.spacing, shown = spacing_of(spacings, config.spacing, config.dims)
-    report.lines.append(f"{'voxels' if config.dims == 3 else 'pixels'} of {shown}")
-    if report.spacing is None:
-        report.warnings.append(
-            f"voxels differ in size, from {shown}, and the network takes them as equal; resample "
-            "the volumes to one spacing"
-        )
+    report.spacing, shown, same = spacing_of(spacings, config.spacing, config.dims)
+    line = f"{'voxels' if config.dims == 3 else 'pixels'} of {shown}"
+    target = in_mm(report.spacing or ())
+    if not same:
+        line += f", resampled to {target} ({'data.spacing' if config.spacing else 'their median'})"
+    report.lines.append(line)
+    if spacings:
+        unsaid = [look.pair.image_file for look in looks if not look.pair.spacing]
+        _warn(report, unsaid, f"without a size of pixels, taken to be of {target}")
+    for look in looks:
+        try:
+            report.scales(look.pair)
+        except UserError as error:
+            report.faults.append(str(error))
 
 
 def _judge_targets(looks: Sequence[_Look], report: Report) -> None:

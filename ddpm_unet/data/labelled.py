@@ -52,7 +52,7 @@ class PairSet(Dataset[Batch], WindowSource):
         for number, (size, index) in enumerate(zip(self.sizes, chosen, strict=True)):
             places = zip(report.sizes[index], self._cuts(number), strict=True)
             kept = [len(range(length)[cut]) for length, cut in places]
-            size[:] = [max(1, round(length * self.config.scale)) for length in kept]
+            size[:] = np.maximum(1, np.round(np.multiply(kept, report.scales(report.pairs[index]))))
         nbytes = self.sizes.prod(1).sum() * (report.channels * report.dtype.itemsize + bytes_beside)
         self._kept: list[Item] | None = None
         if nbytes <= self.config.memory_limit * 1e6:

@@ -49,6 +49,8 @@ def mask_values(mask: np.ndarray, colors: bool, name: str) -> np.ndarray:
         raise UserError(
             f"{name}: is coloured; set data.mask_kind colors and data.class_colors to the colour "
             f"of each class, in order; it holds {listed(found)}"
+            + "; set data.nearest_color true too, as it was saved as JPEG"
+            * name.endswith((".jpg", ".jpeg"))
         )
     values = mask[..., 0]
     if values.dtype.kind == "f" and (values == values.round()).all():

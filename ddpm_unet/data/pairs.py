@@ -258,7 +258,7 @@ def _add_pairs(
     """A pair of each image and mask of one name, or of each page of theirs."""
     own = Reading(config.dims, config.max_pixels, config.channel_names, keep_palette=finished)
     values = config.mask_kind not in ("colors", "images")
-    masking = Reading(config.dims, config.max_pixels, keep_palette=values)
+    masking, stacks = Reading(config.dims, config.max_pixels, keep_palette=values), 0
     for name in sorted(images.keys() & masks.keys(), key=natural):
         (image,), (mask, *_) = images[name], masks[name]
         try:
@@ -275,6 +275,7 @@ def _add_pairs(
         except UserError as error:
             pairing.faults.append(str(error))
             continue
+        stacks += pages > 1
         for page in [None] if pages == 1 else range(pages):
             number = "" if page is None else f"{page:0{len(str(pages - 1))}}"
             full, at = (f"{name}/{number}", f" page {number}") if number else (name, "")
@@ -284,6 +285,10 @@ def _add_pairs(
                 read_mask = partial(_read_objects, masking, page, masks[name])
             spacing = info.along(config.dims)
             pairing.pairs.append(Pair(full, image + at, mask + at, read_image, read_mask, spacing))
+    if stacks:
+        pairing.notes.append(
+            "the pages of a stack are images of their own; of volumes set data.dims 3"
+        )
 
 
 def _check_turns(spacing: tuple[float, ...] | None, image: str, config: PairDataConfig) -> None:

@@ -177,7 +177,7 @@ class Preprocessing:
         factors = np.divide(spacing, self.spacing)
         if np.abs(np.log2(factors)).max() > 4:
             raise UserError(
-                f"{name}: has pixels of {in_mm(spacing)}, the model was trained on "
+                f"{name}: has pixels of {in_mm(spacing)}, those of the training are of "
                 f"{in_mm(self.spacing)}; give spacing in millimetres"
             )
         return tuple((factors * self.scale).tolist())

@@ -315,8 +315,8 @@ class TiffFile(ImageFile):
         pages = math.prod(extra)
         if pages > 1 and not stack:
             raise UserError(
-                f"{path}: has {pages} pages; save each as an image of its own, or store channels "
-                "as samples of one page"
+                f"{path}: has {pages} pages; save each as an image of its own, store channels "
+                "as samples of one page, or set data.dims 3 for a volume"
             )
         if len(extra) > 1:
             raise UserError(f"{path}: has axes {axes}; a stack may have one besides Y, X, C")

@@ -244,22 +244,21 @@ def spacing_of(
     spacings: Sequence[Sequence[float]] | np.ndarray,
     said: float | tuple[float, ...] | None = None,
     dims: int = 3,
-) -> tuple[tuple[float, ...] | None, str]:
-    """The spacing of all, None where it differs by more than 3 %; and its range for messages.
+) -> tuple[tuple[float, ...] | None, str, bool]:
+    """The spacing that is `said` of `dims` axes, else the median of all, None where none is known.
 
-    Without any it is what is `said` of `dims` axes, which must not contradict them.
+    And the range of all for messages, and whether all have that spacing, to 3 %.
     """
     own = said if isinstance(said, tuple | None) else (float(said),) * dims
     if not len(spacings):
-        return own, in_mm(own) if own else "unknown size"
+        return own, in_mm(own) if own else "unknown size", True
     found = np.array(spacings)
     low, high = found.min(0), found.max(0)
     shown = in_mm(high)
     if in_mm(low) != shown:
         shown = f"{in_mm(low).removesuffix(' mm')} to {shown}"
-    if own and not (alike(own, low) and alike(own, high)):
-        raise UserError(f"data.spacing {in_mm(own)}: the files say {shown}; leave it out")
-    return tuple(np.median(found, axis=0).tolist()) if alike(low, high) else None, shown
+    same = alike(own, low) and alike(own, high) if own else alike(low, high)
+    return own or tuple(np.median(found, axis=0).tolist()), shown, same
 
 
 def alike(one: Sequence[float], other: Sequence[float]) -> bool:

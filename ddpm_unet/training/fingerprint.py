@@ -159,7 +159,10 @@ def of_images(images: Any, dims: int) -> Fingerprint:
         corner = [(n - m) // 2 for n, m in zip(info.size, side, strict=True)]
         return replace(look_at(images.read_window(number, corner, side)), size=info.size)
 
-    return _fingerprint(len(images), look, dims)
+    found = _fingerprint(len(images), look, dims)
+    if not found.looks:
+        look(0)  # says what is wrong with it
+    return found
 
 
 def of_pairs(pairs: Sequence[Any], dims: int) -> Fingerprint:

@@ -105,15 +105,17 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
     if data.fit == "crop" and data.scale != 1:
         said += f", at data.scale {data.scale:g}"
     known: Any = images.layout.spacings if data.fit == "crop" else []
-    spacing, sizes = spacing_of(known, data.spacing, data.dims)
-    if len(known) and spacing is None:
+    spacing, sizes, same = spacing_of(known, data.spacing, data.dims)
+    if data.spacing and not same:
+        raise UserError(f"data.spacing {data.spacing}: the files say {sizes}; leave it out")
+    if not same:
         said += f", {'voxels' if data.dims == 3 else 'pixels'} of {sizes} taken as equal"
     preprocessing = Preprocessing(
         images.layout.channels,
         data.scale if data.fit == "crop" else 1.0,
         data.value_range,
         dtype=cast(PixelType, images.layout.dtype.name),
-        spacing=spacing,
+        spacing=spacing if same else None,
         channel_names=data.channel_names,
     )
     lines = [said, *([latent.describe()] if latent else [])]

@@ -216,8 +216,9 @@ def test_colours_of_a_jpeg_are_the_nearest_ones(tmp_path):
     write(tmp_path / "images/a.png", RNG.integers(0, 255, (16, 48), np.uint8))
     folders = (f"{tmp_path}/images", f"{tmp_path}/masks")
     settings = PairDataConfig(*folders, mask_kind="colors", class_colors=table, size=8)
-    (fault,) = check_pairs(settings).faults
-    assert "data.nearest_color true if it was saved as JPEG" in fault
+    for kind in ("auto", "colors"):
+        (fault,) = check_pairs(replace(settings, mask_kind=kind)).faults
+        assert "data.nearest_color true" in fault
     report = check_pairs(replace(settings, nearest_color=True))
     assert report.faults == []
     assert report.class_pixels.tolist() == [[256, 256, 256]]

@@ -18,7 +18,7 @@ from ddpm_unet.data.labelled import LabelledSet, pair_stream, split_images
 from ddpm_unet.data.pixels import cut_window, normalised, to_unit
 from ddpm_unet.data.reading import Reading, image_info, read_image, volume_space
 from ddpm_unet.data.sources import held_out, open_images, open_stream
-from ddpm_unet.data.volumes import Space, write_nifti
+from ddpm_unet.data.volumes import Space, in_mm, write_nifti
 
 RNG = np.random.default_rng(0)
 PLAIN = AugmentConfig(
@@ -81,18 +81,27 @@ def test_volumes_of_every_orientation_are_read_in_one_and_written_back(tmp_path,
     np.testing.assert_array_equal(np.asarray(again.dataobj), np.asarray(stored.dataobj))
 
 
-def test_voxels_that_differ_in_size_are_said(folders, tmp_path):
+def test_volumes_of_mixed_voxels_are_brought_to_one_size(folders, tmp_path):
+    """To the median, or to what is said; what differs by 3 % or does not say it stays."""
     assert check_pairs(config(folders)).spacing == (2, 1, 1)
     for name, mm in (("a", 1.0), ("b", 1.02), ("c", 3.0)):
         for kind in ("images", "masks"):
             array = RNG.integers(0, 3, (9, 8, 7)).astype(np.uint8)
             save(tmp_path / f"{kind}/{name}.nii", array, np.diag([mm, mm, 2, 1]))
-    report = check_pairs(config(tmp_path))
-    assert (report.spacing, report.faults) == (None, [])
-    with refused(r"data\.spacing 2 x 2 x 2 mm: the files say 1 x 1 x 2 to 3"):
-        check_pairs(replace(config(tmp_path), spacing=2.0))
-    (warning,) = [line for line in report.warnings if "voxels differ" in line]
-    assert "from 1 x 1 x 2 to 3 x 3 x 2 mm" in warning
+    for said, spacing, sizes in (
+        (None, (2, 1.02, 1.02), [(7, 8, 9), (7, 8, 9), (7, 24, 26)]),
+        ((2.0, 3.0, 3.0), (2, 3, 3), [(7, 3, 3), (7, 3, 3), (7, 8, 9)]),
+    ):
+        report = check_pairs(replace(config(tmp_path), spacing=said))
+        assert (report.spacing, report.faults) == (pytest.approx(spacing), [])
+        how = "data.spacing" if said else "their median"
+        assert f"1 x 1 x 2 to 3 x 3 x 2 mm, resampled to {in_mm(spacing)} ({how})" in str(report)
+        pairs = LabelledSet(report)
+        assert pairs.sizes.tolist() == list(map(list, sizes))
+        assert [pairs[i]["image"].shape[1:] for i in range(3)] == sizes
+        assert [pairs[i]["mask"].shape for i in range(3)] == sizes
+    (fault, *_) = check_pairs(replace(config(tmp_path), spacing=0.001)).faults
+    assert "a.nii: has pixels of 1 x 1 x 2 mm" in fault
 
 
 def test_a_mask_that_lies_elsewhere_and_turns_that_would_distort(folders, tmp_path):

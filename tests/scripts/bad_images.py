@@ -122,8 +122,9 @@ TRAINING = [
          "images/1.webp: is animated (2 frames); save the wanted frames as images",
          several(remove(IMAGE), animation("images/1.webp"))),
     Case("a TIFF of two pages", "train_ddpm", "",
-         "images/1.tif: has 2 pages; save each as an image of its own, or store channels "
-         "as samples of one page", several(remove(IMAGE), tiff(TIFF, noise(2, 24, 24)))),
+         "images/1.tif: has 2 pages; save each as an image of its own, store channels "
+         "as samples of one page, or set data.dims 3 for a volume",
+         several(remove(IMAGE), tiff(TIFF, noise(2, 24, 24)))),
     Case("a TIFF of pages of different sizes", "train_ddpm", "",
          "images/1.tif: holds 2 images of different shapes; save each as a file of its own",
          several(remove(IMAGE), tiff(TIFF, noise(24, 24), noise(20, 20)))),

@@ -111,7 +111,7 @@ def test_a_spacing_is_kept_and_checked(tmp_path, monkeypatch):
     assert "(pixels of 0.00025 x 0.00025 mm, resampled to 0.0005 x 0.0005 mm)" in said
     outcome = run("segment.py", [*job, "--spacing", "0.5"])  # micrometres
     assert (outcome.status, outcome.err.count("\n")) == (2, 1)
-    assert "trained on 0.0005 x 0.0005 mm; give spacing in millimetres" in outcome.err
+    assert "of the training are of 0.0005 x 0.0005 mm; give spacing in millimetres" in outcome.err
     done("train_seg.py", *small, "--run", "unknown")
     outcome = run("segment.py", ["--model", "unknown/model", "images/0.png", "--spacing", "1"])
     assert outcome.err.startswith("error: spacing: the model does not know that of its training")

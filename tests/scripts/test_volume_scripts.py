@@ -7,11 +7,13 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import tifffile
 import torch
 from accelerate.state import AcceleratorState, PartialState
 from PIL import Image
 from scipy import ndimage
 
+from ddpm_unet import cli
 from ddpm_unet.config import ClassicConfig, UNetConfig
 from ddpm_unet.data.points import read_points
 from ddpm_unet.data.preprocessing import Preprocessing
@@ -150,3 +152,25 @@ def test_proteins_are_made_and_their_atoms_classified(run, tmp_path):
     with np.load(tmp_path / "out" / "0001_points.npz") as found:
         np.testing.assert_allclose(found["probabilities"].sum(1), 1, atol=1e-5)
         assert len(found["classes"]) == len(points.coordinates)
+
+
+@pytest.mark.parametrize("command", ["train_ddpm", "train_seg", "check"])
+def test_dims_that_are_given_are_not_overridden(run, tmp_path, capsys, command):
+    volume = nibabel.Nifti1Image(np.zeros((9, 9, 9), np.uint8), np.eye(4))
+    places = []
+    for name in ("images", "masks")[: 1 if command == "train_ddpm" else 2]:
+        (tmp_path / name).mkdir()
+        volume.to_filename(tmp_path / name / "a.nii")
+        places += [f"--data.{'source' if command == 'train_ddpm' else name}", name]
+    with pytest.raises(SystemExit):
+        cli.main([command.replace("_", "-"), *places, "--data.dims", "2"])
+    said = "data.dims 2: images holds volumes; set it 3, or leave it out"
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_a_plan_of_stacks_says_what_they_are(run, tmp_path, capsys):
+    (tmp_path / "stacks").mkdir()
+    tifffile.imwrite(tmp_path / "stacks/a.tif", np.zeros((5, 9, 9), np.uint8))
+    with pytest.raises(SystemExit):
+        run("train_ddpm.py", "--data.source", "stacks")
+    assert "a.tif: has 5 pages" in capsys.readouterr().err
