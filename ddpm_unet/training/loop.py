@@ -42,7 +42,9 @@ from ddpm_unet.training.distributed import (
     Sharding,
     StopRequest,
     end_together,
+    in_memory_format,
     leave,
+    loader_processes,
     on_main,
     open_accelerator,
     own_accelerator,
@@ -54,7 +56,6 @@ from ddpm_unet.training.distributed import (
 from ddpm_unet.training.job import Batch, Job
 from ddpm_unet.training.post_hoc_ema import Snapshots
 from ddpm_unet.training.run_folder import RunFolder, disk_faults
-from ddpm_unet.training.speed import in_memory_format, loader_processes
 from ddpm_unet.training.state import NOWHERE, TrainingState, build_optimizer, learning_rate_factor
 
 MAX_NONFINITE_STEPS = 3
@@ -530,10 +531,8 @@ class Training:
         """Say how the learning rate jumps where a run of so many steps gets another number."""
         step, peak = self.state.step, self.optimizer.param_groups[0]["peak_lr"]
         config = replace(self.config, steps=planned)
-        before, after = (
-            peak * learning_rate_factor(max(step - 1, 0), config),
-            peak * learning_rate_factor(step, self.config),
-        )
+        before = peak * learning_rate_factor(max(step - 1, 0), config)
+        after = peak * learning_rate_factor(step, self.config)
         if planned != self.config.steps and abs(after - before) > 0.05 * peak:
             self._say(
                 f"the learning rate jumps from {before:.3g} to {after:.3g}, as its "
