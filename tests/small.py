@@ -1,6 +1,10 @@
-"""Settings of networks that are built, and run, in no time; noise, the same every time."""
+"""Settings of networks that are built, and run, in no time, images for them, and noise."""
 
+from pathlib import Path
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 SMALL = {
@@ -11,6 +15,14 @@ SMALL = {
     "norm_num_groups": 4,
 }
 """Of a `UNet` of two levels, of which the coarse one attends."""
+TINY = {
+    "block_out_channels": (8,),
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
+"""Of one level, in 8 channels."""
 AUTOENCODER = {
     "block_out_channels": (4, 8),
     "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -30,6 +42,15 @@ class Means(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+
+
+def write_images(folder: Path, count: int, *shape: int, most: int = 255) -> None:
+    """PNGs of random pixels, 0.png, 1.png, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        pixels = rng.integers(0, most + 1, shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
 def monai_name(name: str, cross: bool = False) -> str:
