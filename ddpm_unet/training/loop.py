@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from ddpm_unet.config import TrainConfig
 from ddpm_unet.config.reading import check_limits
 from ddpm_unet.cpu import FusedAdamWEMA, accelerate_cpu, is_accelerated
-from ddpm_unet.data.loader import StepBatches, make_loader, shares
+from ddpm_unet.data.loader import make_loader, shares, step_batches
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.card import write_pages
 from ddpm_unet.evaluation.plots import plot_metrics
@@ -322,7 +322,7 @@ class Training:
         """This process's micro-batches from the present step to the last."""
         config, accelerator = self.config, self.accelerator
         stream = self.job.stream(self.network, accelerator)
-        positions = StepBatches(
+        positions = step_batches(
             range(self.state.step, config.steps),
             config.batch_size,
             accelerator.process_index,
