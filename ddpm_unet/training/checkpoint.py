@@ -133,7 +133,7 @@ class ShardedWriter:
 def _shapes(path: Path) -> dict[str, Tensors]:
     """What a checkpoint of shards holds, as tensors without values."""
     found: dict[str, Tensors] = {}
-    described = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    described: Any = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     for key, about in described.items():
         group, name = key.split("/", 1)
         like = torch.empty(about.size, dtype=about.properties.dtype, device="meta")
