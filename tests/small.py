@@ -1,8 +1,9 @@
-"""Settings of networks that are built, and run, in no time, and images for them."""
+"""Settings of networks that are built, and run, in no time, images for them, and noise."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import nn
 
@@ -31,10 +32,15 @@ AUTOENCODER = {
 """Of diffusers' AutoencoderKL that halves images."""
 
 
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Standard normal, by the seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
 class Means(nn.Module):
     """Features that are the mean levels of the four quarters."""
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
 
 
