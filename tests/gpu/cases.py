@@ -30,7 +30,7 @@ from ddpm_unet import cli, randomness
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_sampler
-from ddpm_unet.diffusion.sampling import sample, timesteps
+from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.evaluation import report
 from ddpm_unet.inference.tiles import Tiling, predict_tiles
 from ddpm_unet.models import UNet, precompute_time_embeddings
@@ -192,7 +192,7 @@ def training(name: str) -> Found:
 def sampling(name: str) -> Found:
     """Images that a sampler draws, and the waits within its steps but the first and last."""
     sampler = make_sampler(name, GaussianDiffusion())
-    unet = precompute_time_embeddings(small_unet(), timesteps(sampler, 6))
+    unet = precompute_time_embeddings(small_unet(), torch.tensor(sampler.plan(6).times))
     marks: list[Counter[str]] = []
     with watched() as waits:
         images = sample(

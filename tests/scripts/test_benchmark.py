@@ -29,6 +29,8 @@ from diffusers import UNet2DModel
 from small import SMALL
 
 from ddpm_unet.config import UNetConfig
+from ddpm_unet.files import replace_json
+from ddpm_unet.models.pretrained import settings_of
 from ddpm_unet.training.loop import Training
 
 ONCE = Effort(quick=True, seconds=0, least=1, most=1, warm_up=0)
@@ -187,9 +189,9 @@ def test_goals_are_of_peers_that_the_rows_measure():
 
 
 def test_work_of_the_cifar_network(tmp_path):
+    replace_json(tmp_path / "config.json", settings_of(networks.cifar()))
     with torch.device("meta"):
         unet = networks.UNet(networks.cifar())
-        unet._write_config(tmp_path)
         twin = UNet2DModel.from_config(UNet2DModel.load_config(tmp_path))
     inputs = networks.pictures(unet.config, 3)
     assert networks.gflop(unet, *inputs) == pytest.approx(12.44, rel=0.01)
