@@ -1,4 +1,11 @@
-"""Settings of networks that are built, and run, in no time."""
+"""Settings of networks that are built, and run, in no time, images for them, and noise."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
 
 SMALL = {
     "block_out_channels": (8, 16),
@@ -8,6 +15,14 @@ SMALL = {
     "norm_num_groups": 4,
 }
 """Of a `UNet` of two levels, of which the coarse one attends."""
+TINY = {
+    "block_out_channels": (8,),
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
+"""Of one level, in 8 channels."""
 AUTOENCODER = {
     "block_out_channels": (4, 8),
     "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -15,6 +30,27 @@ AUTOENCODER = {
     "norm_num_groups": 2,
 }
 """Of diffusers' AutoencoderKL that halves images."""
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Standard normal, by the seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+class Means(nn.Module):
+    """Features that are the mean levels of the four quarters."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+
+
+def write_images(folder: Path, count: int, *shape: int, most: int = 255) -> None:
+    """PNGs of random pixels, 0.png, 1.png, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        pixels = rng.integers(0, most + 1, shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
 def monai_name(name: str, cross: bool = False) -> str:

@@ -34,42 +34,6 @@ def test_config_flag_replaces_the_default_file(config, tmp_path):
     assert (settings.seed, settings.train.steps, name) == (0, 5, "other")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--train.stps", "5"], r"did you mean train\.steps"),
-        (["--train.steps", "many"], r"train\.steps"),
-        (["--train.betas", "[1]"], r"train\.betas"),
-        (["--tracker", "paper"], "tracker"),
-        (["--config"], "needs a value"),
-        (["--config", "missing.yaml"], r"missing\.yaml: cannot be read"),
-        (["loose"], "loose"),
-    ],
-)
-def test_bad_flags_are_named(config, arguments, message):
-    with pytest.raises(UserError, match=message):
-        read_settings(DenoiseConfig, config, arguments)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("sed: 1", r"sed: no such setting; did you mean seed\?"),
-        ('"a\\nb": 4', r"'a\\nb': no such setting"),
-        ("task: regress", r"task: no such setting; it is one of scripts/train_seg\.py"),
-        ("data:\n  siz: 4", r"data\.siz: no such setting; did you mean data\.size"),
-        ("train: [1", r"bad\.yaml: line 1: expected .*; mend the YAML"),
-        ("- 1", "holds no settings"),
-        ("train:\n  lr: fast", r"train\.lr"),
-    ],
-)
-def test_bad_files_are_named(tmp_path, text, message):
-    path = tmp_path / "bad.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError, match=message):
-        read_settings(DenoiseConfig, path, [])
-
-
 def test_a_script_prints_one_line_and_exits_with_2():
     result = subprocess.run(
         [sys.executable, SCRIPTS / "train_ddpm.py", "--sed", "1"], capture_output=True, text=True

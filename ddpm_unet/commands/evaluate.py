@@ -21,7 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_unet.cli import ArgumentParser, whole
-from ddpm_unet.commands.shared import add_common, at_speed, model_or_newest, training_settings
+from ddpm_unet.commands.shared import (
+    add_common,
+    at_speed,
+    go_on,
+    model_or_newest,
+    training_settings,
+    weights_of,
+)
 from ddpm_unet.errors import UserError
 
 SHOWN = 36
@@ -130,17 +137,9 @@ def draw(
     check(folder, (denoiser.image_channels, *job.image_shape[1:]), real)
     settings = {name: getattr(args, name) for name in PART_OF_A_JOB}
     settings["format"] = 2  # of the parts
-    for name, used in {"model": folder, "guide": args.guide}.items():
-        weights = used and max(used.rglob("*.safetensors"))
-        settings[name] = weights and f"{weights.resolve()} {weights.stat().st_mtime_ns}"
-    if accelerator.is_main_process:
-        parts.mkdir(parents=True, exist_ok=True)
-        note = parts / "job.json"
-        if not note.exists() or json.loads(note.read_text()) != settings:
-            for file in parts.glob("*.safetensors"):  # of another job
-                file.unlink()
-            note.write_text(json.dumps(settings))
-    accelerator.wait_for_everyone()
+    settings["model"] = weights_of(folder)
+    settings["guide"] = args.guide and weights_of(args.guide)
+    go_on(parts / "job.json", settings, lambda: parts.glob("*.safetensors"), accelerator)
     kept |= {index for batch in batches if files[batch.start].exists() for index in batch}
     accelerator.wait_for_everyone()
     clock = time.process_time if accelerator.device.type == "cpu" else time.perf_counter

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ddpm_unet.cli import ArgumentParser, whole
-from ddpm_unet.commands.shared import add_common, at_speed, model_or_newest
+from ddpm_unet.commands.shared import add_common, at_speed, go_on, model_or_newest, weights_of
 from ddpm_unet.diffusion.samplers import described
 
 SETTINGS = "settings.json"
+NUMBERED = re.compile(r"[0-9]{5,}(-[0-9]{5,})?\.[a-z.]+")
+"""The names of generated images."""
 USUAL_STEPS = {"ddpm": 1000, "dpm++": 20, "unipc": 20, "heun": 20}
 """Without --steps, by sampler; 50 of the others. docs/samplers.md has what they are worth."""
 
@@ -147,13 +151,11 @@ class Output:
             self.dims, channels, denoiser.preprocessing.made_dtype, args.nifti
         )
         self.what = "one .npz per batch" if self.npz else "one file per image"
-        free = ("out", "num_images", "film", "compile")
+        free = ("out", "film", "compile", *["num_images"] * (not self.npz))
         self.made_by = {k: str(v) for k, v in vars(args).items() if k not in free}
-        weights = max(model.rglob("*.safetensors"))
-        self.made_by["weights"] = f"{weights.resolve()} {weights.stat().st_mtime_ns}"
+        self.made_by["weights"] = weights_of(model)
         if args.lora:
-            changes = args.lora / FILE if args.lora.is_dir() else args.lora
-            self.made_by["lora"] = f"{changes.resolve()} {changes.stat().st_mtime_ns}"
+            self.made_by["lora"] = weights_of(args.lora / FILE if args.lora.is_dir() else args.lora)
 
     def path(self, place: Path, index: int) -> Path:
         """The file of an image."""
@@ -165,26 +167,16 @@ class Output:
 
     def kept(self, accelerator: Any) -> set[int]:
         """Images of a job of the same settings that was stopped; those of others are removed."""
-        from ddpm_unet.config.reading import read_json
-        from ddpm_unet.files import replace_json
-
-        file = self.folder / SETTINGS
-        same = file.is_file() and read_json(file) == self.made_by
-        there = {
-            index
-            for index in range(self.count)
-            if all(self.path(place, index).is_file() for place in self.places)
-        }
+        every = [[self.path(place, i) for place in self.places] for i in range(self.count)]
+        for place in self.places:
+            place.mkdir(exist_ok=True)
+        note = self.folder / SETTINGS
+        names = (path for place in self.places for path in place.iterdir())
+        earlier = [path for path in names if note.is_file() and NUMBERED.fullmatch(path.name)]
+        go_on(note, self.made_by, lambda: chain(earlier, *every), accelerator)
+        kept = {i for i, files in enumerate(every) if all(file.is_file() for file in files)}
         accelerator.wait_for_everyone()
-        if accelerator.is_main_process and not same:
-            for index in there:
-                for place in self.places:
-                    self.path(place, index).unlink(missing_ok=True)
-            for place in self.places:
-                place.mkdir(exist_ok=True)
-            replace_json(file, self.made_by)
-        accelerator.wait_for_everyone()
-        return there if same else set()
+        return kept
 
     def write(self, indices: Sequence[int], images: Any, masks: Any) -> None:
         """Write the images of a batch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def prepare(model: Any, device: Any, codec: Any = None) -> None:
     On a CPU the model is accelerated; elsewhere, it and the codec of latents keep channels last.
     """
     from ddpm_unet.cpu import accelerate_cpu
-    from ddpm_unet.training.speed import in_memory_format
+    from ddpm_unet.training.distributed import in_memory_format
 
     if device.type == "cpu":
         accelerate_cpu(model)
@@ -115,3 +115,23 @@ def at_speed(model: Any, device: Any, args: argparse.Namespace, codec: Any = Non
     name = PRECISIONS[args.precision]
     with torch.autocast(device.type, getattr(torch, name)) if name else nullcontext():
         yield torch.compile(model) if args.compile else model
+
+
+def weights_of(model: Path) -> str:
+    """Which weights these are: the file, or one of a model's folder, and when it was written."""
+    file = max(model.rglob("*.safetensors")) if model.is_dir() else model
+    return f"{file.resolve()} {file.stat().st_mtime_ns}"
+
+
+def go_on(
+    note: Path, made_by: dict[str, Any], made: Callable[[], Iterable[Path]], accelerator: Any
+) -> None:
+    """Keep in a note by what a job is made; what another one `made`, by the note, is removed."""
+    from ddpm_unet.config.reading import read_json
+    from ddpm_unet.files import replace_json
+
+    if accelerator.is_main_process and not (note.is_file() and read_json(note) == made_by):
+        for file in made():
+            file.unlink(missing_ok=True)
+        replace_json(note, made_by)
+    accelerator.wait_for_everyone()

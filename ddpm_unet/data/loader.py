@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from ddpm_unet.errors import UserError
 
@@ -30,30 +30,22 @@ def shares(
     return [own[i : i + step] for i in range(0, len(own), step)]
 
 
-class StepBatches(Sampler[list[int]]):
-    """The positions of a process's micro-batches for a range of steps."""
-
-    def __init__(
-        self,
-        steps: range,
-        batch_size: int,
-        process_index: int = 0,
-        num_processes: int = 1,
-        micro_batch: int = 0,
-    ) -> None:
-        """See `shares`; `steps` may start anywhere, as a resumed run does."""
-        self.steps, self.batch_size = steps, batch_size
-        self.share = (process_index, num_processes, micro_batch)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self.steps:
-            whole = range(step * self.batch_size, (step + 1) * self.batch_size)
-            yield from map(list, shares(whole, *self.share))
+def step_batches(
+    steps: range,
+    batch_size: int,
+    process_index: int = 0,
+    num_processes: int = 1,
+    micro_batch: int = 0,
+) -> Iterator[list[int]]:
+    """The positions of a process's micro-batches, see `shares`; a resumed run starts anywhere."""
+    for step in steps:
+        whole = range(step * batch_size, (step + 1) * batch_size)
+        yield from map(list, shares(whole, process_index, num_processes, micro_batch))
 
 
 def make_loader(
     stream: Any,
-    batches: StepBatches,
+    batches: Iterable[list[int]],
     workers: int = 0,
     pin_memory: bool = False,
     timeout: float = WORKER_TIMEOUT,

@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import product
 from pathlib import Path
@@ -60,39 +59,29 @@ UNITS = {
 """Millimetres of what OME and ImageJ call them."""
 
 
-@dataclass(frozen=True)
-class Metadata:
-    """What a TIFF says of its image.
+Spacing = tuple[float, ...] | None
+"""Millimetres from pixel to pixel along (planes,) rows and columns, where a file says it."""
 
-    Attributes:
-        channels: Their names; empty where the file does not say them.
-        spacing: Millimetres from pixel to pixel along (planes,) rows and columns, as OME or ImageJ
-            say it; None where the file does not.
-        resolution: Likewise by the tags, where they are in cm, which may be one of printing.
+
+def _metadata(file: tifffile.TiffFile) -> tuple[tuple[str, ...], Spacing, Spacing]:
+    """Names of channels, spacing by OME or ImageJ, and by tags of a resolution in cm, perhaps of
+    printing.
     """
-
-    channels: tuple[str, ...] = ()
-    spacing: tuple[float, ...] | None = None
-    resolution: tuple[float, ...] | None = None
-
-    @classmethod
-    def of(cls, file: tifffile.TiffFile) -> Metadata:
-        """What OME, ImageJ or the resolution's tags say of an open file."""
-        page = file.pages.first
-        per_x, per_y = page.resolution
-        about = file.imagej_metadata or (file.shaped_metadata or ({},))[0]
-        unit, depth = UNITS.get(about.get("unit", ""), 0.0), about.get("spacing", 0.0)
-        resolution = spacing = None
-        if page.resolutionunit == 3 and per_x and per_y:
-            resolution = (10 / per_y, 10 / per_x)
-        if unit and (resolution or (per_x and per_y)):
-            sides = resolution or (unit / per_y, unit / per_x)
-            spacing = (*[depth * unit] * bool(depth * unit), *sides)
-        channels, sizes = _of_ome(file.ome_metadata or "")
-        return cls(channels, sizes or spacing, resolution)
+    page = file.pages.first
+    per_x, per_y = page.resolution
+    about = file.imagej_metadata or (file.shaped_metadata or ({},))[0]
+    unit, depth = UNITS.get(about.get("unit", ""), 0.0), about.get("spacing", 0.0)
+    resolution = spacing = None
+    if page.resolutionunit == 3 and per_x and per_y:
+        resolution = (10 / per_y, 10 / per_x)
+    if unit and (resolution or (per_x and per_y)):
+        sides = resolution or (unit / per_y, unit / per_x)
+        spacing = (*[depth * unit] * bool(depth * unit), *sides)
+    channels, sizes = _of_ome(file.ome_metadata or "")
+    return channels, sizes or spacing, resolution
 
 
-def _of_ome(text: str) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
+def _of_ome(text: str) -> tuple[tuple[str, ...], Spacing]:
     """Names of channels and spacing in OME-XML; of what is damaged nothing."""
     pixels = None
     with suppress(ElementTree.ParseError):
@@ -108,7 +97,7 @@ def _of_ome(text: str) -> tuple[tuple[str, ...], tuple[float, ...] | None]:
     return names if any(names) else (), known_spacing(lengths)
 
 
-def known_spacing(lengths: Sequence[float]) -> tuple[float, ...] | None:
+def known_spacing(lengths: Sequence[float]) -> Spacing:
     """The spacing along (planes,) rows and columns, of which 0 are not known."""
     spacing = tuple(lengths[0 if lengths[0] > 0 else 1 :])
     return spacing if min(spacing) > 0 else None
@@ -145,10 +134,9 @@ class TiffFile(ImageFile):
         self.page = page
         self.shape = self._stored_shape(stack)
         pages, height, width, count = self.shape
-        about, tag = Metadata.of(self.file), page.tags.get(274)
-        self.resolution = about.resolution
-        self.orientation = int(tag.value) if tag else 1
-        spacing, dtype = about.spacing, result_type(self.series.dtype, path)
+        names, spacing, self.resolution = _metadata(self.file)
+        self.orientation = int(page.tags[274].value) if 274 in page.tags else 1
+        dtype = result_type(self.series.dtype, path)
         if spacing:
             coarser = finest.keyframe.imagelength / height, finest.keyframe.imagewidth / width
             sides = [length * n for length, n in zip(spacing[-2:], coarser, strict=True)]
@@ -157,7 +145,7 @@ class TiffFile(ImageFile):
             height, width = width, height
         if page.photometric == PHOTOMETRIC.PALETTE:
             count, dtype = 3, np.dtype(np.uint8)
-        self.numbers = channel_numbers(channels, about.channels, count, path)
+        self.numbers = channel_numbers(channels, names, count, path)
         count = len(self.numbers)
         alpha = count == 2 and tuple(page.extrasamples or ()) in ((1,), (2,))
         known: Any = {

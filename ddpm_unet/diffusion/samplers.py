@@ -129,9 +129,7 @@ def saved_sampler(saved: Mapping[str, Any], diffusion: Diffusion) -> Sampler:
     return _scheduler(kind, own, diffusion)
 
 
-def _scheduler(
-    class_name: str, settings: dict[str, Any], diffusion: Diffusion, name: str | None = None
-) -> SchedulerSampler:
+def _scheduler(class_name: str, settings: dict[str, Any], diffusion: Diffusion) -> SchedulerSampler:
     """A sampler of a class of diffusers, at the forward process of `diffusion`."""
     import diffusers  # takes seconds
 
@@ -162,7 +160,7 @@ def _scheduler(
         raise UserError(
             f"scheduler_config.json: diffusers refuses it ({cause_of(error)})"
         ) from error
-    return SchedulerSampler(scheduler, diffusion, name)
+    return SchedulerSampler(scheduler, diffusion)
 
 
 class Sampler:
@@ -426,11 +424,9 @@ class SchedulerSampler(Sampler):
     thresholding are its own.
     """
 
-    def __init__(
-        self, scheduler: Any, diffusion: Diffusion | None = None, name: str | None = None
-    ) -> None:
+    def __init__(self, scheduler: Any, diffusion: Diffusion | None = None) -> None:
         self.scheduler, self.diffusion = scheduler, diffusion
-        self.name = name or type(scheduler).__name__
+        self.name = type(scheduler).__name__
         self.clip = diffusion is not None and diffusion.clip_sample
 
     def _prepare(self, steps: int, eta: float | None, generators: Any) -> None:
@@ -493,7 +489,7 @@ class SchedulerSampler(Sampler):
         try:
             output = self.scheduler.step(given, self._times[index], x, **self._options)
         except (NotImplementedError, ValueError) as error:
-            raise UserError(f"{type(self.scheduler).__name__}: {cause_of(error)}") from error
+            raise UserError(f"{self.name}: {cause_of(error)}") from error
         following = output[0] if isinstance(output, tuple) else output.prev_sample
         x0 = None if isinstance(output, tuple) else output.get("pred_original_sample")
         if x0 is None and self._mix is not None:

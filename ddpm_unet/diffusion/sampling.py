@@ -52,37 +52,6 @@ class Trajectory:
             self.images.append(info.x0)
 
 
-class CounterNoise:
-    """Noise as a function of (seed, image, draw), the same on every device.
-
-    Some draws are made at once, so that an accelerator is started once for all of them.
-    """
-
-    AT_ONCE = 2**22  # numbers
-
-    def __init__(
-        self,
-        seed: int,
-        indices: randomness.Positions,
-        shape: Sequence[int],
-        device: torch.device | str,
-    ) -> None:
-        self.generators = randomness.generators(seed, "sample", indices, device)
-        self._arguments = seed, "sample", indices, tuple(shape), device
-        self._ahead: list[Tensor] = []
-        self._drawn = 0
-        self._chunk = max(1, min(32, self.AT_ONCE // (len(indices) * math.prod(shape))))
-
-    def draw(self, std: float) -> Tensor:
-        """The next noise, `float32 [B, *shape]`."""
-        if not self._ahead:
-            seed, purpose, indices, shape, device = self._arguments
-            steps = range(self._drawn, self._drawn + self._chunk)
-            noise = randomness.counter_normal(seed, purpose, indices, steps, shape, device)
-            self._ahead, self._drawn = list(noise.flip(0)), steps.stop
-        return self._ahead.pop().mul_(std)
-
-
 class Noise:
     """Noise of each image from a generator of its own, which lives across the loop.
 
@@ -97,6 +66,11 @@ class Noise:
         device: torch.device | str,
     ) -> None:
         self.generators = randomness.generators(seed, "sample", indices, device)
+        self._job = seed, "sample", indices, tuple(shape), device
+        self._prepare()
+
+    def _prepare(self) -> None:
+        *_, indices, shape, device = self._job
         pair = torch.empty(2, len(indices), *shape, device=device)
         self._buffers = cycle(
             [(buffer, list(zip(buffer, self.generators, strict=True))) for buffer in pair]
@@ -108,6 +82,30 @@ class Noise:
         for row, generator in rows:
             row.normal_(0, std, generator=generator)
         return buffer
+
+
+class CounterNoise(Noise):
+    """Noise as a function of (seed, image, draw), the same on every device.
+
+    Some draws are made at once, so that an accelerator is started once for all of them.
+    """
+
+    AT_ONCE = 2**22  # numbers
+
+    def _prepare(self) -> None:
+        *_, indices, shape, _ = self._job
+        self._ahead: list[Tensor] = []
+        self._drawn = 0
+        self._chunk = max(1, min(32, self.AT_ONCE // (len(indices) * math.prod(shape))))
+
+    def draw(self, std: float) -> Tensor:
+        """The next noise, `float32 [B, *shape]`."""
+        if not self._ahead:
+            *job, shape, device = self._job
+            steps = range(self._drawn, self._drawn + self._chunk)
+            noise = randomness.counter_normal(*job, steps, shape, device)
+            self._ahead, self._drawn = list(noise.flip(0)), steps.stop
+        return self._ahead.pop().mul_(std)
 
 
 def sample(

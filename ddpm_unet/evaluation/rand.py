@@ -46,11 +46,7 @@ class ThinnedScores:
         return float(self.info.max())
 
 
-def thinned_scores(
-    truth: Iterable[np.ndarray],
-    probability: Iterable[np.ndarray],
-    thresholds: Iterable[float] = THRESHOLDS,
-) -> ThinnedScores:
+def thinned_scores(truth: Iterable[np.ndarray], probability: Iterable[np.ndarray]) -> ThinnedScores:
     """V_rand and V_info after border thinning, over the slices of a stack.
 
     Args:
@@ -58,21 +54,19 @@ def thinned_scores(
             one other value is a cell.
         probability: Slices `[H, W]` in [0, 1]: the probability of *cell*, one minus that of
             membrane. A pixel is cell where it is above the threshold.
-        thresholds: Where the probability is cut.
 
     Raises:
         ValueError: Slices that do not match, values outside [0, 1], or a slice of the truth
             without any cell, where the scores are undefined.
     """
-    cuts = np.array(list(thresholds), dtype=np.float64)
     scores = [
-        _slice_scores(np.asarray(t), np.asarray(p), cuts, number)
+        _slice_scores(np.asarray(t), np.asarray(p), number)
         for number, (t, p) in enumerate(zip(truth, probability, strict=True))
     ]
     if not scores:
         raise ValueError("there is no slice to score")
     rand, info = np.mean(scores, axis=0).T
-    return ThinnedScores(cuts, rand, info)
+    return ThinnedScores(np.array(THRESHOLDS), rand, info)
 
 
 def thin(cells: np.ndarray) -> np.ndarray:
@@ -136,9 +130,7 @@ def _shares(numbers: np.ndarray) -> np.ndarray:
     return np.unique(numbers, return_counts=True)[1] / numbers.size
 
 
-def _slice_scores(
-    truth: np.ndarray, probability: np.ndarray, thresholds: np.ndarray, number: int
-) -> np.ndarray:
+def _slice_scores(truth: np.ndarray, probability: np.ndarray, number: int) -> np.ndarray:
     """V_rand and V_info of a slice, `float64 [T, 2]`."""
     if truth.ndim != 2 or truth.shape != probability.shape:
         raise ValueError(
@@ -155,7 +147,7 @@ def _slice_scores(
 
     scores: list[tuple[float, float]] = []
     before = None
-    for threshold in thresholds:
+    for threshold in THRESHOLDS:
         cells = probability.astype(np.float64) > threshold
         same = before is not None and np.array_equal(cells, before)
         scores.append(scores[-1] if same else partition_scores(regions, thin(cells)))

@@ -121,21 +121,16 @@ def tiling(model: SegmentationModel, config: PredictConfig) -> Tiling:
     Raises:
         UserError: Tiles that are all margin and overlap.
     """
-    default = DEFAULTS[dimensions(model)]
+    default = DEFAULTS[model.dims]
     tile, overlap, margin = (
         getattr(default if getattr(config, name) is None else config, name)
         for name in ("tile", "overlap", "margin")
     )
-    pixels = PIXELS[dimensions(model)] if config.tile is None else 0
+    pixels = PIXELS[model.dims] if config.tile is None else 0
     if model.margin:
         tile = model.valid_size(max(tile, 2 * model.margin + model.step))
         return Tiling(tile, model.margin, overlap=0, step=model.step, pixels=pixels)
-    step = 32
-    if dimensions(model) == 3:
-        if isinstance(model, Segmenter):
-            step = 2 ** (len(model.unet.config.block_out_channels) - 1)
-        else:
-            step = 2 ** (model.config.depth - 1)
+    step = model.factor if model.dims == 3 else 32
     least = 2 * max(0, margin) + max(0, overlap) + step
     if min(overlap, margin) < 0 or tile < least:
         raise UserError(
@@ -143,11 +138,6 @@ def tiling(model: SegmentationModel, config: PredictConfig) -> Tiling:
             f"overlap and a margin of 0 or more, and then a tile of at least {least}"
         )
     return Tiling(tile, margin, overlap, step, pixels=pixels)
-
-
-def dimensions(model: SegmentationModel) -> int:
-    """2 for a network of images, 3 for one of volumes."""
-    return model.unet.config.dims if isinstance(model, Segmenter) else model.config.dims
 
 
 @dataclass(frozen=True)
@@ -244,7 +234,7 @@ class Predictor:
         max_pixels: float = 200.0,
         stream_above: float = 16.0,
     ) -> None:
-        self.model, self.dims = model, dimensions(model)
+        self.model, self.dims = model, model.dims
         self.preprocessing = preprocessing or Preprocessing(model.in_channels)
         if value_range is not None:
             self.preprocessing = replace(self.preprocessing, value_range=value_range, dtype=None)

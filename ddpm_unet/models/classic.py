@@ -46,6 +46,8 @@ class ClassicUNet(Pretrained):
     release). `padding="same", norm="batch", dropout=0` is milesial's Pytorch-UNet.
 
     Attributes:
+        dims: Spatial dimensions, 2 or 3.
+        factor: Pixels along a side of one of the coarsest level.
         margin: Pixels lost on every side, 0 with padding "same".
         step: Input sizes that fit are `valid_size(1)` and a multiple of `step`. Without padding, a
             tile whose origin is a multiple of `step` gives what one pass over the whole image
@@ -71,7 +73,8 @@ class ClassicUNet(Pretrained):
         self.config = config
         check_classes(config)
         _check_parts(config)
-        self.in_channels = config.in_channels
+        self.in_channels, self.dims = config.in_channels, config.dims
+        self.factor = 2 ** (config.depth - 1)
         self.encoder: Any
         if config.encoder == "classic":
             self.encoder = ContractingPath(config)
@@ -80,7 +83,7 @@ class ClassicUNet(Pretrained):
 
             self.encoder = Backbone(config)
         self.decoder = DECODERS[config.decoder](config, self.encoder.widths)
-        self.step = 2 ** (config.depth - 1) if config.padding == "valid" else 1
+        self.step = self.factor if config.padding == "valid" else 1
         smallest = self.valid_size(1)
         self.margin = (smallest - self._output_size(smallest)) // 2
         he_initialise(self)

@@ -55,11 +55,10 @@ def example(network: Network, batch: int, scale: int, odd: int = 1) -> Arguments
 
     if isinstance(network, ClassicUNet):
         least, step = classic_sides(network)
-        sides = [least + step * (scale + axis) for axis in range(network.config.dims)]
+        sides = [least + step * (scale + axis) for axis in range(network.dims)]
         return {"images": noise(batch, network.in_channels, *sides)}
     config = (network if isinstance(network, UNet) else network.unet).config
-    step = 2 ** (len(config.block_out_channels) - 1)
-    sides = [step * (scale + axis) + odd for axis in range(config.dims)]
+    sides = [network.factor * (scale + axis) + odd for axis in range(config.dims)]
     if isinstance(network, Segmenter):
         return {"images": noise(batch, network.in_channels, *sides)}
     given = {"x": noise(batch, config.in_channels, *sides), "t": torch.linspace(1, 900, batch)}
@@ -76,9 +75,7 @@ def example(network: Network, batch: int, scale: int, odd: int = 1) -> Arguments
 
 def classic_sides(network: ClassicUNet) -> tuple[int, int]:
     """(a, b): the network takes a + n b pixels, n from 2 on."""
-    if network.margin:
-        return network.valid_size(1), network.step
-    return 0, 2 ** (network.config.depth - 1)
+    return network.valid_size(1) if network.margin else 0, network.factor
 
 
 def program(network: Network) -> tuple[ExportedProgram, Axes]:

@@ -82,6 +82,7 @@ class Segmenter(Pretrained):
         self.unet = unet
         self.config = config
         self.in_channels = 1 if config.repeat_grey else unet.config.in_channels
+        self.dims, self.factor = unet.config.dims, unet.factor
         self.head: nn.Module
         if config.transfer == "features":
             self.head = pixel_head(config, unet.config)

@@ -53,6 +53,7 @@ class UNet(Pretrained):
             config = unet_config(config, settings)
         check(config, DOWN_BLOCKS, UP_BLOCKS)
         self.config = config
+        self.factor = 2 ** (len(config.block_out_channels) - 1)  # of the coarsest level
         base = config.block_out_channels[0]
         # diffusers' UNet2DModel uses act_fn in the residual blocks only.
         outer_act = config.act_fn if config.conditional else "silu"

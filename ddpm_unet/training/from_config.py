@@ -40,7 +40,7 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import read_diffusion
-from ddpm_unet.inference.predictor import SegmentationModel, dimensions, tiling
+from ddpm_unet.inference.predictor import SegmentationModel, tiling
 from ddpm_unet.models import UNet
 from ddpm_unet.models.autoencoder import PLACES, Autoencoder
 from ddpm_unet.models.classic import ClassicUNet
@@ -401,9 +401,9 @@ def build_network(
     `outputs` are `num_classes`, `class_names` and `class_colors`.
     """
     data, model = config.data, _network(config, channels, outputs)
-    if dimensions(model) != data.dims:
+    if model.dims != data.dims:
         raise UserError(
-            f"data.dims {data.dims}: the network is one of {dimensions(model)} dimensions; set "
+            f"data.dims {data.dims}: the network is one of {model.dims} dimensions; set "
             "data.dims to that, or take another network"
         )
     side = data.size + 2 * model.margin

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 from ddpm_unet.config import TrainConfig
 from ddpm_unet.config.reading import check_limits
 from ddpm_unet.cpu import FusedAdamWEMA, accelerate_cpu, is_accelerated
-from ddpm_unet.data.loader import StepBatches, make_loader, shares
+from ddpm_unet.data.loader import make_loader, shares, step_batches
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.card import write_pages
 from ddpm_unet.evaluation.plots import plot_metrics
@@ -42,7 +42,9 @@ from ddpm_unet.training.distributed import (
     Sharding,
     StopRequest,
     end_together,
+    in_memory_format,
     leave,
+    loader_processes,
     on_main,
     open_accelerator,
     own_accelerator,
@@ -54,7 +56,6 @@ from ddpm_unet.training.distributed import (
 from ddpm_unet.training.job import Batch, Job
 from ddpm_unet.training.post_hoc_ema import Snapshots
 from ddpm_unet.training.run_folder import RunFolder, disk_faults
-from ddpm_unet.training.speed import in_memory_format, loader_processes
 from ddpm_unet.training.state import NOWHERE, TrainingState, build_optimizer, learning_rate_factor
 
 MAX_NONFINITE_STEPS = 3
@@ -321,7 +322,7 @@ class Training:
         """This process's micro-batches from the present step to the last."""
         config, accelerator = self.config, self.accelerator
         stream = self.job.stream(self.network, accelerator)
-        positions = StepBatches(
+        positions = step_batches(
             range(self.state.step, config.steps),
             config.batch_size,
             accelerator.process_index,
@@ -530,10 +531,8 @@ class Training:
         """Say how the learning rate jumps where a run of so many steps gets another number."""
         step, peak = self.state.step, self.optimizer.param_groups[0]["peak_lr"]
         config = replace(self.config, steps=planned)
-        before, after = (
-            peak * learning_rate_factor(max(step - 1, 0), config),
-            peak * learning_rate_factor(step, self.config),
-        )
+        before = peak * learning_rate_factor(max(step - 1, 0), config)
+        after = peak * learning_rate_factor(step, self.config)
         if planned != self.config.steps and abs(after - before) > 0.05 * peak:
             self._say(
                 f"the learning rate jumps from {before:.3g} to {after:.3g}, as its "

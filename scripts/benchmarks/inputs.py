@@ -16,7 +16,7 @@ from benchmarks.timing import Effort, Timer
 from benchmarks.training import write_pictures
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.image_set import ImageSet
-from ddpm_unet.data.loader import StepBatches, make_loader
+from ddpm_unet.data.loader import make_loader, step_batches
 from ddpm_unet.data.sources import open_images, open_stream
 from ddpm_unet.data.stream import to_model_range
 
@@ -59,7 +59,7 @@ def packed_pictures(effort: Effort) -> Measured:
 
 def ours(images: ImageSet, config: ImageDataConfig) -> Iterator[Tensor]:
     """An epoch by the training stream."""
-    batches = StepBatches(range(len(images) // BATCH), BATCH)
+    batches = step_batches(range(len(images) // BATCH), BATCH)
     for batch in make_loader(open_stream(config, 0, images), batches):
         yield to_model_range(batch["image"])
 

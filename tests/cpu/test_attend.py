@@ -3,15 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from small import noise
 
 from ddpm_unet.cpu import accelerate_cpu, kernels
 from ddpm_unet.models.attention import Attention
 
 compiled = pytest.mark.skipif(kernels.functions("attend") is None, reason="no compiler here")
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def case(batch, heads, tokens, keys, dim):
@@ -61,14 +58,11 @@ def test_the_largest_score_may_come_last_or_first():
 
 
 @compiled
-def test_neighbours_and_threads_change_nothing():
-    given, threads = case(3, 2, 40, 40, 8), torch.get_num_threads()
+def test_neighbours_and_threads_change_nothing(threads):
+    given = case(3, 2, 40, 40, 8)
     together = kernels.attend(*given, 2)
-    try:
-        torch.set_num_threads(2)
-        each = [kernels.attend(*(x[i : i + 1] for x in given), 2) for i in range(3)]
-    finally:
-        torch.set_num_threads(threads)
+    threads(2)
+    each = [kernels.attend(*(x[i : i + 1] for x in given), 2) for i in range(3)]
     assert torch.equal(torch.cat(each), together)
 
 

@@ -66,20 +66,17 @@ def test_like_torch_in_float64():
 
 
 @compiled
-def test_the_number_of_threads_changes_nothing():
-    found, threads = [], torch.get_num_threads()
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            weights = parameters()
-            optimizer, ema = adamw(weights, fused=True), EMA(weights, 0.9)
-            update = FusedAdamWEMA(optimizer, ema)
-            for step in range(3):
-                gradients(weights, step)
-                update(step, optimizer.step)
-            found.append([*weights, *ema.averages])
-    finally:
-        torch.set_num_threads(threads)
+def test_the_number_of_threads_changes_nothing(threads):
+    found = []
+    for count in (1, 2):
+        threads(count)
+        weights = parameters()
+        optimizer, ema = adamw(weights, fused=True), EMA(weights, 0.9)
+        update = FusedAdamWEMA(optimizer, ema)
+        for step in range(3):
+            gradients(weights, step)
+            update(step, optimizer.step)
+        found.append([*weights, *ema.averages])
     assert all(map(torch.equal, *found))
 
 

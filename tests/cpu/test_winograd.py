@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from small import noise
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,10 +22,6 @@ from ddpm_unet.models.classic import ClassicUNet
 SHIPPED = Path(__file__).parents[2] / "samples" / "histology64" / "model"
 
 compiled = pytest.mark.skipif(kernels.functions("winograd") is None, reason="no compiler here")
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def fast_convolution(inputs, outputs, padding=1):
@@ -152,15 +149,12 @@ def test_the_layout_is_the_one_torch_gives():
 
 
 @compiled
-def test_threads_neighbours_and_repetition_change_no_bit():
+def test_threads_neighbours_and_repetition_change_no_bit(threads):
     given = case(7, 32, 48, 24, 20)
     first = results(kernels.winograd, *given)
-    threads = torch.get_num_threads()
     for number in (1, 2, 3):
-        torch.set_num_threads(number)
-        again = results(kernels.winograd, *given)
-        torch.set_num_threads(threads)
-        assert all(map(torch.equal, again, first))
+        threads(number)
+        assert all(map(torch.equal, results(kernels.winograd, *given), first))
     x, weight, bias, dy = given
     alone = results(kernels.winograd, x[5:6], weight, bias, dy[5:6])
     assert torch.equal(alone[0], first[0][5:6])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ddpm_unet.data.collection import ArrayCollection
 from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.image_set import Fit, open_collection
-from ddpm_unet.data.loader import StepBatches, make_loader, shares, worker_fault
+from ddpm_unet.data.loader import make_loader, shares, step_batches, worker_fault
 from ddpm_unet.data.pixels import to_unit
 from ddpm_unet.data.stream import Grid, Stream, order, to_model_range
 from ddpm_unet.errors import UserError
@@ -209,9 +209,9 @@ def test_shares_are_the_whole_in_order(start, size, processes, micro):
 
 
 def test_steps_start_anywhere():
-    early = list(StepBatches(range(0, 6), 10, 1, 3, 2))
+    early = list(step_batches(range(0, 6), 10, 1, 3, 2))
     assert early[:2] == [[3, 4], [5]]
-    assert list(StepBatches(range(4, 6), 10, 1, 3, 2)) == early[8:]
+    assert list(step_batches(range(4, 6), 10, 1, 3, 2)) == early[8:]
 
 
 def write_folder(root, number=6):
@@ -223,10 +223,10 @@ def write_folder(root, number=6):
 @pytest.mark.parametrize("memory_limit", [0, 10])
 def test_workers_give_what_the_main_process_gives(tmp_path, memory_limit):
     stream = Stream(open_collection(write_folder(tmp_path), Fit(8), memory_limit), flips=True)
-    batches = StepBatches(range(2, 5), 7, 1, 2, 3)
+    batches = list(step_batches(range(2, 5), 7, 1, 2, 3))
     alone = list(make_loader(stream, batches))
     helped = list(make_loader(stream, batches, workers=2))
-    assert [batch["position"].tolist() for batch in alone] == list(batches)
+    assert [batch["position"].tolist() for batch in alone] == batches
     for one, other in zip(alone, helped, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
@@ -238,7 +238,7 @@ def test_a_bad_image_is_one_line_from_any_process(tmp_path, workers):
     whole = (tmp_path / "3.png").read_bytes()
     (tmp_path / "3.png").write_bytes(whole[:200])
     with pytest.raises(UserError) as caught:
-        list(make_loader(stream, StepBatches(range(5), 6), workers=workers))
+        list(make_loader(stream, step_batches(range(5), 6), workers=workers))
     assert str(caught.value).startswith(f"{tmp_path / '3.png'}: is damaged or truncated")
     assert "\n" not in str(caught.value)
 
@@ -259,7 +259,7 @@ class Dying:
 def test_a_lost_worker_is_an_error_with_its_cause(stuck, monkeypatch):
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.3)  # 5 s
     patience = 1.0 if stuck else 60.0
-    loader = make_loader(Dying(stuck), StepBatches(range(5), 2), workers=1, timeout=patience)
+    loader = make_loader(Dying(stuck), step_batches(range(5), 2), workers=1, timeout=patience)
     with refused("timed out" if stuck else "Killed") as caught:
         list(loader)
     assert "data.workers" in str(caught.value)

@@ -1,6 +1,7 @@
 """Conditioning, its dropout, self-conditioning, and guidance in closed form."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -115,17 +116,9 @@ def test_the_sampler_tells_the_image_of_the_step_before(sampler):
         told.append(estimate.clone())
         return torch.tanh(x) * 0.9 + 0.1 * estimate
 
-    sample(
-        denoiser,
-        sampler,
-        (1, 3, 3),
-        diffusion=GaussianDiffusion(),
-        seed=0,
-        indices=range(2),
-        steps=6,
-        self_conditioning=True,
-        callback=lambda moment: predicted.append(moment.x0.clone()),
-    )
+    options = {"diffusion": GaussianDiffusion(), "seed": 0, "indices": range(2), "steps": 6}
+    options["callback"] = lambda info: predicted.append(info.x0.clone())
+    sample(denoiser, sampler, (1, 3, 3), self_conditioning=True, **options)
     assert (told[0] == 0).all()
     for estimate, image in zip(told[1:], predicted, strict=False):
         assert torch.equal(estimate, image.clamp(-1, 1))
@@ -189,16 +182,9 @@ def test_guided_gaussians_are_gaussians_with_moved_means(prediction_type, scale)
 def test_sampling_with_guidance_ends_at_the_moved_mean():
     config = GaussianDiffusion()
     denoiser = Classes(config)
-    with_guidance = classifier_free_guidance(denoiser, 3.0, NULL)
-    images = sample(
-        lambda x, t: with_guidance(x, t, class_labels=torch.tensor([1])),
-        "ddim",
-        (2, 40, 40),
-        diffusion=config,
-        seed=0,
-        indices=[0],
-        steps=200,
-    )
+    guided = partial(classifier_free_guidance(denoiser, 3.0, NULL), class_labels=torch.tensor([1]))
+    options = {"diffusion": config, "seed": 0, "indices": [0], "steps": 200}
+    images = sample(guided, "ddim", (2, 40, 40), **options)
     start = Noise(0, [0], (2, 40, 40), "cpu").draw(1.0)[0].flatten(1).T.double().numpy()
     abar = float(Oracle(gaussian(MEANS[1]), config).table[-1])
     known = gaussian_flow(gaussian(shifted(3.0, 1)), start, abar)

@@ -24,16 +24,8 @@ def vectors(images):
 def draw(data, name, steps, size=128, **settings):
     """Vectors of a sampling job of two images, `float64 [2 * size * size, d]`."""
     config = GaussianDiffusion(**settings)
-    images = sample(
-        Oracle(data, config),
-        name,
-        (2, size, size),
-        diffusion=config,
-        seed=0,
-        indices=range(2),
-        steps=steps,
-    )
-    return vectors(images)
+    options = {"diffusion": config, "seed": 0, "indices": range(2), "steps": steps}
+    return vectors(sample(Oracle(data, config), name, (2, size, size), **options))
 
 
 def check_moments(samples, mean, covariance, sigmas=5.0, bias=0.0):

@@ -1,6 +1,9 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from small import Means, noise
 from torch import nn
 
 from ddpm_unet.errors import UserError
@@ -18,9 +21,7 @@ from ddpm_unet.evaluation.fidelity import (
     table,
 )
 
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+normal = partial(noise, dtype=torch.float64)
 
 
 def exact_gaussian(mean, deviations, seed):
@@ -80,13 +81,6 @@ def test_manifold_scores_equal_their_definitions(chunk):
     metric = pytest.importorskip("torch_fidelity.metric_prc")
     precision, recall = metric.calculate_precision_recall_full(made, real)
     assert (found["precision"], found["recall"]) == pytest.approx((precision, recall))
-
-
-class Means(nn.Module):
-    """Features that are the mean levels of the four quarters."""
-
-    def forward(self, images):
-        return nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
 
 
 def test_plain_statistics_of_waves():

@@ -30,7 +30,8 @@ from ddpm_unet import cli, randomness
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_sampler
-from ddpm_unet.diffusion.sampling import sample, timesteps
+from ddpm_unet.diffusion.sampling import sample
+from ddpm_unet.evaluation import report
 from ddpm_unet.inference.tiles import Tiling, predict_tiles
 from ddpm_unet.models import UNet, precompute_time_embeddings
 from ddpm_unet.training import loop
@@ -147,14 +148,15 @@ def run_training(name: str, flags: dict[str, Any] | None = None) -> Path:
     command, settings = TRAININGS[name]
     run = "runs/" + name.replace(",", "").replace(" ", "_")
     settings = settings | {"run": run} | (flags or {})
-    plot, loop.plot_metrics = loop.plot_metrics, lambda *_: None  # longer than the training
+    drawn = loop.plot_metrics, report.plots
+    loop.plot_metrics, report.plots = lambda *_: None, lambda _: ""  # longer than the training
     try:
         cli.run(command, arguments(settings))
     except SystemExit as stop:
         if stop.code:
             raise RuntimeError(f"{name}: exit {stop.code}") from stop
     finally:
-        loop.plot_metrics = plot
+        loop.plot_metrics, report.plots = drawn
         AcceleratorState._reset_state(reset_partial_state=True)
     return Path(settings["run"])
 
@@ -190,7 +192,7 @@ def training(name: str) -> Found:
 def sampling(name: str) -> Found:
     """Images that a sampler draws, and the waits within its steps but the first and last."""
     sampler = make_sampler(name, GaussianDiffusion())
-    unet = precompute_time_embeddings(small_unet(), timesteps(sampler, 6))
+    unet = precompute_time_embeddings(small_unet(), torch.tensor(sampler.plan(6).times))
     marks: list[Counter[str]] = []
     with watched() as waits:
         images = sample(

@@ -71,28 +71,15 @@ def test_learned_variances_are_those_of_the_diffusers_pipeline(tmp_path):
     write_pipeline(tmp_path / "m", unet, learned)
     unet, read = read_pipeline(tmp_path / "m")
     assert read.config == learned.config
-    ours = sample(
-        unet,
-        make_sampler("ddpm", read),
-        image_shape(unet.config),
-        seed=3,
-        indices=range(2),
-        steps=20,
-    )
+    job = {"shape": image_shape(unet.config), "seed": 3, "indices": range(2), "steps": 20}
+    ours = sample(unet, make_sampler("ddpm", read), **job)
     generators = randomness.generators(3, "sample", range(2))
     pipeline = DDPMPipeline.from_pretrained(tmp_path / "m")
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(2, generator=generators, num_inference_steps=20, output_type="np").images
     theirs = torch.from_numpy(theirs).movedim(-1, 1) * 2 - 1
     torch.testing.assert_close(ours.clamp(-1, 1), theirs, rtol=1e-3, atol=1e-3)
-    fixed = sample(
-        unet,
-        LinearSampler(read, "ddpm", variance_type="fixed_small"),
-        image_shape(unet.config),
-        seed=3,
-        indices=range(2),
-        steps=20,
-    )
+    fixed = sample(unet, LinearSampler(read, "ddpm", variance_type="fixed_small"), **job)
     assert not torch.allclose(fixed, ours, atol=1e-2)
 
 

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate, pad
 
-from ddpm_unet.config import ClassicConfig, PredictConfig, UNetConfig
+from ddpm_unet.config import ClassicConfig, PredictConfig
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.objects import label_objects
@@ -15,27 +15,12 @@ from ddpm_unet.inference.results import write_masks
 from ddpm_unet.inference.tiles import Tiling, predict_tiles
 from ddpm_unet.inference.writers import output_names
 from ddpm_unet.models.classic import ClassicUNet
-from ddpm_unet.models.unet import UNet
 
 
 def classic(**settings):
     torch.manual_seed(0)
     settings = {"depth": 3, "base_width": 4, "num_classes": 3} | settings
     return ClassicUNet(ClassicConfig(**settings)).eval()
-
-
-def small_unet(dims=2):
-    return UNet(
-        UNetConfig(
-            dims=dims,
-            block_out_channels=(8, 8),
-            down_block_types=("DownBlock2D",) * 2,
-            up_block_types=("UpBlock2D",) * 2,
-            add_attention=False,
-            layers_per_block=1,
-            norm_num_groups=4,
-        )
-    )
 
 
 @torch.inference_mode()

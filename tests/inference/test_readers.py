@@ -52,6 +52,14 @@ def test_any_rows_equal_the_whole(tmp_path, stored, shape, dtype):
                 np.testing.assert_array_equal(rows, expected[low:high])
 
 
+def test_rows_of_chosen_channels(tmp_path):
+    array = pixels(2, 60, 40, 3)
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", tile=(16, 16))
+    with open_planes(tmp_path / "a.tif", stream_above=1e-4, channels=("2", "0")) as planes:
+        assert [type(plane) for plane in planes] == [PlaneRows] * 2
+        np.testing.assert_array_equal(planes[1][20:37], array[1, 20:37][..., [2, 0]])
+
+
 def test_small_files_are_read_whole(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", pixels(2, 20, 30))
     Image.fromarray(pixels(20, 30, 3)).save(tmp_path / "b.png")

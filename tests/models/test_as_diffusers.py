@@ -55,16 +55,9 @@ def test_a_stable_diffusion_pipeline(pair: tuple[Any, UNet], tmp_path: Path) -> 
     """
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    text = transformers.CLIPTextModel(
-        transformers.CLIPTextConfig(
-            hidden_size=10,
-            intermediate_size=16,
-            num_attention_heads=2,
-            num_hidden_layers=1,
-            vocab_size=99,
-            max_position_embeddings=7,
-        )
-    )
+    sizes = {"hidden_size": 10, "intermediate_size": 16, "num_attention_heads": 2}
+    sizes |= {"num_hidden_layers": 1, "vocab_size": 99, "max_position_embeddings": 7}
+    text = transformers.CLIPTextModel(transformers.CLIPTextConfig(**sizes))
     autoencoder = AutoencoderKL(
         block_out_channels=(8,), norm_num_groups=4, latent_channels=4, sample_size=8
     )
@@ -72,14 +65,9 @@ def test_a_stable_diffusion_pipeline(pair: tuple[Any, UNet], tmp_path: Path) -> 
 
     def draw(pipeline: Any) -> Tensor:
         pipeline.set_progress_bar_config(disable=True)
-        return pipeline(
-            prompt_embeds=words[0],
-            negative_prompt_embeds=words[1],
-            num_inference_steps=3,
-            guidance_scale=4.0,
-            generator=seed(),
-            output_type="pt",
-        ).images
+        given = {"num_inference_steps": 3, "guidance_scale": 4.0, "output_type": "pt"}
+        given |= {"prompt_embeds": words[0], "negative_prompt_embeds": words[1]}
+        return pipeline(generator=seed(), **given).images
 
     kind = diffusers.StableDiffusionPipeline
     parts = {

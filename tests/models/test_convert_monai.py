@@ -60,6 +60,14 @@ def written(settings: dict[str, Any], file: Path) -> tuple[UNet, dict[str, Tenso
     return ours, weights
 
 
+def same(ours: UNet, file: Path) -> UNet:
+    """What is read of the file, which is the network."""
+    read = UNet.from_pretrained(file, TOLD)
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, read.state_dict()[name]), name
+    return read
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "model.safetensors"
@@ -68,9 +76,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("settings", [ours for ours, _ in NETWORKS])
 def test_architecture_and_weights(settings: dict[str, Any], file: Path) -> None:
     ours, _ = written(settings, file)
-    read = UNet.from_pretrained(file, TOLD)
-    for name, value in ours.state_dict().items():
-        assert torch.equal(value, read.state_dict()[name]), name
+    read = same(ours, file)
     expected = config(settings)
     if not expected.conditional:
         expected.attn_norm_num_groups = 4
@@ -123,9 +129,7 @@ def test_one_matrix_for_queries_keys_and_values_and_none_for_the_output(
         torch.nn.init.eye_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
     save_file(weights, file)
-    read = UNet.from_pretrained(file, TOLD)
-    for name, value in ours.state_dict().items():
-        assert torch.equal(value, read.state_dict()[name]), name
+    same(ours, file)
 
 
 @pytest.mark.parametrize("settings", [{}, CROSS])
@@ -137,9 +141,7 @@ def test_names_of_monai_generative(settings: dict[str, Any], file: Path) -> None
         name = name.replace(".postconv.", ".conv.").replace(".attn.out_proj.", ".proj_attn.")
         old[name.replace(".attn.", ".").replace(".out_proj.", ".to_out.0.")] = tensor
     save_file(old, file)
-    read = UNet.from_pretrained(file, TOLD)
-    for name, value in ours.state_dict().items():
-        assert torch.equal(value, read.state_dict()[name]), name
+    same(ours, file)
 
 
 def test_what_is_not_told_is_asked_for(file: Path) -> None:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from diffusers_twins import randomise
-from small import SMALL
+from small import SMALL, noise
 
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.models import UNet, precomputed
@@ -16,9 +16,8 @@ def network(**settings):
     return unet
 
 
-def noise(batch=2):
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(batch, 3, 8, 10, generator=generator, dtype=torch.float64)
+def images(batch=2):
+    return noise(batch, 3, 8, 10, seed=1, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("form", ["default", "scale_shift"])
@@ -28,9 +27,9 @@ def test_the_same_prediction_at_every_timestep_it_was_told(form):
     tabled = precompute_time_embeddings(unet, TIMES)
     unet.time_embedding.forward = None  # asks nothing of it any more
     for t in TIMES:
-        expected = network(resnet_time_scale_shift=form)(noise(), t)
-        torch.testing.assert_close(tabled(noise(), t.expand(2)), expected)
-    torch.testing.assert_close(tabled(noise(), 3), expected)
+        expected = network(resnet_time_scale_shift=form)(images(), t)
+        torch.testing.assert_close(tabled(images(), t.expand(2)), expected)
+    torch.testing.assert_close(tabled(images(), 3), expected)
 
 
 @torch.inference_mode()
@@ -38,7 +37,7 @@ def test_other_timesteps_and_several_at_once():
     unet = network()
     tabled = precompute_time_embeddings(unet, TIMES)
     for t in (torch.tensor([7, 7]), torch.tensor([900, 3]), torch.tensor([900, 8]), 7.25):
-        torch.testing.assert_close(tabled(noise(), t), unet(noise(), t))
+        torch.testing.assert_close(tabled(images(), t), unet(images(), t))
 
 
 @torch.inference_mode()
@@ -46,7 +45,7 @@ def test_classes():
     unet = network(num_class_embeds=3)
     tabled = precompute_time_embeddings(unet, TIMES)
     t, labels = TIMES[:1].expand(4), torch.tensor([2, 0, 0, 1])
-    given = noise(4), t
+    given = images(4), t
     torch.testing.assert_close(
         tabled(*given, class_labels=labels), unet(*given, class_labels=labels)
     )
@@ -62,9 +61,8 @@ def test_a_context_is_attended_to():
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     })  # fmt: skip
-    generator = torch.Generator().manual_seed(2)
-    context = torch.randn(2, 5, 6, generator=generator, dtype=torch.float64)
-    given = noise(), TIMES[:1].expand(2), context
+    context = noise(2, 5, 6, seed=2, dtype=torch.float64)
+    given = images(), TIMES[:1].expand(2), context
     torch.testing.assert_close(precompute_time_embeddings(unet, TIMES)(*given), unet(*given))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 from faulty_files import Make, nothing
 from PIL import Image
+from small import TINY
 
 from ddpm_unet.config import HeadConfig, UNetConfig
 from ddpm_unet.data.preprocessing import Preprocessing
@@ -79,12 +80,8 @@ def good_folder(root: Path) -> None:
             Image.fromarray(rng.integers(0, 256, (24, 24, 3)).astype(np.uint8)).save(root / path)
         mask = rng.integers(0, 2, (24, 24)).astype(np.uint8)
         Image.fromarray(mask).save(root / f"masks/{i}.png")
-    network = {
-        "block_out_channels": [8], "down_block_types": ["DownBlock2D"],
-        "up_block_types": ["UpBlock2D"], "layers_per_block": 1, "norm_num_groups": 4,
-    }  # fmt: skip
-    lists = {k: tuple(v) if isinstance(v, list) else v for k, v in network.items()}
-    unet = UNet(UNetConfig(**lists, sample_size=16))
+    network = {k: list(v) if isinstance(v, tuple) else v for k, v in TINY.items()}
+    unet = UNet(UNetConfig(**TINY, sample_size=16))
     write_pipeline(root / "denoiser", unet, GaussianDiffusion())
     Segmenter(unet, HeadConfig()).save_pretrained(root / "segmenter")
     Preprocessing(3).write(root / "segmenter")

@@ -3,16 +3,11 @@
 import numpy as np
 from bad_case import Case
 from faulty_files import (
-    animation,
-    cut,
-    folder,
     image_file,
     noise,
-    png_header,
     remove,
     several,
     tiff,
-    write,
 )
 
 IMAGE, MASK, TIFF = "images/1.png", "masks/1.png", "images/1.tif"
@@ -22,10 +17,6 @@ FIVE = {"photometric": "minisblack", "planarconfig": "contig"}
 MASKS = [
     Case("no such folder", "check", "--data.masks nowhere",
          "nowhere: no such folder; give a folder of images"),
-    Case("an empty folder", "check", "--data.masks empty",
-         "empty: holds nothing, no image (.bmp .czi .gif .jpeg .jpg .nd2 .png .svs .tif .tiff "
-         ".webp .zarr); give a "
-         "folder of images", folder("empty")),
     Case("an image without its mask", "check", "",
          "images/1.png: has no mask in masks; add its mask, move it away, or set "
          "data.skip_unlabelled true", remove(MASK)),
@@ -42,8 +33,6 @@ MASKS = [
          "to tell the masks from them"),
     Case("a pattern without {}", "check", "--data.image_name image",
          "data.image_name is 'image': write {} once, for instance '{}_image'"),
-    Case("a pattern with two {}", "check", "--data.mask_name {}{}",
-         "data.mask_name is '{}{}': write {} once, for instance '{}_mask'"),
     Case("a folder of images, one file of masks", "check", "--data.masks masks/1.png",
          "masks/1.png: is a file, not a folder of images; give a folder of images"),
     Case("built-in images with other masks", "check", "--data.images builtin:histology",
@@ -53,27 +42,12 @@ MASKS = [
     Case("unknown built-in masks", "check",
          "--data.images builtin:histology --data.masks builtin:cells",
          "data.masks builtin:cells: there is only builtin:nucleus and builtin:nucleus-type"),
-    Case("an empty file", "check", "",
-         "masks/1.png: is empty (0 bytes); replace or remove the file", write(MASK)),
-    Case("a cut mask", "check", "",
-         "masks/1.png: is damaged or truncated (...); replace or remove the file", cut(MASK)),
-    Case("an animated mask", "check", "",
-         "masks/1.png: is animated (2 frames); save the wanted frames as images",
-         animation(MASK)),
-    Case("a bomb: a PNG that claims 100,000 x 100,000", "check", "",
-         "masks/1.png: 100000 x 100000 x 1 is 10,000 million pixels, over the limit of 200; "
-         "if the file can be trusted, raise max_pixels",
-         png_header(MASK, 100_000, 100_000)),
     Case("a stack where an image is meant", "check", "",
          "masks/1.tif: has 2 pages, images/1.png 1; make them the same",
          several(remove(MASK), tiff("masks/1.tif", np.stack([CELLS, CELLS])))),
     Case("stacks of different lengths", "check", "--data.images images.tif --data.masks masks.tif",
          "masks.tif: has 2 pages, images.tif 5; make them the same",
          several(tiff("images.tif", noise(5, 24, 24)), tiff("masks.tif", noise(2, 24, 24)))),
-    Case("a CMYK mask", "check", "",
-         "masks/1.jpg: its colour space CMYK has no single conversion to RGB; convert the file "
-         "to grey, RGB or RGBA first",
-         several(remove(MASK), image_file("masks/1.jpg", mode="CMYK"))),
     Case("a mask of another size", "check", "",
          "masks/1.png: is 24 x 20 but its image is 24 x 24 (images/1.png); save the mask at "
          "the size of the image, without smoothing", image_file(MASK, CELLS[:20])),

@@ -58,3 +58,10 @@ def run(script: str, arguments: Sequence[str]) -> Outcome:
             sys.argv, root.handlers = argv, handlers
             AcceleratorState._reset_state(reset_partial_state=True)
     return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def done(script: str, *arguments: object) -> str:
+    """What a command that must end well says."""
+    outcome = run(script, list(map(str, arguments)))
+    assert (outcome.status, outcome.err.count("error:")) == (0, 0), outcome.err
+    return outcome.out

@@ -7,7 +7,6 @@ from dataclasses import replace
 from mmap import mmap
 
 import benchmarks.__main__ as benchmark
-import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
@@ -25,35 +24,22 @@ from benchmarks import (
 )
 from benchmarks.page import page
 from benchmarks.rows import DIFFUSERS, MONAI, OURS, Goal, Measured, Results, Row
-from benchmarks.timing import Effort, Timer, quotients, spread
+from benchmarks.timing import Effort, Timer, quotients
 from diffusers import UNet2DModel
+from small import SMALL
 
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.data import folder, image_set, named_sets
-from ddpm_unet.models.pretrained import write_config
+from ddpm_unet.files import replace_json
+from ddpm_unet.models.pretrained import settings_of
 from ddpm_unet.training.loop import Training
 
 ONCE = Effort(quick=True, seconds=0, least=1, most=1, warm_up=0)
-TINY = UNetConfig(
-    sample_size=8,
-    block_out_channels=(8, 16),
-    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    layers_per_block=1,
-    norm_num_groups=4,
-)
+TINY = UNetConfig(**SMALL, sample_size=8)
 AT = {
-    "date": "2026-01-02",
-    "quick": False,
-    "cpu": "a CPU",
-    "processors": 2,
-    "vectors": "AVX2",
-    "memory_gb": 16,
-    "threads": 2,
-    "gpu": None,
-    "matrix_gflops": {"1": 100.0, "2": 110.0},
+    "date": "2026-01-02", "quick": False, "cpu": "a CPU", "processors": 2, "vectors": "AVX2",
+    "memory_gb": 16, "threads": 2, "gpu": None, "matrix_gflops": {"1": 100.0, "2": 110.0},
     "versions": {"torch": "2.99"},
-}
+}  # fmt: skip
 
 
 class Machine:
@@ -100,12 +86,6 @@ def test_rounds_end_in_time(least, seconds, rounds):
     timer = machine.timer(Effort(seconds=seconds, least=least, most=6))
     timer.alternate({"a": machine.work("a", 10.0)})
     assert len(timer.samples["a"]) == rounds
-
-
-def test_spread_is_median_and_quartiles():
-    assert spread([7.0]) == (7, 7, 7)
-    values = [3.0, 1.0, 4.0, 1.5, 9.0]
-    assert spread(values) == pytest.approx(np.quantile(values, [0.25, 0.5, 0.75]))
 
 
 @pytest.fixture
@@ -209,7 +189,7 @@ def test_goals_are_of_peers_that_the_rows_measure():
 
 
 def test_work_of_the_cifar_network(tmp_path):
-    write_config(networks.cifar(), tmp_path)
+    replace_json(tmp_path / "config.json", settings_of(networks.cifar()))
     with torch.device("meta"):
         unet = networks.UNet(networks.cifar())
         twin = UNet2DModel.from_config(UNet2DModel.load_config(tmp_path))
@@ -350,8 +330,7 @@ def test_large_sets_are_made_and_measured(kind, ways, tmp_path, monkeypatch, cap
     monkeypatch.setattr(many_images, "SECONDS", 0)
     monkeypatch.setattr(many_images.time, "sleep", lambda _: None)
     monkeypatch.setattr(many_images, "in_processes", here)
-    for module in (image_set, folder, named_sets):
-        monkeypatch.setattr(module, "CACHE", tmp_path)
+    monkeypatch.setattr("ddpm_unet.data.collection.CACHE", tmp_path)
     many_images.main([kind, "--count", "70", "--side", "600", "--ways", *ways])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{kind}: made in ")

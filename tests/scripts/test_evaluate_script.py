@@ -1,10 +1,9 @@
 import json
 
-import numpy as np
 import pytest
 import torch
 from in_process import run
-from PIL import Image
+from small import Means, write_images
 from torch import nn
 
 from ddpm_unet.diffusion.process import GaussianDiffusion
@@ -13,24 +12,14 @@ from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet
 
 
-class Means(nn.Module):
-    """Features that are the mean levels of the four quarters."""
-
-    def forward(self, images):
-        return nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
-
-
 @pytest.fixture
 def home(tmp_path, monkeypatch, small_unet):
     """A run, real images in `real`, and generated ones in `made`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(extractors.EXTRACTORS, "means", Means)
-    rng = np.random.default_rng(0)
     for kind in ("real", "made"):
-        (tmp_path / kind).mkdir()
-        for i in range(20):
-            values = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(values).save(tmp_path / kind / f"{i}.png")
+        write_images(tmp_path / kind, 20, 8, 8, 3)
+    write_images(tmp_path / "made", 19, 8, 8, 3)
     torch.manual_seed(0)
     write_pipeline(tmp_path / "run" / "model", UNet(small_unet), GaussianDiffusion())
     (tmp_path / "run" / "config.yaml").write_text("data: {source: real, size: 8}\n")

@@ -11,20 +11,13 @@ import quality_per_compute
 import sampler_table
 from in_process import run
 from PIL import Image
-from torch import nn
+from small import Means, write_images
 
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.evaluation import extractors
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models.unet import UNet
-
-
-class Means(nn.Module):
-    """Features that are the mean levels of the four quarters."""
-
-    def forward(self, images):
-        return nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
 
 
 def test_the_table_of_samplers_is_written(tmp_path, monkeypatch):
@@ -42,10 +35,7 @@ def test_the_table_of_samplers_is_written(tmp_path, monkeypatch):
 def test_the_samplers_of_a_model_are_scored_and_kept(tmp_path, monkeypatch, small_unet, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(extractors.EXTRACTORS, "means", Means)
-    rng = np.random.default_rng(0)
-    (tmp_path / "real").mkdir()
-    for i in range(20):
-        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(f"real/{i}.png")
+    write_images(tmp_path / "real", 20, 8, 8, 3)
     write_pipeline(tmp_path / "mine" / "model", UNet(small_unet), GaussianDiffusion())
     page = tmp_path / "samplers.md"
     monkeypatch.setattr(sampler_table, "PAGE", page)

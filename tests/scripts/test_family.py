@@ -1,38 +1,24 @@
-import importlib.util
-import sys
-from pathlib import Path
-
+import family
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "experiments" / "family.py"
 
-
-@pytest.fixture(scope="module")
-def family():
-    spec = importlib.util.spec_from_file_location("family", SCRIPT)
-    module = sys.modules["family"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["family"]
-
-
-def parameters(family, key):
+def parameters(key):
     with torch.device("meta"):
         model = family.published(family.Member(key, **family.MEMBERS[key]))
     return sum(p.numel() for p in model.parameters())
 
 
-def test_members_have_their_published_sizes(family):
+def test_members_have_their_published_sizes():
     """For two classes and, but for the first, three colours."""
-    assert parameters(family, "unet2015") == 31_030_658 + 2 * 9 * 64
-    assert parameters(family, "ternausnet") == 22_927_393 + 33
-    larger, smaller = parameters(family, "unet_plus_plus"), parameters(family, "unet3plus")
-    assert parameters(family, "unet_as_plus_plus") == pytest.approx(larger, rel=0.03)
-    assert parameters(family, "unet_as_3plus") == pytest.approx(smaller, rel=0.03)
+    assert parameters("unet2015") == 31_030_658 + 2 * 9 * 64
+    assert parameters("ternausnet") == 22_927_393 + 33
+    larger, smaller = parameters("unet_plus_plus"), parameters("unet3plus")
+    assert parameters("unet_as_plus_plus") == pytest.approx(larger, rel=0.03)
+    assert parameters("unet_as_3plus") == pytest.approx(smaller, rel=0.03)
 
 
-def test_all_members_are_trained_alike_and_only_their_networks_differ(family, tmp_path):
+def test_all_members_are_trained_alike_and_only_their_networks_differ(tmp_path):
     arguments = family.argparse.Namespace(
         images=tmp_path, masks=tmp_path, out=tmp_path, size="reduced", settings=["--train.steps=7"]
     )
@@ -50,7 +36,7 @@ def test_all_members_are_trained_alike_and_only_their_networks_differ(family, tm
     assert settings["diffusion"].model.block_out_channels == (8, 16, 32, 64)
 
 
-def test_tables_give_the_mean_and_its_deviation(family):
+def test_tables_give_the_mean_and_its_deviation():
     result = {"parameters": 1000, "gflop": 0.5, "kept_mb": 2.0, "cpu_seconds": 10.0}
     results = [{"key": "unet", "seed": s, "dice": d, **result} for s, d in ((0, 0.8), (1, 0.9))]
     results[0]["pruned"] = results[1]["pruned"] = {"2": {**result, "dice": 0.5}}

@@ -1,10 +1,9 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from in_process import run
-from PIL import Image
+from small import write_images
 
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.inference.pipeline import write_pipeline
@@ -15,11 +14,7 @@ from ddpm_unet.models import UNet
 def home(tmp_path, monkeypatch, small_unet):
     """Pictures, and a run of a network with learned variances that knows their size."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "pictures").mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(5):
-        values = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(values).save(tmp_path / "pictures" / f"{i}.png")
+    write_images(tmp_path / "pictures", 5, 16, 16, 3)
     learned = GaussianDiffusion(num_timesteps=20, variance_type="learned_range")
     write_pipeline(tmp_path / "run" / "model", UNet(replace(small_unet, out_channels=6)), learned)
     (tmp_path / "run" / "config.yaml").write_text(

@@ -10,6 +10,8 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(reliability, "TRAININGS", {"denoise": "train_ddpm.py"})
     monkeypatch.setitem(reliability_runs.TRAIN, "steps", 12)
     monkeypatch.setattr(reliability, "REPORT", tmp_path / "docs" / "reliability.md")
+    monkeypatch.setattr("ddpm_unet.training.loop.plot_metrics", lambda records, path: None)
+    monkeypatch.setattr("ddpm_unet.evaluation.report.plots", lambda curves: "")
     monkeypatch.setattr(reliability, "SIZES", {"kill": 1, "soak": 60, "folder": 60})
 
 

@@ -5,10 +5,10 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
+from small import TINY, write_images
 
 from ddpm_unet import Denoiser, Segmenter, UNet, train
 from ddpm_unet.cli import main
@@ -19,10 +19,7 @@ def trained(tmp_path_factory):
     import torch
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    unet = UNet(
-        sample_size=8, block_out_channels=(8,), layers_per_block=1, norm_num_groups=4,
-        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
-    )  # fmt: skip
+    unet = UNet(sample_size=8, **TINY)
     images = list(torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
     train(unet, images, run=folder, steps=2, batch_size=2, sample_every=1)
     return folder
@@ -86,12 +83,8 @@ def test_a_segmenter_gets_its_page_once_with_its_scores(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     real = card.write_report
     monkeypatch.setattr(card, "write_report", lambda runs: written.append(real(runs)))
-    rng = np.random.default_rng(0)
-    for place, most in (("images", 256), ("masks", 2)):
-        (tmp_path / place).mkdir()
-        for i in range(6):
-            pixels = rng.integers(0, most, (16, 16), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / place / f"{i}.png")
+    write_images(tmp_path / "images", 6, 16, 16)
+    write_images(tmp_path / "masks", 6, 16, 16, most=1)
     main(["train-seg", "--architecture", "classic", "--classic.base_width", "2", "--classic.depth",
           "2", "--classic.padding", "same", "--data.images", "images", "--data.masks", "masks",
           "--data.size", "8", "--data.split.test", "2", "--train.steps", "2", "--train.batch_size",

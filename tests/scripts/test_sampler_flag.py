@@ -46,13 +46,6 @@ def test_a_folder_is_sampled_with_its_own(home):
     assert np.array_equal(drawn, ddim)
 
 
-def test_lcm_is_refused_in_one_line(home):
-    outcome = run("sample.py", ["--model", "model", "--sampler", "lcm"])
-    assert outcome.status == 2
-    assert outcome.err.startswith("error: sampler lcm: needs a model distilled for it")
-    assert len(outcome.err.splitlines()) == 1
-
-
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

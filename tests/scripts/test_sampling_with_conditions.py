@@ -7,8 +7,8 @@ from diffusers import AutoencoderKL
 from in_process import run
 from PIL import Image
 from safetensors.torch import save_file
+from small import AUTOENCODER, TINY
 
-from ddpm_unet.config import UNetConfig
 from ddpm_unet.data.conditioning import ConcatCondition
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.inference.conditioning import Conditioning
@@ -24,20 +24,11 @@ def home(tmp_path_factory):
     """A folder with a model of random weights, a checkpoint of it, and files to tell it."""
     home = tmp_path_factory.mktemp("home")
     unet = UNet(
-        UNetConfig(
-            in_channels=3 + 3 + 2,
-            sample_size=8,
-            block_out_channels=(8, 16),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            mid_block_type=None,
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
-            norm_num_groups=4,
-            attention_head_dim=2,
-            cross_attention_dim=6,
-            num_class_embeds=3,
-        )
-    )
+        in_channels=3 + 3 + 2, sample_size=8, block_out_channels=(8, 16), mid_block_type=None,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), layers_per_block=1,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), norm_num_groups=4,
+        attention_head_dim=2, cross_attention_dim=6, num_class_embeds=3,
+    )  # fmt: skip
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
     write_pipeline(home / "model", unet, GaussianDiffusion())
@@ -87,10 +78,7 @@ def test_it_goes_by_what_it_is_told_and_is_guided(home, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (
-            TOLD[:2],
-            "condition: is missing, the model is conditioned on a mask of 2",
-        ),
+        (TOLD[:2], "condition: is missing, the model is conditioned on a mask of 2"),
         (TOLD[4:], "the model attends to a context; give context, files"),
         ([*TOLD, "--class", "c"], "class c: the model has classes 0 to 1 (a, b)"),
         ([*TOLD, "--guide", "early"], "guide: does nothing without guidance"),
@@ -110,17 +98,7 @@ def test_what_is_missing_is_said_in_one_line(home, flags, message, monkeypatch):
 
 def small(channels):
     unet = UNet(
-        UNetConfig(
-            in_channels=channels,
-            out_channels=channels,
-            sample_size=8,
-            block_out_channels=(8,),
-            down_block_types=("DownBlock2D",),
-            up_block_types=("UpBlock2D",),
-            layers_per_block=1,
-            norm_num_groups=4,
-            attention_head_dim=4,
-        )
+        in_channels=channels, out_channels=channels, sample_size=8, attention_head_dim=4, **TINY
     )
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
@@ -146,13 +124,7 @@ def test_images_and_their_masks_are_written_as_two_folders(tmp_path, monkeypatch
 def test_latents_become_pictures(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    AutoencoderKL(
-        block_out_channels=(4, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=2,
-        latent_channels=5,
-    ).save_pretrained("autoencoder")
+    AutoencoderKL(**AUTOENCODER, latent_channels=5).save_pretrained("autoencoder")
     autoencoder = Autoencoder("autoencoder")
     write_pipeline(
         tmp_path / "model", small(5), GaussianDiffusion(clip_sample=False), autoencoder=autoencoder

@@ -1,5 +1,6 @@
 """Models keep the depth, range and spacing of their training, and answer in them."""
 
+import shlex
 from dataclasses import replace
 
 import nibabel
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from in_process import run
+from in_process import done, run
 from PIL import Image
+from small import write_images
 
 from ddpm_unet import GaussianDiffusion, Predictor, Segmenter, UNet
 from ddpm_unet.config import PairDataConfig, SegmentConfig
@@ -16,22 +18,13 @@ from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.training.from_config import build_pixel_job
 
-ONCE = [
-    "--train.steps",
-    "2",
-    "--train.batch_size",
-    "2",
-    "--train.warmup_steps",
-    "0",
-    "--train.validate_every",
-    "0",
-]
-
-
-def done(script, *flags):
-    outcome = run(script, flags)
-    assert outcome.status == 0, outcome.err
-    return outcome.out
+ONCE = shlex.split(
+    "--train.steps 2 --train.batch_size 2 --train.warmup_steps 0 --train.validate_every 0"
+)
+CLASSIC = shlex.split(
+    "--architecture classic --classic.base_width 2 --classic.depth 2 --classic.padding same "
+    "--data.masks masks --data.size 16"
+)
 
 
 @pytest.mark.parametrize(("scale", "spacing"), [(1, 2.0), (0.5, 4.0)])
@@ -94,14 +87,9 @@ def test_images_of_another_spacing_look_to_the_network_like_those_of_the_trainin
 
 def test_a_spacing_is_kept_and_checked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for folder, most in (("images", 255), ("masks", 1)):
-        (tmp_path / folder).mkdir()
-        for i in range(3):
-            values = np.random.default_rng(i).integers(0, most + 1, (32, 32), np.uint8)
-            Image.fromarray(values).save(tmp_path / folder / f"{i}.png")
-    small = ["--architecture", "classic", "--classic.base_width", "2", "--classic.depth", "2"]
-    small += ["--classic.padding", "same", "--data.images", "images", "--data.masks", "masks"]
-    small += ["--data.size", "16", *ONCE]
+    write_images(tmp_path / "images", 3, 32, 32)
+    write_images(tmp_path / "masks", 3, 32, 32, most=1)
+    small = [*CLASSIC, "--data.images", "images", *ONCE]
     done("train_seg.py", *small, "--data.spacing", "5e-4", "--run", "run")
     assert Preprocessing.read(tmp_path / "run/model", 1).spacing == (5e-4, 5e-4)
     job = ["--model", "run/model", "images/0.png"]
@@ -131,9 +119,14 @@ def test_a_channel_by_name_from_training_to_the_mask(tmp_path, monkeypatch):
             options = {"ome": True, "photometric": "minisblack", "metadata": metadata}
             tifffile.imwrite(tmp_path / place / f"{i}.ome.tif", values, **options)
         Image.fromarray((values[1] > 2000).astype(np.uint8)).save(tmp_path / f"masks/{i}.png")
-    small = ["--architecture", "classic", "--classic.base_width", "2", "--classic.depth", "2"]
-    small += ["--classic.padding", "same", "--data.images", "images", "--data.masks", "masks"]
-    small += ["--data.size", "16", "--data.value_range", "[0, 4000]", *ONCE]
+    small = [
+        *CLASSIC,
+        "--data.images",
+        "images",
+        "--data.value_range",
+        "[0, 4000]",
+        *ONCE,
+    ]
     said = done("train_seg.py", *small, "--data.channels", "[GFP]", "--run", "run")
     assert "1 channel of uint16" in said
     assert "pixels of 0.0005 x 0.0005 mm" in said
@@ -164,23 +157,17 @@ def test_a_model_of_one_depth_segments_the_other_right_or_not_at_all(tmp_path, m
         tifffile.imwrite(f"deep/{k}.tif", deep)
         Image.fromarray((deep / 4095 * 255).round().astype(np.uint8)).save(f"eight/{k}.png")
         Image.fromarray((mask * 255).astype(np.uint8)).save(f"masks/{k}.png")
-    network = [
-        "--architecture",
-        "classic",
-        "--classic.base_width",
-        "2",
-        "--classic.depth",
-        "2",
-        "--classic.padding",
-        "same",
-        "--data.masks",
-        "masks",
-        "--data.size",
-        "16",
-    ]
-    done("train_seg.py", *network, "--data.images", "deep", "--data.value_range", "[0,4095]",
+    done("train_seg.py", *CLASSIC, "--data.images", "deep", "--data.value_range", "[0,4095]",
          "--run", "deep_run", *ONCE)  # fmt: skip
-    done("train_seg.py", *network, "--data.images", "eight", "--run", "eight_run", *ONCE)
+    done(
+        "train_seg.py",
+        *CLASSIC,
+        "--data.images",
+        "eight",
+        "--run",
+        "eight_run",
+        *ONCE,
+    )
     white = {"deep": ["0", "4095"], "eight": ["0", "255"]}
     files = {"deep": "deep/0.tif", "eight": "eight/0.png"}
     for own, other in (("deep", "eight"), ("eight", "deep")):
@@ -200,11 +187,8 @@ def test_a_denoiser_of_other_units_is_told(tmp_path):
                    norm_num_groups=4, sample_size=8)  # fmt: skip
     write_pipeline(tmp_path / "denoiser", network, GaussianDiffusion())
     Preprocessing(1, value_range=(0.0, 4095.0), dtype="uint16").write(tmp_path / "denoiser")
-    for folder, most in (("images", 255), ("masks", 1)):
-        (tmp_path / folder).mkdir()
-        for i in range(2):
-            values = np.random.default_rng(i).integers(0, most + 1, (16, 16), np.uint8)
-            Image.fromarray(values).save(tmp_path / folder / f"{i}.png")
+    write_images(tmp_path / "images", 2, 16, 16)
+    write_images(tmp_path / "masks", 2, 16, 16, most=1)
     data = PairDataConfig(str(tmp_path / "images"), str(tmp_path / "masks"), size=8)
     for own, told in ((None, True), ((0.0, 4095.0), False)):
         config = SegmentConfig(init=str(tmp_path / "denoiser"), data=replace(data, value_range=own))

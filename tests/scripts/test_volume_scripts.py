@@ -1,7 +1,6 @@
 """The scripts on volumes and points, with networks that nobody trained, or for a step."""
 
 import json
-import runpy
 from pathlib import Path
 
 import nibabel
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from in_process import done
 from PIL import Image
 from scipy import ndimage
 
@@ -22,21 +21,12 @@ from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.models import UNet
 from ddpm_unet.models.classic import ClassicUNet
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Run a script in a folder of its own."""
-
-    def run(name, *arguments):
-        monkeypatch.setattr("sys.argv", [name, *map(str, arguments)])
-        runpy.run_path(str(SCRIPTS / name), run_name="__main__")
-
     monkeypatch.chdir(tmp_path)
-    yield run
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
+    return done
 
 
 def save_classic(folder: Path, channels: int, preparation: Preprocessing) -> None:
@@ -46,14 +36,14 @@ def save_classic(folder: Path, channels: int, preparation: Preprocessing) -> Non
     preparation.write(folder)
 
 
-def test_a_folder_of_nifti_is_segmented(run, tmp_path, capsys):
+def test_a_folder_of_nifti_is_segmented(run, tmp_path):
     save_classic(tmp_path / "model", 1, Preprocessing(1, value_range="percentiles"))
     affine = np.diag([2.0, 1, 3, 1])
     (tmp_path / "in").mkdir()
     for name in ("a.nii.gz", "b.nii"):
         volume = np.random.default_rng(0).normal(size=(9, 12, 7)).astype(np.float32)
         nibabel.Nifti1Image(volume, affine).to_filename(tmp_path / "in" / name)
-    run("segment.py", "--model", "model", "in", "--out", "out", "--tile", 40, "--overlap", 4)
+    said = run("segment.py", "--model", "model", "in", "--out", "out", "--tile", 40, "--overlap", 4)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         *(f"{name}_{kind}" for name in "ab"
           for kind in ("mask.nii.gz", "objects.csv", "objects.nii.gz", "overlay.tif")),
@@ -62,7 +52,7 @@ def test_a_folder_of_nifti_is_segmented(run, tmp_path, capsys):
     mask = nibabel.load(tmp_path / "out" / "b_mask.nii.gz")
     assert mask.shape == (9, 12, 7)
     np.testing.assert_array_equal(mask.affine, affine)
-    assert "a.nii.gz: class 0" in capsys.readouterr().out
+    assert "a.nii.gz: class 0" in said
 
 
 @pytest.mark.parametrize("ending", [".tif", ".nii.gz"])
@@ -90,7 +80,7 @@ def test_volumes_are_sampled(run, tmp_path, ending):
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_floats_are_predicted_from_nifti(run, tmp_path, capsys, channels):
+def test_floats_are_predicted_from_nifti(run, tmp_path, channels):
     """Hounsfield units to negative floats, in voxels of three lengths, at a smaller scale."""
     affine = np.array([[-1.5, 0, 0, 10], [0, 2, 0, -20], [0, 0, 3, 5], [0, 0, 0, 1]])
     rng = np.random.default_rng(0)
@@ -131,10 +121,8 @@ def test_floats_are_predicted_from_nifti(run, tmp_path, capsys, channels):
         assert np.corrcoef(pair)[0, 1] > 0.7
     (tmp_path / "truth").mkdir()
     (tmp_path / "targets" / "2.nii.gz").rename(tmp_path / "truth" / "2.nii.gz")
-    capsys.readouterr()
     scored = "--dims 3 --target_range -100 150 --targets truth --images images ours=out"
-    run("examples/score_images.py", *scored.split())
-    row = capsys.readouterr().out.split("| ours | ")[1]
+    row = run("examples/score_images.py", *scored.split()).split("| ours | ")[1]
     assert float(row.split()[0]) == pytest.approx(psnr, abs=0.01)
     assert Image.open(tmp_path / "compare.png").size[0] > 500
 

@@ -6,13 +6,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from forked import finish, in_processes
-from PIL import Image
 from safetensors.torch import load_file
-from torch import nn
+from small import TINY, Means, write_images
 
 from ddpm_unet import cli
 from ddpm_unet.data.conditioning import ConcatCondition
@@ -25,10 +23,7 @@ from ddpm_unet.models import UNet
 from ddpm_unet.models.segmenter import Segmenter
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-NETWORK = {
-    "block_out_channels": [8], "down_block_types": ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"], "layers_per_block": 1, "norm_num_groups": 4,
-}  # fmt: skip
+NETWORK = {name: list(v) if isinstance(v, tuple) else v for name, v in TINY.items()}
 TRAIN = {"steps": 2, "batch_size": 4, "warmup_steps": 1, "validate_every": 2, "sample_every": 2}
 FLAGS = {
     "train-ddpm": "--config denoise.yaml --run OUT",
@@ -43,25 +38,14 @@ FLAGS = {
 }
 
 
-class Means(nn.Module):
-    """Features that are the mean levels of the four quarters."""
-
-    def forward(self, images):
-        return nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """Images, masks, targets, two denoisers and a segmenter, all tiny."""
     pyplot()  # once, not in every process
     home = tmp_path_factory.mktemp("home")
-    rng = np.random.default_rng(0)
-    for folder in ("images", "masks", "targets"):
-        (home / folder).mkdir()
-        for i in range(24):
-            values = rng.integers(0, 256, (16, 16, 3), np.uint8)
-            values = (values[..., 0] > 127).astype(np.uint8) if folder == "masks" else values
-            Image.fromarray(values).save(home / folder / f"{i:02d}.png")
+    write_images(home / "images", 24, 16, 16, 3)
+    write_images(home / "targets", 24, 16, 16, 3, most=200)
+    write_images(home / "masks", 24, 16, 16, most=1)
     denoise = {"data": {"source": "images", "size": 8}, "model": NETWORK, "train": TRAIN}
     denoise["preview"] = {"num_images": 2, "steps": 2, "validation_images": 3}
     segment = {"data": {"images": "images", "masks": "masks", "size": 8}, "init": "scratch"}

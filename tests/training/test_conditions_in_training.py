@@ -195,43 +195,19 @@ def test_conditions_made_of_the_images(told, condition):
     assert planes.channels == told.model.in_channels - 3
 
 
-def alone(settings):
-    return settings
-
-
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        (
-            by_mask,
-            {"model.in_channels": 3},
-            "3, the condition's 2 channels; set it to 5",
-        ),
-        (alone, {"self_conditioning": True}, "an estimate's 3 channels; set it to 6"),
-        (
-            alone,
-            {"condition_dropout": 0.1},
-            "the images come without a class",
-        ),
-        (
-            by_class,
-            {"condition_dropout": 0.1},
-            "2 classes and one for none; set it to 3",
-        ),
-        (
-            by_context,
-            {"data.context": None},
-            "attends to a context; set data",
-        ),
-        (
-            by_context,
-            {"model.cross_attention_dim": 8},
-            "vectors of data.context have 6",
-        ),
+        (by_mask, {"model.in_channels": 3}, "3, the condition's 2 channels; set it to 5"),
+        (None, {"self_conditioning": True}, "an estimate's 3 channels; set it to 6"),
+        (None, {"condition_dropout": 0.1}, "the images come without a class"),
+        (by_class, {"condition_dropout": 0.1}, "2 classes and one for none; set it to 3"),
+        (by_context, {"data.context": None}, "attends to a context; set data"),
+        (by_context, {"model.cross_attention_dim": 8}, "vectors of data.context have 6"),
     ],
 )
 def test_networks_that_cannot_be_told(told, kind, changes, message):
-    change(kind(told), changes)
+    change(kind(told) if kind else told, changes)
     with pytest.raises(UserError, match=re.escape(message)):
         run(told)
     assert not Path(told.run).exists()

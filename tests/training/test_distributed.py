@@ -1,5 +1,6 @@
 """What a launcher says is honoured or refused before the first step; other systems import."""
 
+import ast
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.state import AcceleratorState
 from accelerate.utils.launch import prepare_multi_gpu_env
 from runs import run
+from small import TINY
 from torch import nn
 
 from ddpm_unet import GaussianDiffusion, UNet, cli
@@ -22,45 +24,49 @@ from ddpm_unet.config import TrainConfig
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.training import distributed
-from ddpm_unet.training.distributed import check_launch, launched_precision, launched_sharding
-from ddpm_unet.training.loop import has_batch_norm
-from ddpm_unet.training.speed import in_memory_format, loader_processes
+from ddpm_unet.training.distributed import (
+    check_launch,
+    in_memory_format,
+    launched_precision,
+    launched_sharding,
+    loader_processes,
+)
 
 
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "use_deepspeed: is not supported"),
-        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "use_megatron_lm: is not supported"),
-        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "parallelism_config"),
-        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend inductor: set it to no; train"),
-        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "steps 4: set it to 1, and train.micro"),
-        ({"ACCELERATE_DOWNCAST_BF16": "true"}, "downcast_bf16: is for TPUs"),
-        ({"ACCELERATE_USE_SAGEMAKER": "true"}, "use_sagemaker: is not supported"),
-        ({"ACCELERATE_USE_MEGATRON_LM": "banana"}, "use_megatron_lm: is not supported"),
+        (
+            {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
+            "steps 4: .* set it to 1, and train.micro",
+        ),
+        ({"ACCELERATE_DOWNCAST_BF16": "true"}, "downcast_bf16 true: .* is for TPUs"),
+        ({"ACCELERATE_USE_SAGEMAKER": "true"}, "use_sagemaker true: is not supported"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "banana"}, "use_megatron_lm banana: is not supported"),
     ],
 )
 def test_what_would_be_ignored_is_refused(said, words):
-    with pytest.raises(UserError, match=words) as caught:
+    with pytest.raises(UserError, match=words):
         check_launch(said)
-    assert "\n" not in str(caught.value)
 
 
-SMALL = {"sample_size": 8, "block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4}
 FSDP = ["--use_fsdp", "--fsdp_version"]
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([*FSDP, "1"], "fsdp_version 1: set it to 2"),
-        ([*FSDP, "1", "--fsdp_use_orig_params", "true"], "fsdp_version 1: set it to 2"),
-        ([*FSDP, "2", "--fsdp_offload_params", "true"], "fsdp_offload_params: is not supported"),
+        ([*FSDP, "1"], "fsdp_version 1: .* set it to 2"),
+        ([*FSDP, "1", "--fsdp_use_orig_params", "true"], "fsdp_version 1: .* set it to 2"),
+        (
+            [*FSDP, "2", "--fsdp_offload_params", "true"],
+            "fsdp_offload_params true: is not supported",
+        ),
         ([*FSDP, "2", "--fsdp_auto_wrap_policy", "SIZE_BASED_WRAP"], "set TRANSFORMER_BASED_WRAP"),
-        (["--use_megatron_lm"], "use_megatron_lm: is not supported; take FSDP"),
+        (["--use_megatron_lm"], "use_megatron_lm true: is not supported; take FSDP"),
         (["--use_megatron_lm", "--megatron_lm_tp_degree", "2"], "use_megatron_lm"),
         ([*FSDP, "2", "--use_parallelism_config", "true"], "parallelism_config"),
-        (["--dynamo_backend", "eager"], "dynamo_backend eager: set it to no"),
+        (["--dynamo_backend", "eager"], "dynamo_backend eager: .* set it to no"),
     ],
 )
 def test_flags_of_accelerate_launch_are_refused_before_the_first_step(
@@ -109,10 +115,12 @@ def test_a_value_that_accelerate_does_not_take_is_refused_in_its_name(monkeypatc
 def test_commands_refuse_what_a_training_refuses(monkeypatch, tmp_path, capsys, command):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    write_pipeline(tmp_path / "model", UNet(**SMALL), GaussianDiffusion())
+    write_pipeline(tmp_path / "model", UNet(**TINY, sample_size=8), GaussianDiffusion())
     with pytest.raises(SystemExit):
         cli.run(command.split()[0], [*command.split()[1:], "--model", "model"])
-    assert capsys.readouterr().err.startswith("error: accelerate's use_deepspeed: is not supported")
+    assert capsys.readouterr().err.startswith(
+        "error: accelerate's use_deepspeed true: is not supported"
+    )
 
 
 def test_a_variable_that_accelerate_reads_as_it_is_imported_is_refused_in_one_line():
@@ -239,31 +247,16 @@ def test_a_gpu_gets_loader_processes_where_loading_is_work(monkeypatch):
     assert loader_processes(None, work, gpu) == 4
 
 
-def test_batch_normalisation_is_seen():
-    assert has_batch_norm(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)))
-    assert not has_batch_norm(nn.Sequential(nn.Conv2d(1, 1, 1), nn.GroupNorm(1, 1)))
-
-
-def test_training_imports_without_what_windows_lacks():
-    """No fcntl, no resource, no SIGHUP, SIGUSR1 or SIGKILL."""
-    code = (
-        "import signal, sys\n"
-        "for name in ('SIGHUP', 'SIGUSR1', 'SIGKILL', 'SIGALRM'): delattr(signal, name)\n"
-        "import filelock\n"
-        "sys.modules['fcntl'] = sys.modules['resource'] = None\n"
-        "from ddpm_unet import train\n"
-        "import ddpm_unet.training.from_config\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_environment_is_as_before(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with distributed._environment(ACCELERATE_USE_FSDP="false", OTHER="x"):
-        assert distributed.os.environ["ACCELERATE_USE_FSDP"] == "false"
-        assert "OTHER" not in distributed.os.environ
-    assert distributed.os.environ["ACCELERATE_USE_FSDP"] == "true"
+def test_nothing_is_imported_or_named_that_windows_lacks():
+    """Neither fcntl nor resource, and no signal but those of every system."""
+    package = Path(distributed.__file__).parents[1]
+    for file in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
+                assert names.isdisjoint({"fcntl", "resource", "pwd", "grp", "termios"}), file
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "signal":
+                assert not node.attr.startswith("SIG") or node.attr in ("SIGTERM", "SIGINT"), file
 
 
 @pytest.mark.parametrize(("status", "requeued"), [(138, True), (0, False), (1, False)])

@@ -167,10 +167,7 @@ def test_further_pairs_only_train(tmp_path, mixed):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"data.condition_classes": None},
-            "there are no masks to denoise; set data",
-        ),
+        ({"data.condition_classes": None}, "there are no masks to denoise; set data"),
         (
             {"model.in_channels": 3, "model.out_channels": 3},
             "the images with their masks' 5 channels; set it to 5",

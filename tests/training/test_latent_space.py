@@ -13,7 +13,6 @@ from PIL import Image
 from runs import change, files, kill, run
 from small import AUTOENCODER
 
-from ddpm_unet.config import UNetConfig
 from ddpm_unet.data.stream import Stream, order, to_model_range
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_sampler
@@ -168,20 +167,11 @@ def test_diffusers_draws_what_we_draw(latent, peer, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"latent.autoencoder": "nowhere"},
-            "nowhere does not exist; name the folder",
-        ),
+        ({"latent.autoencoder": "nowhere"}, "nowhere does not exist; name the folder"),
         ({"data.size": 9}, "size 9: the autoencoder makes one latent of 2 x 2 pixels; give a"),
         ({"data.channels": 1}, "is for images of 3 channels, and these have 1; set channels to 3"),
-        (
-            {"model.in_channels": 3, "model.out_channels": 3},
-            "the latents' 5 channels; set",
-        ),
-        (
-            {"data.condition": "lower:2"},
-            "latents are denoised without condition",
-        ),
+        ({"model.in_channels": 3, "model.out_channels": 3}, "the latents' 5 channels; set"),
+        ({"data.condition": "lower:2"}, "latents are denoised without condition"),
     ],
 )
 def test_what_cannot_be(latent, changes, message):
@@ -206,20 +196,11 @@ def test_a_network_with_a_context_is_a_stable_diffusion_pipeline(peer, tmp_path,
 
     peer.save_pretrained(tmp_path / "autoencoder")
     unet = UNet(
-        UNetConfig(
-            in_channels=5,
-            out_channels=5,
-            sample_size=4,
-            block_out_channels=(8, 8),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            mid_block_type="UNetMidBlock2DCrossAttn",
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
-            norm_num_groups=4,
-            attention_head_dim=2,
-            cross_attention_dim=6,
-        )
-    )
+        in_channels=5, out_channels=5, sample_size=4, block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DCrossAttn", cross_attention_dim=6, attention_head_dim=2,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=1, norm_num_groups=4,
+    )  # fmt: skip
     for parameter in unet.parameters():
         torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
     diffusion = GaussianDiffusion(num_timesteps=10, clip_sample=False)

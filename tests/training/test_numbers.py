@@ -8,7 +8,6 @@ import pytest
 import tifffile
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from runs import run
 
 from ddpm_unet.errors import UserError
@@ -17,14 +16,6 @@ from ddpm_unet.training.checkpoint import checkpoint_paths, read_checkpoint
 from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.from_config import build_denoise_job
 from ddpm_unet.training.run_folder import RunFolder
-
-
-@pytest.fixture(autouse=True)
-def alone():
-    """Accelerate, which has one precision per process, begins anew."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 class Watched(DenoiseJob):

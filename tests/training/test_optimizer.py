@@ -6,7 +6,19 @@ from torch import nn
 
 from ddpm_unet.config import TrainConfig
 from ddpm_unet.cpu import FusedAdamWEMA
-from ddpm_unet.training.state import TrainingState, build_optimizer, learning_rate_factor
+from ddpm_unet.training.state import EMA, TrainingState, build_optimizer, learning_rate_factor
+
+
+def test_the_average_follows_its_recurrence_in_float64():
+    parameter = nn.Parameter(torch.tensor([0.0, 1.0]))
+    ema = EMA([parameter], decay=0.5)
+    expected = parameter.detach().double()
+    for step in range(30):
+        parameter.data = torch.randn(2)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * parameter.detach().double()
+        ema.update(step)
+    torch.testing.assert_close(ema.averages[0].double(), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_learning_rate_at_its_corners():

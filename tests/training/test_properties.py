@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from runs import kill, run
 from safetensors.torch import load_file
+from small import TINY
 
 from ddpm_unet import Predictor
 from ddpm_unet.config import (
@@ -34,10 +35,7 @@ from ddpm_unet.training.checkpoint import checkpoint_paths
 from ddpm_unet.training.from_config import build_pixel_job
 from ddpm_unet.training.run_folder import RunFolder
 
-NETWORK = UNetConfig(
-    block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
-    layers_per_block=1, norm_num_groups=4, in_channels=None, out_channels=None,
-)  # fmt: skip
+NETWORK = UNetConfig(**{**TINY, "in_channels": None, "out_channels": None})
 
 
 def examples(count: int) -> settings:

@@ -74,16 +74,10 @@ def settings(pairs, tmp_path):
         classic=ClassicConfig(depth=2, base_width=8, dropout=0, padding="same", norm="batch"),
         predict=PredictConfig(tile=96),
         train=TrainConfig(
-            steps=4,
-            batch_size=4,
-            lr=1e-2,
-            warmup_steps=2,
-            ema_decay=0.9,
-            checkpoint_every=100,
-            validate_every=4,
-            sample_every=4,
+            steps=4, batch_size=4, lr=1e-2, warmup_steps=2, ema_decay=0.9, checkpoint_every=100,
+            validate_every=4, sample_every=4,
         ),
-    )
+    )  # fmt: skip
 
 
 def data_of(root, **changes):

@@ -8,38 +8,23 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from PIL import Image
+from runs import run
 from small import AUTOENCODER
 
 from ddpm_unet.cli import read_settings
 from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.models import UNet
-from ddpm_unet.training import loop
 from ddpm_unet.training.from_config import build_denoise_job
-from ddpm_unet.training.loop import train
-from ddpm_unet.training.run_folder import RunFolder
 
 CONFIG = Path(__file__).parents[2] / "configs" / "stable_diffusion.yaml"
-SMALL = {
-    "data.source": "pictures",
-    "data.context": "vectors",
-    "data.size": 16,
-    "latent.autoencoder": "autoencoder",
-    "latent.cache": "cache",
-    "model.block_out_channels": "[8, 8, 16, 16]",
-    "model.norm_num_groups": 4,
-    "model.layers_per_block": 1,
-    "train.steps": 40,
-    "train.batch_size": 8,
-    "train.micro_batch": 0,
-    "train.lr": 5e-3,
-    "train.warmup_steps": 5,
-    "train.ema_decay": 0.8,
-    "train.gradient_checkpointing": "false",
-    "train.checkpoint_every": 1000,
-    "train.sample_every": 0,
-    "train.validate_every": 0,
-}
+SMALL = """--data.source pictures --data.context vectors --data.size 16
+--latent.autoencoder autoencoder --latent.cache cache
+--model.block_out_channels [8,8,16,16] --model.norm_num_groups 4
+--model.layers_per_block 1 --train.steps 40 --train.batch_size 8 --train.micro_batch 0
+--train.lr 5e-3 --train.warmup_steps 5 --train.ema_decay 0.8
+--train.gradient_checkpointing false --train.checkpoint_every 1000
+--train.sample_every 0 --train.validate_every 0 --run run"""
 
 
 def test_the_network_is_that_of_stable_diffusion():
@@ -55,7 +40,6 @@ def test_the_network_is_that_of_stable_diffusion():
 def eight(tmp_path, monkeypatch):
     """Eight pictures of a colour each, a context for each, and an autoencoder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop, "plot_metrics", lambda records, path: None)
     for folder in ("pictures", "vectors"):
         Path(folder).mkdir()
     rng = np.random.default_rng(0)
@@ -72,12 +56,11 @@ def eight(tmp_path, monkeypatch):
 
 def test_it_learns_eight_images(eight):
     """The loss of the same images at the same timesteps and noise, before and after."""
-    flags = [text for name, value in SMALL.items() for text in (f"--{name}", str(value))]
-    settings, _ = read_settings(DenoiseConfig, CONFIG, [*flags, "--run", "run"])
-    job, run = build_denoise_job(settings), RunFolder(Path("run"))
+    settings, _ = read_settings(DenoiseConfig, CONFIG, SMALL.split())
+    job = build_denoise_job(settings)
     untrained = job.build_model()
-    train(job, run, settings)
-    trained, _ = read_pipeline(run.model)
+    folder = run(settings, job).model
+    trained, _ = read_pipeline(folder)
     windows = job.stream(untrained, Accelerator(cpu=True))
     batch = windows.__getitems__(range(64))
     assert batch["image"].shape == (64, 4, 8, 8)
@@ -86,4 +69,4 @@ def test_it_learns_eight_images(eight):
         first, last = (float(job.losses(unet, batch).mean()) for unet in (untrained, trained))
     assert 0.9 < first < 1.1
     assert last < 0.5 * first
-    assert (run.model / "vae/config.json").is_file()
+    assert (folder / "vae/config.json").is_file()

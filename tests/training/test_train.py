@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from small import TINY
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -22,11 +23,8 @@ NUMBERS = [{"image": image, "target": 1 - 2 * image} for image in torch.rand(8, 
 
 def unet(**changes):
     torch.manual_seed(0)
-    settings = {"in_channels": 1, "out_channels": 1, "block_out_channels": (8,)} | changes
-    return UNet(
-        sample_size=8, layers_per_block=1, norm_num_groups=4, down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",), add_attention=False, **settings,
-    )  # fmt: skip
+    settings = {**TINY, "in_channels": 1, "out_channels": 1, "add_attention": False} | changes
+    return UNet(sample_size=8, **settings)
 
 
 def weights(model):

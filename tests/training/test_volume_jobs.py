@@ -1,5 +1,6 @@
 """Both jobs on volumes: they learn, from a few labelled slices too, and resume exactly."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -32,14 +33,8 @@ from ddpm_unet.models.segmenter import load_segmentation_model
 from ddpm_unet.training.from_config import build_denoise_job, build_pixel_job
 
 UNET = UNetConfig(in_channels=1, out_channels=1, dims=3, **SMALL)
-STEPS = {
-    "lr": 5e-3,
-    "warmup_steps": 2,
-    "ema_decay": 0.9,
-    "checkpoint_every": 3,
-    "log_every": 2,
-    "channels_last": True,
-}
+STEPS = {"lr": 5e-3, "warmup_steps": 2, "ema_decay": 0.9, "checkpoint_every": 3, "log_every": 2,
+         "channels_last": True}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +51,8 @@ def balls(tmp_path_factory) -> Path:
             ball |= ((places - rng.uniform(4, 10, 3)) ** 2).sum(-1) < 14
         image = 500.0 * ball + rng.normal(1000, 80, ball.shape)
         sparse = np.where(np.arange(12) % 4 == 1, ball, 9).astype(np.uint8)
-        for name, array in (
-            ("images", image.astype(np.float32)),
-            ("masks", ball),
-            ("sparse", sparse),
-        ):
+        arrays = {"images": image.astype(np.float32), "masks": ball, "sparse": sparse}
+        for name, array in arrays.items():
             nibabel.Nifti1Image(array, np.eye(4)).to_filename(root / name / f"{number}.nii.gz")
     return root
 
@@ -146,9 +138,6 @@ def test_a_segmenter_from_a_denoiser_of_volumes(denoising, segmenting, transfer)
 
 
 def test_dimensions_must_agree(denoising):
-    denoising.model.dims = 2
-    try:
-        with pytest.raises(UserError, match=r"model\.dims = 2: data\.dims is 3"):
-            build_denoise_job(denoising).build_model()
-    finally:
-        denoising.model.dims = 3
+    denoising.model = replace(denoising.model, dims=2)
+    with pytest.raises(UserError, match=r"model\.dims = 2: data\.dims is 3"):
+        build_denoise_job(denoising).build_model()

@@ -40,14 +40,7 @@ def settings(cells, denoiser, tmp_path):
         classic=replace(CLASSIC),
         predict=PredictConfig(tile=96),
         train=TrainConfig(
-            steps=14,
-            batch_size=4,
-            lr=5e-3,
-            warmup_steps=2,
-            ema_decay=0.9,
-            checkpoint_every=6,
-            validate_every=4,
-            sample_every=0,
-            log_every=2,
+            steps=14, batch_size=4, lr=5e-3, warmup_steps=2, ema_decay=0.9, checkpoint_every=6,
+            validate_every=4, sample_every=0, log_every=2,
         ),
-    )
+    )  # fmt: skip

@@ -42,14 +42,10 @@ def test_scores_are_the_overlap_counted_by_hand(cells, settings, tmp_path):
     dice = [2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in ((found, true), (~found, ~true))]
     iou = [(a & b).sum() / (a | b).sum() for a, b in ((found, true), (~found, ~true))]
     expected = {
-        "mean_dice": np.mean(dice),
-        "mean_iou": np.mean(iou),
+        "mean_dice": np.mean(dice), "mean_iou": np.mean(iou), "dice_class 0": dice[1],
+        "dice_class 1": dice[0], "iou_class 0": iou[1], "iou_class 1": iou[0],
         "pixel_error": (found != true).mean(),
-        "dice_class 0": dice[1],
-        "dice_class 1": dice[0],
-        "iou_class 0": iou[1],
-        "iou_class 1": iou[0],
-    }
+    }  # fmt: skip
     assert scores == pytest.approx(expected)
     assert 0.5 < scores["mean_dice"] < 1
 
@@ -57,12 +53,9 @@ def test_scores_are_the_overlap_counted_by_hand(cells, settings, tmp_path):
 def test_a_class_that_is_nowhere_has_no_score(settings):
     scores = build_pixel_job(settings).target.compute(torch.tensor([[7, 0], [0, 0]]))
     assert scores == {
-        "mean_dice": 1.0,
-        "mean_iou": 1.0,
-        "pixel_error": 0.0,
-        "dice_value 0": 1.0,
+        "mean_dice": 1.0, "mean_iou": 1.0, "pixel_error": 0.0, "dice_value 0": 1.0,
         "iou_value 0": 1.0,
-    }
+    }  # fmt: skip
 
 
 def test_one_labelled_picture_is_cut_in_strips(settings, tmp_path):
