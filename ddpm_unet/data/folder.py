@@ -108,10 +108,12 @@ class Folder(Collection):
         index = self._index.load()
         if index is None:
             return False
-        for name, when in zip(index["folders"], index["times"].tolist(), strict=True):
-            path = os.fsdecode(bytes(name))
-            if not os.path.exists(path) or os.stat(path).st_mtime_ns != when:
-                return False
+        try:
+            times = [os.stat(os.fsdecode(bytes(name))).st_mtime_ns for name in index["folders"]]
+        except OSError:  # one is gone
+            return False
+        if times != index["times"].tolist():
+            return False
         self._paths, self._places, self.note = index["paths"], index["places"], str(index["note"])
         self._known = infos_of(index["kinds"]), index["which"]
         return True
