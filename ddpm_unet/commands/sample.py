@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from itertools import chain
@@ -13,6 +14,8 @@ from ddpm_unet.commands.shared import add_common, at_speed, go_on, model_or_newe
 from ddpm_unet.diffusion.samplers import described
 
 SETTINGS = "settings.json"
+NUMBERED = re.compile(r"[0-9]{5,}(-[0-9]{5,})?\.[a-z.]+")
+"""The names of generated images."""
 USUAL_STEPS = {"ddpm": 1000, "dpm++": 20, "unipc": 20, "heun": 20}
 """Without --steps, by sampler; 50 of the others. docs/samplers.md has what they are worth."""
 
@@ -148,7 +151,7 @@ class Output:
             self.dims, channels, denoiser.preprocessing.made_dtype, args.nifti
         )
         self.what = "one .npz per batch" if self.npz else "one file per image"
-        free = ("out", "num_images", "film", "compile")
+        free = ("out", "film", "compile", *["num_images"] * (not self.npz))
         self.made_by = {k: str(v) for k, v in vars(args).items() if k not in free}
         self.made_by["weights"] = weights_of(model)
         if args.lora:
@@ -167,7 +170,10 @@ class Output:
         every = [[self.path(place, i) for place in self.places] for i in range(self.count)]
         for place in self.places:
             place.mkdir(exist_ok=True)
-        go_on(self.folder / SETTINGS, self.made_by, lambda: chain(*every), accelerator)
+        note = self.folder / SETTINGS
+        names = (path for place in self.places for path in place.iterdir())
+        earlier = [path for path in names if note.is_file() and NUMBERED.fullmatch(path.name)]
+        go_on(note, self.made_by, lambda: chain(earlier, *every), accelerator)
         kept = {i for i, files in enumerate(every) if all(file.is_file() for file in files)}
         accelerator.wait_for_everyone()
         return kept

@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     from ddpm_unet.config import ImageDataConfig
+    from ddpm_unet.data.folder import with_dims
     from ddpm_unet.data.preprocessing import Preprocessing
     from ddpm_unet.data.sources import open_images
     from ddpm_unet.files import replace_text
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = model_or_newest(args.model)
     unet = read_config(model_folder(folder))
     seen = Preprocessing.read(folder, unet.in_channels)
+    if with_dims(ImageDataConfig(), args.images).dims > unet.dims:
+        raise UserError(f"{args.images}: holds volumes, and {folder} is of images; give another")
     images = open_images(
         ImageDataConfig(
             source=args.images,

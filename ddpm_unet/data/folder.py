@@ -108,10 +108,12 @@ class Folder(Collection):
         index = self._index.load()
         if index is None:
             return False
-        for name, when in zip(index["folders"], index["times"].tolist(), strict=True):
-            path = os.fsdecode(bytes(name))
-            if not os.path.exists(path) or os.stat(path).st_mtime_ns != when:
-                return False
+        try:
+            times = [os.stat(os.fsdecode(bytes(name))).st_mtime_ns for name in index["folders"]]
+        except OSError:  # one is gone
+            return False
+        if times != index["times"].tolist():
+            return False
         self._paths, self._places, self.note = index["paths"], index["places"], str(index["note"])
         self._known = infos_of(index["kinds"]), index["which"]
         return True
@@ -173,7 +175,7 @@ def list_images(
         known = " ".join(sorted(e for e in extensions if not e.startswith(".ome")))
         cure = "give a folder of images"
         if VOLUME_EXTENSIONS & others.keys():
-            cure = "set data.dims 3 for volumes"
+            cure = "for volumes set data.dims 3, or take a model of volumes"
         raise UserError(f"{root}: holds {found}, no image ({known}); {cure}")
     paths.sort(key=natural)
     return paths, others

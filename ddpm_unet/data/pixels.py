@@ -98,7 +98,8 @@ def normalised(image: np.ndarray, value_range: ValueRange) -> np.ndarray:
         return image
     axes = tuple(range(image.ndim - 1))
     low, high = np.percentile(image, PERCENTILES, axis=axes).astype(np.float32)
-    unit = (image.astype(np.float32) - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
+    with np.errstate(over="ignore"):  # where nearly all of a channel is of one value
+        unit = (image.astype(np.float32) - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
     return unit.clip(0, 1)
 
 

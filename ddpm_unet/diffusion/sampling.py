@@ -101,9 +101,9 @@ class CounterNoise(Noise):
     def draw(self, std: float) -> Tensor:
         """The next noise, `float32 [B, *shape]`."""
         if not self._ahead:
-            *job, shape, device = self._job
+            seed, purpose, indices, shape, device = self._job
             steps = range(self._drawn, self._drawn + self._chunk)
-            noise = randomness.counter_normal(*job, steps, shape, device)
+            noise = randomness.counter_normal(seed, purpose, indices, steps, shape, device)
             self._ahead, self._drawn = list(noise.flip(0)), steps.stop
         return self._ahead.pop().mul_(std)
 

@@ -272,7 +272,8 @@ class Denoiser:
             assert start is not None
             options = {"draw": _interpolation(start, num_images)}
             if mask is not None:
-                painted = {"known": start[0], "hole": mask[0], "resamplings": resamplings}
+                painted: dict[str, Any] = {"known": start[0], "hole": mask[0]}
+                painted["resamplings"] = resamplings
                 options = {"draw": partial(inpaint, **painted)}
         elif start is not None:
             options |= {"start": start, "strength": 0.5 if strength is None else strength}

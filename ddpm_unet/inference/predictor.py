@@ -457,7 +457,8 @@ class Predictor:
         streamed = math.inf if own.whole else self.stream_above
         with open_planes(path, self.max_pixels, streamed, own.channel_names) as planes:
             self._check_values(planes, name)
-            images = None if any(not isinstance(p, np.ndarray) for p in planes) else planes
+            arrays = [plane for plane in planes if isinstance(plane, np.ndarray)]
+            images = arrays if len(arrays) == len(planes) else None
             parts = self._planes(planes, name, spacing)
             yield OpenFile((len(planes), *planes[0].shape), parts, images, **about)
 

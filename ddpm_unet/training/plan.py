@@ -44,12 +44,14 @@ class Start:
         folder: Of the model.
         why: In words.
         scale, value_range: Of its training on images like these; None where they are others.
+        channels: Likewise.
     """
 
     folder: str | None
     why: str
     scale: float | None = None
     value_range: Any = None
+    channels: int | None = None
 
 
 class Plan:
@@ -120,13 +122,17 @@ def choose_pixels(plan: Plan, start: Start | None) -> None:
     """
     found = plan.found
     channels = sorted({look.channels for look in found.looks})
-    if len(channels) > 1 and set(channels) <= {1, 3}:
+    known = _known(plan, start)
+    repeats = plan.given.get("head.repeat_grey")
+    if known and known.channels == 3 and set(channels) <= {1, 3} and not repeats:
+        plan.choose("data.channels", 3, "as the denoiser saw its images")
+    elif len(channels) > 1 and set(channels) <= {1, 3}:
         plan.choose("data.channels", 3, "some images are grey, some in colour")
     elif channels[0] == 1:
         plan.choose("data.channels", 1, "the images are grey")
     else:
         plan.choose("data.channels", None, f"as the images have them: {channels[0]}")
-    if known := _known(plan, start):
+    if known:
         plan.choose("data.value_range", known.value_range, "as the denoiser saw its images")
         return
     low, high = found.quantile("low", 0.5), found.quantile("high", 0.5)

@@ -142,7 +142,8 @@ def _start(
 def _seen(folder: str, why: str) -> Start:
     """A denoiser, and how its images were prepared if that is known."""
     seen = Preprocessing.read(Path(folder), 1)
-    return Start(folder, why, *((seen.scale, seen.value_range) if seen.dtype else ()))
+    known = (seen.scale, seen.value_range, seen.channels) if seen.dtype else ()
+    return Start(folder, why, *known)
 
 
 def choose_denoiser(config: SegmentConfig, folders: Sequence[Path], cure: str) -> tuple[Path, str]:

@@ -29,7 +29,6 @@ from diffusers import UNet2DModel
 from small import SMALL
 
 from ddpm_unet.config import UNetConfig
-from ddpm_unet.data import folder, image_set, named_sets
 from ddpm_unet.files import replace_json
 from ddpm_unet.models.pretrained import settings_of
 from ddpm_unet.training.loop import Training
@@ -331,8 +330,7 @@ def test_large_sets_are_made_and_measured(kind, ways, tmp_path, monkeypatch, cap
     monkeypatch.setattr(many_images, "SECONDS", 0)
     monkeypatch.setattr(many_images.time, "sleep", lambda _: None)
     monkeypatch.setattr(many_images, "in_processes", here)
-    for module in (image_set, folder, named_sets):
-        monkeypatch.setattr(module, "CACHE", tmp_path)
+    monkeypatch.setattr("ddpm_unet.data.collection.CACHE", tmp_path)
     many_images.main([kind, "--count", "70", "--side", "600", "--ways", *ways])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{kind}: made in ")

@@ -158,6 +158,9 @@ def test_a_sampling_job_goes_on_where_it_stopped(home, monkeypatch, capsys):
     assert shards == ["00000-00001.npz", "00002-00003.npz", "00004-00004.npz"]
     first = np.load("again/00000-00001.npz")["arr_0"]
     assert first.shape == (2, 16, 16, 3)
+    assert not list(Path("again").glob("0*.png"))  # which evaluate would count too
+    cli.run("sample", [*job, "--npz", "--num_images", "2"])
+    assert [path.name for path in Path("again").glob("*.npz")] == ["00000-00001.npz"]
 
 
 def test_several_processes_share_the_files(trained):

@@ -107,6 +107,12 @@ def test_what_an_image_shows():
     assert (markers.channels, markers.low, markers.high) == pytest.approx((2, 50, 205), abs=1)
 
 
+def test_grey_images_come_as_the_denoiser_of_colours_saw_its_own():
+    start = Start("runs/d", "given", 1.0, None, 3)
+    for given, channels in (({}, 3), ({"head.repeat_grey": True}, 1), ({"init": "scratch"}, 1)):
+        assert planned(start=start, given=given).values["data.channels"] == channels
+
+
 def test_images_of_one_value_have_a_plan():
     blank = look_at(np.full((16, 16, 1), 128, np.uint8))
     assert planned(looks=[blank] * 5).values["data.value_range"] == "percentiles"
