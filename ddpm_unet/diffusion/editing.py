@@ -126,9 +126,14 @@ class Inversion:
                 (a, s), (a_next, s_next) = self._levels[i], self._levels[i + 1]
                 noisier = x
                 for _ in range(iterations):
-                    _, noise = self._split(i, noisier)
-                    # The step from `noisier` must lead to x: x = a image + s noise.
-                    noisier = a_next / a * (x - s * noise) + s_next * noise
+                    image, noise = self._split(i, noisier)
+                    # The step from `noisier` must lead to x = a image + s noise. What the network
+                    # says of the smaller part is kept: an error of it is divided by max(a, s).
+                    if a > s:
+                        image = (x - s * noise) / a
+                    else:
+                        noise = (x - a * image) / s
+                    noisier = a_next * image + s_next * noise
                 x = noisier
         return x.clone()
 
