@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
-from runs import files, run
+from short_runs import files, run
 from small import SMALL
 
 from ddpm_unet.config import DenoiseConfig, ImageDataConfig, PreviewConfig, TrainConfig, UNetConfig

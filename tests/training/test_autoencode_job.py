@@ -1,7 +1,7 @@
 """An autoencoder learns by the loop of the other jobs, and a denoiser takes it."""
 
 import pytest
-import runs
+import short_runs
 import torch
 from diffusers import AutoencoderKL
 
@@ -25,7 +25,7 @@ def autoencode(settings):
 
 def test_it_learns_and_its_latents_spread_like_noise(autoencode):
     job = AutoencodeJob(autoencode)
-    run = runs.run(autoencode, job)
+    run = short_runs.run(autoencode, job)
     losses = [line["val_loss"] for line in run.read_metrics() if "val_loss" in line]
     first, *_ = (line["loss"] for line in run.read_metrics() if "loss" in line)
     assert losses[-1] < 0.5 * first

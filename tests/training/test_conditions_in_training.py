@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from runs import change, files, kill, run
+from short_runs import change, files, kill, run
 
 from ddpm_unet.data.sources import open_stream
 from ddpm_unet.diffusion.conditioning import concat_cond, draw_dropped

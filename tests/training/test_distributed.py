@@ -14,7 +14,7 @@ import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState
 from accelerate.utils.launch import prepare_multi_gpu_env
-from runs import run
+from short_runs import run
 from small import TINY
 from torch import nn
 

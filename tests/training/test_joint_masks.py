@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from runs import change, run
+from short_runs import change, run
 
 from ddpm_unet.config import (
     ClassicConfig,

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
 from PIL import Image
-from runs import change, files, kill, run
+from short_runs import change, files, kill, run
 from small import AUTOENCODER
 
 from ddpm_unet.data.stream import Stream, order, to_model_range

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from runs import files, kill, run
 from safetensors.torch import load_file
+from short_runs import files, kill, run
 from tifffile import imwrite
 
 from ddpm_unet.config import DenoiseConfig

@@ -8,7 +8,7 @@ import pytest
 import tifffile
 import torch
 from accelerate import Accelerator
-from runs import run
+from short_runs import run
 
 from ddpm_unet.errors import UserError
 from ddpm_unet.training import loop

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import DDPMPipeline
-from runs import files, kill, run
+from short_runs import files, kill, run
 
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Conditioning

@@ -13,8 +13,8 @@ import torch
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from runs import kill, run
 from safetensors.torch import load_file
+from short_runs import kill, run
 from small import TINY
 
 from ddpm_unet import Predictor

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import runs
+import short_runs
 import tifffile
 import torch
 from accelerate import Accelerator
@@ -88,7 +88,7 @@ def data_of(root, **changes):
 
 def run(settings):
     job = build_pixel_job(settings)
-    return runs.run(settings, job), job
+    return short_runs.run(settings, job), job
 
 
 def test_a_known_linear_map_is_learnt_and_written_in_the_targets_units(settings, tmp_path, capsys):

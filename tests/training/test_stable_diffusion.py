@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from PIL import Image
-from runs import run
+from short_runs import run
 from small import AUTOENCODER
 
 from ddpm_unet.cli import read_settings

@@ -8,7 +8,7 @@ import torch
 import yaml
 from diffusers import DDPMPipeline
 from PIL import Image
-from runs import build, kill, run
+from short_runs import build, kill, run
 
 from ddpm_unet import Denoiser, cli
 from ddpm_unet.config import DiffusionConfig

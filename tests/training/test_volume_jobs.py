@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import files, kill, run
+from short_runs import files, kill, run
 from small import SMALL
 
 from ddpm_unet.config import (

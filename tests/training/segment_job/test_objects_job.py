@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import run
+from short_runs import run
 
 from ddpm_unet.commands.segment import main
 from ddpm_unet.config import (

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from runs import run
 from safetensors.torch import save_file
+from short_runs import run
 from small_cells import UNET, first_batch, pair_data, records
 from torchvision import models
 

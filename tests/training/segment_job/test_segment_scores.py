@@ -10,7 +10,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from PIL import Image
-from runs import run
+from short_runs import run
 from small_cells import Bright, pair_data, records, write_cells
 
 from ddpm_unet.config import PairDataConfig, SplitConfig

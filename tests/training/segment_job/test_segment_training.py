@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from runs import files, kill, run
+from short_runs import files, kill, run
 from small_cells import CHANGES, changed, pair_data, records, write_cells
 
 from ddpm_unet.data.preprocessing import Preprocessing
