@@ -365,6 +365,7 @@ class PeerUNet(nn.Module):
 
     margin = 0
     step = 1
+    dims = 2
     config = ClassicConfig(padding="same", depth=6)  # six levels, of images
 
     def __init__(self, channels: int, classes: int) -> None:

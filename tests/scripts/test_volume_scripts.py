@@ -160,5 +160,5 @@ def test_a_plan_of_stacks_says_what_they_are(run, tmp_path, capsys):
     (tmp_path / "stacks").mkdir()
     tifffile.imwrite(tmp_path / "stacks/a.tif", np.zeros((5, 9, 9), np.uint8))
     with pytest.raises(SystemExit):
-        run("train_ddpm.py", "--data.source", "stacks")
+        cli.main(["train-ddpm", "--data.source", "stacks"])
     assert "a.tif: has 5 pages" in capsys.readouterr().err

@@ -81,6 +81,7 @@ class Bright(nn.Module):
 
     margin = 0
     step = 1
+    dims = 2
     in_channels = 3
     config = ClassicConfig()
 
