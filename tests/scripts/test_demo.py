@@ -96,14 +96,15 @@ def test_a_hole_painted_in_a_browser_is_made_anew_and_nothing_else(served, tab, 
     tab.set_input_files("input[type=file]", tmp_path / "tissue.png")
     canvas = tab.locator("canvas").first
     canvas.wait_for()
-    tab.wait_for_timeout(1500)  # it sizes itself
+    tab.wait_for_load_state("networkidle")
+    tab.wait_for_timeout(4000)  # it sizes itself
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     tab.mouse.move(x - 10, y)
     tab.mouse.down()
     tab.mouse.move(x + 10, y + 5, steps=5)
     tab.mouse.up()
-    tab.wait_for_timeout(1500)
+    tab.wait_for_timeout(4000)
     tab.click("button:has-text('Generate')")
     tab.wait_for_selector("img[src*='/file=']")
     (file,) = (tmp_path / "results").glob("*/00000.png")
