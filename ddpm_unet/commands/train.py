@@ -98,7 +98,7 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
     )
     settings, plan, report = build(SegmentConfig, wish.values), None, None
 
-    from ddpm_unet.training.planned import choose_denoiser, labelled_data, plan_pairs
+    from ddpm_unet.data.preprocessing import labelled_data
 
     if "--check" in given:
         from ddpm_unet.data.check import print_check
@@ -111,6 +111,7 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.data.folder import with_dims
     from ddpm_unet.evaluation.card import write_pages
     from ddpm_unet.training.from_config import build_pixel_job
+    from ddpm_unet.training.planned import choose_denoiser, plan_pairs
     from ddpm_unet.training.run_folder import newest_models
 
     own, run = newest_models(), wish.run

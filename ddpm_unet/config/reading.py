@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 
 import yaml
 
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, cause_of
 
 Settings = TypeVar("Settings")
 Limits = tuple[float, float]
@@ -105,8 +105,9 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         place = f"line {error.problem_mark.line + 1}" if error.problem_mark else "somewhere"
         raise UserError(f"{path}: {place}: {error.problem}; mend the YAML") from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        cause = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: is not YAML ({cause}); give a YAML file of settings") from error
+        raise UserError(
+            f"{path}: is not YAML ({cause_of(error)}); give a YAML file of settings"
+        ) from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no settings; write lines such as `seed: 0`")
     return values

@@ -26,7 +26,7 @@ from ddpm_unet.data.images import ImageInfo
 from ddpm_unet.data.pixels import shown_size, to_unit
 from ddpm_unet.data.reading import IMAGE_EXTENSIONS, VOLUME_EXTENSIONS, Reading
 from ddpm_unet.data.stream import to_model_range
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, cause_of
 
 SEQUENCE_EXTENSIONS = frozenset((".npy", ".safetensors"))
 TENSOR = "context"
@@ -333,6 +333,5 @@ def _text_encoder(folder: Path) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(place, **local)
         encoder = AutoModelForTextEncoding.from_pretrained(folder, use_safetensors=True, **local)
     except (OSError, ValueError) as error:
-        cause = " ".join(str(error).split())[:200]
-        raise UserError(f"text_encoder {folder}: cannot be read ({cause})") from error
+        raise UserError(f"text_encoder {folder}: cannot be read ({cause_of(error)})") from error
     return tokenizer, encoder.float().eval()

@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image
 
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, cause_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _KNOWN_MODES = frozenset(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I", "I;16", "I;16B", "I;16L"))
@@ -160,7 +160,7 @@ def faults_named(path: str | Path) -> Iterator[None]:
         }
         if fault := known.get(type(error)):
             raise UserError(f"{path}: {fault}") from None
-        cause = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        cause = cause_of(f"{type(error).__name__}: {error}")
         if "imagecodecs" in cause:
             raise UserError(f"{path}: needs another decoder; pip install -U imagecodecs") from error
         raise UserError(

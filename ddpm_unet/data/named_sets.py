@@ -28,7 +28,7 @@ from ddpm_unet.data.collection import (
 from ddpm_unet.data.dataset import find_columns
 from ddpm_unet.data.images import ImageInfo
 from ddpm_unet.data.reading import Reading
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, cause_of
 
 T = TypeVar("T")
 FASHION = "builtin:fashion-mnist"
@@ -249,7 +249,7 @@ def named_faults(title: str, cure: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # downloads, parsers and file systems each have their own
-        cause = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        cause = cause_of(f"{type(error).__name__}: {error}")
         raise UserError(f"source {title}: cannot be opened ({cause}); {cure}") from error
 
 

@@ -10,10 +10,10 @@ from typing import Literal, cast
 
 import numpy as np
 
-from ddpm_unet.config import ImageDataConfig, PairDataConfig, ValueRange
+from ddpm_unet.config import ImageDataConfig, PairDataConfig, SegmentConfig, ValueRange
 from ddpm_unet.config.data import check_data_settings
 from ddpm_unet.config.reading import from_plain, read_json
-from ddpm_unet.data.folder import split_ending
+from ddpm_unet.data.folder import split_ending, with_dims
 from ddpm_unet.data.pixels import convert_channels, normalised, to_unit
 from ddpm_unet.data.volumes import alike, in_mm
 from ddpm_unet.errors import UserError
@@ -73,6 +73,12 @@ def target_settings(data: PairDataConfig) -> PairDataConfig:
         raise UserError(f'data.mask_kind {data.mask_kind}: is for task "segment"; leave it out')
     augment = replace(data.augment, intensity=bool(data.augment.intensity))
     return replace(data, mask_kind="images", augment=augment)
+
+
+def labelled_data(config: SegmentConfig) -> PairDataConfig:
+    """The settings of the labelled images, as task and files complete them."""
+    data = target_settings(config.data) if config.task == "regress" else config.data
+    return with_dims(data, data.images)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 from ddpm_unet.config import TrainConfig
-from ddpm_unet.errors import UserError, launcher_fault
+from ddpm_unet.errors import UserError, cause_of, launcher_fault
 
 T = TypeVar("T")
 Tensors = dict[str, Tensor]
@@ -272,7 +272,7 @@ def open_processes(**options: Any) -> Accelerator:
         with _environment(ACCELERATE_USE_FSDP="false"):
             return Accelerator(cpu=not torch.accelerator.is_available(), **options)
     except (RuntimeError, ValueError, ImportError) as error:
-        fault, cause = launcher_fault(error), " ".join(str(error).split())[:200]
+        fault, cause = launcher_fault(error), cause_of(error)
         if device is not None and isinstance(error, RuntimeError):
             fault = UserError(
                 f"ACCELERATE_TORCH_DEVICE {device}: {cause}; set another, or leave it out"

@@ -31,7 +31,7 @@ from ddpm_unet.data.labelled import (
     split_images,
 )
 from ddpm_unet.data.pairs import POINTS
-from ddpm_unet.data.preprocessing import PixelType, Preprocessing
+from ddpm_unet.data.preprocessing import PixelType, Preprocessing, labelled_data
 from ddpm_unet.data.reading import numbers_of
 from ddpm_unet.data.sources import concat_condition, held_out, open_stream
 from ddpm_unet.data.volumes import alike, in_mm, spacing_of
@@ -51,7 +51,6 @@ from ddpm_unet.training.denoise import DenoiseJob
 from ddpm_unet.training.joint import JointDenoising
 from ddpm_unet.training.latent_space import LatentSpace
 from ddpm_unet.training.pixelwise import ClassTarget, ImageTarget, PixelwiseJob
-from ddpm_unet.training.planned import labelled_data
 
 SCRATCH, INTERIOR = "scratch", "interior"
 D = TypeVar("D", bound=DenoiseJob)

@@ -19,7 +19,7 @@ from ddpm_unet.data.check import Report, check_pairs
 from ddpm_unet.data.folder import with_dims
 from ddpm_unet.data.pairs import complete_settings, find_pairs
 from ddpm_unet.data.pixels import convert_channels
-from ddpm_unet.data.preprocessing import Preprocessing, target_settings
+from ddpm_unet.data.preprocessing import Preprocessing, labelled_data
 from ddpm_unet.data.sources import source_images
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Conditioning
@@ -70,18 +70,10 @@ class Wish:
         return RunFolder(Path(self.values["run"]))
 
 
-def labelled_data(config: SegmentConfig) -> PairDataConfig:
-    """The settings of the labelled images, as task and files complete them."""
-    data = target_settings(config.data) if config.task == "regress" else config.data
-    return with_dims(data, data.images)
-
-
 def plan_images(values: dict[str, Any], device: str) -> Plan:
     """The plan of `train-ddpm` for the images of a source."""
     settings = build(DenoiseConfig, values)
-    data = settings.data
-    if "data.dims" not in values:
-        data = with_dims(data, data.source)
+    data = with_dims(settings.data, settings.data.source)
     start = _seen(settings.init, "given") if settings.init else None
     found = of_images(source_images(data), data.dims)
     return plan_denoiser(found, Machine(device, os.cpu_count() or 1), values, start)
@@ -99,9 +91,7 @@ def plan_pairs(
         shipped: Further ones, of which the images' units and scale say nothing of these.
     """
     settings, machine = build(SegmentConfig, values), Machine(device, os.cpu_count() or 1)
-    data = target_settings(settings.data) if settings.task == "regress" else settings.data
-    if "data.dims" not in values:
-        data = with_dims(data, data.images)
+    data = labelled_data(settings)
     found = of_pairs(find_pairs(complete_settings(data)).pairs, data.dims)
     channels = {look.channels for look in found.looks}
     seen = data
