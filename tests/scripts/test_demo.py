@@ -51,6 +51,15 @@ def tab():
         browser.close()
 
 
+def still(tab, canvas):
+    """What a canvas shows once that has not changed for three seconds."""
+    shown = [canvas.screenshot()]
+    while len(shown) < 4 or len(set(shown[-4:])) > 1:
+        tab.wait_for_timeout(1000)
+        shown.append(canvas.screenshot())
+    return shown[-1]
+
+
 def save(path, *shape):
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -96,15 +105,17 @@ def test_a_hole_painted_in_a_browser_is_made_anew_and_nothing_else(served, tab, 
     tab.set_input_files("input[type=file]", tmp_path / "tissue.png")
     canvas = tab.locator("canvas").first
     canvas.wait_for()
-    tab.wait_for_load_state("networkidle")
-    tab.wait_for_timeout(4000)  # it sizes itself
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    tab.mouse.move(x - 10, y)
-    tab.mouse.down()
-    tab.mouse.move(x + 10, y + 5, steps=5)
-    tab.mouse.up()
-    tab.wait_for_timeout(4000)
+    before = still(tab, canvas)
+    for _ in range(10):  # until the editor takes it
+        tab.mouse.move(x - 10, y)
+        tab.mouse.down()
+        tab.mouse.move(x + 10, y + 5, steps=5)
+        tab.mouse.up()
+        tab.mouse.move(2, 2)
+        if still(tab, canvas) != before:
+            break
     tab.click("button:has-text('Generate')")
     tab.wait_for_selector("img[src*='/file=']")
     (file,) = (tmp_path / "results").glob("*/00000.png")
