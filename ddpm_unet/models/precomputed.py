@@ -20,8 +20,7 @@ class PrecomputedUNet(UNet):
 
     times: Tensor
     table: Tensor
-    told: frozenset[float]
-    """The times, where no device is asked for them."""
+    told: frozenset[float]  # the times, which no device is asked for
 
     def embed(self, t: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
         """The row `[B or 1, columns]` of what all residual blocks add for time and class."""
