@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_unet.data.folder import natural, split_ending, visible_files
+from ddpm_unet.data.folder import natural, visible_files
 from ddpm_unet.data.images import check_pixels, faults_named
+from ddpm_unet.data.reading import split_ending
 from ddpm_unet.errors import UserError
 
 ENDINGS = frozenset((".npz", ".pdb"))

@@ -14,8 +14,9 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from ddpm_unet.data.collection import ArrayCollection, Selection
+from ddpm_unet.data.fit import Fit, survey
 from ddpm_unet.data.folder import Folder
-from ddpm_unet.data.image_set import Fit, ImageSet, PackedImages, open_collection, survey
+from ddpm_unet.data.image_set import ImageSet, PackedImages, open_collection
 from ddpm_unet.data.pixels import convert_channels, cut_window, resize, to_unit
 
 RNG = np.random.default_rng(0)

@@ -10,9 +10,9 @@ from data_files import refused, write
 from PIL import Image
 
 from ddpm_unet.config import AugmentConfig, PairDataConfig
+from ddpm_unet.data.cells import border_weights, connected_cells
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.labelled import LabelledSet, pair_stream
-from ddpm_unet.data.masks import border_weights, connected_cells
 
 RNG = np.random.default_rng(0)
 

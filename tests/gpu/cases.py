@@ -20,6 +20,7 @@ from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from ddpm_unet import cli, randomness
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_sampler
-from ddpm_unet.diffusion.sampling import sample
+from ddpm_unet.diffusion.sampling import CounterNoise, sample
 from ddpm_unet.evaluation import report
 from ddpm_unet.inference.tiles import Tiling, predict_tiles
 from ddpm_unet.models import UNet, precompute_time_embeddings
@@ -194,10 +195,10 @@ def sampling(name: str) -> Found:
     sampler = make_sampler(name, GaussianDiffusion())
     unet = precompute_time_embeddings(small_unet(), torch.tensor(sampler.plan(6).times))
     marks: list[Counter[str]] = []
-    with watched() as waits:
+    with patch("ddpm_unet.diffusion.sampling.Noise", CounterNoise), watched() as waits:
         images = sample(
             unet, sampler, (3, 8, 8), seed=0, indices=range(2), steps=6, device=DEVICE,
-            counter_noise=True, callback=lambda info: marks.append(waits.copy()),
+            callback=lambda info: marks.append(waits.copy()),
         )  # fmt: skip
     values = images.cpu().double().flatten().tolist()
     return {"values": values, "waits": marks[-2] - marks[0]}

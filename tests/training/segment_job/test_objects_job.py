@@ -19,8 +19,8 @@ from ddpm_unet.config import (
     SplitConfig,
     TrainConfig,
 )
+from ddpm_unet.data.cells import interiors
 from ddpm_unet.data.dataset import as_dataset
-from ddpm_unet.data.masks import interiors
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.metrics import object_scores
 from ddpm_unet.inference.objects import CHOICES
