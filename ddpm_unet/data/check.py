@@ -250,11 +250,7 @@ def _judge_masks(looks: Sequence[_Look], report: Report) -> None:
     for look, counts in zip(looks, report.class_pixels, strict=True):
         file = look.pair.mask_file
         try:
-            if code.kind == "boundaries":
-                mask = code.classes(code.read(look.pair.read_mask(), file), file)
-                classes, pixels = np.unique(mask, return_counts=True)
-            else:
-                classes, pixels = code.classes(look.values, file), look.pixels
+            classes, pixels = code.classes(look.values, file), look.pixels
             held = look.values[look.values != code.ignore]
             if code.half is not None and len(held) == 2 and held[0] == 0 and held[1] <= code.half:
                 raise UserError(

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from ddpm_unet.config import MaskKind, PairDataConfig
 from ddpm_unet.data.cells import connected_cells
@@ -21,7 +20,6 @@ IGNORE_INDEX = -100
 _NAMES: dict[str, tuple[str, ...]] = {
     "threshold": ("lower half", "upper half"),
     "instances": ("background", "foreground"),
-    "boundaries": ("background", "inside", "outline"),
 }
 
 
@@ -85,7 +83,6 @@ class MaskCode:
     class_names: tuple[str, ...]
     values: tuple[int, ...] = ()
     ignore: int | None = None
-    boundary_width: int = 1
     half: float | None = None
     nearest: bool = False
 
@@ -105,8 +102,12 @@ class MaskCode:
             labelled = values[~np.asarray(unlabelled)] if self.ignore is not None else values
             half = half_of(labelled.ravel()) if self.half is None else self.half
             classes = (values > half).astype(np.int16)
-        elif self.kind in ("instances", "boundaries"):
-            classes = self._object_classes(values, name)
+        elif self.kind == "instances":
+            if values.dtype.kind == "f":
+                raise UserError(
+                    f"{name}: holds fractions, not numbered objects; save whole numbers"
+                )
+            classes = (values != 0).astype(np.int16)
         elif self.nearest:
             classes = self._nearest(values)[0]
         else:
@@ -141,20 +142,10 @@ class MaskCode:
         """Numbered cells, between which border weights lie, `int32 [H, W]`, 0 for background:
         numbered objects or, of other masks, connected pieces of `cell_classes` (empty: all but 0).
         """
-        if self.kind in ("instances", "boundaries"):
+        if self.kind == "instances":
             numbers = np.unique(values, return_inverse=True)[1].reshape(values.shape) + 1
             return np.where(classes == 1, numbers, 0).astype(np.int32)
         return connected_cells(classes, cell_classes or range(1, self.num_classes))
-
-    def _object_classes(self, objects: np.ndarray, name: str) -> np.ndarray:
-        if objects.dtype.kind == "f":
-            raise UserError(f"{name}: holds fractions, not numbered objects; save whole numbers")
-        classes = (objects != 0).astype(np.int16)
-        if self.kind == "boundaries":
-            size = 2 * self.boundary_width + 1
-            high = ndimage.maximum_filter(objects, size)
-            classes[(objects != 0) & (high != ndimage.minimum_filter(objects, size))] = 2
-        return classes
 
     def _complaint(self, found: np.ndarray) -> str:
         if self.kind == "colors":
@@ -240,8 +231,7 @@ def find_code(config: PairDataConfig, found: np.ndarray, tops: Mapping[float, fl
         )
     half = half_of(found) if kind == "threshold" else None
     nearest = config.nearest_color and kind == "colors"
-    ignore, width = ignored_value(config), config.boundary_width
-    return MaskCode(kind, names, values, ignore, width, half, nearest)
+    return MaskCode(kind, names, values, ignored_value(config), half, nearest)
 
 
 def ignored_value(config: PairDataConfig) -> int | None:

@@ -84,8 +84,6 @@ def complete_settings(config: PairDataConfig) -> PairDataConfig:
         return config
     if masks == histology.TYPE_MASKS:
         return replace(config, mask_kind="classes", class_names=histology.CLASS_NAMES)
-    if config.mask_kind == "boundaries":
-        return replace(config, class_names=("background", "nucleus", "outline"))
     return replace(config, mask_kind="instances", class_names=("background", "nucleus"))
 
 
@@ -232,10 +230,10 @@ def _objects(images: Files, masks: Files, config: PairDataConfig) -> Files:
         found.setdefault(os.path.dirname(name), []).append(path)
     if not found.keys() & images.keys():
         return {}
-    if config.mask_kind not in ("auto", "instances", "boundaries"):
+    if config.mask_kind not in ("auto", "instances"):
         raise UserError(
             f"data.mask_kind {config.mask_kind}: {config.masks} has a file per object; set "
-            "data.mask_kind instances or boundaries"
+            "data.mask_kind instances"
         )
     return {name: tuple(paths) for name, paths in found.items()}
 

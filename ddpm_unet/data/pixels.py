@@ -64,24 +64,6 @@ def box(corner: Iterable[int], size: int | Sequence[int]) -> tuple[Any, ...]:
     return (..., *(slice(start, start + n) for start, n in zip(corner, lengths, strict=False)))
 
 
-def cut_window(planes: Any, corner: Sequence[int], size: Sequence[int]) -> Any:
-    """The window `[..., *size]` at a corner, which may be below 0, of `[..., (D,) H, W]`.
-
-    Beyond the edges it is mirrored.
-    """
-    lengths = planes.shape[-len(size) :]
-    places = list(zip(corner, size, lengths, strict=True))
-    if all(start >= 0 and start + n <= length for start, n, length in places):
-        return planes[box(corner, size)]
-    return planes[(..., *np.ix_(*(_mirrored(*place) for place in places)))]
-
-
-def _mirrored(start: int, count: int, length: int) -> np.ndarray:
-    """Indices of an endless row that runs to and fro between 0 and length - 1."""
-    places = np.arange(start, start + count) % max(2 * (length - 1), 1)
-    return np.minimum(places, 2 * (length - 1) - places)
-
-
 def shown_size(size: Iterable[int]) -> str:
     """How messages give a size: width first."""
     return " x ".join(map(str, list(size)[::-1]))

@@ -6,7 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +14,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 from typing_extensions import override
 
-from ddpm_unet.data.pixels import cut_window, shown_size
+from ddpm_unet.data.pixels import shown_size
 from ddpm_unet.data.positions import Batch, Positions, PositionStream
+from ddpm_unet.data.windows import Windows, cut_window, orient_windows, rare_pixel, unturned
 from ddpm_unet.errors import UserError
-from ddpm_unet.randomness import integers, seeded
+from ddpm_unet.randomness import integers, seeded, uniform
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 """Of a sample, a dict of tv_tensors; it draws from torch's global generator."""
@@ -26,19 +27,6 @@ WHOLE = ("label", "context", "context_mask")
 CORNER = ("front", "top", "left")
 MIRRORED = ("reversed", "upended", "mirrored")
 """What is drawn for each axis, the last ones for images."""
-
-
-class Windows(NamedTuple):
-    """One window per position, turned anticlockwise in its last two axes, then mirrored."""
-
-    image: np.ndarray
-    """Its number, `int64 [B]`."""
-    corner: np.ndarray
-    """(Front,) top and left, `int64 [B, axes]`."""
-    rot90: np.ndarray
-    """Quarter turns, `int64 [B]`."""
-    mirrored: np.ndarray
-    """Along each axis, `bool [B, axes]`."""
 
 
 class WindowSource(ABC):
@@ -102,6 +90,9 @@ class Stream(PositionStream):
         margin: Pixels around a window that `change` may use, of which it leaves `context`.
         context: Pixels added on every side of the image alone, for a network that loses so many.
         floats: Images come as float32.
+        foreground: Share of the windows that are moved to a pixel of a class of the "mask" that is
+            rarer than the mean one in its image, each such class as likely as another (the
+            oversampling of Isensee 2021).
     """
 
     def __init__(
@@ -116,10 +107,12 @@ class Stream(PositionStream):
         margin: int = 0,
         context: int = 0,
         floats: bool = False,
+        foreground: float = 0.0,
     ) -> None:
         if size and images.window not in (None, size):
             raise UserError(f"size {size}: the image set was opened for windows of {images.window}")
         self.size, self.change, self.floats = size or images.window, change, floats
+        self.foreground = foreground
         self.margin, self.context = margin + context, context
         super().__init__(images, seed, self._counts(images))
         self.flips, self.rot90 = flips, rot90
@@ -183,8 +176,8 @@ class Stream(PositionStream):
     def windows(self, positions: Positions) -> Windows:
         """What stands at these positions."""
         positions = np.asarray(positions, dtype=np.int64)
-        numbers, unknown = self.numbers(positions), self.images.sizes is None
-        items = [self._item(number) for number in numbers.tolist()] if unknown else []
+        numbers, needed = self.numbers(positions), self.images.sizes is None or self.foreground
+        items = [self._item(number) for number in numbers.tolist()] if needed else []
         return self._windows(numbers, items, positions)
 
     def describe(self) -> str:
@@ -239,11 +232,34 @@ class Stream(PositionStream):
         for axis, name in enumerate(CORNER[-axes:]):
             if (room[:, axis] > 1).any():
                 corner[:, axis] += draw(name, room[:, axis])
+        if self.foreground:
+            self._seek(corner, spare, items, positions)
         for axis, name in enumerate(MIRRORED[-axes:]):
             if self.flips and (axis == axes - 1 or not self.images.resized):
                 mirrored[:, axis] = draw(name, 2)
         quarters = draw("turns", 4) if self.rot90 else np.zeros(len(spare), dtype=np.int64)
         return Windows(numbers, corner, quarters, mirrored)
+
+    def _seek(
+        self,
+        corner: np.ndarray,
+        spare: np.ndarray,
+        items: Sequence[dict[str, Any]],
+        positions: np.ndarray,
+    ) -> None:
+        """Move corners so that a share of the windows hold a pixel of a rare class."""
+        names = ("foreground", "class", "pixel", *CORNER[-spare.shape[1] :])
+        chance, kind, pixel, *within = (
+            uniform(self.seed, f"data/foreground/{name}", positions) for name in names
+        )
+        for row in np.flatnonzero(chance < self.foreground):
+            mask = items[row]["mask"]
+            if (place := rare_pixel(mask, kind[row], pixel[row])) is None:
+                continue
+            back = (np.array([part[row] for part in within]) * self.space).astype(np.int64)
+            corner[row] = np.where(
+                spare[row] > 0, np.clip(place - back, 0, np.maximum(spare[row], 0)), corner[row]
+            )
 
     def _spare(self, numbers: np.ndarray, items: Sequence[dict[str, Any]]) -> np.ndarray:
         """By how much images are larger than a window, `int64 [B, axes]`."""
@@ -315,27 +331,3 @@ class Grid(Stream):
 def to_model_range(image: Tensor) -> Tensor:
     """uint8 to float32 in [-1, 1], on the tensor's device; float images are so already."""
     return image.float().div_(127.5).sub_(1) if image.dtype == torch.uint8 else image
-
-
-def unturned(image: np.ndarray, corner: np.ndarray) -> Windows:
-    """Windows as they are."""
-    return Windows(image, corner, np.zeros_like(image), np.zeros(corner.shape, dtype=bool))
-
-
-def orient_windows(batch: np.ndarray, windows: Windows) -> None:
-    """Turn and mirror `[B, ..., (S,) S, S]` in place.
-
-    A quarter turn is a transposition followed by mirroring (numpy.rot90), so one masked
-    assignment for it and one an axis do for all orientations.
-    """
-    mirrored = windows.mirrored.T
-    if windows.rot90.any():
-        transposed = windows.rot90 % 2 == 1
-        batch[transposed] = batch[transposed].swapaxes(-1, -2)
-        mirrored = mirrored.copy()
-        mirrored[-2] ^= (windows.rot90 == 1) | (windows.rot90 == 2)
-        mirrored[-1] ^= windows.rot90 >= 2
-    values = batch.view(f"i{batch.itemsize}")  # torch mirrors several times as fast as numpy,
-    for axis, chosen in enumerate(mirrored, start=-len(mirrored)):  # but not all unsigned types
-        if chosen.any():
-            values[chosen] = torch.from_numpy(values[chosen]).flip(axis).numpy()

@@ -329,7 +329,7 @@ def _classes(config: SegmentConfig, report: Report) -> tuple[ClassTarget, dict[s
         config.cell_class,
     )  # fmt: skip
     if config.objects:
-        if config.data.mask_kind == "boundaries" or config.data.masks == POINTS:
+        if config.data.masks == POINTS:
             raise UserError("objects: masks number them; set data.mask_kind instances")
         names, colors = (*names, INTERIOR), colors and (*colors, (255, 255, 255))
     return target, {"num_classes": len(names), "class_names": names, "class_colors": colors}
@@ -340,6 +340,8 @@ def _images(config: SegmentConfig, report: Report) -> tuple[ImageTarget, dict[st
     targets, settings = report.target_images(), config.regression
     if config.objects:
         raise UserError('objects: is for task "segment"; leave it out')
+    if config.data.foreground:
+        raise UserError('data.foreground: is for task "segment"; leave it out')
     if config.architecture == "unet" and config.head.transfer == "joint":
         raise UserError('head.transfer joint: is for task "segment"; take finetune')
     if config.architecture == "classic" and config.classic.one_logit:
