@@ -226,7 +226,8 @@ class PairDataConfig(DataConfig):
         mask_kind: What the masks' values mean. "classes": class indices; "values": those of
             mask_values; "threshold": class 1 above half of the largest value that all masks
             together hold; "colors": those of class_colors; "instances": numbered objects, to
-            background and foreground; "images": they are no masks but images to predict (task "regress" sets this).
+            background and foreground; "images": they are no masks but images to predict (task
+            "regress" sets this).
             "auto" takes what leaves no doubt, such as 0/255, and asks about the rest.
         mask_values: "values": the value of each class, in order.
         ignore_value: Value (for "colors": red, green, blue) of pixels that are not labelled.
