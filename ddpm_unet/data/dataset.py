@@ -33,8 +33,8 @@ from ddpm_unet.data.items import (
     spread,
 )
 from ddpm_unet.data.pixels import to_unit
-from ddpm_unet.data.positions import Batch
 from ddpm_unet.data.stream import Change, Grid, Stream, WindowSource
+from ddpm_unet.data.windows import Batch
 from ddpm_unet.errors import UserError
 
 RANGE_CURE = "; say what is black and white with value_range=(low, high)"

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +23,33 @@ from torch.utils.data import Dataset
 from typing_extensions import override
 
 from ddpm_unet.data.collection import Collection, Index, one_at_a_time, with_progress
-from ddpm_unet.data.fit import Fit, Layout, survey
-from ddpm_unet.data.pixels import resampling, shown_size, to_unit
-from ddpm_unet.data.positions import Batch
+from ddpm_unet.data.pixels import Fit, resampling, shown_size, to_unit
 from ddpm_unet.data.stream import WindowSource
+from ddpm_unet.data.windows import Batch
 from ddpm_unet.errors import UserError
 
 if TYPE_CHECKING:
     from ddpm_unet.data.conditioning import Sequences
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shapes of all fitted images; channels and type are the same for all."""
+
+    sizes: np.ndarray
+    """(Depth,) height and width of each, `int64 [N, 2]` or `[N, 3]`."""
+    channels: int
+    dtype: np.dtype
+    """uint8, uint16, float32 for values in [-1, 1], or int16 for classes."""
+    in_pieces: np.ndarray
+    """Whether windows of each can be read alone, `bool [N]`."""
+    spacings: np.ndarray
+    """Millimetres along (depth,) height and width, of those images whose files say it."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all images decoded."""
+        return int(self.sizes.prod(1).sum()) * self.channels * self.dtype.itemsize
 
 
 class ImageSet(Dataset[Tensor], WindowSource):
@@ -292,6 +312,32 @@ def open_collection(
         return streamed
     said = streamed.fingerprint(), streamed.digest, fit, layout.channels, layout.dtype
     return PackedImages(collection, fit, layout, Index("images", *said).path.with_suffix(""))
+
+
+def survey(collection: Collection, fit: Fit) -> Layout:
+    """Shapes of the fitted images from their headers; errors as `open_collection`."""
+    infos, which = collection.infos()
+    used, firsts = np.unique(which, return_index=True)
+    by_first = sorted(zip(firsts.tolist(), used.tolist(), strict=True))
+    first = fit.info(infos[by_first[0][1]], collection.name(0))
+    axes = len(first.size)
+    sizes, spacings = np.zeros((len(infos), axes), np.int64), np.full((len(infos), axes), np.nan)
+    pieces = np.zeros(len(infos), bool)
+    for index, kind in by_first:
+        name = collection.name(index)
+        fitted = fit.info(infos[kind], name)
+        cure, other = "convert it, or set channels to 1, 3 or 4", collection.name(0)
+        said = f"channels are {fitted.channels}, those of {other} {first.channels}"
+        if fitted.channels == first.channels:
+            cure = "convert the files to one depth or keep them in separate folders"
+            said = f"depth is {fitted.dtype}, that of {other} {first.dtype}"
+        if (fitted.channels, fitted.dtype) != (first.channels, first.dtype):
+            raise UserError(f"{name}: {said}; {cure}")
+        sizes[kind], pieces[kind] = fitted.size, fitted.in_pieces
+        spacings[kind] = infos[kind].along(axes) or np.nan
+    known = ~np.isnan(spacings).any(1)[which]
+    known_spacings = spacings[which[known]]
+    return Layout(sizes[which], first.channels, first.dtype, pieces[which], known_spacings)
 
 
 _STORAGE = defaultdict(lambda: torch.int16, uint8=torch.uint8, float32=torch.float32)

@@ -15,10 +15,10 @@ from typing_extensions import override
 from ddpm_unet.data.augment import augmentation, window_margin
 from ddpm_unet.data.cells import balanced_weights, border_weights, interiors, small_object
 from ddpm_unet.data.pixels import convert_channels, nearest, normalised, resize, to_unit
-from ddpm_unet.data.positions import Batch, Positions
 from ddpm_unet.data.report import Report
 from ddpm_unet.data.splits import AXES, Part
 from ddpm_unet.data.stream import Stream, WindowSource
+from ddpm_unet.data.windows import Batch, Positions
 from ddpm_unet.randomness import uniform
 
 Item = dict[str, np.ndarray]

@@ -23,10 +23,10 @@ from ddpm_unet.config.data import check_data_settings
 from ddpm_unet.data import histology
 from ddpm_unet.data.collection import CACHE, ArrayCollection, Collection, Selection
 from ddpm_unet.data.conditioning import ConcatCondition, ConditionImages, Sequences
-from ddpm_unet.data.fit import Fit
 from ddpm_unet.data.folder import Folder, Shards, shard_paths, with_dims
 from ddpm_unet.data.image_set import ImageSet, open_collection
 from ddpm_unet.data.named_sets import FASHION, fashion_mnist, huggingface_set, torchvision_set
+from ddpm_unet.data.pixels import Fit
 from ddpm_unet.data.reading import Reading
 from ddpm_unet.data.stream import Grid, Stream
 from ddpm_unet.errors import UserError, refuse

@@ -15,8 +15,16 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddpm_unet.data.pixels import shown_size
-from ddpm_unet.data.positions import Batch, Positions, PositionStream
-from ddpm_unet.data.windows import Windows, cut_window, orient_windows, rare_pixel, unturned
+from ddpm_unet.data.windows import (
+    Batch,
+    Positions,
+    PositionStream,
+    Windows,
+    cut_window,
+    orient_windows,
+    rare_pixel,
+    unturned,
+)
 from ddpm_unet.errors import UserError
 from ddpm_unet.randomness import integers, seeded, uniform
 

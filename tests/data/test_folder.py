@@ -12,10 +12,10 @@ from PIL import Image
 
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data import folder as folder_module
-from ddpm_unet.data.fit import Fit
 from ddpm_unet.data.folder import Folder, Shards
 from ddpm_unet.data.image_set import open_collection
 from ddpm_unet.data.images import ImageInfo
+from ddpm_unet.data.pixels import Fit
 from ddpm_unet.data.reading import Reading
 from ddpm_unet.data.sources import held_out, open_images, open_stream
 

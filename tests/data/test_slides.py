@@ -9,9 +9,9 @@ from data_files import refused
 from PIL import Image
 
 from ddpm_unet.config import ImageDataConfig
-from ddpm_unet.data.fit import Fit
 from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.image_set import PackedImages, open_collection
+from ddpm_unet.data.pixels import Fit
 from ddpm_unet.data.reading import Reading, read_image
 from ddpm_unet.data.sources import open_stream
 from ddpm_unet.data.windows import cut_window

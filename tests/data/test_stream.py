@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm_unet.data.collection import ArrayCollection
-from ddpm_unet.data.fit import Fit
 from ddpm_unet.data.folder import Folder
 from ddpm_unet.data.image_set import open_collection
 from ddpm_unet.data.loader import make_loader, shares, step_batches, worker_fault
-from ddpm_unet.data.pixels import to_unit
-from ddpm_unet.data.positions import order
+from ddpm_unet.data.pixels import Fit, to_unit
 from ddpm_unet.data.stream import Grid, Stream, to_model_range
+from ddpm_unet.data.windows import order
 from ddpm_unet.errors import UserError
 
 RNG = np.random.default_rng(0)
