@@ -126,12 +126,10 @@ class FastSelfAttention(FastAttention, SelfAttention):
 class FastResidualBlock(layers.ResidualBlock):
     """A residual block that keeps for the backward pass what its normalisations read, no more."""
 
-    def convolved(self, conv: nn.Module, x: Tensor) -> Tensor:
-        """See `ResidualBlock`."""
+    def _convolved(self, conv: nn.Module, x: Tensor) -> Tensor:
         return conv(x) if transformed() else keep_recipe(conv, x)
 
-    def added(self, x: Tensor, other: Tensor) -> Tensor:
-        """See `ResidualBlock`."""
+    def _added(self, x: Tensor, other: Tensor) -> Tensor:
         return x + other if transformed() else x.add_(other)
 
     def resampled(self, x: Tensor, size: Sequence[int] | None) -> Tensor:

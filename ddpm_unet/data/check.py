@@ -231,17 +231,16 @@ def _judge_masks(looks: Sequence[_Look], report: Report) -> None:
     """What the values mean, the classes' shares, and masks that look wrong."""
     config = report.config
     found = np.unique(np.concatenate([look.values for look in looks]))
-    found = found[found != ignored_value(config)]
-    rich = max(looks, key=lambda look: len(look.values))
-    file, values = rich.pair.mask_file, [look.values for look in looks]
+    rich, ignored = max(looks, key=lambda look: len(look.values)), ignored_value(config)
+    file, found = rich.pair.mask_file, found[found != ignored]
     stated = config.mask_values or config.num_classes or config.class_names
     if config.mask_kind == "auto" and not stated and len(found) > FEW:
-        richest = mask_values(rich.pair.read_mask(), False, file)
-        if number_objects(values, richest, rich.top):
+        values = [look.values[look.values != ignored] for look in looks]
+        if number_objects(values, mask_values(rich.pair.read_mask(), False, file), rich.top):
             config = report.config = replace(config, mask_kind="instances")
             report.lines.append(f"{OBJECTS}; if they do not, say data.mask_kind")
     try:
-        code = find_code(config, found, _tops(looks, ignored_value(config)))
+        code = find_code(config, found, _tops(looks, ignored))
     except UserError as error:
         report.faults.append(f"{config.masks}: {error} (most values: {file})")
         return

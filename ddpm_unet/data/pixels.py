@@ -1,4 +1,4 @@
-"""Pixel values: channels as wanted, the range that networks see, and resampling; `Fit` for all three."""
+"""Pixel values: their channels, range and resampling; `Fit` for all three."""
 
 from __future__ import annotations
 
