@@ -6,7 +6,7 @@
     tar    as many in ten tar files
     hf     as many rows of a Hugging Face set, with a column that is never to be decoded
     slide  a tiled, JPEG-compressed TIFF of --side x --side pixels, windows of 256 x 256;
-           `segmented`: mask and overlay of the whole of it, by a network of 6,000 parameters
+           `segmented`: mask and overlay of the whole of it, by a network of 1,722 parameters
 
 Each line is of processes of their own, on one core: `first` has no index, `again` finds it, `two at
 once` start together without one (the one that waits is given), `packed, first` decodes all images
