@@ -1,4 +1,4 @@
-"""Segment pictures of any size: `python scripts/segment.py --model runs/x/model PICTURES...`."""
+"""Segment images of any size: `python scripts/segment.py --model runs/x/model IMAGES...`."""
 
 from ddpm_unet.cli import run
 

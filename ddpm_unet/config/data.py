@@ -240,6 +240,8 @@ class PairDataConfig(DataConfig):
         class_names: One name per class, or empty.
         class_colors: One RGB colour (0 to 255) per class, or empty.
         target_range: Task "regress": likewise of the images to predict; null or two numbers.
+        foreground: Share of the training's windows that are moved to a rare class; 0 takes windows
+            from anywhere, 0.33 is nnU-Net's. For small structures in large images.
         augment: Random changes in training.
         extra: Further pairs, for training only.
         split: Training, validation and test.
@@ -265,6 +267,7 @@ class PairDataConfig(DataConfig):
     class_colors: tuple[tuple[int, int, int], ...] = limited((), 0, 255)
     target_range: tuple[float, float] | None = limited(None, *FINITE)
     size: int = limited(128, 1, 65_536, kw_only=True)
+    foreground: float = limited(0.0, 0, 1)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     extra: ExtraPairsConfig = field(default_factory=ExtraPairsConfig)
     split: SplitConfig = field(default_factory=SplitConfig)

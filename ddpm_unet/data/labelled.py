@@ -200,8 +200,10 @@ def pair_stream(images: PairSet, seed: int, context: int = 0) -> Stream:
     """
     config = images.config
     change = augmentation(config.augment, config.size + 2 * context, config.dims)
-    margin = window_margin(config.augment)
-    return Stream(images, seed=seed, change=change, margin=margin, context=context)
+    return Stream(
+        images, seed=seed, change=change, margin=window_margin(config.augment), context=context,
+        foreground=config.foreground,
+    )  # fmt: skip
 
 
 class WithExtra(Dataset[Batch]):

@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from ddpm_unet.data.pixels import cut_window, shown_size
 from ddpm_unet.errors import UserError
-from ddpm_unet.randomness import bits, integers, seeded
+from ddpm_unet.randomness import bits, integers, seeded, uniform
 
 Batch = dict[str, Tensor]
 Positions = Sequence[int] | np.ndarray
@@ -147,6 +147,9 @@ class Stream(PositionStream):
         margin: Pixels around a window that `change` may use, of which it leaves `context`.
         context: Pixels added on every side of the image alone, for a network that loses so many.
         floats: Images come as float32.
+        foreground: Share of the windows that are moved to a pixel of a class of the "mask" that is
+            rarer than the mean one in its image, each such class as likely as another (the
+            oversampling of Isensee 2021).
     """
 
     def __init__(
@@ -161,10 +164,12 @@ class Stream(PositionStream):
         margin: int = 0,
         context: int = 0,
         floats: bool = False,
+        foreground: float = 0.0,
     ) -> None:
         if size and images.window not in (None, size):
             raise UserError(f"size {size}: the image set was opened for windows of {images.window}")
         self.size, self.change, self.floats = size or images.window, change, floats
+        self.foreground = foreground
         self.margin, self.context = margin + context, context
         super().__init__(images, seed, self._counts(images))
         self.flips, self.rot90 = flips, rot90
@@ -228,8 +233,8 @@ class Stream(PositionStream):
     def windows(self, positions: Positions) -> Windows:
         """What stands at these positions."""
         positions = np.asarray(positions, dtype=np.int64)
-        numbers, unknown = self.numbers(positions), self.images.sizes is None
-        items = [self._item(number) for number in numbers.tolist()] if unknown else []
+        numbers, needed = self.numbers(positions), self.images.sizes is None or self.foreground
+        items = [self._item(number) for number in numbers.tolist()] if needed else []
         return self._windows(numbers, items, positions)
 
     def describe(self) -> str:
@@ -284,11 +289,34 @@ class Stream(PositionStream):
         for axis, name in enumerate(CORNER[-axes:]):
             if (room[:, axis] > 1).any():
                 corner[:, axis] += draw(name, room[:, axis])
+        if self.foreground:
+            self._seek(corner, spare, items, positions)
         for axis, name in enumerate(MIRRORED[-axes:]):
             if self.flips and (axis == axes - 1 or not self.images.resized):
                 mirrored[:, axis] = draw(name, 2)
         quarters = draw("turns", 4) if self.rot90 else np.zeros(len(spare), dtype=np.int64)
         return Windows(numbers, corner, quarters, mirrored)
+
+    def _seek(
+        self,
+        corner: np.ndarray,
+        spare: np.ndarray,
+        items: Sequence[dict[str, Any]],
+        positions: np.ndarray,
+    ) -> None:
+        """Move corners so that a share of the windows hold a pixel of a rare class."""
+        names = ("foreground", "class", "pixel", *CORNER[-spare.shape[1] :])
+        chance, kind, pixel, *within = (
+            uniform(self.seed, f"data/foreground/{name}", positions) for name in names
+        )
+        for row in np.flatnonzero(chance < self.foreground):
+            mask = items[row]["mask"]
+            if (place := rare_pixel(mask, kind[row], pixel[row])) is None:
+                continue
+            back = (np.array([part[row] for part in within]) * self.space).astype(np.int64)
+            corner[row] = np.where(
+                spare[row] > 0, np.clip(place - back, 0, np.maximum(spare[row], 0)), corner[row]
+            )
 
     def _spare(self, numbers: np.ndarray, items: Sequence[dict[str, Any]]) -> np.ndarray:
         """By how much images are larger than a window, `int64 [B, axes]`."""
@@ -314,6 +342,20 @@ class Stream(PositionStream):
             key: torch.stack([torch.as_tensor(c[key]).as_subclass(Tensor)[part] for c in changed])
             for key, part in cut.items()
         }
+
+
+def rare_pixel(mask: np.ndarray, kind: float, pixel: float) -> np.ndarray | None:
+    """Where a class is that covers less of the labelled pixels than the mean one, `int64 [axes]`.
+
+    Of such classes and their pixels those are taken that `kind` and `pixel`, in [0, 1), point at;
+    None where all that is there is equally frequent.
+    """
+    counts = np.bincount(mask[mask >= 0])
+    rare = np.flatnonzero((counts > 0) & (counts * np.count_nonzero(counts) < counts.sum()))
+    if not len(rare):
+        return None
+    places = np.flatnonzero(mask == rare[int(kind * len(rare))])
+    return np.array(np.unravel_index(places[int(pixel * len(places))], mask.shape))
 
 
 class Grid(Stream):

@@ -345,6 +345,8 @@ def _images(config: SegmentConfig, report: Report) -> tuple[ImageTarget, dict[st
     targets, settings = report.target_images(), config.regression
     if config.objects:
         raise UserError('objects: is for task "segment"; leave it out')
+    if config.data.foreground:
+        raise UserError('data.foreground: is for task "segment"; leave it out')
     if config.architecture == "unet" and config.head.transfer == "joint":
         raise UserError('head.transfer joint: is for task "segment"; take finetune')
     if config.architecture == "classic" and config.classic.one_logit:

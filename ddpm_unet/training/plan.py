@@ -24,6 +24,8 @@ FORWARD = 0.45
 """Time a pixel of a prediction takes, with the overlap of tiles, as a share of one in a step."""
 FEWEST_STEPS = 10
 """Of any budget."""
+RARE = 0.1
+"""Share of the pixels below which windows seek a class, as nnU-Net's do."""
 TO_TEST = 10
 """So many labelled images are enough to keep some to test."""
 
@@ -237,6 +239,8 @@ def plan_segmentation(
     else:
         plan.choose("head.transfer", transfer, "the default way to use a denoiser")
     _batch(plan, size, 2**20 if plan.large else 2 ** (17 if network == "classic" else 16))
+    if objects and 0 < (rarest := min(filter(None, objects.shares), default=0)) < RARE:
+        plan.choose("data.foreground", 0.33, f"the rarest class covers {rarest:.1%} of the pixels")
     _augment(plan, size, split_apart)
     _split(plan, scale)
     plan.choose("train.lr", 2e-3 if network == "classic" else 5e-4, "for a network of this kind")

@@ -48,7 +48,7 @@ def catalogue() -> "dict[str, Row]":
     forward, step = sampling.forward, training.step
     return {
         "forward_8": Row(
-            "forward for sampling, batch 8, a picture",
+            "forward for sampling, batch 8, an image",
             "ms",
             {DIFFUSERS: Goal(1.5, 2.0), LUCIDRAINS: Goal(1.725, 2.3)},
             partial(forward, batch=8),
@@ -60,7 +60,7 @@ def catalogue() -> "dict[str, Row]":
             partial(forward, batch=1),
         ),
         "step_8": Row(
-            "training step, batch 8, a picture",
+            "training step, batch 8, an image",
             "ms",
             {DIFFUSERS: Goal(1.25, 1.6), LUCIDRAINS: Goal(1.4375, 1.84)},
             partial(step, batch=8),
@@ -84,7 +84,7 @@ def catalogue() -> "dict[str, Row]":
             sampling.small_network,
         ),
         "histology": Row(
-            "shipped histology model, 16 pictures, a step of 1000",
+            "shipped histology model, 16 images, a step of 1000",
             "ms",
             {DIFFUSERS: Goal(1.5, 2.5)},
             sampling.shipped_model,
@@ -116,10 +116,10 @@ def catalogue() -> "dict[str, Row]":
             partial(allocator.cost, kind="forward"),
         ),
         "input": Row(
-            "pictures read for training",
+            "images read for training",
             "images/s",
             {inputs.TORCHVISION: Goal(20.0, 40.0)},
-            inputs.packed_pictures,
+            inputs.packed_images,
         ),
         "tiles": Row(
             "overlap-tile, 2048 x 2048",
@@ -173,6 +173,7 @@ def main() -> None:
         return
     names = chosen(args.only, [*CURVES] if args.growth else [*rows])
     out = args.out or (ROUGH if args.quick else DOCS)
+    out.mkdir(parents=True, exist_ok=True)
     results = Results(out / "benchmarks.json")
     if args.growth:
         measure_growth(names, effort, results)

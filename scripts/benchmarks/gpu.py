@@ -40,7 +40,7 @@ from benchmarks.networks import (
     cifar,
     diffusers_twin,
     gflop,
-    pictures,
+    random_batch,
     random_unet,
 )
 from benchmarks.rows import DIFFUSERS, OURS, Goal, Measured, Row
@@ -140,12 +140,12 @@ def training(
     side: str, clock: Clock, config: UNetConfig, batch: int, micro_batch: int
 ) -> Iterator[tuple[float, float]]:
     """A step of `train-ddpm` with its data, beside diffusers' on a batch that is on the device."""
-    from benchmarks.training import diffusers_step, write_pictures
+    from benchmarks.training import diffusers_step, write_images
     from ddpm_unet import cli
     from ddpm_unet.config import TrainConfig
     from ddpm_unet.training import loop
 
-    x, t = pictures(config, micro_batch)
+    x, t = random_batch(config, micro_batch)
     twin = diffusers_twin(random_unet(config))
     yield batch, gflop(twin, x[:1], t[:1], backward=True)
     settings: dict[str, Any] = {
@@ -173,7 +173,7 @@ def training(
         place = Path(folder)
         (place / "images").mkdir()
         assert isinstance(config.sample_size, int)
-        write_pictures(place / "images", 64, config.sample_size)
+        write_images(place / "images", 64, config.sample_size)
         data = {"source": str(place / "images"), "size": config.sample_size}
         said = {"data": data, "model": asdict(config), "train": settings}
         (place / "settings.json").write_text(json.dumps(said))  # which is YAML
@@ -191,7 +191,7 @@ def sampling(
 
     sampler = make_sampler("ddpm", GaussianDiffusion())
     unet = random_unet(config)
-    x, t = pictures(config, 1)
+    x, t = random_batch(config, 1)
     yield batch, gflop(unet, x, t)
     if side.startswith(DIFFUSERS):
         from diffusers import DDPMPipeline, DDPMScheduler
@@ -222,7 +222,7 @@ def forward(
 ) -> Iterator[tuple[float, float]]:
     """A pass without gradients; with a context of 77 vectors where the network attends to one."""
     unet = random_unet(config)
-    x, t = pictures(config, batch)
+    x, t = random_batch(config, batch)
     width = config.cross_attention_dim
     inputs = [x, t, *([torch.randn(batch, 77, width)] if isinstance(width, int) else [])]
     yield batch, gflop(unet, *(value[:1] for value in inputs))

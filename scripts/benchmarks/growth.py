@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import circumstances
-from benchmarks.networks import HISTOLOGY, cifar, diffusers_twin, gflop, milesial, pictures
+from benchmarks.networks import HISTOLOGY, cifar, diffusers_twin, gflop, milesial, random_batch
 from benchmarks.processes import scaling
 from benchmarks.rows import OURS, Results
 from benchmarks.tiles import recomputed
@@ -45,12 +45,12 @@ class Curve:
 
 
 def sampling_images(effort: Effort) -> Curve:
-    """A step of the histology model with more and more pictures."""
+    """A step of the histology model with more and more images."""
     return _sampling(effort, [(images, 64) for images in (1, 2, 4, 8, 16, 32)], lambda n, s: n)
 
 
 def sampling_resolution(effort: Effort) -> Curve:
-    """A step of the histology model for one picture of more and more pixels."""
+    """A step of the histology model for one image of more and more pixels."""
     sides = (16, 32, 48, 64, 96, 128, 192, 256)
     return _sampling(effort, [(1, side) for side in sides], lambda n, s: s * s)
 
@@ -68,7 +68,7 @@ def _sampling(
 
     sides = {str(job): partial(draw, *job) for job in jobs}
     timer = Timer(effort).alternate(sides)
-    work = [n * gflop(unet, *pictures(unet.config, 1, side)) for n, side in jobs]
+    work = [n * gflop(unet, *random_batch(unet.config, 1, side)) for n, side in jobs]
     samples = [[s / steps for s in timer.samples[name]] for name in sides]
     return Curve([size(*job) for job in jobs], work, samples, [timer.rates[name] for name in sides])
 
@@ -105,7 +105,7 @@ def _training(
         parameters = sum(p.numel() for p in network.parameters())
         curve.sizes.append(size(parameters, batch))
         curve.work.append(
-            batch * gflop(diffusers_twin(network), *pictures(model, 1), backward=True)
+            batch * gflop(diffusers_twin(network), *random_batch(model, 1), backward=True)
         )
         curve.samples.append(timer.samples[OURS])
         curve.rates.append(timer.rates[OURS])
@@ -119,7 +119,7 @@ def of_width(width: int) -> UNetConfig:
 
 
 def tiles_area(effort: Effort) -> Curve:
-    """Overlap-tile of larger and larger pictures, by our default tiles."""
+    """Overlap-tile of larger and larger images, by our default tiles."""
     network = milesial(16)
     tiling = default_tiling(network, PredictConfig())
     sizes = (128, 256, 512, 1024, 2048) if effort.quick else (128, 256, 512, 1024, 2048, 4096)
@@ -133,7 +133,7 @@ def tiles_area(effort: Effort) -> Curve:
         [pixel * size**2 for size in sizes],
         [timer.samples[name] for name in images],
         [timer.rates[name] for name in images],
-        "Pixels computed for each pixel of the picture: "
+        "Pixels computed for each pixel of the image: "
         f"{', '.join(f'{recomputed(size, tiling):.2f}' for size in sizes)}.",
     )
 

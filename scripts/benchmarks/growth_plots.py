@@ -33,14 +33,14 @@ FIXED = "costs that do not depend on the size: calling the operations, reading t
 CACHE = "probably activations that have outgrown the caches"
 LOOKS = {
     "sampling_images": Look(
-        "Sampling, a step of the histology model", "pictures of 64 x 64", FIXED, CACHE
+        "Sampling, a step of the histology model", "images of 64 x 64", FIXED, CACHE
     ),
     "sampling_resolution": Look(
-        "Sampling, a step of the histology model", "pixels of one picture", FIXED, CACHE
+        "Sampling, a step of the histology model", "pixels of one image", FIXED, CACHE
     ),
     "training_batch": Look(
         "Training step, DDPM-CIFAR network of half the width",
-        "pictures of 32 x 32",
+        "images of 32 x 32",
         FIXED + " and updating them",
         CACHE,
     ),
@@ -49,19 +49,19 @@ LOOKS = {
         "parameters",
         "reading and writing activations, which grows as the width, weighs against products, "
         "which grow as its square",
-        "probably weights that have outgrown the caches, each read for few pictures",
+        "probably weights that have outgrown the caches, each read for few images",
     ),
     "tiles_area": Look(
         "Overlap-tile, 2015 network of a quarter of the width",
-        "pixels of the picture",
+        "pixels of the image",
         "a margin that is computed whatever the size",
-        "the margin and overlap of the tiles, which a picture of one tile has not",
+        "the margin and overlap of the tiles, which an image of one tile has not",
     ),
 }
 
 
 def plot_growth(growth: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """A picture `growth_<name>.png` for each curve."""
+    """An image `growth_<name>.png` for each curve."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -124,10 +124,10 @@ def growth_section(growth: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     for name, look in LOOKS.items():
         if name in growth:
-            picture = f"![{look.title}](growth_{name}.png)"
+            plot = f"![{look.title}](growth_{name}.png)"
             parts += [
                 f"### {look.title}, by {look.axis}\n",
-                picture + "\n",
+                plot + "\n",
                 told(look, growth[name]),
             ]
     if "processes" in growth:

@@ -1,4 +1,4 @@
-"""The row of reading pictures for training."""
+"""The row of reading images for training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from benchmarks.networks import difference
 from benchmarks.rows import OURS, Measured
 from benchmarks.timing import Effort, Timer
-from benchmarks.training import write_pictures
+from benchmarks.training import write_images
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.loader import make_loader, step_batches
@@ -24,20 +24,20 @@ SIZE, BATCH = 32, 64
 TORCHVISION = "torchvision"
 
 
-def packed_pictures(effort: Effort) -> Measured:
-    """Batches of 32 x 32 pictures in [-1, 1], mirrored at random, in this process."""
+def packed_images(effort: Effort) -> Measured:
+    """Batches of 32 x 32 images in [-1, 1], mirrored at random, in this process."""
     count = 1024 if effort.quick else 4096
     with TemporaryDirectory() as folder:
-        place = Path(folder) / "pictures"
+        place = Path(folder) / "images"
         place.mkdir()
-        write_pictures(place, count, SIZE)
+        write_images(place, count, SIZE)
         config = ImageDataConfig(
             source=str(place), size=SIZE, fit="resize", rot90=False, include_held_out=True
         )
         images = open_images(config)
         plain = ImageDataConfig(**vars(config) | {"flips": False})
         apart = difference(
-            sorted_pictures(ours(images, plain)), sorted_pictures(theirs(folder, mirrored=False))
+            sorted_images(ours(images, plain)), sorted_images(theirs(folder, mirrored=False))
         )
         timer = Timer(effort).alternate(
             {
@@ -70,13 +70,13 @@ def theirs(folder: str, mirrored: bool) -> Iterator[Tensor]:
     from torchvision.transforms import Compose, Normalize, RandomHorizontalFlip, ToTensor
 
     changes = [RandomHorizontalFlip()] if mirrored else []
-    pictures = ImageFolder(folder, Compose([*changes, ToTensor(), Normalize([0.5], [0.5])]))
-    for batch, _ in DataLoader(pictures, BATCH, shuffle=True):
+    decoded = ImageFolder(folder, Compose([*changes, ToTensor(), Normalize([0.5], [0.5])]))
+    for batch, _ in DataLoader(decoded, BATCH, shuffle=True):
         yield batch
 
 
-def sorted_pictures(batches: Iterator[Tensor]) -> Tensor:
-    """All pictures `[N, C, H, W]` in an order that their bytes decide."""
-    pictures = torch.cat(list(batches))
-    rows = pictures.mul(127.5).add(127.5).round().byte().flatten(1).numpy()
-    return pictures[sorted(range(len(rows)), key=lambda i: rows[i].tobytes())]
+def sorted_images(batches: Iterator[Tensor]) -> Tensor:
+    """All images `[N, C, H, W]` in an order that their bytes decide."""
+    images = torch.cat(list(batches))
+    rows = images.mul(127.5).add(127.5).round().byte().flatten(1).numpy()
+    return images[sorted(range(len(rows)), key=lambda i: rows[i].tobytes())]

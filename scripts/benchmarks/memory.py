@@ -60,7 +60,7 @@ def resident(field: str) -> float:
 
 def main(library: str, batch: int, checkpointing: bool) -> None:
     """Two steps of a training; the peak as the last line of the output."""
-    from benchmarks.networks import cifar, diffusers_twin, pictures, random_unet
+    from benchmarks.networks import cifar, diffusers_twin, random_batch, random_unet
     from benchmarks.timing import Timer
     from benchmarks.training import TimedJob, TrainConfig, diffusers_step, job_settings, run_rounds
 
@@ -73,7 +73,7 @@ def main(library: str, batch: int, checkpointing: bool) -> None:
         network = diffusers_twin(random_unet(cifar())).train()
         if checkpointing:
             network.enable_gradient_checkpointing()
-        step = diffusers_step(network, pictures(cifar(), batch)[0], settings)
+        step = diffusers_step(network, random_batch(cifar(), batch)[0], settings)
         step()
         step()
     print(json.dumps({"peak": resident("VmHWM"), "at_rest": at_rest}))

@@ -43,7 +43,7 @@ FACES = UNetConfig(
     freq_shift=1,
     norm_eps=1e-6,
 )
-"""The network of google/ddpm-celebahq-256, 114M parameters, here for pictures of 64 x 64."""
+"""The network of google/ddpm-celebahq-256, 114M parameters, here for images of 64 x 64."""
 
 STABLE_DIFFUSION = UNetConfig(
     in_channels=4,
@@ -111,8 +111,8 @@ def lucidrains_unet(dim: int = 152) -> Any:
     return randomised(Unet(dim, dim_mults=(1, 2, 2, 2))).eval()
 
 
-def pictures(config: UNetConfig, batch: int, size: int | None = None) -> tuple[Tensor, Tensor]:
-    """Random pictures `[B, C, H, W]` and timesteps `int64 [B]`."""
+def random_batch(config: UNetConfig, batch: int, size: int | None = None) -> tuple[Tensor, Tensor]:
+    """Random images `[B, C, H, W]` and timesteps `int64 [B]`."""
     generator = torch.Generator().manual_seed(0)
     side = size or config.sample_size
     assert isinstance(side, int)
@@ -122,7 +122,7 @@ def pictures(config: UNetConfig, batch: int, size: int | None = None) -> tuple[T
 
 
 def gflop(network: nn.Module, *inputs: Tensor, backward: bool = False) -> float:
-    """10^9 operations of a pass for one picture, counted by torch without computing anything.
+    """10^9 operations of a pass for one image, counted by torch without computing anything.
 
     A product and a sum count two. The layers are counted as plain convolutions and products,
     whatever computes them faster here.
@@ -130,7 +130,7 @@ def gflop(network: nn.Module, *inputs: Tensor, backward: bool = False) -> float:
     Args:
         network: Any; with `backward` a plain one, as diffusers' are: ours computes some of its
             activations twice.
-        inputs: Of a batch of any size, of which the first picture is counted.
+        inputs: Of a batch of any size, of which the first image is counted.
         backward: With the gradients of all weights.
     """
     shadow = copy.deepcopy(network).to("meta")

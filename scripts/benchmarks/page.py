@@ -135,7 +135,7 @@ def ratio(row: Row, found: Mapping[str, Any], peer: str) -> Spread:
 
 
 def shown(row: Row, found: Mapping[str, Any], side: str) -> str:
-    """A side's median, per step or picture, in the row's unit."""
+    """A side's median, per step or image, in the row's unit."""
     value = spread(found["samples"][side]).median
     per = found["per"]
     if row.unit == "images/s":

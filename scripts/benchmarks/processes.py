@@ -31,7 +31,7 @@ class Scaling:
 
     Args:
         training: Of the histology network, batch 8 in all.
-        sampling: Steps of 8 pictures in all, pictures times steps a second.
+        sampling: Steps of 8 images in all, images times steps a second.
     """
 
     training: dict[str, list[float]]

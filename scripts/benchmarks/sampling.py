@@ -1,4 +1,4 @@
-"""Rows of drawing pictures: forward passes, the loop around them, and both together."""
+"""Rows of drawing images: forward passes, the loop around them, and both together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.networks import (
     diffusers_twin,
     gflop,
     lucidrains_unet,
-    pictures,
+    random_batch,
     random_unet,
 )
 from benchmarks.rows import DIFFUSERS, LUCIDRAINS, OURS, Measured, installed
@@ -37,7 +37,7 @@ def forward(effort: Effort, batch: int) -> Measured:
     """A pass of the DDPM-CIFAR network without gradients."""
     ours = random_unet(cifar())
     theirs = diffusers_twin(ours)
-    x, t = pictures(ours.config, batch)
+    x, t = random_batch(ours.config, batch)
     sides: dict[str, Callable[[], object]] = {
         OURS: lambda: ours(x, t),
         DIFFUSERS: lambda: theirs(x, t).sample,
@@ -66,7 +66,7 @@ def diffusers_scheduler(diffusion: GaussianDiffusion) -> Any:
 
 
 def loop_overhead(effort: Effort) -> Measured:
-    """The DDPM loop around a network that does nothing, one picture of 3 x 32 x 32."""
+    """The DDPM loop around a network that does nothing, one image of 3 x 32 x 32."""
     steps = 100 if effort.quick else 1000
     diffusion = GaussianDiffusion()
     sampler, scheduler = make_sampler("ddpm", diffusion), diffusers_scheduler(diffusion)
@@ -99,13 +99,13 @@ def loop_overhead(effort: Effort) -> Measured:
 
 
 def small_network(effort: Effort) -> Measured:
-    """A picture by a network of 165k parameters, from noise to pixels."""
+    """An image by a network of 165k parameters, from noise to pixels."""
     steps = 50 if effort.quick else 1000
     return end_to_end(effort, random_unet(SMALL), GaussianDiffusion(), images=1, steps=steps)
 
 
 def shipped_model(effort: Effort) -> Measured:
-    """16 pictures by the histology model."""
+    """16 images by the histology model."""
     unet, diffusion = read_pipeline(HISTOLOGY)
     assert isinstance(diffusion, GaussianDiffusion)
     steps = 3 if effort.quick else 20
@@ -146,14 +146,14 @@ def end_to_end(
 
     apart = difference((ours() / 2 + 0.5).clamp(0, 1), theirs())
     timer = Timer(effort).alternate({OURS: ours, DIFFUSERS: theirs})
-    work = gflop(unet, *pictures(unet.config, 1)) * images
+    work = gflop(unet, *random_batch(unet.config, 1)) * images
     return Measured.timed(
         timer,
         per=steps,
         gflop={OURS: work, DIFFUSERS: work},
         differences={DIFFUSERS: apart},
         notes=[
-            f"{images} picture(s); the pictures drawn are compared after {steps} steps; the "
+            f"{images} image(s); the images drawn are compared after {steps} steps; the "
             "process keeps its freed memory, as ours arranges, which serves both"
         ],
     )
@@ -163,6 +163,6 @@ def of_similar_work(works: dict[str, float]) -> str:
     """What must be said where a peer's network is not ours."""
     return (
         f"{LUCIDRAINS} has another network, chosen for nearly equal work "
-        f"({works[LUCIDRAINS]:.2f} GFLOP a picture to {works[OURS]:.2f}); its ratio is of time per "
+        f"({works[LUCIDRAINS]:.2f} GFLOP an image to {works[OURS]:.2f}); its ratio is of time per "
         "FLOP, and there is no output to compare"
     )

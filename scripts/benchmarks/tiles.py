@@ -1,4 +1,4 @@
-"""Rows of segmentation: pictures larger than a network's input, and plain forward passes."""
+"""Rows of segmentation: images larger than a network's input, and plain forward passes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ORDINARY = f"{MONAI}, torch's own functions"
 
 
 def overlap_tiles(effort: Effort, size: int) -> Measured:
-    """A large picture by our defaults, and by MONAI's in tiles of 256 that share a quarter."""
+    """A large image by our defaults, and by MONAI's in tiles of 256 that share a quarter."""
     size = 768 if effort.quick else size
     network = milesial(WIDTH)
     image = torch.randn(1, size, size, generator=torch.Generator().manual_seed(0))
@@ -51,8 +51,8 @@ def overlap_tiles(effort: Effort, size: int) -> Measured:
         apart = {side: inner_difference(run(), whole) for side, run in sides.items()}
         timer = Timer(replace(effort, least=min(effort.least, 3))).alternate(sides)
     notes += [
-        f"difference: here the mean one, {EDGE} pixels from the picture's edge, to one pass over "
-        "the whole picture, which no tiling equals, as a tile ends where the picture goes on; ours "
+        f"difference: here the mean one, {EDGE} pixels from the image's edge, to one pass over "
+        "the whole image, which no tiling equals, as a tile ends where the image goes on; ours "
         f"{apart.pop(OURS):.1e}"
     ]
     work = gflop(network, image[None])
@@ -76,7 +76,7 @@ def sliding_window(network: Any, image: Tensor, roi: int) -> Tensor:
 
 
 def recomputed(size: int, tiling: Tiling) -> float:
-    """Pixels that the network sees, as a multiple of the picture's."""
+    """Pixels that the network sees, as a multiple of the image's."""
     return prod(len(axis.starts) * axis.tile / size for axis in plan((size, size), tiling))
 
 
@@ -93,7 +93,7 @@ def window_pixels(image: Tensor, roi: int) -> int:
 
 
 def segmentation_forward(effort: Effort) -> Measured:
-    """One grey picture through networks that are in use for segmentation, for orientation."""
+    """One grey image through networks that are in use for segmentation, for orientation."""
     size = 256 if effort.quick else 512
     networks: dict[str, Any] = {OURS: milesial(64)}
     if installed(SMP):

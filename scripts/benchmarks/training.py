@@ -23,7 +23,7 @@ from benchmarks.networks import (
     gflop,
     gradient_difference,
     lucidrains_unet,
-    pictures,
+    random_batch,
     randomised,
 )
 from benchmarks.rows import DIFFUSERS, LUCIDRAINS, OURS, Measured, installed
@@ -98,14 +98,14 @@ class TimedStream:
 
 @contextlib.contextmanager
 def job_settings(model: UNetConfig, settings: TrainConfig) -> Iterator[DenoiseConfig]:
-    """Settings of a training on 64 random pictures, which exist within."""
+    """Settings of a training on 64 random images, which exist within."""
     assert isinstance(model.sample_size, int)
     settings.steps, settings.validate_every, settings.sample_every = 10**6, 0, 0
     settings.checkpoint_every = settings.steps
     with TemporaryDirectory() as folder:
-        place = Path(folder) / "pictures"
+        place = Path(folder) / "images"
         place.mkdir()
-        write_pictures(place, 64, model.sample_size)
+        write_images(place, 64, model.sample_size)
         data = ImageDataConfig(source=str(place), size=model.sample_size)
         yield DenoiseConfig(
             run=str(Path(folder) / "run"),
@@ -115,8 +115,8 @@ def job_settings(model: UNetConfig, settings: TrainConfig) -> Iterator[DenoiseCo
         )
 
 
-def write_pictures(folder: Path, count: int, size: int) -> None:
-    """Random RGB pictures as PNG."""
+def write_images(folder: Path, count: int, size: int) -> None:
+    """Random RGB images as PNG."""
     random = np.random.default_rng(0)
     for number in range(count):
         values = random.integers(0, 256, (size, size, 3), np.uint8)
@@ -144,7 +144,7 @@ def step(effort: Effort, batch: int) -> Measured:
         ours = job.build_model()
         theirs = diffusers_twin(ours).train()
         apart = compare_gradients(job, ours, theirs)
-        x, t = pictures(ours.config, batch)
+        x, t = random_batch(ours.config, batch)
         work = gflop(theirs, x, t, backward=True)
         works = {OURS: work, DIFFUSERS: work}
         notes = [
@@ -164,8 +164,8 @@ def step(effort: Effort, batch: int) -> Measured:
 
 
 def compare_gradients(job: DenoiseJob, ours: UNet, theirs: Any) -> float:
-    """Both networks' gradients of the loss of the same noisy pictures; they are cleared after."""
-    images = pictures(ours.config, 2)[0]
+    """Both networks' gradients of the loss of the same noisy images; they are cleared after."""
+    images = random_batch(ours.config, 2)[0]
     t, noise = job.diffusion.draw(0, range(2), images.shape[1:])
     job.diffusion.losses(ours, images, t, noise).mean().backward()
     noisy = job.diffusion.add_noise(images, t, noise)

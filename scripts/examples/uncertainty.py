@@ -1,9 +1,9 @@
-"""Draw many samples for each condition picture, and hold their spread against their error.
+"""Draw many samples for each condition image, and hold their spread against their error.
 
     python scripts/examples/uncertainty.py --model runs/x/model --images DIR --targets DIR
 
-The model is a denoiser that goes by a picture (data.condition). Tiles of its size are cut from the
-pictures, evenly spread. Written are map.png (input, truth, mean, error and spread of each tile),
+The model is a denoiser that goes by an image (data.condition). Tiles of its size are cut from the
+images, evenly spread. Written are map.png (input, truth, mean, error and spread of each tile),
 calibration.png and scores.json.
 """
 
@@ -26,8 +26,8 @@ def arguments() -> Namespace:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--model", type=Path, required=True, help="folder of the denoiser")
-    add("--images", required=True, help="folder of the condition pictures")
-    add("--targets", required=True, help="folder of the pictures that they stand for")
+    add("--images", required=True, help="folder of the condition images")
+    add("--targets", required=True, help="folder of the images that they stand for")
     add("--tiles", type=whole(1, 4096), default=16, help="tiles cut from them (default 16)")
     add("--samples", type=whole(2, 4096), default=16, help="samples of each tile (default 16)")
     add("--steps", type=whole(1, 1000), default=25, help="denoising steps (default 25)")
@@ -49,7 +49,7 @@ def cut_tiles(pairs: Any, side: int, count: int) -> tuple[Any, Any]:
                 place = (..., slice(top, top + side), slice(left, left + side))
                 found.append((item["image"][place], item["target"][place]))
     if len(found) < count:
-        raise UserError(f"--tiles {count}: the pictures hold {len(found)} of {side} pixels")
+        raise UserError(f"--tiles {count}: the images hold {len(found)} of {side} pixels")
     chosen = [found[(2 * i + 1) * len(found) // (2 * count)] for i in range(count)]
     planes, truth = zip(*chosen, strict=True)
     return torch.stack(planes), torch.stack(truth)
@@ -80,7 +80,7 @@ class Calibration:
 
 
 def mean_and_spread(samples: Tensor) -> tuple[Tensor, Tensor]:
-    """What N samples of each picture say, `[B, ...]` each.
+    """What N samples of each image say, `[B, ...]` each.
 
     Args:
         samples: `[B, N, ...]`, N at least 2.
@@ -92,7 +92,7 @@ def mean_and_spread(samples: Tensor) -> tuple[Tensor, Tensor]:
     """
     count = samples.shape[1]
     if count < 2:
-        raise ValueError("one sample has no spread; give 2 or more of each picture")
+        raise ValueError("one sample has no spread; give 2 or more of each image")
     spread = (samples.var(dim=1) * (1 + 1 / count)).sqrt()
     return samples.mean(dim=1), spread
 
@@ -172,7 +172,7 @@ def main() -> None:
     own = Conditioning.read(args.model)
     shape = image_shape(unet.config, channels=own.image_channels)
     if own.concat_cond is None or own.concat_cond.kind != "image" or len(shape) != 3:
-        raise UserError(f"{args.model}: does not go by pictures; train one with data.condition")
+        raise UserError(f"{args.model}: does not go by images; train one with data.condition")
     own.check(unet.config, args.model)
     if unet.config.conditional or unet.config.num_class_embeds:
         raise UserError(f"{args.model}: wants a class or context too; train one with neither")

@@ -3,7 +3,7 @@
 Every member is trained in turn with the same steps, windows, augmentation and seeds; only the
 network is its own, that of its file in configs/. Each training is a run folder below --out; what
 is finished is not repeated, so the same command goes on. Parameters, operations and memory are
-counted at the published size, and a picture of 512 x 512 is timed. Further flags are settings of
+counted at the published size, and an image of 512 x 512 is timed. Further flags are settings of
 every training, such as --data.mask_kind=instances.
 """
 
@@ -163,7 +163,7 @@ def image_seconds(model: SegmentationModel, member: Member) -> float:
 
 
 def train_member(member: Member, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Train, unless it is finished, and score on the pictures kept to test."""
+    """Train, unless it is finished, and score on the images kept to test."""
     run = run_folder(member, seed, args)
     done = run.path / "result.json"
     if done.is_file():
@@ -205,7 +205,7 @@ def settings_of(member: Member, seed: int, args: argparse.Namespace) -> SegmentC
 def scored(
     job: PixelwiseJob, settings: SegmentConfig, folder: Path, levels: int | None = None
 ) -> dict[str, float]:
-    """Dice of all classes but the first, pixels of all test pictures together; cost of a window."""
+    """Dice of all classes but the first, pixels of all test images together; cost of a window."""
     model = load_segmentation_model(folder, levels)
     assert job.test is not None
     classes = len(job.test.class_names)
@@ -220,7 +220,7 @@ def scored(
 
 
 def predict(model: SegmentationModel, image: Tensor, job: PixelwiseJob) -> Tensor:
-    """Class of every pixel of a picture, `int64 [H, W]`."""
+    """Class of every pixel of an image, `int64 [H, W]`."""
     device = best_device()
     with torch.inference_mode():
         probabilities = predict_tiles(
@@ -285,18 +285,18 @@ def mean(values: list[float]) -> str:
 
 
 def show_members(members: list[Member], args: argparse.Namespace) -> None:
-    """What each member makes of the first test picture: `members.png`."""
+    """What each member makes of the first test image: `members.png`."""
     from matplotlib.figure import Figure
 
     job: PixelwiseJob = build_pixel_job(settings_of(members[0], 0, args))
     assert job.test is not None
-    item, picture = job.test[0], np.moveaxis(job.test.item(0)["image"], 0, -1)
+    item, image = job.test[0], np.moveaxis(job.test.item(0)["image"], 0, -1)
     colors = class_colors(len(job.test.class_names))
 
     def drawn(classes: Tensor) -> np.ndarray:
-        return draw_overlay(picture, classes.clamp(min=0).numpy().astype(np.uint8), colors)
+        return draw_overlay(image, classes.clamp(min=0).numpy().astype(np.uint8), colors)
 
-    panels = [("the picture", displayable(picture)), ("its mask", drawn(item["mask"]))]
+    panels = [("the image", displayable(image)), ("its mask", drawn(item["mask"]))]
     for member in members:
         model = load_segmentation_model(run_folder(member, 0, args).model)
         classes = predict(model, item["image"], job)

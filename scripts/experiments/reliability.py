@@ -286,8 +286,8 @@ def faults() -> Iterator[str]:
     """A fault that only one of two processes meets ends both."""
     with place() as here:
         training = [*here.arguments("denoise", "run", steps=2000), "--data.memory_limit=0"]
-        picture = here.root / "pictures" / "03.png"
-        whole = picture.read_bytes()
+        image = here.root / "images" / "03.png"
+        whole = image.read_bytes()
         command = [
             sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
             f"--master_port={free_port()}", "--", *training,
@@ -306,9 +306,9 @@ def faults() -> Iterator[str]:
         process = start()
         while not list(here.root.glob("run/checkpoints/00*")):
             time.sleep(0.01)
-        picture.write_bytes(whole[:200])
-        yield f"a picture truncated during training: {end(process)}"
-        picture.write_bytes(whole)
+        image.write_bytes(whole[:200])
+        yield f"an image truncated during training: {end(process)}"
+        image.write_bytes(whole)
         child = Child(training, here.root / "log")
         while "going on" not in child.log.read_text():
             time.sleep(0.01)
@@ -318,7 +318,7 @@ def faults() -> Iterator[str]:
 
 
 def soak(steps: int) -> Iterator[str]:
-    """Resident memory of a long training that reads its pictures from the disk again and again."""
+    """Resident memory of a long training that reads its images from the disk again and again."""
     for job in TRAININGS:
         with place() as here:
             args = here.arguments(job, "run", steps=steps, checkpoint_every=50, validate_every=50)
@@ -342,7 +342,7 @@ def soak(steps: int) -> Iterator[str]:
             )
 
 
-def folder(pictures: int) -> Iterator[str]:
+def folder(images: int) -> Iterator[str]:
     """A folder of small PNGs in 100 sub-folders, opened by the denoiser's data (every header is
     read, nothing decoded).
     """
@@ -353,13 +353,13 @@ def folder(pictures: int) -> Iterator[str]:
             Image.fromarray(noise).save(root / f"{i}.png")
         for i in range(100):
             (root / f"{i}").mkdir()
-        for i in range(pictures - 50):
+        for i in range(images - 50):
             os.link(root / f"{i % 50}.png", root / f"{i % 100}" / f"{i}.png")
         config = ImageDataConfig(source=str(root), size=32, memory_limit=0, include_held_out=True)
         begin, worked = time.monotonic(), time.process_time()
         count = len(open_images(config))
         yield (
-            f"{count:,} pictures in {time.process_time() - worked:.1f} s of one core "
+            f"{count:,} images in {time.process_time() - worked:.1f} s of one core "
             f"({time.monotonic() - begin:.1f} s by the clock)"
         )
 

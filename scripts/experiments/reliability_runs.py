@@ -42,12 +42,12 @@ TRAIN = {
 
 
 class Place:
-    """A folder with small pictures, masks and the settings of both trainings."""
+    """A folder with small images, masks and the settings of both trainings."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        pictures, masks = root / "pictures", root / "masks"
-        pictures.mkdir()
+        images, masks = root / "images", root / "masks"
+        images.mkdir()
         masks.mkdir()
         rng = np.random.default_rng(0)
         y, x = np.mgrid[:24, :24]
@@ -55,13 +55,13 @@ class Place:
             centre = rng.uniform(6, 18, 2)
             blob = np.exp(-((y - centre[0]) ** 2 + (x - centre[1]) ** 2) / 12)
             colours = (blob[..., None] * rng.uniform(100, 255, 3)).astype(np.uint8)
-            Image.fromarray(colours).save(pictures / f"{i:02d}.png")
+            Image.fromarray(colours).save(images / f"{i:02d}.png")
             Image.fromarray((blob > 0.4).astype(np.uint8)).save(masks / f"{i:02d}.png")
         preview = {"num_images": 3, "steps": 2, "validation_images": 5}
         augment = {"elastic_sigma": 1}
-        pairs = {"images": str(pictures), "masks": str(masks), "size": 16, "augment": augment}
+        pairs = {"images": str(images), "masks": str(masks), "size": 16, "augment": augment}
         both = {"model": MODEL, "train": TRAIN}
-        self._write("denoise", both | {"data": {"source": str(pictures), "size": 16}} | {
+        self._write("denoise", both | {"data": {"source": str(images), "size": 16}} | {
             "preview": preview})  # fmt: skip
         self._write("segment", both | {"data": pairs, "init": "scratch"})
 

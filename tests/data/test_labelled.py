@@ -13,6 +13,7 @@ from ddpm_unet.config import AugmentConfig, PairDataConfig
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.labelled import LabelledSet, pair_stream
 from ddpm_unet.data.masks import border_weights, connected_cells
+from ddpm_unet.data.stream import rare_pixel
 
 RNG = np.random.default_rng(0)
 
@@ -187,3 +188,37 @@ def test_context_beyond_the_picture_is_the_picture_mirrored(tmp_path):
     found = stream(tmp_path, context=5)[7]["image"][0]
     expected = np.pad(picture, 5, mode="reflect") / np.float32(127.5) - 1
     np.testing.assert_array_equal(found, expected)
+
+
+def test_a_share_of_the_windows_seeks_rare_classes(tmp_path):
+    mask = np.zeros((200, 160), np.uint8)
+    mask[150:154, 3:9], mask[20:22, 100:102], mask[:5] = 1, 2, 9  # 24 and 4 pixels, some unknown
+    write(tmp_path / "images/0.png", RNG.integers(0, 256, (200, 160, 3), np.uint8))
+    write(tmp_path / "masks/0.png", mask)
+    settings = {"mask_kind": "classes", "augment": AugmentConfig(False, False, elastic_sigma=0)}
+
+    def stream(share):
+        return pair_stream(open_set(tmp_path, foreground=share, **settings), seed=1)
+
+    batches = [stream(share).__getitems__(range(1000)) for share in (0, 0.33, 1)]
+    holds = [
+        torch.stack([(batch["mask"] == c).any(-1).any(-1) for c in (1, 2)]) for batch in batches
+    ]
+    assert holds[0].any(0).float().mean() < 0.1
+    assert holds[1].any(0).float().mean() == pytest.approx(0.33, abs=0.06)
+    assert holds[2].any(0).all()
+    assert holds[2].float().mean(1).tolist() == pytest.approx([0.5, 0.5], abs=0.1)
+    tops = (batches[2]["mask"] == 2).any(-1).float().argmax(-1)[holds[2][1]]
+    assert tops.unique().numel() >= 15  # anywhere in the window
+    elsewhere = (batches[0]["image"] == batches[1]["image"]).flatten(1).all(1)
+    assert elsewhere.float().mean() == pytest.approx(0.67, abs=0.06)  # these stay as they were
+    alone = stream(1)[17]
+    torch.testing.assert_close(alone["image"], batches[2]["image"][17], rtol=0, atol=0)
+
+
+def test_nothing_is_rarer_where_all_is_alike():
+    assert rare_pixel(np.zeros((4, 4), int), 0.9, 0.9) is None
+    assert rare_pixel(np.full((4, 4), -100), 0.9, 0.9) is None
+    volume = np.zeros((3, 4, 5), int)
+    volume[2, 3, 4] = 3
+    assert rare_pixel(volume, 0.99, 0.99).tolist() == [2, 3, 4]

@@ -171,7 +171,7 @@ def test_work_of_the_cifar_network(tmp_path):
     with torch.device("meta"):
         unet = networks.UNet(networks.cifar())
         twin = UNet2DModel.from_config(UNet2DModel.load_config(tmp_path))
-    inputs = networks.pictures(unet.config, 3)
+    inputs = networks.random_batch(unet.config, 3)
     assert networks.gflop(unet, *inputs) == pytest.approx(12.44, rel=0.01)
     assert networks.gflop(twin, *inputs) == networks.gflop(unet, *inputs)
     assert networks.gflop(twin, *inputs, backward=True) == pytest.approx(37.4, rel=0.01)
@@ -182,7 +182,7 @@ def test_work_of_the_cifar_network(tmp_path):
 def test_differences_see_what_differs():
     ours = networks.random_unet(TINY)
     theirs = networks.diffusers_twin(ours)
-    x, t = networks.pictures(TINY, 2)
+    x, t = networks.random_batch(TINY, 2)
     for network in (ours, theirs):
         output = network(x, t)
         getattr(output, "sample", output).square().mean().backward()
@@ -208,7 +208,7 @@ def test_sampling_end_to_end_draws_the_same_pictures():
     measured = sampling.end_to_end(ONCE, unet, sampling.GaussianDiffusion(), images=2, steps=5)
     assert measured.differences[DIFFUSERS] < 1e-4
     assert measured.per == 5
-    single = networks.gflop(unet, *networks.pictures(TINY, 1))
+    single = networks.gflop(unet, *networks.random_batch(TINY, 1))
     assert measured.gflop[OURS] == pytest.approx(2 * single)
 
 
@@ -228,7 +228,7 @@ def test_gpu_rows_on_a_cpu(task, capfd, monkeypatch):
 
 def test_reading_pictures_gives_the_same_pixels(monkeypatch):
     monkeypatch.setattr(inputs, "BATCH", 256)
-    measured = inputs.packed_pictures(ONCE)
+    measured = inputs.packed_images(ONCE)
     assert measured.differences[inputs.TORCHVISION] < 1e-6
     assert measured.per == 1024
 

@@ -19,7 +19,7 @@ def test_a_killed_training_ends_as_one_left_alone(monkeypatch):
     monkeypatch.setattr("sys.argv", ["reliability.py", "folder", "kill"])
     reliability.main()
     text = reliability.REPORT.read_text()
-    assert "60 pictures in " in text
+    assert "60 images in " in text
     assert "denoise: 1 kills" in text
     found, expected = text.split(" files equal")[0].split("; ")[-1].split(" of ")
     assert found == expected

@@ -150,6 +150,14 @@ def test_objects_that_touch_are_parted():
     assert "objects" not in planned(objects=objects_of(24.0)).values
 
 
+def test_windows_seek_rare_classes():
+    plan = planned(objects=objects_of(24.0, shares=(0.9, 0.0, 0.06, 0.04)))
+    assert plan.values["data.foreground"] == 0.33
+    assert "the rarest class covers 4.0% of the pixels" in str(plan)
+    for shares in ((0.8, 0.2), (1.0,), ()):
+        assert "data.foreground" not in planned(objects=objects_of(24.0, shares=shares)).values
+
+
 @pytest.mark.parametrize(
     ("changes", "value_range"),
     [

@@ -192,6 +192,7 @@ def test_input_and_target_move_together_and_only_the_input_may_change_in_intensi
         ({"classic": ClassicConfig(one_logit=True)}, "classic.one_logit"),
         ({"regression": RegressionConfig("ssim"), "size": 8}, "under its window of 11"),
         ({"mask_kind": "classes"}, "data.mask_kind classes: is for task"),
+        ({"foreground": 0.5}, "data.foreground: is for task"),
         ({"masks": "builtin:nucleus"}, "are masks, not images to predict"),
         ({"target_range": (1.0, 0.0)}, "data.target_range"),
     ],
