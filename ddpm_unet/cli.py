@@ -193,6 +193,11 @@ def _cause_outside(error: Exception) -> str | None:
             f"{MISMATCH}: torch and torchvision are of different builds; "
             "pip install --force-reinstall torch torchvision"
         )
+    if any(kind.__name__ == "TorchDynamoException" for kind in type(error).__mro__):
+        return (
+            f"torch cannot compile the network here ({text[:200]}); leave out --compile and "
+            "train.compile, or install what it needs (a compiler, Python's headers)"
+        )
     if isinstance(error, MemoryError) or re.search("can't allocate memory|out of memory", text):
         return (
             f"memory is exhausted ({text[:200]}); use smaller images, batches "

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 LAUNCHER = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
@@ -18,6 +18,12 @@ class UserError(Exception):
 
     The scripts print it and exit with status 2.
     """
+
+
+def refuse(faults: Mapping[str, object], of: str = "") -> None:
+    """Raise the first fault of a table of faults, each with whether it is there."""
+    for fault in (fault for fault, there in faults.items() if there):
+        raise UserError(f"{of}{fault}")
 
 
 def cause_of(error: object) -> str:

@@ -3,6 +3,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+import torch._inductor.config
 
 from ddpm_unet.cli import main, read_settings, user_errors
 from ddpm_unet.config import AutoencodeConfig, DenoiseConfig, SegmentConfig
@@ -38,6 +40,21 @@ def test_a_torchvision_of_another_build_is_explained_in_one_line(capsys):
         raise RuntimeError("operator torchvision::nms does not exist")
     assert stop.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("lacking", ["compiler", "Python.h"])
+def test_where_torch_cannot_compile_one_line_says_so(lacking, tmp_path, capsys):
+    compiler = tmp_path / "c++"
+    if lacking == "Python.h":
+        compiler.write_text("#!/bin/sh\necho 'fatal error: Python.h: No such file' >&2; exit 1\n")
+        compiler.chmod(0o755)
+    changes = {"cpp.cxx": (None, str(compiler)), "force_disable_caches": True}
+    with torch._inductor.config.patch(changes), pytest.raises(SystemExit) as stop, user_errors():
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(64))
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in said if "temporary cache dir kept" not in line]  # torch's own
+    assert line.startswith("error: torch cannot compile the network here (")
 
 
 def test_other_errors_keep_their_traceback():

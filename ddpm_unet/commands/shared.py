@@ -116,6 +116,8 @@ def at_speed(model: Any, device: Any, args: argparse.Namespace, codec: Any = Non
     import torch
 
     prepare(model, device, codec)
+    if args.compile and codec:
+        codec.network.decoder.compile()
     name = PRECISIONS[args.precision]
     with torch.autocast(device.type, getattr(torch, name)) if name else nullcontext():
         yield torch.compile(model) if args.compile else model

@@ -8,9 +8,7 @@ from typing import Literal
 from ddpm_unet.config.reading import FINITE, SHARE, check_limits, limited
 from ddpm_unet.errors import UserError
 
-MaskKind = Literal[
-    "auto", "classes", "values", "threshold", "colors", "instances", "boundaries", "images"
-]
+MaskKind = Literal["auto", "classes", "values", "threshold", "colors", "instances", "images"]
 ValueRange = tuple[float, float] | Literal["percentiles"] | None
 
 
@@ -228,14 +226,14 @@ class PairDataConfig(DataConfig):
         mask_kind: What the masks' values mean. "classes": class indices; "values": those of
             mask_values; "threshold": class 1 above half of the largest value that all masks
             together hold; "colors": those of class_colors; "instances": numbered objects, to
-            background and foreground; "boundaries": numbered objects, to background, inside and
-            outline; "images": they are no masks but images to predict (task "regress" sets this).
-            "auto" takes what leaves no doubt, such as 0/255, and asks about the rest.
+            background and foreground; "images": they are no masks but images to predict (task
+            "regress" sets this).
+            "auto" takes what leaves no doubt, such as 0/255 or over 100 numbers of objects, and
+            asks about the rest.
         mask_values: "values": the value of each class, in order.
         ignore_value: Value (for "colors": red, green, blue) of pixels that are not labelled.
         nearest_color: "colors": take a colour that is none of class_colors for the nearest one, as
             in masks saved as JPEG; the check says for how many pixels that is unclear.
-        boundary_width: "boundaries": width of the outline, pixels.
         num_classes: Number of classes; null counts the names, or what the masks hold.
         class_names: One name per class, or empty.
         class_colors: One RGB colour (0 to 255) per class, or empty.
@@ -261,7 +259,6 @@ class PairDataConfig(DataConfig):
     mask_values: tuple[int, ...] = limited((), *FINITE)
     ignore_value: int | tuple[int, int, int] | None = limited(None, *FINITE)
     nearest_color: bool = False
-    boundary_width: int = limited(1, 1, 1000)
     num_classes: int | None = limited(None, 2, 256)
     class_names: tuple[str, ...] = ()
     class_colors: tuple[tuple[int, int, int], ...] = limited((), 0, 255)

@@ -34,6 +34,11 @@ RENAMED = {
     "train.ema_lengths": "train.ema_sigma_rel",
 }
 """Settings of earlier versions, and what they are called now."""
+GONE = {
+    "data.boundary_width": "data.mask_kind instances and objects true tell objects apart",
+    "data.mask_kind boundaries": "instances and objects true tell objects apart",
+}
+"""Likewise settings, and values, that are no more, and what does their work."""
 _BOOL = "tag:yaml.org,2002:bool"
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 _WORDS: dict[Any, str] = {
@@ -251,6 +256,7 @@ def refuse_unknown(
 
         others = [f"scripts/{s}.py" for s, of in SCRIPTS.items() if name in dict(setting_names(of))]
         cure = f"it is one of {' and '.join(others)}" if others else cure
+    cure = GONE.get(name, cure)
     if RENAMED.get(name) in known:
         cure = f"it is now {RENAMED[name]}"
     shown = name if name.isprintable() else repr(name)
@@ -318,7 +324,8 @@ def _wrong_type(name: str, value: Any, hint: Any) -> str:
     """The line that refuses a value."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
     shown = text if len(text) <= 60 else f"{text[:57]}..."
-    return f"{name} is {shown}; it must be {in_words(hint)}"
+    gone = f"; {GONE[f'{name} {value}']}" * (f"{name} {value}" in GONE)
+    return f"{name} is {shown}; it must be {in_words(hint)}{gone}"
 
 
 def in_words(hint: Any) -> str:

@@ -126,22 +126,11 @@ class FastSelfAttention(FastAttention, SelfAttention):
 class FastResidualBlock(layers.ResidualBlock):
     """A residual block that keeps for the backward pass what its normalisations read, no more."""
 
-    def forward(self, x: Tensor, emb: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        """See `ResidualBlock`."""
-        if transformed():
-            return super().forward(x, emb, size)
-        # First the shortcut, whose gradient then comes last and waits for nothing.
-        shortcut = self.resampled(x, size)
-        if self.conv_shortcut is not None:
-            shortcut = self.conv_shortcut(shortcut)
-        h = keep_recipe(self.conv1, self.resampled(self.norm1(x), size))
-        modulation = self.modulation(emb, x.ndim)
-        if self.scale_shift:
-            h = self.norm2(h, *modulation.chunk(2, dim=1))
-        else:
-            h = self.norm2(h.add_(modulation))
-        h = keep_recipe(self.conv2, self.dropout(h)).add_(shortcut)
-        return h if self.output_scale == 1 else h / self.output_scale
+    def _convolved(self, conv: nn.Module, x: Tensor) -> Tensor:
+        return conv(x) if transformed() else keep_recipe(conv, x)
+
+    def _added(self, x: Tensor, other: Tensor) -> Tensor:
+        return x + other if transformed() else x.add_(other)
 
     def resampled(self, x: Tensor, size: Sequence[int] | None) -> Tensor:
         """See `ResidualBlock`."""

@@ -9,99 +9,25 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ddpm_unet.config import ExtraPairsConfig, PairDataConfig
 from ddpm_unet.config.data import check_data_settings
-from ddpm_unet.data.masks import (
-    MaskCode,
-    color_of,
-    find_code,
-    ignored_value,
-    listed,
-    mask_values,
-)
+from ddpm_unet.data.cells import FEW, number_objects
+from ddpm_unet.data.masks import MaskCode, color_of, find_code, ignored_value, listed, mask_values
 from ddpm_unet.data.pairs import POINTS, Pair, complete_settings, find_pairs
 from ddpm_unet.data.pixels import convert_channels, normalised, shown_size, to_unit
-from ddpm_unet.data.preprocessing import Preprocessing, Targets
+from ddpm_unet.data.preprocessing import Targets
+from ddpm_unet.data.report import Report
 from ddpm_unet.data.volumes import in_mm, spacing_of
 from ddpm_unet.errors import UserError
 
 RARE = 1e-4
-MOST_FAULTS = 20
-
-
-@dataclass
-class Report:
-    """What a check found: a table, what is suspicious, and faults to be mended before training."""
-
-    config: PairDataConfig
-    """The settings, completed for built-in data."""
-    pairs: list[Pair] = field(default_factory=list)
-    """Images and masks, those that could be read and fit each other."""
-    sizes: list[tuple[int, ...]] = field(default_factory=list)
-    """(Depth,) height and width of each, pixels."""
-    channels: int = 0
-    """Channels of the images, after `data.channels`."""
-    dtype: np.dtype = field(default_factory=lambda: np.dtype(np.uint8))
-    content: str = ""
-    """A digest of the pixels of images and masks."""
-    highest: float | None = None
-    """The largest pixel value of the images, as their files have it."""
-    spacing: tuple[float, ...] | None = None
-    """Millimetres along slices, rows and columns; None where files do not say or differ."""
-    code: MaskCode | None = None
-    """How mask values become classes; None after a fault in them, and for images."""
-    targets: Targets | None = None
-    """What the images to predict are; None for masks."""
-    extra: Report | None = None
-    """Of the further pairs for training, if there are any."""
-    class_pixels: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
-    """Pixels of each class in each mask, `int64 [N, K]`."""
-    lines: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-
-    @property
-    def names(self) -> list[str]:
-        """Name of each pair."""
-        return [pair.name for pair in self.pairs]
-
-    def scales(self, pair: Pair) -> float | tuple[float, ...]:
-        """Factors by which an image is resampled, see `Preprocessing.scales`."""
-        own = Preprocessing(1, self.config.scale, spacing=self.spacing)
-        return own.scales(pair.spacing, pair.image_file)
-
-    def __str__(self) -> str:
-        return "\n".join([*self.lines, *(f"warning: {line}" for line in self.warnings)])
-
-    def stop_at_faults(self) -> None:
-        """Raise the faults of a set, a line each."""
-        if self.faults:
-            count = len(self.faults)
-            first = [f"{count} faults in the labelled set"] * (count > 1)
-            more = [f"... and {count - MOST_FAULTS} more"] * (count > MOST_FAULTS)
-            raise UserError("\n".join(first + self.faults[:MOST_FAULTS] + more))
-
-    def mask_code(self) -> MaskCode:
-        """The code of masks without faults; errors as `stop_at_faults`."""
-        self.stop_at_faults()
-        if self.code is None:
-            raise UserError('data.mask_kind images: they are for task "regress"; set task to that')
-        return self.code
-
-    def target_images(self) -> Targets:
-        """What the images without faults are; errors as `stop_at_faults`."""
-        self.stop_at_faults()
-        if self.targets is None:
-            raise UserError(
-                f'data.mask_kind {self.config.mask_kind}: is for task "segment"; for task '
-                '"regress" set images'
-            )
-        return self.targets
+OBJECTS = "masks number objects, by values that follow each other and differ from mask to mask"
+"""What is said where nobody said it."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +42,7 @@ class _Look:
     digest: bytes
     content: bytes
     values: np.ndarray
+    pixels: np.ndarray
     top: float
     target: Targets | None
 
@@ -218,7 +145,8 @@ def _look_at(pair: Pair, report: Report) -> _Look | None:
     content = hashlib.blake2b(digest + mask.tobytes()).digest()
     top = 1 if mask.dtype.kind == "f" else np.iinfo(mask.dtype).max
     span, kind = (float(image.min()), float(image.max())), (image.shape[-1], image.dtype)
-    return _Look(pair, size, *kind, span, digest, content, np.unique(values), top, target)
+    held = np.unique(values, return_counts=True)
+    return _Look(pair, size, *kind, span, digest, content, *held, top, target)
 
 
 def _judge_images(looks: Sequence[_Look], report: Report) -> None:
@@ -303,20 +231,25 @@ def _judge_masks(looks: Sequence[_Look], report: Report) -> None:
     """What the values mean, the classes' shares, and masks that look wrong."""
     config = report.config
     found = np.unique(np.concatenate([look.values for look in looks]))
-    found = found[found != ignored_value(config)]
-    richest = max(looks, key=lambda look: len(look.values)).pair.mask_file
+    rich, ignored = max(looks, key=lambda look: len(look.values)), ignored_value(config)
+    file, found = rich.pair.mask_file, found[found != ignored]
+    stated = config.mask_values or config.num_classes or config.class_names
+    if config.mask_kind == "auto" and not stated and len(found) > FEW:
+        values = [look.values[look.values != ignored] for look in looks]
+        if number_objects(values, mask_values(rich.pair.read_mask(), False, file), rich.top):
+            config = report.config = replace(config, mask_kind="instances")
+            report.lines.append(f"{OBJECTS}; if they do not, say data.mask_kind")
     try:
-        code = find_code(config, found, _tops(looks, ignored_value(config)))
+        code = find_code(config, found, _tops(looks, ignored))
     except UserError as error:
-        report.faults.append(f"{config.masks}: {error} (most values: {richest})")
+        report.faults.append(f"{config.masks}: {error} (most values: {file})")
         return
     report.class_pixels = np.zeros((len(looks), code.num_classes), np.int64)
     unclear = 0
     for look, counts in zip(looks, report.class_pixels, strict=True):
         file = look.pair.mask_file
         try:
-            values = code.read(look.pair.read_mask(), file)
-            classes = code.classes(values, file)
+            classes, pixels = code.classes(look.values, file), look.pixels
             held = look.values[look.values != code.ignore]
             if code.half is not None and len(held) == 2 and held[0] == 0 and held[1] <= code.half:
                 raise UserError(
@@ -326,8 +259,9 @@ def _judge_masks(looks: Sequence[_Look], report: Report) -> None:
         except UserError as error:
             report.faults.append(str(error))
         else:
-            counts += np.bincount(classes[classes >= 0], minlength=code.num_classes)
-            unclear += code.unclear(values)
+            np.add.at(counts, classes[classes >= 0], pixels[classes >= 0])
+            if code.nearest:
+                unclear += int(pixels[code.unclear(look.values)].sum())
     if report.faults:
         return
     report.code = code

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import json
 import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
+from dataclasses import asdict
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -25,7 +27,6 @@ from ddpm_unet.data.images import ImageInfo, image_array
 
 T = TypeVar("T")
 CACHE = Path.home() / ".cache" / "ddpm_unet"
-DTYPES = ("uint8", "uint16", "float32")
 Known = tuple[list[ImageInfo], np.ndarray]
 """Shapes and types that differ, and which of them each image has, `int32 [N]`."""
 
@@ -78,8 +79,7 @@ class Collection(ABC):
 
     def _info(self, index: int) -> ImageInfo:
         image = self.read(index)
-        *depth, height, width, channels = image.shape
-        return ImageInfo(height, width, channels, image.dtype, *depth)
+        return ImageInfo(image.shape[:-1], image.shape[-1], image.dtype)
 
     def _look(self) -> Known:
         """At the headers of all images."""
@@ -221,25 +221,17 @@ class Selection(Collection):
         self._ask("changed", index)
 
 
-def info_table(infos: Sequence[ImageInfo], dims: int = 2) -> np.ndarray:
-    """Type, 1 in pieces + 2 colours, channels, size, spacing (nan: unknown), `float64 [N, _]`."""
-    return np.array([
-        (DTYPES.index(i.dtype.name), i.in_pieces + 2 * i.colors, i.channels, *i.size,
-         *(i.along(dims) or [np.nan] * dims))
-        for i in infos
-    ])  # fmt: skip
+def written(infos: Sequence[ImageInfo]) -> np.ndarray:
+    """Shapes and types for an `Index`, as text that `infos_of` reads."""
+    return np.array(json.dumps([asdict(info) for info in infos], default=str))
 
 
-def infos_of(table: np.ndarray) -> list[ImageInfo]:
-    """What an `info_table` was made of."""
-    infos, dims = [], (table.shape[1] - 3) // 2
-    for kind, pieces, channels, *rest in table.tolist():
-        *_, height, width = map(int, rest[:dims])
-        depth = int(rest[0]) if dims == 3 else None
-        spacing = None if np.isnan(rest[dims]) else tuple(rest[dims:])
-        known: Any = (depth, bool(int(pieces) & 1), spacing, pieces > 1)
-        infos.append(ImageInfo(height, width, int(channels), np.dtype(DTYPES[int(kind)]), *known))
-    return infos
+def infos_of(text: np.ndarray) -> list[ImageInfo]:
+    """What was `written`."""
+    return [ImageInfo(**(each | {
+        "size": tuple(each["size"]), "dtype": np.dtype(each["dtype"]),
+        "spacing": each["spacing"] and tuple(each["spacing"]),
+    })) for each in json.loads(str(text))]  # fmt: skip
 
 
 class Index:

@@ -21,10 +21,10 @@ from typing_extensions import override
 
 from ddpm_unet import randomness
 from ddpm_unet.data.collection import Collection
-from ddpm_unet.data.folder import split_ending, visible_files
+from ddpm_unet.data.folder import visible_files
 from ddpm_unet.data.images import ImageInfo
 from ddpm_unet.data.pixels import shown_size, to_unit
-from ddpm_unet.data.reading import IMAGE_EXTENSIONS, VOLUME_EXTENSIONS, Reading
+from ddpm_unet.data.reading import IMAGE_EXTENSIONS, VOLUME_EXTENSIONS, Reading, split_ending
 from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.errors import UserError, cause_of
 
@@ -207,9 +207,8 @@ class ConditionImages(Collection):
     def _info(self, index: int) -> ImageInfo:
         info = self.reading.info(self.paths[index])
         factor = self._factor(index, info.size)
-        *depth, height, width = (factor * length for length in info.size)
         kind = (info.channels, info.dtype) if self.num_classes is None else (1, np.dtype(np.int16))
-        return ImageInfo(height, width, *kind, *depth)
+        return ImageInfo(tuple(factor * length for length in info.size), *kind)
 
     def _factor(self, index: int, size: tuple[int, ...]) -> int:
         wanted = self.images.info(index).size

@@ -9,54 +9,37 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from typing_extensions import override
 
+from ddpm_unet.data.cells import small_object
 from ddpm_unet.data.image_set import ImageSet
-from ddpm_unet.data.images import image_array
-from ddpm_unet.data.masks import IGNORE_INDEX, connected_cells, interiors, small_object
-from ddpm_unet.data.pixels import shown_size, to_unit
-from ddpm_unet.data.stream import Batch, Change, Grid, Stream, WindowSource
+from ddpm_unet.data.items import (
+    KEYS,
+    Item,
+    Range,
+    check_within,
+    find_columns,
+    image_planes,
+    is_number,
+    masks_of,
+    planes_beside,
+    spread,
+)
+from ddpm_unet.data.pixels import to_unit
+from ddpm_unet.data.stream import Change, Grid, Stream, WindowSource
+from ddpm_unet.data.windows import Batch
 from ddpm_unet.errors import UserError
 
 RANGE_CURE = "; say what is black and white with value_range=(low, high)"
 LOOKED_AT = 64
 """Items whose values decide whether float images lie in [0, 1] or in [-1, 1]."""
-Range = tuple[float, float]
-KEYS = ("image", "mask", "label", "target", "weight", "condition", "context")
-
-
-class Item(TypedDict, total=False):
-    """One item of a data set; only the image must be there. Volumes have a depth before H.
-
-    Attributes:
-        image: `[C, H, W]`, uint8 or float32 in [-1, 1].
-        mask: Class of each pixel, `int64 [H, W]`, IGNORE_INDEX where unlabelled.
-        objects: Number of the object at each pixel, `int32 [H, W]`, 0 for none.
-        interior: Of these, see `interiors`, `float32 [H, W]`; where objects are asked for.
-        label: Class of the image.
-        target: Numbers to predict, `float32 [K, H, W]` in [-1, 1].
-        weight: Weight of each pixel in the loss, `float32 [H, W]`.
-        condition: Image to condition on, `[K, H, W]` as `image`, or classes, `int16 [1, H, W]`.
-        context: Vectors to attend to, `float32 [L, C]`.
-    """
-
-    image: Tensor
-    mask: Tensor
-    objects: Tensor
-    interior: Tensor
-    label: int
-    target: Tensor
-    weight: Tensor
-    condition: Tensor
-    context: Tensor
 
 
 class ImageDataset(Dataset[Item], WindowSource):
@@ -116,7 +99,7 @@ class ImageDataset(Dataset[Item], WindowSource):
         self.classes = tuple(map(str, getattr(label, "names", getattr(items, "classes", ()))))
         self.value_range = value_range
         first = self._raw(0)["image"]
-        values = _planes(first, self.name(0))
+        values = image_planes(first, self.name(0))
         if values.dtype.kind == "f" and value_range is None:
             self.value_range = self._float_range()
         self.dims, self.channels, self._stored = values.ndim - 1, len(values), values.dtype
@@ -132,18 +115,15 @@ class ImageDataset(Dataset[Item], WindowSource):
         raw, name = self._raw(index), self.name(index)
         image = self._image(raw["image"], name)
         item: Item = {"image": image}
-        space, count = tuple(image.shape[1:]), self.num_classes
+        space = tuple(image.shape[1:])
         if "mask" in raw or "objects" in raw:
-            numbers = self.objects and ("mask" in raw) != ("objects" in raw)
-            limit = None if numbers and ("objects" in raw or self.num_classes == 2) else count
-            item["mask"] = self._mask(raw.get("mask", raw.get("objects")), space, name, limit)
-            if self.objects:
-                self._number(item, raw.get("objects"), space, name)
+            how = self.num_classes, self.ignore_value, self.objects
+            item |= masks_of(raw.get("mask"), raw.get("objects"), space, name, *how)
         if "label" in raw:
             item["label"] = int(raw["label"])
         for key in ("target", "weight", "condition"):
             if key in raw:
-                item[key] = _beside(raw[key], self.dims, space, f"{name}: its {key}", key)
+                item[key] = planes_beside(raw[key], self.dims, space, f"{name}: its {key}", key)
         if "context" in raw:
             item["context"] = torch.as_tensor(np.asarray(raw["context"]), dtype=torch.float32)
             if item["context"].ndim != 2 or not item["context"].isfinite().all():
@@ -176,7 +156,7 @@ class ImageDataset(Dataset[Item], WindowSource):
     def digest(self) -> str:  # type: ignore[override]
         """A digest of the number of items, and of the shapes and values of 16 of them."""
         digest = hashlib.blake2b(f"{len(self)}".encode(), digest_size=16)
-        for index in _spread(len(self), 16):
+        for index in spread(len(self), 16):
             image = self[index]["image"]
             digest.update(f"{tuple(image.shape)}".encode() + image.numpy().tobytes())
         return digest.hexdigest()
@@ -220,7 +200,7 @@ class ImageDataset(Dataset[Item], WindowSource):
                     f"{name}: has no image, but {', '.join(map(str, item))}; say which is the "
                     'image with columns={"image": ...}'
                 )
-            if "label" in raw and not _is_number(raw["label"]):  # a mask under that name
+            if "label" in raw and not is_number(raw["label"]):  # a mask under that name
                 raw = {"mask": raw.pop("label"), **raw}
             return {key: value for key, value in raw.items() if value is not None}
         if not isinstance(item, tuple | list):
@@ -229,11 +209,11 @@ class ImageDataset(Dataset[Item], WindowSource):
             raise UserError(
                 f"{name}: has {len(item)} parts; give (image, label), (image, mask) or a dict"
             )
-        rest = {"label" if _is_number(part) else "mask": part for part in item[1:]}
+        rest = {"label" if is_number(part) else "mask": part for part in item[1:]}
         return {"image": item[0], **rest}
 
     def _image(self, value: Any, name: str) -> Tensor:
-        values = _planes(value, name, self.dims)
+        values = image_planes(value, name, self.dims)
         if (len(values), values.dtype) != (self.channels, self._stored):
             raise UserError(
                 f"{name}: has {len(values)} channels of {values.dtype}, the first image "
@@ -241,7 +221,7 @@ class ImageDataset(Dataset[Item], WindowSource):
             )
         kind, known = values.dtype.kind, self.value_range
         if kind == "f":
-            _check_within(values, known or (-1.0, 1.0), name, RANGE_CURE)
+            check_within(values, known or (-1.0, 1.0), name, RANGE_CURE)
         elif kind == "i" and known is None:
             raise UserError(
                 f"{name}: is {values.dtype}; give uint8, uint16 or floats, or say what is black "
@@ -254,56 +234,15 @@ class ImageDataset(Dataset[Item], WindowSource):
     def _float_range(self) -> Range:
         """[0, 1] unless one of the items looked at has values below 0."""
         low = 0.0
-        for index in _spread(len(self), LOOKED_AT):
-            values = _planes(self._raw(index)["image"], self.name(index))
+        for index in spread(len(self), LOOKED_AT):
+            values = image_planes(self._raw(index)["image"], self.name(index))
             low = min(low, float(values.min(initial=0)))
         return (0.0, 1.0) if low == 0 else (-1.0, 1.0)
-
-    def _number(self, item: Item, objects: Any, space: tuple[int, ...], name: str) -> None:
-        """Add the objects, and their interiors, to an item with a mask."""
-        mask = item["mask"].numpy()
-        if objects is not None:
-            numbers = self._mask(objects, space, name, None).numpy()
-        elif self.num_classes == 2 and mask.max() > 1:
-            numbers = mask
-        else:
-            numbers = connected_cells(mask, range(1, self.num_classes or int(mask.max()) + 1))
-        if self.num_classes in (None, 2):
-            item["mask"] = item["mask"].clamp(max=1)
-        cells = np.where(mask > 0, numbers, 0).astype(np.int32)
-        item["objects"] = torch.from_numpy(cells)
-        item["interior"] = torch.from_numpy(interiors(cells))
 
     @property
     def small_object(self) -> int:
         """Pixels of an object that only 5 % are smaller than, in up to 64 items; 0 without any."""
-        return small_object(self[i]["objects"].numpy() for i in _spread(len(self), LOOKED_AT))
-
-    def _mask(self, value: Any, space: tuple[int, ...], name: str, classes: int | None) -> Tensor:
-        value = value.detach().cpu() if isinstance(value, Tensor) else value
-        mask = np.asarray(value)  # of a palette image its indices
-        if mask.dtype.kind not in "iub":
-            raise UserError(
-                f"{name}: its mask is {mask.dtype}; give whole numbers, the class of each pixel"
-            )
-        mask = mask.reshape(space) if mask.shape in ((1, *space), (*space, 1)) else mask
-        if mask.shape != space:
-            raise UserError(
-                f"{name}: its mask is {shown_size(mask.shape)} pixels, the image "
-                f"{shown_size(space)}"
-            )
-        found = mask.astype(np.int64)
-        if self.ignore_value is not None:
-            found[found == self.ignore_value] = IGNORE_INDEX
-        known = found[found != IGNORE_INDEX]
-        most = known.max(initial=0) if classes is None else classes - 1
-        if known.size and not 0 <= known.min() <= known.max() <= most:
-            strange = known.max() if known.max() > most else known.min()
-            raise UserError(
-                f"{name}: its mask has the class {strange}, not 0 to {most}; number the classes "
-                "from 0, or name the value of unlabelled pixels with ignore_value"
-            )
-        return torch.from_numpy(found)
+        return small_object(self[i]["objects"].numpy() for i in spread(len(self), LOOKED_AT))
 
 
 def as_dataset(data: Any, **reading: Any) -> ImageDataset:
@@ -372,107 +311,3 @@ def grid_of(data: Any, *, size: int | None = None, **reading: Any) -> Grid:
     """
     source = data if isinstance(data, WindowSource) else as_dataset(data, **reading)
     return Grid(source, size=size)
-
-
-def find_columns(
-    features: Mapping[str, Any], given: Mapping[str, str], title: str
-) -> dict[str, str]:
-    """Columns of a Hugging Face set: "image", and "label" where there is one.
-
-    Those given; else those of their own name or, of that kind (Image, ClassLabel), the only one.
-    """
-    for key, column in given.items():
-        if column not in features:
-            raise UserError(
-                f"{title}: has no column {column} for its {key}; it has {', '.join(features)}"
-            )
-    found = dict(given)
-    for key, kind in (("image", "Image"), ("label", "ClassLabel")):
-        alike = [name for name, feature in features.items() if type(feature).__name__ == kind]
-        if key not in found and (key in alike or len(alike) == 1):
-            found[key] = key if key in alike else alike[0]
-    if "image" not in found:
-        raise UserError(
-            f"{title}: has no column of images, or several, of the columns {', '.join(features)}; "
-            "name the one to take as image"
-        )
-    return found
-
-
-def _planes(value: Any, name: str, dims: int | None = None) -> np.ndarray:
-    """An image `[C, *space]` as an array of its own type."""
-    if isinstance(value, Image.Image):
-        return np.moveaxis(image_array(value, name), -1, 0)
-    if not isinstance(value, Tensor | np.ndarray):
-        raise UserError(
-            f"{name}: is a {type(value).__name__}; an image is a tensor, an array or a Pillow image"
-        )
-    shape, is_tensor = list(value.shape), isinstance(value, Tensor)
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        value = (value.float() if value.dtype.is_floating_point else value).numpy()
-    array = value.astype(np.float32) if value.dtype.kind in "fb" else value
-    wrong = array.ndim not in (2, 3, 4) or not array.size
-    if array.ndim == 2:
-        array = array[None]
-    elif is_tensor:
-        wrong |= array.ndim == 3 and array.shape[-1] <= 4 < array.shape[0]
-    elif not wrong and array.shape[-1] <= 4:
-        array = np.moveaxis(array, -1, 0)
-    else:
-        wrong |= array.shape[0] > 4
-    if wrong:
-        raise UserError(
-            f"{name}: has the shape {shape}; give an image as a tensor [C, H, W] or an "
-            "array [H, W, C], a volume with a depth before H"
-        )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise UserError(f"{name}: has values that are NaN or infinite; replace them")
-    if dims is not None and array.ndim != dims + 1:
-        raise UserError(
-            f"{name}: has the shape {shape}, but the first image {dims} axes without "
-            "its channels; bring all images to one form"
-        )
-    return array
-
-
-def _beside(value: Any, dims: int, space: tuple[int, ...], what: str, key: str) -> Tensor:
-    """Planes that belong to an image: float32 targets `[K, *space]` in [-1, 1], conditions
-    likewise or bytes or classes (int16), a weight `[*space]` of any values.
-    """
-    if isinstance(value, np.ndarray | Tensor) and value.ndim == dims:
-        value = value[None] if isinstance(value, Tensor) else value[..., None]
-    planes = _planes(value, what, dims)
-    if planes.shape[1:] != space:
-        raise UserError(
-            f"{what}: is {shown_size(planes.shape[1:])} pixels, the image {shown_size(space)}; "
-            "make it as large"
-        )
-    if key == "weight":
-        planes = planes[0].astype(np.float32)
-    elif planes.dtype.kind == "f":
-        _check_within(planes, (-1.0, 1.0), what)
-    elif key == "target" or (planes.dtype.kind != "i" and planes.dtype != np.uint8):
-        planes = to_unit(planes, None, what)
-    elif planes.dtype.kind == "i":
-        planes = planes.astype(np.int16)
-    return torch.from_numpy(np.ascontiguousarray(planes))
-
-
-def _check_within(values: np.ndarray, limits: Range, name: str, cure: str = "") -> None:
-    low, high = limits
-    if values.size and not low <= values.min() <= values.max() <= high:
-        raise UserError(
-            f"{name}: float values from {values.min():g} to {values.max():g}, not within "
-            f"{low:g} to {high:g}{cure}"
-        )
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a second part of an item is the class of the image."""
-    return not isinstance(value, Image.Image) and np.ndim(value) == 0
-
-
-def _spread(count: int, most: int) -> list[int]:
-    """Up to so many of the numbers 0 to count - 1, first and last among them."""
-    return sorted(set(np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()))

@@ -20,9 +20,9 @@ from ddpm_unet.config import DataConfig
 from ddpm_unet.data.collection import (
     Collection,
     Index,
-    info_table,
     infos_of,
     one_at_a_time,
+    written,
 )
 from ddpm_unet.data.images import ImageInfo, faults_named
 from ddpm_unet.data.reading import (
@@ -31,6 +31,7 @@ from ddpm_unet.data.reading import (
     VOLUME_EXTENSIONS,
     Reading,
     is_nifti,
+    split_ending,
 )
 from ddpm_unet.errors import UserError
 
@@ -55,7 +56,7 @@ class Folder(Collection):
     ) -> None:
         """List the files; with `class_labels` the first folder level names the class."""
         self.root, self.reading = Path(root), reading or Reading()
-        self._index = Index("folders", self.root.resolve(), self.reading)
+        self._index = Index("folders", 2, self.root.resolve(), self.reading)
         # Paths are encoded in one array: a list of many str grows in every worker, as they count
         # references.
         self._paths, self._places = np.empty(0, "S1"), np.empty((0, 0), np.int64)
@@ -98,7 +99,7 @@ class Folder(Collection):
             return
         self._index.save(
             paths=self._paths, places=self._places, note=np.array(self.note), which=which,
-            kinds=info_table(infos, self.reading.dims), times=np.array(list(folders.values())),
+            kinds=written(infos), times=np.array(list(folders.values())),
             folders=np.array([os.fsencode(name) for name in folders]),
         )  # fmt: skip
         self._read_index()  # whose arrays the next one shares
@@ -193,15 +194,6 @@ def with_dims(config: D, place: str) -> D:
                 return config
             volumes |= is_nifti(path)
     return replace(config, dims=3) if volumes else config
-
-
-def split_ending(path: str | Path) -> tuple[str, str]:
-    """A file's path without its ending, and that ending, such as ".nii.gz" or ".ome.tif"."""
-    stem, ending = os.path.splitext(path)
-    before, inner = os.path.splitext(stem)
-    if ending.lower() == ".gz" or inner.lower() == ".ome":
-        return before, inner + ending
-    return stem, ending
 
 
 def natural(path: str) -> str:

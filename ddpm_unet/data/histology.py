@@ -19,7 +19,7 @@ import numpy as np
 from ddpm_unet.data.reading import read_image
 from ddpm_unet.errors import UserError
 
-SOURCE, HELD_OUT = "builtin:histology", "builtin:histology/held-out"
+SOURCES = SOURCE, HELD_OUT = "builtin:histology", "builtin:histology/held-out"
 TYPE_MASKS = "builtin:nucleus-type"
 MASKS = ("builtin:nucleus", TYPE_MASKS)
 INSTALL = "pip install --no-deps histolytics==0.3.0"

@@ -7,13 +7,14 @@ import hashlib
 import math
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,93 +22,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from typing_extensions import override
 
-from ddpm_unet.config import ValueRange
-from ddpm_unet.data.collection import (
-    Collection,
-    Index,
-    one_at_a_time,
-    with_progress,
-)
-from ddpm_unet.data.images import ImageInfo, check_pixels
-from ddpm_unet.data.pixels import (
-    box,
-    check_channels,
-    convert_channels,
-    normalised,
-    resampled,
-    resampling,
-    resize,
-    shown_size,
-    to_unit,
-)
-from ddpm_unet.data.stream import Batch, WindowSource
+from ddpm_unet.data.collection import Collection, Index, one_at_a_time, with_progress
+from ddpm_unet.data.pixels import Fit, resampling, shown_size, to_unit
+from ddpm_unet.data.stream import WindowSource
+from ddpm_unet.data.windows import Batch
 from ddpm_unet.errors import UserError
 
 if TYPE_CHECKING:
     from ddpm_unet.data.conditioning import Sequences
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How images are brought to the form that windows are cut from.
-
-    The arguments are those of `ImageDataConfig`; `mode` is its "fit".
-    """
-
-    size: int
-    mode: Literal["crop", "resize"] = "crop"
-    scale: float = 1.0
-    channels: int | None = None
-    value_range: ValueRange = None
-    max_pixels: float = 200.0
-
-    def info(self, info: ImageInfo, name: str) -> ImageInfo:
-        """What `apply` will make of an image; UserError if too small or large."""
-        check_channels(info, self.channels, name)
-        by_parts = self.mode == "crop" and self.value_range != "percentiles"
-        in_pieces = info.in_pieces and by_parts
-        if info.in_pieces and not in_pieces:
-            cure = "set fit crop" if self.mode == "resize" else "give value_range two numbers"
-            reads = f"; or {cure}, by which windows are read alone"
-            check_pixels(name, (*info.size, info.channels), self.max_pixels, reads)
-        if in_pieces:
-            read = [math.ceil(self.size / self.scale) for _ in info.size]
-            coarser = "; or raise level, if the file has coarser ones"
-            check_pixels(f"{name}: a window", (*read, info.channels), self.max_pixels, coarser)
-        size = [self.size] * len(info.size)
-        if self.mode == "crop":
-            size = [max(1, round(n * self.scale)) for n in info.size]
-            if min(size) < self.size:
-                scaled = f" at scale {self.scale:g}" if self.scale != 1 else ""
-                raise UserError(
-                    f"{name}: {shown_size(size)} pixels{scaled} hold no window of "
-                    f"{shown_size([self.size] * len(size))}; lower size or set fit to resize"
-                )
-            if not in_pieces:
-                check_pixels(name, (*size, info.channels), self.max_pixels)
-        dtype = np.dtype(np.float32) if self.value_range == "percentiles" else info.dtype
-        channels = self.channels or info.channels
-        depth = size[0] if len(size) == 3 else None
-        return ImageInfo(size[-2], size[-1], channels, dtype, depth, in_pieces, info.spacing)
-
-    def apply(self, image: np.ndarray, name: str, weights: Sequence[np.ndarray] = ()) -> np.ndarray:
-        """Convert channels, map floats to [-1, 1], and scale or resize and cut the centre.
-
-        Of `[(D,) H, W, C]`, uint8, uint16 or float32, it is `[C, (D',) H', W']`, integers of the
-        same depth as they came. `weights` make a window of a part of the image: `resampling`.
-        """
-        image = convert_channels(normalised(image, self.value_range), self.channels, name)
-        if image.dtype == np.float32:
-            image = to_unit(image, self.value_range, name)
-        lengths = image.shape[:-1]
-        planes = np.moveaxis(image, -1, 0).copy()
-        if weights:
-            return resampled(planes, weights)
-        if self.mode == "crop":
-            return resize(planes, *(max(1, round(n * self.scale)) for n in lengths))
-        factor = self.size / min(lengths)
-        planes = resize(planes, *(max(self.size, round(n * factor)) for n in lengths))
-        return planes[box(((n - self.size) // 2 for n in planes.shape[1:]), self.size)]
 
 
 @dataclass(frozen=True)
@@ -418,9 +340,5 @@ def survey(collection: Collection, fit: Fit) -> Layout:
     return Layout(sizes[which], first.channels, first.dtype, pieces[which], known_spacings)
 
 
-_STORAGE = {
-    "uint8": torch.uint8,
-    "uint16": torch.int16,
-    "int16": torch.int16,
-    "float32": torch.float32,
-}
+_STORAGE = defaultdict(lambda: torch.int16, uint8=torch.uint8, float32=torch.float32)
+"""Of what numpy calls so, bit for bit."""

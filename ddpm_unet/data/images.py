@@ -12,12 +12,13 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image
+from typing_extensions import Self, override
 
 from ddpm_unet.errors import UserError, cause_of
 
@@ -29,27 +30,20 @@ _LARGEST_EXACT = 2**24  # integers up to here are exact in float32
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """The shape and type that reading a file gives, from its header; volumes have a depth.
+    """The shape and type that reading a file gives, from its header.
 
     Of `in_pieces` images windows are read alone, so they may be of any size.
     """
 
-    height: int
-    width: int
+    size: tuple[int, ...]
+    """(Depth,) height and width."""
     channels: int
     dtype: np.dtype
-    depth: int | None = None
     in_pieces: bool = False
     spacing: tuple[float, ...] | None = None
     """Millimetres along (planes,) rows and columns, where OME, ImageJ or NIfTI say it."""
     colors: bool = True
     """Whether the channels are grey or colours and transparency, which have a conversion."""
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        """(Depth,) height and width."""
-        depth = () if self.depth is None else (self.depth,)
-        return (*depth, self.height, self.width)
 
     def along(self, dims: int) -> tuple[float, ...] | None:
         """The spacing along so many axes, None where it is not known of all."""
@@ -60,10 +54,15 @@ class ImageInfo:
 class ImageFile(ABC):
     """An open image, stack or volume, whose header passed its checks.
 
+    A format says what it stores; what all have in common is done here: channels are chosen, types
+    made plain, and what lies turned is turned upright.
+
     Attributes:
         path: For messages.
         shape: As it is stored, `[N, H, W, C]`.
         info: What `read` and `window` give.
+        names: Of all channels, where the file says them.
+        orientation: EXIF / TIFF tag 274.
         resolution: Millimetres along rows and columns by a TIFF's tags, which may be of printing.
         streams: Whether rows of any plane can be read alone.
     """
@@ -71,19 +70,57 @@ class ImageFile(ABC):
     path: str | Path
     shape: tuple[int, ...]
     info: ImageInfo
+    names: tuple[str, ...] = ()
+    orientation = 1
     resolution: tuple[float, ...] | None = None
     streams = False
+    source: BinaryIO | None = None
 
-    @abstractmethod
+    def choose(self, channels: Sequence[str]) -> Self:
+        """Take some channels only; errors as `channel_numbers`."""
+        self.every = range(self.info.channels)
+        self.numbers = channel_numbers(channels, self.names, len(self.every), self.path)
+        chosen, one = len(self.numbers), len(self.numbers) == 1
+        self.info = replace(self.info, channels=chosen, colors=self.info.colors or one)
+        return self
+
     def read(self, keep_palette: bool = False) -> np.ndarray:
         """Decode, upright: `[N, H, W, C]` uint8, uint16 or float32 (finite)."""
+        array = plain_type(self._chosen(self._decode(keep_palette)), self.path)
+        return orient(array, self.orientation)
 
     def window(self, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
         """`[(D,) H, W, C]` from the pixel `corner` on, of what is in pieces."""
-        raise UserError(f"{self.path}: has changed while it was in use; start again")
+        lengths = self.info.size[-len(size) :]
+        if any(start + n > most for start, n, most in zip(corner, size, lengths, strict=True)):
+            raise UserError(f"{self.path}: has changed while it was in use; start again")
+        planes = range(corner[0], corner[0] + size[0]) if len(size) == 3 else range(1)
+        array = self._chosen(self._part(planes, corner[-2:], size[-2:]))
+        array = plain_type(array, self.path, corner[-2:])
+        return array if len(size) == 3 else array[0]
 
-    def close(self) -> None:  # noqa: B027  (most hold no file)
+    @abstractmethod
+    def _decode(self, keep_palette: bool) -> np.ndarray:
+        """What is stored, `[N, H, W, C]`, or of a palette the indices, C = 1."""
+
+    def _part(self, planes: range, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
+        """What is stored in the same window of some planes."""
+        raise NotImplementedError
+
+    def _chosen(self, array: np.ndarray) -> np.ndarray:
+        """The chosen channels of all; indices of a palette stay."""
+        if self.numbers == list(self.every) or array.shape[-1] != len(self.every):
+            return array
+        return array[..., self.numbers]
+
+    def check(self, max_pixels: float, dims: int) -> None:
+        """Errors as `check_pixels`, of a stack in all."""
+        check_pixels(self.path, self.shape if dims == 3 else self.shape[1:], max_pixels)
+
+    def close(self) -> None:
         """Let go of the file."""
+        if self.source is not None:
+            self.source.close()
 
 
 def channel_numbers(
@@ -111,11 +148,6 @@ def channel_numbers(
             raise UserError(f"{path}: has {named}; {name} is {fault}, see data.channels")
         found += places
     return found
-
-
-def select_channels(array: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
-    """Some channels of `[..., C]`, which is not copied where it has just these."""
-    return array if list(numbers) == list(range(array.shape[-1])) else array[..., numbers]
 
 
 def orient(array: np.ndarray, orientation: int) -> np.ndarray:
@@ -215,8 +247,8 @@ def no_conversion(name: str | Path, space: str) -> UserError:
 class PillowFile(ImageFile):
     """An open PNG, JPEG, WebP, GIF or BMP. Of an MPO (a JPEG with a preview) the main image."""
 
-    def __init__(self, file: BinaryIO, path: str | Path, channels: Sequence[str] = ()) -> None:
-        self.file, self.path = file, path
+    def __init__(self, file: BinaryIO, path: str | Path) -> None:
+        self.source, self.path = file, path
         with _PILLOW_LIMIT:  # ours is in its place
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
@@ -230,38 +262,29 @@ class PillowFile(ImageFile):
             )
         if image.mode not in _KNOWN_MODES:
             raise no_conversion(path, image.mode)
-        mode, deep = _target_mode(image, keep_palette=False), self._deep_channels()
-        count = deep or Image.getmodebands(mode)
+        mode, tiles = _target_mode(image, keep_palette=False), getattr(image, "tile", None)
+        layout = str(tiles[0][3]) if image.format == "PNG" and tiles else ""
+        self.deep = {"LA;16B": 2, "RGB;16B": 3, "RGBA;16B": 4}.get(layout, 0)
+        """Channels of a 16-bit colour PNG."""
+        count = self.deep or Image.getmodebands(mode)
         self.shape = (1, image.height, image.width, count)
         # Of a PNG getexif() would decode the whole file to look behind the pixels.
         known = image.format != "PNG" or "exif" in image.info
         self.orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1)) if known else 1
-        self.numbers = channel_numbers(channels, (), count, path)
-        height, width = image.size[:: 1 if self.orientation >= 5 else -1]
-        dtype = np.dtype(np.uint16 if deep or mode.startswith("I") else np.uint8)
-        self.info = ImageInfo(height, width, len(self.numbers), dtype)
+        dtype = np.dtype(np.uint16 if self.deep or mode.startswith("I") else np.uint8)
+        self.info = ImageInfo(image.size[:: 1 if self.orientation >= 5 else -1], count, dtype)
 
-    def read(self, keep_palette: bool = False) -> np.ndarray:
-        """See `ImageFile`."""
-        if not self._deep_channels():
-            pixels = _pixels(self.image, keep_palette)
-        elif self.image.info.get("interlace"):
+    @override
+    def _decode(self, keep_palette: bool) -> np.ndarray:
+        if not self.deep:
+            return _pixels(self.image, keep_palette)[None]
+        if self.image.info.get("interlace"):
             raise UserError(f"{self.path}: is an interlaced 16-bit PNG; save it without that")
-        else:
-            import imagecodecs
+        import imagecodecs
 
-            self.file.seek(0)
-            pixels = imagecodecs.png_decode(self.file.read())
-        if pixels.shape[-1] == self.shape[-1]:  # not a palette's indices
-            pixels = select_channels(pixels, self.numbers)
-        return orient(pixels, self.orientation)[None]
-
-    def _deep_channels(self) -> int:
-        """Channels of a 16-bit colour PNG, else 0."""
-        if self.image.format != "PNG" or not getattr(self.image, "tile", None):
-            return 0
-        known = {"LA;16B": 2, "RGB;16B": 3, "RGBA;16B": 4}
-        return known.get(str(self.image.tile[0][3]), 0)
+        assert self.source is not None
+        self.source.seek(0)
+        return imagecodecs.png_decode(self.source.read())[None]
 
 
 def image_array(image: object, name: str) -> np.ndarray:

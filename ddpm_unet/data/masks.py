@@ -1,18 +1,14 @@
-"""From the values of a mask file to class indices; what they mean is never guessed silently.
-
-And what parts cells that touch: border weights (Ronneberger 2015, eq. 2), and interiors.
-"""
+"""From the values of a mask file to class indices; what they mean is never guessed silently."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from ddpm_unet.config import MaskKind, PairDataConfig
+from ddpm_unet.data.cells import connected_cells
 from ddpm_unet.errors import UserError
 
 MOST_CLASSES = 256
@@ -24,7 +20,6 @@ IGNORE_INDEX = -100
 _NAMES: dict[str, tuple[str, ...]] = {
     "threshold": ("lower half", "upper half"),
     "instances": ("background", "foreground"),
-    "boundaries": ("background", "inside", "outline"),
 }
 
 
@@ -88,7 +83,6 @@ class MaskCode:
     class_names: tuple[str, ...]
     values: tuple[int, ...] = ()
     ignore: int | None = None
-    boundary_width: int = 1
     half: float | None = None
     nearest: bool = False
 
@@ -108,8 +102,12 @@ class MaskCode:
             labelled = values[~np.asarray(unlabelled)] if self.ignore is not None else values
             half = half_of(labelled.ravel()) if self.half is None else self.half
             classes = (values > half).astype(np.int16)
-        elif self.kind in ("instances", "boundaries"):
-            classes = self._object_classes(values, name)
+        elif self.kind == "instances":
+            if values.dtype.kind == "f":
+                raise UserError(
+                    f"{name}: holds fractions, not numbered objects; save whole numbers"
+                )
+            classes = (values != 0).astype(np.int16)
         elif self.nearest:
             classes = self._nearest(values)[0]
         else:
@@ -122,11 +120,9 @@ class MaskCode:
             classes = order.astype(np.int16)[places]
         return np.where(unlabelled, np.int16(IGNORE_INDEX), classes)
 
-    def unclear(self, values: np.ndarray) -> int:
-        """Pixels whose colour is further from the nearest class than half of the way to another."""
-        if not self.nearest:
-            return 0
-        return int((self._nearest(values)[1] & (values != self.ignore)).sum())
+    def unclear(self, values: np.ndarray) -> np.ndarray:
+        """Which colours are further from the nearest class than half of the way to another."""
+        return self._nearest(values)[1] & (values != self.ignore)
 
     def _nearest(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The class of the nearest colour, `int16 [H, W]`, and whether it is unclear."""
@@ -146,20 +142,10 @@ class MaskCode:
         """Numbered cells, between which border weights lie, `int32 [H, W]`, 0 for background:
         numbered objects or, of other masks, connected pieces of `cell_classes` (empty: all but 0).
         """
-        if self.kind in ("instances", "boundaries"):
+        if self.kind == "instances":
             numbers = np.unique(values, return_inverse=True)[1].reshape(values.shape) + 1
             return np.where(classes == 1, numbers, 0).astype(np.int32)
         return connected_cells(classes, cell_classes or range(1, self.num_classes))
-
-    def _object_classes(self, objects: np.ndarray, name: str) -> np.ndarray:
-        if objects.dtype.kind == "f":
-            raise UserError(f"{name}: holds fractions, not numbered objects; save whole numbers")
-        classes = (objects != 0).astype(np.int16)
-        if self.kind == "boundaries":
-            size = 2 * self.boundary_width + 1
-            high = ndimage.maximum_filter(objects, size)
-            classes[(objects != 0) & (high != ndimage.minimum_filter(objects, size))] = 2
-        return classes
 
     def _complaint(self, found: np.ndarray) -> str:
         if self.kind == "colors":
@@ -245,8 +231,7 @@ def find_code(config: PairDataConfig, found: np.ndarray, tops: Mapping[float, fl
         )
     half = half_of(found) if kind == "threshold" else None
     nearest = config.nearest_color and kind == "colors"
-    ignore, width = ignored_value(config), config.boundary_width
-    return MaskCode(kind, names, values, ignore, width, half, nearest)
+    return MaskCode(kind, names, values, ignored_value(config), half, nearest)
 
 
 def ignored_value(config: PairDataConfig) -> int | None:
@@ -282,106 +267,3 @@ def _only_meaning(
     if tuple(found) == (*indices[:-1], 255):
         raise UserError(f"{shown}: set data.ignore_value 255 if that is unlabelled, or {cures}")
     raise UserError(f"{shown}: {cures}")
-
-
-def balanced_weights(counts: np.ndarray) -> np.ndarray:
-    """The class weights w_c `float64 [K]` of classes of so many pixels `[K]`.
-
-    Inverse to the frequency, one on average over all pixels; 0 for a class without pixels.
-    """
-    counts = np.asarray(counts, np.float64)
-    present = counts > 0
-    weights = np.zeros(len(counts))
-    weights[present] = counts.sum() / (present.sum() * counts[present])
-    return weights
-
-
-def connected_cells(classes: np.ndarray, cell_classes: Iterable[int]) -> np.ndarray:
-    """The 4-connected pieces of each of some classes, numbered from 1, `int32 [H, W]`."""
-    cells = np.zeros(classes.shape, np.int32)
-    for cell_class in cell_classes:
-        pieces, _ = ndimage.label(classes == cell_class)
-        cells[pieces > 0] = pieces[pieces > 0] + cells.max()
-    return cells
-
-
-def small_object(images: Iterable[np.ndarray]) -> int:
-    """Pixels of an object that only 5 % are smaller than; 0 without any.
-
-    Of numbers of cells, `int [*space]`, 0 for none.
-    """
-    areas = np.concatenate([np.bincount(cells.ravel())[1:] for cells in images])
-    return int(np.quantile(areas[areas > 0], 0.05)) if areas.any() else 0
-
-
-def interiors(cells: np.ndarray, width: int = 1) -> np.ndarray:
-    """1 inside the cells, 0 in the background and within `width` pixels of another cell or of it.
-
-    Args:
-        cells: Cell numbers, `int [*space]`, 0 for background.
-        width: Of the rim left out, pixels.
-
-    Returns:
-        `float32 [*space]`.
-    """
-    size = 2 * width + 1
-    alone = ndimage.maximum_filter(cells, size) == ndimage.minimum_filter(cells, size)
-    return ((cells > 0) & alone).astype(np.float32)
-
-
-def two_nearest(cells: np.ndarray, reach: float = math.inf) -> tuple[np.ndarray, np.ndarray]:
-    """Distances of every background pixel to the nearest and to the second nearest cell.
-
-    One distance transform of the whole image finds the nearest cell; then, for each cell, one
-    of the neighbourhood of those background pixels that it is nearest to finds the second.
-    Of cell numbers `int [H, W]`, 0 for background.
-
-    Returns:
-        d1 and d2, `float64 [H, W]`, exact (Euclidean, between pixel centres) in the background
-        wherever d1 + d2 <= reach. d2 is infinite elsewhere, and d1 where there is no cell.
-    """
-    d2 = np.full(cells.shape, math.inf)
-    if not cells.any():
-        return d2.copy(), d2
-    d1, (rows, columns) = ndimage.distance_transform_edt(cells == 0, return_indices=True)
-    candidates = np.where((d1 > 0) & (d1 <= reach / 2), cells[rows, columns], 0)
-    margin = math.ceil(min(reach, max(cells.shape)))
-    for number, box in enumerate(ndimage.find_objects(candidates), start=1):
-        if box is None:
-            continue
-        around = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in box)
-        others = (cells[around] != 0) & (cells[around] != number)
-        if others.any():
-            mine = candidates[around] == number
-            d2[around][mine] = ndimage.distance_transform_edt(~others)[mine]
-    d2[d1 + d2 > reach] = math.inf
-    return d1, d2
-
-
-def border_weights(
-    classes: np.ndarray,
-    cells: np.ndarray,
-    class_weights: np.ndarray,
-    w0: float = 10.0,
-    sigma: float = 5.0,
-) -> np.ndarray:
-    """w(x) = w_c(x) + w0 exp(-(d1(x) + d2(x))^2 / (2 sigma^2)), Ronneberger 2015, eq. 2.
-
-    The second term is for the background, where the borders between cells are to be learned;
-    inside the cells the weight is w_c. Cells that touch have no pixel between them, and so no
-    border: draw one first. Border terms under w0 * 1e-8 are taken as 0.
-
-    Args:
-        classes: Class of each pixel, `int [H, W]`; negative where unlabelled (weight 0).
-        cells: Number of the cell at each pixel, `int [H, W]`, 0 for background.
-        class_weights: w_c of each class, `float [K]`.
-        w0: Weight of a border between touching cells.
-        sigma: Width of the weighted borders, pixels.
-
-    Returns:
-        `float32 [H, W]`.
-    """
-    d1, d2 = two_nearest(cells, reach=sigma * math.sqrt(-2 * math.log(1e-8)))
-    border = w0 * np.exp(-((d1 + d2) ** 2) / (2 * sigma**2))  # d2 is infinite in cells
-    weights = np.asarray(class_weights)[classes.clip(0)] + border
-    return np.where(classes < 0, 0.0, weights).astype(np.float32)

@@ -20,13 +20,13 @@ from ddpm_unet.data.collection import (
     Index,
     ItemCollection,
     Known,
-    info_table,
     infos_of,
     kinds_of,
     one_at_a_time,
+    written,
 )
-from ddpm_unet.data.dataset import find_columns
 from ddpm_unet.data.images import ImageInfo
+from ddpm_unet.data.items import find_columns
 from ddpm_unet.data.reading import Reading
 from ddpm_unet.errors import UserError, cause_of
 
@@ -138,7 +138,7 @@ class Rows(ItemCollection):
     def __init__(self, rows: Any, title: str, column: str) -> None:
         from datasets import Image
 
-        self._index = Index("rows", rows._fingerprint, column)
+        self._index = Index("rows", 2, rows._fingerprint, column)
         self._files = [file["filename"] for file in rows.cache_files]
         self.encoded = isinstance(rows.features[column], Image)
         rows = rows.select_columns([column])
@@ -178,7 +178,7 @@ class Rows(ItemCollection):
                 return infos_of(index["kinds"]), index["which"]
             kinds, which = kinds_of(self._headers(), len(self))
             if len(self) >= Index.smallest:
-                self._index.save(kinds=info_table(kinds), which=which)
+                self._index.save(kinds=written(kinds), which=which)
             return kinds, which
 
     def _headers(self) -> Iterator[ImageInfo]:

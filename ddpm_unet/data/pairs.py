@@ -13,12 +13,12 @@ import numpy as np
 
 from ddpm_unet.config import PairDataConfig
 from ddpm_unet.data import histology, points
-from ddpm_unet.data.folder import list_images, natural, split_ending, with_dims
+from ddpm_unet.data.folder import list_images, natural, with_dims
 from ddpm_unet.data.images import ImageInfo
 from ddpm_unet.data.masks import half_of, mask_values
 from ddpm_unet.data.pixels import check_channels
-from ddpm_unet.data.reading import TIFF_EXTENSIONS, Reading, check_together, is_bio
-from ddpm_unet.errors import UserError
+from ddpm_unet.data.reading import TIFF_EXTENSIONS, Reading, check_together, is_bio, split_ending
+from ddpm_unet.errors import UserError, refuse
 
 POINTS = "points"
 MODALITY = re.compile(r"(.+)_(\d{4})")
@@ -55,38 +55,35 @@ class Pairing:
 def complete_settings(config: PairDataConfig) -> PairDataConfig:
     """The settings with what files, built-in masks and labelled points say about themselves."""
     config = with_dims(config, config.images)
-    if config.mask_kind == "images" and config.masks in (*histology.MASKS, POINTS):
-        raise UserError(
-            f"data.masks {config.masks}: are masks, not images to predict; set data.images and "
-            "data.masks to folders of images"
-        )
-    if config.channel_names and (config.masks == POINTS or _is_builtin(config)):
-        raise UserError("data.channels: can be chosen of files only; give a number or null")
-    if config.masks == POINTS:
-        if config.dims != 3 or config.scale != 1:
-            raise UserError(
-                f"data.dims {config.dims}, data.scale {config.scale:g}: points become volumes of "
-                "cells of data.voxel; set data.dims 3 and data.scale 1"
+    images, masks, builtin = config.images, config.masks, config.images in histology.SOURCES
+    pointed, labelled = masks == POINTS, masks in histology.MASKS
+    known = {"images": histology.SOURCES, "masks": histology.MASKS}
+    refuse({
+        f"masks {masks}: are masks, not images to predict; set data.images and data.masks to "
+        "folders of images": config.mask_kind == "images" and (labelled or pointed),
+        "channels: can be chosen of files only; give a number or null": (
+            config.channel_names and (builtin or pointed)
+        ),
+        f"dims {config.dims}, data.scale {config.scale:g}: points become volumes of cells of "
+        "data.voxel; set data.dims 3 and data.scale 1": (
+            pointed and (config.dims, config.scale) != (3, 1)
+        ),
+        **{
+            f"{setting} {name}: there is only {' and '.join(names)}": (
+                name.startswith("builtin:") and name not in names
             )
+            for (setting, names), name in zip(known.items(), (images, masks), strict=True)
+        },
+        f"images {images} and data.masks {masks} do not go together: give your own folders for "
+        f"both, or {histology.SOURCE} with {' or '.join(histology.MASKS)}": builtin != labelled,
+        f"dims {config.dims}: {images} is an image; set data.dims 2": labelled and config.dims != 2,
+    }, "data.")  # fmt: skip
+    if pointed:
         return replace(config, mask_kind="classes", ignore_value=points.EMPTY)
-    images, masks = (histology.SOURCE, histology.HELD_OUT), histology.MASKS
-    for setting, known in (("images", images), ("masks", masks)):
-        name = getattr(config, setting)
-        if name.startswith("builtin:") and name not in known:
-            raise UserError(f"data.{setting} {name}: there is only {' and '.join(known)}")
-    if _is_builtin(config) != (config.masks in histology.MASKS):
-        raise UserError(
-            f"data.images {config.images} and data.masks {config.masks} do not go together: give "
-            f"your own folders for both, or {histology.SOURCE} with {' or '.join(histology.MASKS)}"
-        )
-    if config.masks not in histology.MASKS:
+    if not labelled:
         return config
-    if config.dims != 2:
-        raise UserError(f"data.dims {config.dims}: {config.images} is an image; set data.dims 2")
-    if config.masks == histology.TYPE_MASKS:
+    if masks == histology.TYPE_MASKS:
         return replace(config, mask_kind="classes", class_names=histology.CLASS_NAMES)
-    if config.mask_kind == "boundaries":
-        return replace(config, class_names=("background", "nucleus", "outline"))
     return replace(config, mask_kind="instances", class_names=("background", "nucleus"))
 
 
@@ -149,7 +146,7 @@ def find_pairs(config: PairDataConfig, finished: bool = False) -> Pairing:
     With `finished` the images are masks too, predicted ones: of palettes the indices are read, and
     of masks without an image there is a note, no fault.
     """
-    if _is_builtin(config):
+    if config.images in histology.SOURCES:
         return Pairing([_builtin_pair(config)], [], [])
     if config.masks == POINTS:
         return _point_sets(config)
@@ -233,10 +230,10 @@ def _objects(images: Files, masks: Files, config: PairDataConfig) -> Files:
         found.setdefault(os.path.dirname(name), []).append(path)
     if not found.keys() & images.keys():
         return {}
-    if config.mask_kind not in ("auto", "instances", "boundaries"):
+    if config.mask_kind not in ("auto", "instances"):
         raise UserError(
             f"data.mask_kind {config.mask_kind}: {config.masks} has a file per object; set "
-            "data.mask_kind instances or boundaries"
+            "data.mask_kind instances"
         )
     return {name: tuple(paths) for name, paths in found.items()}
 
@@ -262,13 +259,12 @@ def _add_pairs(
     for name in sorted(images.keys() & masks.keys(), key=natural):
         (image,), (mask, *_) = images[name], masks[name]
         try:
-            info = _info(image, own)
-            pages = (info.depth or 1) if config.dims == 2 else 1
+            info, pages = _info(image, own)
             check_channels(info, config.channel_count, image)
             if config.dims == 3:
                 check_together((image, *masks[name]))
                 _check_turns(info.along(3), image, config)
-            elif pages != (mask_pages := _info(mask, masking).depth or 1):
+            elif pages != (mask_pages := _info(mask, masking)[1]):
                 raise UserError(
                     f"{mask}: has {mask_pages} pages, {image} {pages}; make them the same"
                 )
@@ -303,10 +299,11 @@ def _check_turns(spacing: tuple[float, ...] | None, image: str, config: PairData
         )
 
 
-def _info(path: str, reading: Reading) -> ImageInfo:
-    """Of a volume, or a stack, whose pages are images of their own; else of an image."""
+def _info(path: str, reading: Reading) -> tuple[ImageInfo, int]:
+    """What a header says, and how many images there are: the pages of a stack, or one."""
     stack = path.lower().endswith(TIFF_EXTENSIONS) or is_bio(path)
-    return (replace(reading, dims=3) if stack else reading).info(path)
+    info = (replace(reading, dims=3) if stack else reading).info(path)
+    return info, info.size[0] if len(info.size) > reading.dims else 1
 
 
 def _read_objects(reading: Reading, page: int | None, files: Sequence[str]) -> np.ndarray:
@@ -341,10 +338,6 @@ def _point_sets(config: PairDataConfig) -> Pairing:
         mask = partial(points.read_labels, file, *settings)
         pairs.append(Pair(split_ending(path)[0], file, f"{file} (labels)", image, mask))
     return Pairing(pairs, [], [])
-
-
-def _is_builtin(config: PairDataConfig) -> bool:
-    return config.images in (histology.SOURCE, histology.HELD_OUT)
 
 
 def _builtin_pair(config: PairDataConfig) -> Pair:

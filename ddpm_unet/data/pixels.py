@@ -1,18 +1,19 @@
-"""Pixel values: channels as wanted, the range that networks see, and resampling."""
+"""Pixel values: their channels, range and resampling; `Fit` for all three."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import repeat
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
 from ddpm_unet.config import ValueRange
-from ddpm_unet.data.images import ImageInfo
+from ddpm_unet.data.images import ImageInfo, check_pixels
 from ddpm_unet.errors import UserError
 
 PERCENTILES = (0.5, 99.5)
@@ -62,24 +63,6 @@ def box(corner: Iterable[int], size: int | Sequence[int]) -> tuple[Any, ...]:
     """The index of a window of that size (along each of the last axes) from a corner on."""
     lengths = repeat(size) if isinstance(size, int) else size
     return (..., *(slice(start, start + n) for start, n in zip(corner, lengths, strict=False)))
-
-
-def cut_window(planes: Any, corner: Sequence[int], size: Sequence[int]) -> Any:
-    """The window `[..., *size]` at a corner, which may be below 0, of `[..., (D,) H, W]`.
-
-    Beyond the edges it is mirrored.
-    """
-    lengths = planes.shape[-len(size) :]
-    places = list(zip(corner, size, lengths, strict=True))
-    if all(start >= 0 and start + n <= length for start, n, length in places):
-        return planes[box(corner, size)]
-    return planes[(..., *np.ix_(*(_mirrored(*place) for place in places)))]
-
-
-def _mirrored(start: int, count: int, length: int) -> np.ndarray:
-    """Indices of an endless row that runs to and fro between 0 and length - 1."""
-    places = np.arange(start, start + count) % max(2 * (length - 1), 1)
-    return np.minimum(places, 2 * (length - 1) - places)
 
 
 def shown_size(size: Iterable[int]) -> str:
@@ -214,3 +197,65 @@ def nearest(array: np.ndarray, size: Sequence[int]) -> np.ndarray:
         for new, old in zip(size, array.shape, strict=True)
     ]
     return np.ascontiguousarray(array[np.ix_(*places)])
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How images are brought to the form that windows are cut from.
+
+    The arguments are those of `ImageDataConfig`; `mode` is its "fit".
+    """
+
+    size: int
+    mode: Literal["crop", "resize"] = "crop"
+    scale: float = 1.0
+    channels: int | None = None
+    value_range: ValueRange = None
+    max_pixels: float = 200.0
+
+    def info(self, info: ImageInfo, name: str) -> ImageInfo:
+        """What `apply` will make of an image; UserError if too small or large."""
+        check_channels(info, self.channels, name)
+        by_parts = self.mode == "crop" and self.value_range != "percentiles"
+        in_pieces = info.in_pieces and by_parts
+        if info.in_pieces and not in_pieces:
+            cure = "set fit crop" if self.mode == "resize" else "give value_range two numbers"
+            reads = f"; or {cure}, by which windows are read alone"
+            check_pixels(name, (*info.size, info.channels), self.max_pixels, reads)
+        if in_pieces:
+            read = [math.ceil(self.size / self.scale) for _ in info.size]
+            coarser = "; or raise level, if the file has coarser ones"
+            check_pixels(f"{name}: a window", (*read, info.channels), self.max_pixels, coarser)
+        size = [self.size] * len(info.size)
+        if self.mode == "crop":
+            size = [max(1, round(n * self.scale)) for n in info.size]
+            if min(size) < self.size:
+                scaled = f" at scale {self.scale:g}" if self.scale != 1 else ""
+                raise UserError(
+                    f"{name}: {shown_size(size)} pixels{scaled} hold no window of "
+                    f"{shown_size([self.size] * len(size))}; lower size or set fit to resize"
+                )
+            if not in_pieces:
+                check_pixels(name, (*size, info.channels), self.max_pixels)
+        dtype = np.dtype(np.float32) if self.value_range == "percentiles" else info.dtype
+        channels = self.channels or info.channels
+        return ImageInfo(tuple(size), channels, dtype, in_pieces, info.spacing)
+
+    def apply(self, image: np.ndarray, name: str, weights: Sequence[np.ndarray] = ()) -> np.ndarray:
+        """Convert channels, map floats to [-1, 1], and scale or resize and cut the centre.
+
+        Of `[(D,) H, W, C]`, uint8, uint16 or float32, it is `[C, (D',) H', W']`, integers of the
+        same depth as they came. `weights` make a window of a part of the image: `resampling`.
+        """
+        image = convert_channels(normalised(image, self.value_range), self.channels, name)
+        if image.dtype == np.float32:
+            image = to_unit(image, self.value_range, name)
+        lengths = image.shape[:-1]
+        planes = np.moveaxis(image, -1, 0).copy()
+        if weights:
+            return resampled(planes, weights)
+        if self.mode == "crop":
+            return resize(planes, *(max(1, round(n * self.scale)) for n in lengths))
+        factor = self.size / min(lengths)
+        planes = resize(planes, *(max(self.size, round(n * factor)) for n in lengths))
+        return planes[box(((n - self.size) // 2 for n in planes.shape[1:]), self.size)]

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_unet.data.folder import natural, split_ending, visible_files
+from ddpm_unet.data.folder import natural, visible_files
 from ddpm_unet.data.images import check_pixels, faults_named
 from ddpm_unet.errors import UserError
 
-ENDINGS = frozenset((".npz", ".pdb"))
+ENDING = ".npz"
 EMPTY = 255
 """Label of cells without points."""
-ELEMENTS = ("C", "N", "O", "S")
 MARGIN = 2  # empty cells around the points
 
 
@@ -43,22 +42,18 @@ class PointSet:
 
 def list_points(folder: str | Path) -> list[str]:
     """Relative paths of the point sets below a folder in natural order."""
-    paths = [p for p in visible_files(Path(folder)) if split_ending(p)[1].lower() in ENDINGS]
+    paths = [p for p in visible_files(Path(folder)) if p.lower().endswith(ENDING)]
     if not paths:
-        known = " ".join(sorted(ENDINGS))
-        raise UserError(f"{folder}: holds no point set ({known}); give a folder of them")
+        raise UserError(f"{folder}: holds no point set ({ENDING}); give a folder of them")
     return sorted(paths, key=natural)
 
 
 def read_points(path: str | Path) -> PointSet:
-    """Read a point set.
-
-    Of an `.npz` with arrays "coordinates" `[N, 3]` and, if there are any, "features" `[N, F]` and
-    "labels" `[N]`; or of a `.pdb`, whose ATOM lines give the coordinates and as features the
-    element: carbon, nitrogen, oxygen, sulphur or another. Hydrogen is left out.
+    """Read a point set, an `.npz` with arrays "coordinates" `[N, 3]` and, if there are any,
+    "features" `[N, F]` and "labels" `[N]`.
     """
     with faults_named(path):
-        points = (_read_pdb if str(path).lower().endswith(".pdb") else _read_npz)(path)
+        points = _read_npz(path)
     count = len(points.coordinates)
     if points.coordinates.shape != (count, 3) or not count:
         shape = " x ".join(map(str, points.coordinates.shape))
@@ -126,19 +121,3 @@ def _read_npz(path: str | Path) -> PointSet:
     if labels is not None and (labels.dtype.kind not in "bui" or not (labels < EMPTY).all()):
         raise UserError(f"{path}: its labels are not classes, whole numbers below {EMPTY}")
     return PointSet(coordinates, features, None if labels is None else labels.astype(np.uint8))
-
-
-def _read_pdb(path: str | Path) -> PointSet:
-    """ATOM lines by the columns of the format, version 3.3."""
-    coordinates, features = [], []
-    with open(path, encoding="ascii", errors="replace") as lines:
-        for line in lines:
-            element = (line[76:78].strip() or line[12:16].strip(" 0123456789")[:1]).upper()
-            if line.startswith("ATOM  ") and element not in ("H", "D"):
-                coordinates.append([float(line[place : place + 8]) for place in (30, 38, 46)])
-                one_hot = [element == known for known in ELEMENTS]
-                features.append([*one_hot, not any(one_hot)])
-    return PointSet(
-        np.array(coordinates, np.float64).reshape(-1, 3),
-        np.array(features, np.float32).reshape(-1, len(ELEMENTS) + 1),
-    )

@@ -13,8 +13,9 @@ import numpy as np
 from ddpm_unet.config import ImageDataConfig, PairDataConfig, SegmentConfig, ValueRange
 from ddpm_unet.config.data import check_data_settings
 from ddpm_unet.config.reading import from_plain, read_json
-from ddpm_unet.data.folder import split_ending, with_dims
+from ddpm_unet.data.folder import with_dims
 from ddpm_unet.data.pixels import convert_channels, normalised, to_unit
+from ddpm_unet.data.reading import split_ending
 from ddpm_unet.data.volumes import alike, in_mm
 from ddpm_unet.errors import UserError
 from ddpm_unet.files import replace_json

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from ddpm_unet.data.images import ImageFile, ImageInfo, PillowFile, check_pixels, faults_named
+from ddpm_unet.data.images import ImageFile, ImageInfo, PillowFile, faults_named
 from ddpm_unet.data.tiff import MAGIC, TiffFile
 from ddpm_unet.data.volumes import READERS, BioFile, NiftiFile, Space
 from ddpm_unet.errors import UserError
@@ -73,8 +73,8 @@ class Reading:
         if data is None and len(files := files_of(path)) > 1:
             alone = replace(self, channels=())
             return np.concatenate([alone.read(each) for each in files], axis=-1)
-        with self._open(path, data) as file:
-            self._check(file)
+        with faults_named(path), self.opened(path, data) as file:
+            file.check(self.max_pixels, self.dims)
             array = file.read(self.keep_palette)
             return array if self.dims == 3 else array[0]
 
@@ -94,9 +94,9 @@ class Reading:
                     raise UserError(f"{name}: has not the size and type of {files[0]}; resample it")
             count = first.channels + sum(other.channels for other in others)
             return replace(first, channels=count, colors=False)
-        with self._open(path, data) as file:
+        with faults_named(path), self.opened(path, data) as file:
             if not (in_pieces and file.info.in_pieces):
-                self._check(file)
+                file.check(self.max_pixels, self.dims)
             return file.info if in_pieces else replace(file.info, in_pieces=False)
 
     def window(self, path: str | Path, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
@@ -108,77 +108,54 @@ class Reading:
             return self._kept_open(path).window(corner, size)
 
     @contextmanager
-    def opened(self, path: str | Path) -> Iterator[ImageFile]:
-        """A TIFF, or what bioio reads, open for as long as the context lasts."""
+    def opened(self, path: str | Path, data: Data = None) -> Iterator[ImageFile]:
+        """An image, open for as long as the context lasts; what bioio reads for a while."""
         with faults_named(path):
-            file = self._kept_open(path) if is_bio(path) else _open_file(self, path)
+            kept = data is None and is_bio(path)
+            file = self._kept_open(path) if kept else self._open(path, data)
         try:
             yield file
         finally:
             file.close()
 
     def _kept_open(self, path: str | Path) -> ImageFile:
-        """Likewise for a while, unless it changes."""
+        """A file, until it changes or others have been asked for."""
         found = os.stat(path)
         return _kept_file(self, path, os.getpid(), found.st_mtime_ns, found.st_size)
 
-    def _check(self, file: ImageFile) -> None:
-        shape = file.shape if self.dims == 3 else file.shape[1:]
-        check_pixels(file.path, shape, self.max_pixels)
-
-    @contextmanager
-    def _open(self, path: str | Path, data: Data) -> Iterator[ImageFile]:
-        stack = self.dims == 3
-        with faults_named(path):
-            if data is None and is_bio(path):
-                yield self._kept_open(path)
-                return
-            flat = data is not None or not (stack and is_nifti(path))
-            with BytesIO(data) if isinstance(data, bytes) else data or _opened(path) as file:
-                if flat and starts_as_tiff(file, path):
-                    yield TiffFile(file, path, stack, self.level, self.channels)
-                elif self.level:
-                    raise UserError(
-                        f"{path}: has no resolutions to choose from; set data.level to 0"
-                    )
-                elif not flat:
-                    yield NiftiFile(path, self.channels)
-                elif stack:
-                    raise UserError(f"{path}: is not a TIFF, and by its name no other volume")
-                else:
-                    yield PillowFile(file, path, self.channels)
-
-
-def _open_file(reading: Reading, path: str | Path) -> ImageFile:
-    stack, level, channels = reading.dims == 3, reading.level, reading.channels
-    if is_bio(path):
-        return BioFile(path, stack, level, channels)
-    return TiffFile(path, path, stack, level, channels)
+    def _open(self, path: str | Path, data: Data = None) -> ImageFile:
+        stack, level, named = self.dims == 3, self.level, data is None
+        if named and is_bio(path):
+            return BioFile(path, stack, level).choose(self.channels)
+        if named and stack and is_nifti(path) and not level:
+            return NiftiFile(path).choose(self.channels)
+        file = BytesIO(data) if isinstance(data, bytes) else data or _opened(path)
+        try:
+            if not (named and stack and is_nifti(path)) and starts_as_tiff(file, path):
+                return TiffFile(file, path, stack, level).choose(self.channels)
+            if level:
+                raise UserError(f"{path}: has no resolutions to choose from; set data.level to 0")
+            if stack:
+                raise UserError(f"{path}: is not a TIFF, and by its name no other volume")
+            return PillowFile(file, path).choose(self.channels)
+        except BaseException:
+            file.close()
+            raise
 
 
 @lru_cache(maxsize=16)
 def _kept_file(reading: Reading, path: str | Path, *version: int) -> ImageFile:
-    return _open_file(reading, path)
+    return reading._open(path)
 
 
-def read_image(
-    path: str | Path,
-    dims: int = 2,
-    *,
-    max_pixels: float = 200.0,
-    channels: Sequence[str] = (),
-    keep_palette: bool = False,
-) -> np.ndarray:
-    """Decode one image, or of dims 3 one volume; see `Reading`."""
-    reading = Reading(dims, max_pixels, tuple(channels), keep_palette=keep_palette)
-    return reading.read(path)
+def read_image(path: str | Path, dims: int = 2, **how: Any) -> np.ndarray:
+    """Decode one image, or of dims 3 one volume, as a `Reading` does."""
+    return Reading(dims, **how).read(path)
 
 
-def image_info(
-    path: str | Path, dims: int = 2, *, max_pixels: float = 200.0, channels: Sequence[str] = ()
-) -> ImageInfo:
-    """Shape and type of an image or volume from its header; see `Reading`."""
-    return Reading(dims, max_pixels, tuple(channels)).info(path)
+def image_info(path: str | Path, dims: int = 2, **how: Any) -> ImageInfo:
+    """Shape and type of an image or volume from its header, as a `Reading` has it."""
+    return Reading(dims, **how).info(path)
 
 
 def files_of(path: str | Path) -> list[str]:
@@ -209,6 +186,15 @@ def volume_space(path: str | Path) -> Space | None:
     path = files_of(path)[0]
     with faults_named(path):
         return NiftiFile(path).space if is_nifti(path) else None
+
+
+def split_ending(path: str | Path) -> tuple[str, str]:
+    """A file's path without its ending, and that ending, such as ".nii.gz" or ".ome.tif"."""
+    stem, ending = os.path.splitext(path)
+    before, inner = os.path.splitext(stem)
+    if ending.lower() == ".gz" or inner.lower() == ".ome":
+        return before, inner + ending
+    return stem, ending
 
 
 def is_bio(path: str | Path) -> bool:

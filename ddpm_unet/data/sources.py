@@ -24,11 +24,12 @@ from ddpm_unet.data import histology
 from ddpm_unet.data.collection import CACHE, ArrayCollection, Collection, Selection
 from ddpm_unet.data.conditioning import ConcatCondition, ConditionImages, Sequences
 from ddpm_unet.data.folder import Folder, Shards, shard_paths, with_dims
-from ddpm_unet.data.image_set import Fit, ImageSet, open_collection
+from ddpm_unet.data.image_set import ImageSet, open_collection
 from ddpm_unet.data.named_sets import FASHION, fashion_mnist, huggingface_set, torchvision_set
+from ddpm_unet.data.pixels import Fit
 from ddpm_unet.data.reading import Reading
 from ddpm_unet.data.stream import Grid, Stream
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, refuse
 
 Share = Literal["train", "held out", "all"]
 ONE_IN = 20  # images of a source without splits held out
@@ -96,7 +97,7 @@ def settled(config: ImageDataConfig) -> ImageDataConfig:
     named = config.source.startswith(NAMED)
     masks = condition in histology.MASKS and config.source == histology.SOURCE
     divides = factor.isdecimal() and int(factor) > 1 and config.size % int(factor) == 0
-    faults = {
+    refuse({
         "source: is empty; give a built-in set, a folder or a data set's name": not config.source,
         f"scale {config.scale:g}: has no effect with fit resize; remove it": (
             config.fit == "resize" and config.scale != 1
@@ -137,9 +138,7 @@ def settled(config: ImageDataConfig) -> ImageDataConfig:
         "text_encoder: reads captions; set data.context to their folder": (
             config.text_encoder is not None and config.context is None
         ),
-    }
-    for fault in (fault for fault, present in faults.items() if present):
-        raise UserError(f"data.{fault}")
+    }, "data.")  # fmt: skip
     return config
 
 

@@ -23,16 +23,7 @@ import tifffile
 from tifffile import PHOTOMETRIC
 from typing_extensions import override
 
-from ddpm_unet.data.images import (
-    ImageFile,
-    ImageInfo,
-    channel_numbers,
-    no_conversion,
-    orient,
-    plain_type,
-    result_type,
-    select_channels,
-)
+from ddpm_unet.data.images import ImageFile, ImageInfo, no_conversion, result_type
 from ddpm_unet.errors import UserError
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -44,18 +35,8 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO = PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK
 _KNOWN = (_WHITE_IS_ZERO, _BLACK_IS_ZERO, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE, PHOTOMETRIC.YCBCR)
 _JPEGS, _APERIO_YCBCR = (6, 7), 33003
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # we name the faults
-UNITS = {
-    "mm": 1.0,
-    "cm": 10.0,
-    "m": 1e3,
-    "um": 1e-3,
-    "µm": 1e-3,  # the micro sign, and the Greek letter
-    "μm": 1e-3,
-    "\\u00B5m": 1e-3,
-    "micron": 1e-3,
-    "nm": 1e-6,
-    "Å": 1e-7,
-}
+_MICRONS = ("um", "µm", "μm", "\\u00B5m", "micron")  # the micro sign, and the Greek letter
+UNITS = dict.fromkeys(_MICRONS, 1e-3) | {"mm": 1.0, "cm": 10.0, "m": 1e3, "nm": 1e-6, "Å": 1e-7}
 """Millimetres of what OME and ImageJ call them."""
 
 
@@ -107,22 +88,16 @@ class TiffFile(ImageFile):
     """A level of the image or stack in an open TIFF.
 
     Args:
-        source: The file, or its path.
+        source: The file.
         path: For messages.
         stack: Take several pages as the planes of a stack; else they are a fault.
         level: Of several resolutions, 0 the finest.
-        channels: Names or numbers of those wanted, see `channel_numbers`.
     """
 
     def __init__(
-        self,
-        source: str | Path | BinaryIO,
-        path: str | Path,
-        stack: bool = False,
-        level: int = 0,
-        channels: Sequence[str] = (),
+        self, source: BinaryIO, path: str | Path, stack: bool = False, level: int = 0
     ) -> None:
-        self.path, self._lock = path, threading.Lock()
+        self.source, self.path, self._lock = source, path, threading.Lock()
         self.file = tifffile.TiffFile(source)
         finest = self._checked_series()
         if level >= len(finest.levels):
@@ -130,60 +105,49 @@ class TiffFile(ImageFile):
                 f"{path}: has {len(finest.levels)} resolutions, no level {level}; lower data.level"
             )
         self.series = finest.levels[level]
-        page: Any = self.series.keyframe
-        self.page = page
+        self.page: Any = self.series.keyframe
+        page = self.page
         self.shape = self._stored_shape(stack)
         pages, height, width, count = self.shape
-        names, spacing, self.resolution = _metadata(self.file)
+        self.names, spacing, self.resolution = _metadata(self.file)
         self.orientation = int(page.tags[274].value) if 274 in page.tags else 1
-        dtype = result_type(self.series.dtype, path)
+        dtype, turned = result_type(self.series.dtype, path), self.orientation >= 5
         if spacing:
             coarser = finest.keyframe.imagelength / height, finest.keyframe.imagewidth / width
             sides = [length * n for length, n in zip(spacing[-2:], coarser, strict=True)]
-            spacing = (*spacing[:-2], *sides[:: -1 if self.orientation >= 5 else 1])
-        if self.orientation >= 5:
-            height, width = width, height
+            spacing = (*spacing[:-2], *sides[:: -1 if turned else 1])
+        size = (width, height) if turned else (height, width)
         if page.photometric == PHOTOMETRIC.PALETTE:
             count, dtype = 3, np.dtype(np.uint8)
-        self.numbers = channel_numbers(channels, names, count, path)
-        count = len(self.numbers)
+        # Whether one upright page is the image, so that its pieces are windows of it.
+        alone = self.series.size == page.size and page.axes in ("YX", "YXS", "SYX")
+        alone &= self.orientation == 1
         alpha = count == 2 and tuple(page.extrasamples or ()) in ((1,), (2,))
-        known: Any = {
-            "depth": pages if stack else None,
-            "in_pieces": not stack and self._alone and math.prod(self._pieces) >= PIECES,
-            "spacing": spacing,
-            "colors": count == 1 or alpha or page.photometric != _BLACK_IS_ZERO,
-        }
-        self.info = ImageInfo(height, width, count, dtype, **known)
+        self.info = ImageInfo(
+            (pages, *size) if stack else size, count, dtype,
+            in_pieces=alone and not stack and math.prod(self._pieces) >= PIECES, spacing=spacing,
+            colors=count == 1 or alpha or page.photometric != _BLACK_IS_ZERO,
+        )  # fmt: skip
 
     @override
     def close(self) -> None:
         if hasattr(self, "file"):
             self.file.close()
+        super().close()
 
     __del__ = close
 
     @override
-    def read(self, keep_palette: bool = False) -> np.ndarray:
+    def _decode(self, keep_palette: bool) -> np.ndarray:
         array, stored = self.series.asarray(), self.series.axes
         axes = "".join(axis for axis in stored if axis not in "YXSC") + "YX"
         axes += "".join(axis for axis in stored if axis in "SC")
         array = array.transpose([stored.index(axis) for axis in axes]).reshape(self.shape)
-        array = self._meant(array, keep_palette)
-        if array.shape[-1] >= len(self.numbers):  # not a palette's indices
-            array = select_channels(array, self.numbers)
-        return orient(array, self.orientation)
+        return self._meant(array, keep_palette)
 
     @override
-    def window(self, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
-        lengths = self.info.size
-        if any(start + n > most for start, n, most in zip(corner, size, lengths, strict=True)):
-            super().window(corner, size)
-        numbers = range(corner[0], corner[0] + size[0]) if len(size) == 3 else range(1)
-        place, extent = corner[-2:], size[-2:]
-        values = np.stack([self._stored(number, place, extent) for number in numbers])
-        values = select_channels(self._meant(values, corner=place), self.numbers)
-        return values if len(size) == 3 else values[0]
+    def _part(self, planes: range, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
+        return self._meant(np.stack([self._stored(number, corner, size) for number in planes]))
 
     @property
     @override
@@ -246,22 +210,13 @@ class TiffFile(ImageFile):
         return values
 
     @property
-    def _alone(self) -> bool:
-        """Whether one upright page is the image, so that its pieces are windows of it."""
-        page = self.page
-        single = self.series.size == page.size and page.axes in ("YX", "YXS", "SYX")
-        return single and self.orientation == 1
-
-    @property
     def _pieces(self) -> tuple[int, ...]:
         """Strips or tiles down and across."""
         chunked: tuple[int, ...] = self.page.chunked
         return chunked[-2:] if self.page.planarconfig == 2 else chunked[:2]
 
-    def _meant(
-        self, array: np.ndarray, keep_palette: bool = False, corner: Sequence[int] = (0, 0)
-    ) -> np.ndarray:
-        """What stored values `[N, H, W, C]`, of the page or of a part of it, mean; not turned."""
+    def _meant(self, array: np.ndarray, keep_palette: bool = False) -> np.ndarray:
+        """What stored values `[N, H, W, C]`, of the page or of a part of it, mean."""
         page, bits = self.page, self.page.bitspersample
         if page.photometric == PHOTOMETRIC.PALETTE:
             array = array.astype(np.uint8 if bits <= 8 else np.uint16)
@@ -278,7 +233,7 @@ class TiffFile(ImageFile):
                 array = ~array if bits == 1 else array.dtype.type(2**bits - 1) - array
             if bits in (2, 4):
                 array = array * np.uint8(255 // (2**bits - 1))
-        return plain_type(array, self.path, corner)
+        return array
 
     def _checked_series(self) -> tifffile.TiffPageSeries:
         """The image or stack that the file holds, at its finest."""

@@ -11,24 +11,15 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from typing_extensions import override
+from typing_extensions import Self, override
 
-from ddpm_unet.data.images import (
-    ImageFile,
-    ImageInfo,
-    channel_numbers,
-    faults_named,
-    plain_type,
-    result_type,
-    select_channels,
-)
+from ddpm_unet.data.images import ImageFile, ImageInfo, result_type
 from ddpm_unet.data.tiff import UNITS, known_spacing
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, from_extra
 
 READERS = {".zarr": "bioio_ome_zarr", ".czi": "bioio_czi", ".nd2": "bioio_nd2"}
 OPTIONS: dict[str, dict[str, Any]] = {"bioio_czi": {"chunk_dims": ["Y", "X"]}}
@@ -93,40 +84,27 @@ class NiftiFile(ImageFile):
     right. Values are scaled by the file's slope and intercept; a fourth axis is C.
     """
 
-    def __init__(self, path: str | Path, channels: Sequence[str] = ()) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = path
-        try:
-            import nibabel
-        except ImportError:
-            raise UserError(
-                f"{path}: NIfTI needs nibabel; pip install 'ddpm-unet[volumes]', or save it as a "
-                "TIFF"
-            ) from None
-        image: Any = nibabel.load(path)
-        self.image = image
+        self.image = image = from_extra("nibabel", "volumes", f"{path}: is NIfTI").load(path)
         sizes = (*image.shape, *[1] * (4 - len(image.shape)))
         if len(sizes) == 5 and sizes[3] == 1:  # a vector per voxel
             sizes = (*sizes[:3], sizes[4])
         if len(sizes) != 4:
             raise UserError(f"{path}: has {len(sizes)} axes; save volumes of 3, or 4 with channels")
         self.space = Space(image.affine, sizes[:3], image.header)
-        depth, height, width = self.space.size
-        self.shape = (depth, height, width, sizes[3])
-        dtype = result_type(image.get_data_dtype(), path)
-        if (image.dataobj.slope, image.dataobj.inter) != (1, 0):
-            dtype = np.dtype(np.float32)
-        self.numbers = channel_numbers(channels, (), sizes[3], path)
+        self.shape = (*self.space.size, sizes[3])
+        scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
+        dtype = result_type(np.dtype(np.float32) if scaled else image.get_data_dtype(), path)
         known: Any = {"spacing": self.space.spacing, "colors": sizes[3] == 1}
-        self.info = ImageInfo(height, width, len(self.numbers), dtype, depth, **known)
+        self.info = ImageInfo(self.space.size, sizes[3], dtype, **known)
 
     @override
-    def read(self, keep_palette: bool = False) -> np.ndarray:
+    def _decode(self, keep_palette: bool) -> np.ndarray:
         from nibabel.orientations import apply_orientation
 
         array = np.asanyarray(self.image.dataobj).reshape(*self.space.shape, self.shape[-1])
-        array = apply_orientation(array, self.space.orientation).transpose(2, 1, 0, 3)
-        array = select_channels(array, self.numbers)
-        return np.ascontiguousarray(plain_type(array, self.path))
+        return apply_orientation(array, self.space.orientation).transpose(2, 1, 0, 3)
 
 
 class BioFile(ImageFile):
@@ -136,15 +114,15 @@ class BioFile(ImageFile):
         path: The file, or the folder of a Zarr.
         stack: Take several planes as a stack; else they are a fault.
         level: 0 is the finest.
-        channels: Names or numbers of those wanted, see `channel_numbers`.
     """
 
     streams = True
 
-    def __init__(
-        self, path: str | Path, stack: bool = False, level: int = 0, channels: Sequence[str] = ()
-    ) -> None:
-        image, self.path = _image(path), path
+    def __init__(self, path: str | Path, stack: bool = False, level: int = 0) -> None:
+        name, self.path = READERS[os.path.splitext(path)[1].lower()], path
+        open_image = from_extra("bioio", "bio", str(path)).BioImage
+        reader = from_extra(name, "bio", str(path)).Reader
+        image = open_image(path, reader=reader, **OPTIONS.get(name, {}))
         if len(image.scenes) != 1:
             raise UserError(
                 f"{path}: holds {len(image.scenes)} scenes; save each as a file of its own"
@@ -163,49 +141,40 @@ class BioFile(ImageFile):
             )
         order = [*pages, "Y", "X", *(axis for axis in "CS" if axis in sizes)]
         array = image.dask_data.transpose([image.dims.order.index(axis) for axis in order])
-        array = array.reshape(-1, sizes["Y"], sizes["X"], sizes["C"] * sizes.get("S", 1))
-        if not stack and len(array) > 1:
+        self.array = array.reshape(-1, sizes["Y"], sizes["X"], sizes["C"] * sizes.get("S", 1))
+        self.shape = tuple(self.array.shape)
+        if not stack and len(self.array) > 1:
             raise UserError(
-                f"{path}: has {len(array)} planes; save each as an image of its own, or set "
+                f"{path}: has {len(self.array)} planes; save each as an image of its own, or set "
                 "data.dims 3"
             )
-        names = tuple(map(str, image.channel_names or ()))
-        self.array: Any = select_channels(
-            array, channel_numbers(channels, names, array.shape[-1], path)
-        )
-        self.shape = depth, height, width, count = tuple(self.array.shape)
+        self.names = tuple(map(str, image.channel_names or ()))
         self.info = ImageInfo(
-            height, width, count, result_type(array.dtype, path), depth if stack else None,
-            in_pieces=True, spacing=_spacing(image), colors=count == 1 or sizes["C"] == 1,
+            self.shape[:3] if stack else self.shape[1:3], self.shape[3],
+            result_type(array.dtype, path), in_pieces=True, spacing=_spacing(image),
+            colors=sizes["C"] == 1,
         )  # fmt: skip
 
     @override
-    def read(self, keep_palette: bool = False) -> np.ndarray:
-        return self._part()
+    def choose(self, channels: Sequence[str]) -> Self:
+        super().choose(channels)
+        self.array = super()._chosen(self.array)  # of the others nothing is read
+        self.shape = tuple(self.array.shape)
+        return self
 
     @override
-    def window(self, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
-        place = [slice(start, start + n) for start, n in zip(corner, size, strict=True)]
-        return self._part(*place) if len(place) == 3 else self._part(slice(0, 1), *place)[0]
+    def _chosen(self, array: np.ndarray) -> np.ndarray:
+        return array
 
-    def _part(self, *place: slice) -> np.ndarray:
-        with faults_named(self.path):
-            part = self.array[place].compute(scheduler="synchronous")
-            corner = [each.start or 0 for each in place[1:]] or (0, 0)
-            return plain_type(part, self.path, corner)
+    @override
+    def _decode(self, keep_palette: bool) -> np.ndarray:
+        return self.array.compute(scheduler="synchronous")
 
-
-def _image(path: str | Path) -> Any:
-    name = READERS[os.path.splitext(path)[1].lower()]
-    try:
-        from bioio import BioImage
-
-        reader = import_module(name).Reader
-    except ImportError as error:
-        raise UserError(
-            f"{path}: needs bioio and {name} ({error}); pip install 'ddpm-unet[bio]'"
-        ) from None
-    return BioImage(path, reader=reader, **OPTIONS.get(name, {}))
+    @override
+    def _part(self, planes: range, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
+        (top, left), (height, width) = corner, size
+        place = self.array[planes.start : planes.stop, top : top + height, left : left + width]
+        return place.compute(scheduler="synchronous")
 
 
 def _spacing(image: Any) -> tuple[float, ...] | None:

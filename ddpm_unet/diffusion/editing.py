@@ -166,11 +166,9 @@ def slerp(first: Tensor, second: Tensor, shares: Sequence[float]) -> Tensor:
     angle = torch.arccos(cosine.clamp(-1, 1))
     mixed = []
     for share in shares:
-        if float(angle) < 1e-4:
-            mixed.append(torch.lerp(first, second, share))
-        else:
-            weights = torch.sin((1 - share) * angle), torch.sin(share * angle)
-            mixed.append((weights[0] * first + weights[1] * second) / torch.sin(angle))
+        weights = torch.sin((1 - share) * angle), torch.sin(share * angle)
+        arc = (weights[0] * first + weights[1] * second) / torch.sin(angle)
+        mixed.append(torch.where(angle < 1e-4, torch.lerp(first, second, share), arc))
     return torch.stack(mixed)
 
 
@@ -203,6 +201,8 @@ def tiled(
     weight = line[:, None] * line[None, :]
 
     def tiled_network(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        nonlocal weight
+        weight = weight.to(x.device)  # once: a step must not wait for it
         height, width = x.shape[2:]
         if min(height, width) < tile:
             raise UserError(f"{height} x {width}: smaller than a window of {tile} pixels")
@@ -211,7 +211,6 @@ def tiled(
         padded = _surround(x, tile, periodic)
         images = {k: _surround(v, tile, periodic) for k, v in cond.items() if v.ndim == 4}
         total: Tensor | None = None
-        weights = weight.to(x.device)
         counts = torch.zeros(padded.shape[2:], device=x.device)
         places = [(r, c) for r in rows for c in columns]
         at_once = max(1, batch // len(x))
@@ -229,8 +228,8 @@ def tiled(
                     len(x), predictions.shape[1], *padded.shape[2:], dtype=torch.float32
                 )
             for (r, c), prediction in zip(some, predictions.float().split(len(x)), strict=True):
-                total[:, :, r : r + tile, c : c + tile] += weights * prediction
-                counts[r : r + tile, c : c + tile] += weights
+                total[:, :, r : r + tile, c : c + tile] += weight * prediction
+                counts[r : r + tile, c : c + tile] += weight
         assert total is not None, "there is a window"
         return _folded(total, tile, periodic) / _folded(counts, tile, periodic)
 

@@ -122,7 +122,6 @@ def sample(
     self_conditioning: bool = False,
     start: Tensor | None = None,
     strength: float = 1.0,
-    counter_noise: bool = False,
     progress: bool = False,
     callback: Callable[[StepInfo], None] | None = None,
 ) -> Tensor:
@@ -145,8 +144,6 @@ def sample(
         start: Images `[B or 1, *shape]` to noise and go on from, instead of noise alone (Meng
             2022, arXiv:2108.01073, algorithm 1).
         strength: Share of the steps that are taken with `start`, above 0, up to 1.
-        counter_noise: On a CPU draw the noise that accelerators draw, several times slower, so
-            that they draw the same images; samplers of diffusers that add noise draw their own.
         progress: Show a progress bar.
         callback: Called after every step; it must clone the state x if it keeps it.
 
@@ -169,7 +166,7 @@ def sample(
         raise UserError(f"strength {strength:g}: give a share of the steps, above 0 and up to 1")
     sampler = make_sampler(sampler, diffusion)
     with torch.inference_mode():
-        on_cpu = torch.device(device).type == "cpu" and not counter_noise
+        on_cpu = torch.device(device).type == "cpu"  # where it is several times slower
         noise = (Noise if on_cpu else CounterNoise)(seed, indices, shape, device)
         plan = sampler.plan(steps, eta, noise.generators)
         total, first = len(plan.times), 0

@@ -311,12 +311,9 @@ class Denoiser:
         return self.codec.latent_size(side, name) if self.codec else side
 
     def _guided(
-        self,
-        network: Callable[..., Tensor],
-        scale: float | None,
-        interval: tuple[float, float] | None,
-        guide: UNet | None,
-    ) -> Callable[..., Tensor]:
+        self, network: Callable[..., Tensor], scale: float | None,
+        interval: tuple[float, float] | None, guide: UNet | None,
+    ) -> Callable[..., Tensor]:  # fmt: skip
         denoise, interval = concat_cond(network), interval or ALWAYS
         if scale is None:
             return denoise
@@ -432,11 +429,9 @@ def generate_together(
 
 
 def check_guidance(
-    conditioning: Conditioning,
-    guidance: float | None,
-    guidance_interval: tuple[float, float] | None,
-    guide: Any,
-) -> None:
+    conditioning: Conditioning, guidance: float | None,
+    guidance_interval: tuple[float, float] | None, guide: Any,
+) -> None:  # fmt: skip
     """Refuse guidance without a guide, and the reverse.
 
     Raises:
@@ -519,21 +514,15 @@ def _interpolation(ends: Tensor, num_images: int) -> Callable[..., Tensor]:
     inverted: list[Tensor] = []
 
     def draw(
-        denoiser: Any,
-        sampler: Any,
-        shape: Sequence[int],
-        *,
-        indices: Sequence[int],
-        steps: int,
-        device: torch.device,
-        progress: bool = False,
-        **unused: Any,
-    ) -> Tensor:
+        denoiser: Any, sampler: Any, shape: Sequence[int], *, indices: Sequence[int], steps: int,
+        device: torch.device, progress: bool = False, **unused: Any,
+    ) -> Tensor:  # fmt: skip
         path = Inversion(denoiser, sampler.diffusion, steps, device)
         if not inverted:
             inverted.extend(path.to_noise(ends, progress=progress))
-            error = (path.to_images(torch.stack(inverted)).cpu() - ends).square().mean().sqrt()
             if progress:
+                again = path.to_images(torch.stack(inverted)).cpu()
+                error = (again - ends).square().mean().sqrt()
                 tqdm.write(f"inverted and back: off by {error / 2:.2%} of the range, rms")
         shares = [i / (num_images - 1) for i in indices]
         return path.to_images(slerp(inverted[0], inverted[1], shares), progress)

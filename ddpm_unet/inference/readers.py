@@ -46,7 +46,7 @@ class PlaneRows:
     def __init__(self, file: ImageFile, number: int) -> None:
         self.file, self.number = file, number
         self.dtype = file.info.dtype
-        self.shape = (file.info.height, file.info.width, file.info.channels)
+        self.shape = (*file.info.size[-2:], file.info.channels)
 
     def __getitem__(self, rows: slice, /) -> np.ndarray:
         low, high, _ = rows.indices(self.shape[0])

@@ -31,16 +31,15 @@ class Tiling:
     """How tiles cover an image.
 
     Args:
-        tile: Pixels the network sees, along every axis or per axis. The default takes an image
-            of 512 x 512 in one piece.
+        tile: Pixels the network sees at most, along every axis or per axis: tiles shrink by
+            multiples of `step` until they just cover the image. The default takes an image of
+            512 x 512 in one piece.
         margin: Context: predictions so near to a tile's border are dropped. For a network
             without padding, the pixels it loses on every side (`ClassicUNet.margin`).
         overlap: Least number of kept pixels that neighbouring tiles share and blend. 0 for a
             network without padding: its seams are exact.
         step: Tiles start at multiples of it. With that of the network's pooling, a tile gives
             the same pixels as a pass over the whole image would, as far as `margin` reaches.
-        even: Use no more tiles than needed and shrink them by multiples of `step` until they
-            just cover the image; otherwise all tiles have size `tile`.
         pixels: If not 0, tiles may grow by multiples of `step`, each axis by itself, where less is
             then computed twice; and no call of the network gets more pixels than these.
     """
@@ -49,7 +48,6 @@ class Tiling:
     margin: int = 16
     overlap: int = 32
     step: int = 32
-    even: bool = True
     pixels: int = 0
 
 
@@ -136,7 +134,7 @@ def placed(length: int, tile: int, tiling: Tiling) -> Axis:
         stride = (kept - overlap) // step * step
         return kept + (count - 1) * stride >= length
 
-    while tiling.even and kept > step and covers(kept - step):
+    while kept > step and covers(kept - step):
         kept -= step
     steps = max(0, -(-(length - kept) // step))  # between the first and the last tile
     starts = tuple(step * (i * steps // max(count - 1, 1)) for i in range(count))

@@ -14,7 +14,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageDraw, ImageFont
 
-from ddpm_unet.data.folder import split_ending
+from ddpm_unet.data.reading import split_ending
 from ddpm_unet.data.tiff import tiff_options
 from ddpm_unet.data.volumes import Space, write_nifti
 from ddpm_unet.errors import UserError

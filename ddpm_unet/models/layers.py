@@ -187,19 +187,25 @@ class ResidualBlock(nn.Module):
         shortcut = self.resampled(x, size)
         if self.conv_shortcut is not None:
             shortcut = self.conv_shortcut(shortcut)
-        h = self.conv1(self.resampled(self.norm1(x), size))
+        h = self._convolved(self.conv1, self.resampled(self.norm1(x), size))
         modulation = self.modulation(emb, x.ndim)
         if self.scale_shift:
             h = self.norm2(h, *modulation.chunk(2, dim=1))
         else:
-            h = self.norm2(h + modulation)
-        h = self.conv2(self.dropout(h)) + shortcut
+            h = self.norm2(self._added(h, modulation))
+        h = self._added(self._convolved(self.conv2, self.dropout(h)), shortcut)
         return h if self.output_scale == 1 else h / self.output_scale
 
     def modulation(self, emb: Tensor, ndim: int) -> Tensor:
         """What the embedding adds to the channels, `[B or 1, channels, *ones]`."""
         projected = self.time_emb_proj(emb)
         return projected.reshape(*projected.shape, *[1] * (ndim - 2))
+
+    def _convolved(self, conv: nn.Module, x: Tensor) -> Tensor:
+        return conv(x)
+
+    def _added(self, x: Tensor, other: Tensor) -> Tensor:  # x is of a convolution
+        return x + other
 
     def resampled(self, x: Tensor, size: Sequence[int] | None) -> Tensor:
         """Halved by `down`, or enlarged to `size` if there is one."""

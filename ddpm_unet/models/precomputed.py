@@ -20,18 +20,21 @@ class PrecomputedUNet(UNet):
 
     times: Tensor
     table: Tensor
+    told: frozenset[float]  # the times, which no device is asked for
 
     def embed(self, t: Tensor | float, class_labels: Tensor | None = None) -> Tensor:
         """The row `[B or 1, columns]` of what all residual blocks add for time and class."""
         classes = self.config.num_class_embeds
         if (class_labels is None) != (classes is None):
             return super().embed(t, class_labels)  # which says what is wrong
+        number = getattr(t, "number", t)  # of a batch at one time; see `batch_time`
+        other = not isinstance(number, Tensor) and float(torch.tensor(number)) not in self.told
         if not isinstance(t, Tensor):
             t = torch.full((1,), t, device=self.times.device)  # no device is waited for
         exact = t.reshape(-1).to(self.times)
         index = torch.searchsorted(self.times, exact).clamp_(max=len(self.times) - 1)
         known = self.times[index] == exact
-        if known.device.type == "cpu" and not known.all():
+        if other or (known.device.type == "cpu" and not known.all()):
             emb = super().embed(t, class_labels)
             parts = [part for part in self.modules() if isinstance(part, Columns)]
             return torch.cat([part.projection(emb) for part in parts], dim=1)
@@ -63,8 +66,9 @@ def precompute_time_embeddings(unet: UNet, timesteps: Tensor) -> UNet:
 
     Args:
         unet: A trained network, on its device.
-        timesteps: Those that it will be called with, `[T]`, repeated or not. Of another one a CPU
-            computes the embedding at the usual cost; any other device answers NaN.
+        timesteps: Those that it will be called with, `[T]`, repeated or not. Of another one it
+            computes the embedding at the usual cost, elsewhere than on a CPU if it is a number or
+            one of `batch_time`, which no device must be asked for, and else answers NaN.
 
     Returns:
         Such a network, or `unet` itself where the table would be too large or the class embedding
@@ -83,6 +87,7 @@ def precompute_time_embeddings(unet: UNet, timesteps: Tensor) -> UNet:
     emb = unet.embed(times.repeat_interleave(each), labels)
     twin = deepcopy(unet, memo={id(tensor): tensor for tensor in unet.parameters()})
     twin.__class__ = PrecomputedUNet
+    twin.told = frozenset(timesteps.float().tolist())
     twin.register_buffer("times", times, persistent=False)
     table = torch.cat([projection(emb) for projection in projections], dim=1)
     twin.register_buffer("table", table, persistent=False)

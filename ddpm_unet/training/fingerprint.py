@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from scipy import fft, ndimage
 
-from ddpm_unet.data.check import Report
 from ddpm_unet.data.pixels import PERCENTILES, shown_size
+from ddpm_unet.data.report import Report
 from ddpm_unet.data.volumes import in_mm
 from ddpm_unet.errors import UserError
 

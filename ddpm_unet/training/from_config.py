@@ -19,21 +19,16 @@ from ddpm_unet.config import (
 from ddpm_unet.config.network import UNetSettings
 from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data import histology
-from ddpm_unet.data.check import Report, check_pairs
+from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.folder import with_dims
 from ddpm_unet.data.image_set import ImageSet
-from ddpm_unet.data.labelled import (
-    LabelledSet,
-    PairSet,
-    TargetSet,
-    WithExtra,
-    pair_stream,
-    split_images,
-)
+from ddpm_unet.data.labelled import LabelledSet, PairSet, TargetSet, WithExtra, pair_stream
 from ddpm_unet.data.pairs import POINTS
 from ddpm_unet.data.preprocessing import PixelType, Preprocessing, labelled_data
 from ddpm_unet.data.reading import numbers_of
+from ddpm_unet.data.report import Report
 from ddpm_unet.data.sources import concat_condition, held_out, open_stream
+from ddpm_unet.data.splits import split_images
 from ddpm_unet.data.volumes import alike, in_mm, spacing_of
 from ddpm_unet.diffusion.edm import EDMDiffusion, make_diffusion
 from ddpm_unet.errors import UserError
@@ -334,7 +329,7 @@ def _classes(config: SegmentConfig, report: Report) -> tuple[ClassTarget, dict[s
         config.cell_class,
     )  # fmt: skip
     if config.objects:
-        if config.data.mask_kind == "boundaries" or config.data.masks == POINTS:
+        if config.data.masks == POINTS:
             raise UserError("objects: masks number them; set data.mask_kind instances")
         names, colors = (*names, INTERIOR), colors and (*colors, (255, 255, 255))
     return target, {"num_classes": len(names), "class_names": names, "class_colors": colors}

@@ -17,7 +17,8 @@ from typing_extensions import override
 
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.sources import CACHE
-from ddpm_unet.data.stream import Batch, Grid, Positions, PositionStream, Stream, to_model_range
+from ddpm_unet.data.stream import Grid, Stream, to_model_range
+from ddpm_unet.data.windows import Batch, Positions, PositionStream
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.autoencoder import Autoencoder
 from ddpm_unet.randomness import normal

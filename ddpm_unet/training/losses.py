@@ -76,7 +76,7 @@ def dice(logits: Tensor, masks: Tensor, class_weights: Tensor | None = None) -> 
 
 
 def interior_loss(logits: Tensor, interior: Tensor, masks: Tensor) -> Tensor:
-    """Binary cross-entropy of logits `[B, *sizes]` to `data.masks.interiors` of the same shape."""
+    """Binary cross-entropy of logits `[B, *sizes]` to `data.cells.interiors` of the same shape."""
     losses = F.binary_cross_entropy_with_logits(logits.float(), interior, reduction="none")
     return _pixel_mean(losses, masks)
 

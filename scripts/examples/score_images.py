@@ -42,7 +42,7 @@ def read(file: Path, dims: int) -> np.ndarray:
 
 def prediction(folder: Path, target: Path) -> Path:
     """The file of a target."""
-    from ddpm_unet.data.folder import split_ending
+    from ddpm_unet.data.reading import split_ending
 
     stem = split_ending(target.name)[0]
     names = (stem, f"{stem}_predicted")

@@ -13,7 +13,7 @@ from ddpm_unet.data.augment import (
     augmentation,
     window_margin,
 )
-from ddpm_unet.data.pixels import cut_window
+from ddpm_unet.data.windows import cut_window
 from ddpm_unet.randomness import seeded
 
 PLAIN = {"brightness": 0.0, "contrast": 0.0, "gamma": 0.0, "noise": 0.0}

@@ -110,6 +110,36 @@ def test_smooth_masks_are_told_of_threshold(folders):
     np.testing.assert_array_equal(report.class_pixels[2], [400, 1600])
 
 
+def numbered(count):
+    """A mask of so many squares with numbers of their own."""
+    mask = np.zeros((40, 50), np.uint16)
+    for number in range(count):
+        row, column = divmod(number, 16)
+        mask[3 * row :, 3 * column :][:2, :2] = number + 1
+    return mask
+
+
+def test_numbers_of_many_objects_are_known(folders):
+    for name, count in zip("123", (130, 60, 90), strict=True):
+        write(folders / f"masks/{name}.png", numbered(count))
+    report = check(folders)
+    assert report.mask_code().kind == report.config.mask_kind == "instances"
+    assert "masks number objects" in str(report)
+    np.testing.assert_array_equal(report.class_pixels[:, 1], [520, 240, 360])
+    assert check(folders, num_classes=200).mask_code().kind == "classes"
+
+
+@pytest.mark.parametrize("odd", ["alike", "sparse", "shades", "few"])
+def test_other_masks_of_many_values_are_not_taken_for_objects(folders, odd):
+    for name, count in zip("123", (130, 60, 90), strict=True):
+        mask = numbered({"alike": 130, "few": min(count, 95)}.get(odd, count))
+        mask *= 3 if odd == "sparse" else 1
+        if odd == "shades":
+            mask = RNG.permutation(mask.ravel()).reshape(mask.shape)
+        write(folders / f"masks/{name}.png", mask)
+    assert "numbers of objects" in check(folders).faults[0]
+
+
 def test_what_is_suspicious(folders):
     write(folders / "images/2.png", np.asarray(Image.open(folders / "images/1.png")))
     write(folders / "images/3.png", np.full((200, 300), 9, np.uint8))

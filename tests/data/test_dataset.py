@@ -11,7 +11,8 @@ from torchvision.datasets import FakeData
 
 from ddpm_unet.data.collection import ArrayCollection
 from ddpm_unet.data.dataset import as_dataset, grid_of, stream_of
-from ddpm_unet.data.image_set import Fit, open_collection
+from ddpm_unet.data.image_set import open_collection
+from ddpm_unet.data.pixels import Fit
 from ddpm_unet.data.stream import Grid, Stream
 
 RNG = np.random.default_rng(0)

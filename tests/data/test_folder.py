@@ -13,8 +13,9 @@ from PIL import Image
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data import folder as folder_module
 from ddpm_unet.data.folder import Folder, Shards
-from ddpm_unet.data.image_set import Fit, open_collection
+from ddpm_unet.data.image_set import open_collection
 from ddpm_unet.data.images import ImageInfo
+from ddpm_unet.data.pixels import Fit
 from ddpm_unet.data.reading import Reading
 from ddpm_unet.data.sources import held_out, open_images, open_stream
 
@@ -40,7 +41,7 @@ def test_natural_order_through_sub_folders(tmp_path):
     assert folder.name(4) == str(tmp_path / "b/img10.png")
     np.testing.assert_array_equal(folder.read(4), np.full((3, 4, 1), names.index("b/img10.png")))
     info = folder.info(0)
-    assert (info.height, info.width, info.channels) == (3, 4, 1)
+    assert (*info.size, info.channels) == (3, 4, 1)
 
 
 def test_classes_are_the_first_folder_level(tmp_path):
@@ -98,7 +99,7 @@ def test_a_large_folder_is_looked_at_once(tmp_path, monkeypatch):
         patch.setattr(folder_module, "list_images", refuse)
         again = Folder(root, class_labels=True)
         assert [again.name(i) for i in range(3)] == [first.name(i) for i in range(3)]
-        assert [again.info(i) for i in range(3)] == [ImageInfo(3, 4, 1, np.dtype("u1"))] * 3
+        assert [again.info(i) for i in range(3)] == [ImageInfo((3, 4), 1, np.dtype("u1"))] * 3
         assert (again.note, again.classes) == (first.note, ("a", "b"))
         for other in (Reading(max_pixels=2.0), Reading(dims=3)):
             with pytest.raises(AssertionError, match="looked again"):

@@ -12,8 +12,9 @@ from PIL import Image
 
 from ddpm_unet.data.collection import ArrayCollection, Selection
 from ddpm_unet.data.folder import Folder
-from ddpm_unet.data.image_set import Fit, ImageSet, PackedImages, open_collection, survey
-from ddpm_unet.data.pixels import convert_channels, cut_window, resize, to_unit
+from ddpm_unet.data.image_set import ImageSet, PackedImages, open_collection, survey
+from ddpm_unet.data.pixels import Fit, convert_channels, resize, to_unit
+from ddpm_unet.data.windows import cut_window
 
 RNG = np.random.default_rng(0)
 DTYPES = ["uint8", "uint16", "float32"]

@@ -30,7 +30,7 @@ def assert_reads(path, expected):
     np.testing.assert_array_equal(picture, expected)
     assert picture.flags.writeable
     info = image_info(path)
-    assert (info.height, info.width, info.channels) == expected.shape
+    assert (*info.size, info.channels) == expected.shape
     assert info.dtype == expected.dtype
 
 

@@ -10,10 +10,10 @@ from data_files import write
 from PIL import Image
 
 from ddpm_unet.config import AugmentConfig, PairDataConfig
+from ddpm_unet.data.cells import border_weights, connected_cells
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.labelled import LabelledSet, pair_stream
-from ddpm_unet.data.masks import border_weights, connected_cells
-from ddpm_unet.data.stream import rare_pixel
+from ddpm_unet.data.windows import rare_pixel
 
 RNG = np.random.default_rng(0)
 

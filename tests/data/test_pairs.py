@@ -165,8 +165,6 @@ def test_nothing_to_pair(tmp_path, settings, message):
 def test_built_in_masks_know_what_they_are():
     nucleus = complete_settings(PairDataConfig())
     assert (nucleus.mask_kind, nucleus.class_names) == ("instances", ("background", "nucleus"))
-    outlined = complete_settings(PairDataConfig(mask_kind="boundaries"))
-    assert outlined.class_names == ("background", "nucleus", "outline")
     types = complete_settings(PairDataConfig(masks="builtin:nucleus-type"))
     assert (types.mask_kind, len(types.class_names)) == ("classes", 4)
     own = PairDataConfig(images="a", masks="b")

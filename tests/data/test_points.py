@@ -22,17 +22,6 @@ from ddpm_unet.data.points import (
     to_grid,
 )
 
-PDB = """\
-HEADER    A MADE-UP PEPTIDE
-ATOM      1  N   GLY A   1      -1.500   2.250  10.000  1.00 20.00           N
-ATOM      2  CA  GLY A   1       0.000   2.250  10.000  1.00 20.00           C
-ATOM      3  HA2 GLY A   1       0.400   3.250  10.000  1.00 20.00           H
-ATOM      4 SE   MSE A   2       4.000   2.250  11.500  1.00 20.00          SE
-ATOM      5  O   GLY A   2       1.000   2.000   3.000  1.00 20.00
-HETATM    6  O   HOH A   3      40.000  40.000  40.000  1.00 20.00           O
-END
-"""
-
 
 def save(path, **arrays):
     np.savez(path, **arrays)
@@ -83,16 +72,6 @@ def test_points_of_one_cell_share_it(tmp_path):
     np.testing.assert_array_equal(found, chances[:, 2, 2, [2, 2, 7]].T)
 
 
-def test_atoms_of_a_pdb_file(tmp_path):
-    (tmp_path / "a.pdb").write_text(PDB)
-    points = read_points(tmp_path / "a.pdb")
-    assert points.coordinates[:2].tolist() == [[-1.5, 2.25, 10], [0, 2.25, 10]]
-    assert points.features.argmax(1).tolist() == [1, 0, 4, 2]
-    assert points.labels is None
-    with refused(r"a\.pdb: has no labels"):
-        read_labels(tmp_path / "a.pdb", 1)
-
-
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -117,8 +96,7 @@ def test_faults_are_named(tmp_path, arrays, message):
 def test_pickles_and_rubbish_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", coordinates=np.array([{}], dtype=object), allow_pickle=True)
     (tmp_path / "b.npz").write_bytes(b"PK nothing")
-    (tmp_path / "c.pdb").write_text(PDB.replace("-1.500", "-1.5oo"))
-    for name in ("a.npz", "b.npz", "c.pdb"):
+    for name in ("a.npz", "b.npz"):
         with refused(name):
             read_points(tmp_path / name)
 

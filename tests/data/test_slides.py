@@ -10,10 +10,11 @@ from PIL import Image
 
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.folder import Folder
-from ddpm_unet.data.image_set import Fit, PackedImages, open_collection
-from ddpm_unet.data.pixels import cut_window
+from ddpm_unet.data.image_set import PackedImages, open_collection
+from ddpm_unet.data.pixels import Fit
 from ddpm_unet.data.reading import Reading, read_image
 from ddpm_unet.data.sources import open_stream
+from ddpm_unet.data.windows import cut_window
 
 TILES = {"tile": (32, 48)}
 WAYS = {

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddpm_unet.config import SplitConfig
-from ddpm_unet.data.labelled import split_images
+from ddpm_unet.data.splits import split_images
 
 
 def split(count, **settings):

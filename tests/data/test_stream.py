@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from ddpm_unet.data.collection import ArrayCollection
 from ddpm_unet.data.folder import Folder
-from ddpm_unet.data.image_set import Fit, open_collection
+from ddpm_unet.data.image_set import open_collection
 from ddpm_unet.data.loader import make_loader, shares, step_batches, worker_fault
-from ddpm_unet.data.pixels import to_unit
-from ddpm_unet.data.stream import Grid, Stream, order, to_model_range
+from ddpm_unet.data.pixels import Fit, to_unit
+from ddpm_unet.data.stream import Grid, Stream, to_model_range
+from ddpm_unet.data.windows import order
 from ddpm_unet.errors import UserError
 
 RNG = np.random.default_rng(0)

@@ -12,12 +12,13 @@ from PIL import Image
 from ddpm_unet.config import AugmentConfig, ImageDataConfig, PairDataConfig, SplitConfig
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.folder import Folder
-from ddpm_unet.data.image_set import Fit
-from ddpm_unet.data.labelled import LabelledSet, pair_stream, split_images
-from ddpm_unet.data.pixels import cut_window, normalised, to_unit
+from ddpm_unet.data.labelled import LabelledSet, pair_stream
+from ddpm_unet.data.pixels import Fit, normalised, to_unit
 from ddpm_unet.data.reading import Reading, image_info, read_image, volume_space
 from ddpm_unet.data.sources import held_out, open_images, open_stream
+from ddpm_unet.data.splits import split_images
 from ddpm_unet.data.volumes import Space, in_mm, write_nifti
+from ddpm_unet.data.windows import cut_window
 
 RNG = np.random.default_rng(0)
 PLAIN = AugmentConfig(

@@ -17,9 +17,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -28,18 +30,20 @@ from PIL import Image
 
 from ddpm_unet import cli, randomness
 from ddpm_unet.config import UNetConfig
+from ddpm_unet.diffusion import editing, sampling
+from ddpm_unet.diffusion.edm import EDMDiffusion
 from ddpm_unet.diffusion.process import GaussianDiffusion
-from ddpm_unet.diffusion.samplers import make_sampler
-from ddpm_unet.diffusion.sampling import sample
+from ddpm_unet.diffusion.samplers import SAMPLERS
 from ddpm_unet.evaluation import report
+from ddpm_unet.inference import denoiser
+from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.tiles import Tiling, predict_tiles
-from ddpm_unet.models import UNet, precompute_time_embeddings
+from ddpm_unet.models import UNet
 from ddpm_unet.training import loop
 
 ROOT = Path(__file__).parents[2]
 PRETENDED = bool(os.environ.get("PRETENDED"))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SAMPLERS = ("ddpm", "ddim", "dpm++", "dpm++sde", "unipc", "euler", "heun")
 COUNTED = ("step", "images", "lr")
 """What metrics.jsonl says besides losses and scores."""
 
@@ -81,6 +85,8 @@ CLASSIC = PIXELS | {
 
 TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
     "denoise": ("train-ddpm", DENOISE | DRAWN),
+    "edm": ("train-ddpm", DENOISE | DRAWN | {"diffusion.process": "edm"}),
+    "weighted": ("train-ddpm", DENOISE | {"diffusion.min_snr_gamma": 5}),
     "bf16": ("train-ddpm", DENOISE | {"train.mixed_precision": "bf16"}),
     "by default": ("train-ddpm", DENOISE | {"train.mixed_precision": None, "data.memory_limit": 0}),
     "fp16": ("train-ddpm", DENOISE | {"train.mixed_precision": "fp16"}),
@@ -108,6 +114,19 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
         {key: value for key, value in DENOISE.items() if not key.startswith(("model", "diffusion"))}
         | {"model.block_out_channels": [8, 16], "model.norm_num_groups": 4},
     ),
+    "latents": (
+        "train-ddpm",
+        DENOISE
+        | DRAWN
+        | {"latent.autoencoder": "runs/autoencode/model", "latent.cache": "latents"}
+        | {"data.size": 16, "model.in_channels": 4, "model.out_channels": 4},
+    ),
+    "images and masks": (
+        "train-ddpm",
+        DENOISE
+        | {"data.condition": "masks", "data.condition_classes": 2}
+        | {"data.joint_masks": True, "model.in_channels": 5, "model.out_channels": 5},
+    ),
     "segment": ("train-seg", FROM_DENOISER | DRAWN),
     "features": ("train-seg", FROM_DENOISER | {"head.transfer": "features"}),
     "joint": (
@@ -120,7 +139,47 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
         CLASSIC | {"loss.name": "border", "train.optimizer": "rmsprop"},
     ),
     "regress": ("train-seg", CLASSIC | {"task": "regress", "data.masks": "targets"}),
+    "volumes": (
+        "train-ddpm",
+        DENOISE
+        | {"data.source": "volumes", "data.dims": 3, "model.dims": 3}
+        | {"model.in_channels": 1, "model.out_channels": 1},
+    ),
+    "low-rank changes": (
+        "train-ddpm",
+        LOOP
+        | {"data.source": "images", "data.size": 8, "init": "runs/denoise/model"}
+        | {"lora.rank": 2},
+    ),
 }
+NEEDS = {"volumes": "tifffile", "low-rank changes": "peft"}
+"""Packages without which a case is left out."""
+
+DRAWINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "classes, guided": (
+        {"num_class_embeds": 3},
+        {"conditioning": Conditioning(3, cond_dropout=True)},
+        {"sampler": "ddim", "guidance": 2.0, "guidance_interval": (0, 900), "class_labels": 1},
+    ),
+    "guided by another": ({}, {}, {"sampler": "ddpm", "guidance": 2.0, "guide": True}),
+    "its own estimate": (
+        {"in_channels": 6}, {"conditioning": Conditioning(3, self_conditioning=True)}, {},
+    ),
+    "learned variances": (
+        {"out_channels": 6},
+        {"diffusion": GaussianDiffusion(variance_type="learned_range")}, {"sampler": "ddpm"},
+    ),
+    "edm": ({}, {"diffusion": EDMDiffusion()}, {"sampler": "churn"}),
+    "from an image": ({}, {}, {"sampler": "dpm++", "init_image": True, "strength": 0.9}),
+    "a hole": ({}, {}, {"sampler": "ddpm", "init_image": True, "mask": True, "resamplings": 2}),
+    "between images": (
+        {}, {"diffusion": GaussianDiffusion(prediction_type="sample")},
+        {"sampler": "dpm++", "interpolate": True},
+    ),
+    "tiled": ({}, {}, {"sampler": "ddpm", "size": 12, "tile": 8}),
+    "tiled, periodic": ({}, {}, {"sampler": "ddim", "size": 16, "tile": 8, "periodic": True}),
+}  # fmt: skip
+"""Beside each sampler: settings of a U-Net, arguments of its `Denoiser` and of the job."""
 
 
 def write_data() -> None:
@@ -136,6 +195,11 @@ def write_data() -> None:
         Image.fromarray((pixels[..., 0] > 127).astype(np.uint8)).save(f"masks/{name}.png")
         Image.fromarray(255 - pixels[..., 0]).save(f"targets/{name}.png")
         np.save(f"vectors/{name}.npy", rng.normal(size=(1 + number % 3, 6)))
+    slices = [Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)) for _ in range(32)]
+    Path("volumes").mkdir()
+    for number in range(2):
+        first, *others = slices[number::2]
+        first.save(f"volumes/{number}.tif", save_all=True, append_images=others)
 
 
 def arguments(flags: dict[str, Any]) -> list[str]:
@@ -189,24 +253,38 @@ def training(name: str) -> Found:
     return {"values": values, "waits": found, "said": said.getvalue()}
 
 
-def sampling(name: str) -> Found:
-    """Images that a sampler draws, and the waits within its steps but the first and last."""
-    sampler = make_sampler(name, GaussianDiffusion())
-    unet = precompute_time_embeddings(small_unet(), torch.tensor(sampler.plan(6).times))
+def drawing(settings: dict[str, Any], parts: dict[str, Any], options: dict[str, Any]) -> Found:
+    """Images that are drawn, and the waits between the second evaluation and the last."""
+    generator = torch.Generator().manual_seed(0)
+    given = {
+        "init_image": torch.rand(1, 3, 8, 8, generator=generator) * 2 - 1,
+        "interpolate": torch.rand(2, 3, 8, 8, generator=generator) * 2 - 1,
+        "mask": torch.ones(1, 1, 8, 8, dtype=torch.bool).tril(),
+    }
+    given["guide"] = small_unet(layers_per_block=2) if "guide" in options else None
+    options = {key: given[key] if value is True and key in given else value
+               for key, value in options.items()}  # fmt: skip
+    parts = {"diffusion": GaussianDiffusion(), **parts}
+    made = denoiser.Denoiser(small_unet(**settings), **parts)
     marks: list[Counter[str]] = []
-    with watched() as waits:
-        images = sample(
-            unet, sampler, (3, 8, 8), seed=0, indices=range(2), steps=6, device=DEVICE,
-            counter_noise=True, callback=lambda info: marks.append(waits.copy()),
-        )  # fmt: skip
-    values = images.cpu().double().flatten().tolist()
-    return {"values": values, "waits": marks[-2] - marks[0]}
+    concatenated = denoiser.concat_cond
+
+    def marked(network: Any) -> Any:
+        def evaluation(*args: Any, **cond: Any) -> Any:
+            marks.append(waits.copy())
+            return network(*args, **cond)
+
+        return concatenated(evaluation)
+
+    with watched() as waits, patch.object(denoiser, "concat_cond", marked):
+        (drawn,) = (images for _, images, _ in made.job(2, steps=6, **options))
+    return {"values": drawn.cpu().double().flatten().tolist(), "waits": marks[-1] - marks[1]}
 
 
-def small_unet() -> torch.nn.Module:
+def small_unet(**changes: Any) -> UNet:
     """On the device, with weights that are not nought."""
     torch.manual_seed(0)
-    settings = {key.removeprefix("model."): value for key, value in UNET.items()}
+    settings = {key.removeprefix("model."): value for key, value in UNET.items()} | changes
     unet = UNet(
         UNetConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
     )
@@ -266,8 +344,9 @@ def avoidable(waits: dict[str, int]) -> dict[str, int]:
 
 
 CASES: dict[str, Callable[[], Found]] = {
-    **{name: partial(training, name) for name in TRAININGS},
-    **{f"sampler {name}": partial(sampling, name) for name in SAMPLERS},
+    **{name: partial(training, name) for name in TRAININGS if find_spec(NEEDS.get(name, "torch"))},
+    **{f"sampler {name}": partial(drawing, {}, {}, {"sampler": name}) for name in SAMPLERS},
+    **{f"drawn: {name}": partial(drawing, *how) for name, how in DRAWINGS.items()},
     "tiles": tiles,
 }
 
@@ -301,6 +380,7 @@ def main() -> None:
     torch.set_num_threads(1)
     os.chdir(sys.argv[1])
     write_data()
+    sampling.Noise = editing.Noise = sampling.CounterNoise  # type: ignore[misc]  # on a CPU, too
     if DEVICE == "cuda" and not PRETENDED:  # whose generators draw other numbers in training
         draw = randomness.normal
         randomness.normal = lambda seed, purpose, positions, shape, device="cpu": (

@@ -9,7 +9,7 @@ import tifffile
 import torch
 
 from ddpm_unet.config import ClassicConfig
-from ddpm_unet.data.masks import interiors
+from ddpm_unet.data.cells import interiors
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.inference.objects import (
     find_objects,

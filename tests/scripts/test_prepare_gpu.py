@@ -19,12 +19,15 @@ def flags():
         setattr(module, name, value)
 
 
-def test_a_network_and_the_codec_of_its_latents_keep_channels_last_on_a_gpu(flags):
-    network, codec = nn.Conv2d(4, 4, 3), SimpleNamespace(network=nn.Conv2d(4, 4, 3))
-    args = Namespace(precision="fp32", compile=False)
-    with at_speed(network, torch.device("cuda"), args, codec) as computes:
-        assert computes is network
-    for module in (network, codec.network):
+def test_a_network_and_the_codec_of_its_latents_keep_channels_last_and_compile(flags):
+    network, codec = nn.Conv2d(4, 4, 3), SimpleNamespace(network=nn.Module())
+    codec.network.decoder = nn.Conv2d(4, 4, 3)
+    for compiled in (False, True):
+        args = Namespace(precision="fp32", compile=compiled)
+        with at_speed(network, torch.device("cuda"), args, codec) as computes:
+            assert (computes is not network) == compiled
+        assert (codec.network.decoder._compiled_call_impl is not None) == compiled
+    for module in (network, codec.network.decoder):
         assert module.weight.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -246,13 +246,17 @@ def test_a_gpu_gets_loader_processes_where_loading_is_work(monkeypatch):
 
 
 def test_nothing_is_imported_or_named_that_windows_lacks():
-    """Neither fcntl nor resource, and no signal but those of every system."""
+    """Neither fcntl nor resource, no signal or function of `os` but those of every system."""
     package = Path(distributed.__file__).parents[1]
+    lacking = "fork getuid geteuid setsid killpg getpgid mkfifo uname nice statvfs pread pwrite"
+    lacking += " posix_fadvise posix_fallocate O_DIRECTORY O_NOFOLLOW sched_setaffinity chown"
     for file in package.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
                 assert names.isdisjoint({"fcntl", "resource", "pwd", "grp", "termios"}), file
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "os":
+                assert node.attr not in lacking.split(), file
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "signal":
                 assert not node.attr.startswith("SIG") or node.attr in ("SIGTERM", "SIGINT"), file
 

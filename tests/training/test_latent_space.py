@@ -13,7 +13,8 @@ from PIL import Image
 from short_runs import change, files, kill, run
 from small import AUTOENCODER
 
-from ddpm_unet.data.stream import Stream, order, to_model_range
+from ddpm_unet.data.stream import Stream, to_model_range
+from ddpm_unet.data.windows import order
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import Noise, sample

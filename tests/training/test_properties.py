@@ -98,7 +98,7 @@ TABLE = ((0, 0, 0), (200, 30, 30), (20, 20, 220))
     image=arrays(mask=False), other=st.one_of(*[st.none()] * 4, arrays(mask=False)),
     mask=arrays(mask=True), codecs=st.tuples(CODECS, CODECS, CODECS),
     levels=st.sampled_from([2, 2, 3, 1]),
-    kind=st.sampled_from(["auto", "auto", "threshold", "instances", "boundaries", "colors"]),
+    kind=st.sampled_from(["auto", "auto", "threshold", "instances", "colors"]),
     seen=st.sampled_from([None, "percentiles", (0, 65535)]),
 )  # fmt: skip
 def test_any_files_are_segmented_or_refused_in_one_line(
@@ -134,8 +134,8 @@ def test_any_files_are_segmented_or_refused_in_one_line(
             for truth, pair in zip(classes, report.pairs, strict=True):
                 values = report.mask_code().read(pair.read_mask(), pair.mask_file)
                 read = report.mask_code().classes(values, pair.mask_file)
-                for level in np.unique(truth):  # one class each, but for outlines and loss of JPEG
-                    if kind != "boundaries" and codecs[1] != "jpg":
+                for level in np.unique(truth):  # one class each, but for loss of JPEG
+                    if codecs[1] != "jpg":
                         assert len(np.unique(read[truth == level])) == 1
             loop.train(job, RunFolder(home / "run"), config)
             predictor = Predictor.from_pretrained(home / "run" / "model")

@@ -19,8 +19,8 @@ from ddpm_unet.config import (
     SplitConfig,
     TrainConfig,
 )
+from ddpm_unet.data.cells import interiors
 from ddpm_unet.data.dataset import as_dataset
-from ddpm_unet.data.masks import interiors
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.metrics import object_scores
 from ddpm_unet.inference.objects import CHOICES
@@ -138,10 +138,6 @@ def test_what_has_no_objects_is_refused(dominoes, tmp_path):
             config.data.mask_kind = "auto"
         with pytest.raises(UserError, match=message):
             build_pixel_job(config).build_model()
-    config = settings(dominoes, tmp_path / "run")
-    config.data.mask_kind = "boundaries"
-    with pytest.raises(UserError, match=r"set data\.mask_kind instances"):
-        build_pixel_job(config)
 
 
 def test_objects_from_python(dominoes, tmp_path):
