@@ -65,7 +65,7 @@ MILESIAL = (
 )  # fmt: skip
 RATE = "--train.lr=3e-3"
 ARMS = {
-    "scratch": Arm("our U-Net, from scratch", SCRATCH, (RATE,)),
+    "scratch": Arm("our U-Net, from scratch", SCRATCH, ("--train.lr=1e-3",)),
     "default": Arm("from the denoiser (default)", "denoiser", (RATE,)),
     "augmented": Arm("denoiser, stronger augmentation", "denoiser", (RATE,)),
     "suggested": Arm("denoiser, images by suggest", "denoiser", (RATE,)),
