@@ -8,7 +8,9 @@ from small_segmenters import FEATURES, TRANSFERS, images, segmenter
 from ddpm_unet.config import ClassicConfig, HeadConfig
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.classic import ClassicUNet
+from ddpm_unet.models.layers import ResidualBlock
 from ddpm_unet.models.segmenter import Segmenter, load_segmentation_model
+from ddpm_unet.models.unet import UNet
 
 
 @pytest.mark.parametrize("transfer", TRANSFERS)
@@ -129,6 +131,23 @@ def test_class_conditional_unet_is_told_the_configured_class():
     assert not torch.equal(network(x), network(x, class_labels=torch.tensor([4, 5])))
     with pytest.raises(UserError, match="set class_label"):
         segmenter({"num_class_embeds": 10})(x)
+
+
+def test_blocks_that_never_learnt_begin_at_random_where_all_is_trained():
+    def second_convolutions(transfer, value):
+        unet = UNet(block_out_channels=(8, 16), norm_num_groups=4, sample_size=8)
+        blocks = [m for m in unet.modules() if isinstance(m, ResidualBlock)]
+        for block in blocks[1:]:
+            torch.nn.init.constant_(block.conv2.weight, value)
+        Segmenter(unet, num_classes=2, transfer=transfer)
+        return [block.conv2.weight.detach().std().item() for block in blocks]
+
+    learnt = second_convolutions("finetune", 0.1)
+    assert learnt[0] > 0.05
+    assert max(learnt[1:]) < 1e-6
+    assert min(second_convolutions("finetune", 0.0)) > 0.03
+    for transfer in ("joint", "frozen"):
+        assert max(second_convolutions(transfer, 0.0)) == 0
 
 
 def test_channels_are_never_guessed(denoiser_folder):
