@@ -68,13 +68,12 @@ def small_object(images: Iterable[np.ndarray]) -> int:
     return int(np.quantile(areas[areas > 0], 0.05)) if areas.any() else 0
 
 
-def interiors(cells: np.ndarray, width: int = 1) -> np.ndarray:
-    """1 inside the cells, 0 in the background and within `width` pixels of another cell or of it.
+def interiors(cells: np.ndarray) -> np.ndarray:
+    """1 inside the cells, 0 in the background and in pixels beside another cell or beside it.
 
     Of cell numbers `int [*space]`, 0 for background, `float32 [*space]`.
     """
-    size = 2 * width + 1
-    alone = ndimage.maximum_filter(cells, size) == ndimage.minimum_filter(cells, size)
+    alone = ndimage.maximum_filter(cells, 3) == ndimage.minimum_filter(cells, 3)
     return ((cells > 0) & alone).astype(np.float32)
 
 
