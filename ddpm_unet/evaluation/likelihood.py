@@ -133,7 +133,7 @@ def _rows(
         for r in ranges:
             purpose = f"likelihood/{r[0]}-{r[-1]}"
             chosen = r[0] + randomness.integers(seed, purpose, positions, len(r))
-            timesteps = torch.from_numpy(chosen).to(images.device)
+            timesteps = randomness.on_device(chosen, images.device)
             noise = randomness.normal(seed, purpose, positions, images.shape[1:], images.device)
             noisy = diffusion.add_noise(images, timesteps, noise)
             prediction = denoiser(noisy, timesteps)

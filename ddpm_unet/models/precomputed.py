@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,15 +87,13 @@ def precompute_time_embeddings(unet: UNet, timesteps: Tensor) -> UNet:
         return unet
     labels = torch.arange(each, device=device).repeat(len(times)) if classes else None
     emb = unet.embed(times.repeat_interleave(each), labels)
-    twin = deepcopy(unet, memo={id(tensor): tensor for tensor in unet.parameters()})
+    twin: Any = deepcopy(unet, memo={id(tensor): tensor for tensor in unet.parameters()})
     twin.__class__ = PrecomputedUNet
     twin.told = frozenset(timesteps.float().tolist())  # type: ignore[assignment]
     twin.register_buffer("times", times, persistent=False)
     table = torch.cat([projection(emb) for projection in projections], dim=1)
     twin.register_buffer("table", table, persistent=False)
-    start = 0
-    for name, width in zip(blocks, widths, strict=True):
+    for name, width, stop in zip(blocks, widths, accumulate(widths), strict=True):
         block = twin.get_submodule(name)
-        block.time_emb_proj = Columns(block.time_emb_proj, start, start + width)  # type: ignore[arg-type]
-        start += width
+        block.time_emb_proj = Columns(block.time_emb_proj, stop - width, stop)
     return twin

@@ -124,8 +124,11 @@ END
 }
 
 tests() {
-    DDPM_UNET_TEST_DEVICE=$device within "$(tiny_or 200 $((2 * ${TRAIN_SECONDS:-0})))" "$OUT/tests.txt" $python -m pytest \
-        -m gpu tests/gpu -rfEs --tb=short --durations=8 -p no:cacheprovider
+    local alone=""
+    $python -c "import xdist" 2>/dev/null || alone="-o addopts=-q"
+    DDPM_UNET_TEST_DEVICE=$device within "$(tiny_or 200 $((2 * ${TRAIN_SECONDS:-0})))" \
+        "$OUT/tests.txt" $python -m pytest \
+        $alone -m gpu tests/gpu -rfEs --tb=short --durations=8 -p no:cacheprovider
     grep -E "^(FAILED|ERROR)|passed|failed" "$OUT/tests.txt" | tail -40
 }
 

@@ -5,7 +5,8 @@
     files  --count PNG images of 32 x 32 in folders of 10,000
     tar    as many in ten tar files
     hf     as many rows of a Hugging Face set, with a column that is never to be decoded
-    slide  a tiled, JPEG-compressed TIFF of --side x --side pixels, windows of 256 x 256
+    slide  a tiled, JPEG-compressed TIFF of --side x --side pixels, windows of 256 x 256;
+           `segmented`: mask and overlay of the whole of it, by a network of 1,722 parameters
 
 Each line is of processes of their own, on one core: `first` has no index, `again` finds it, `two at
 once` start together without one (the one that waits is given), `packed, first` decodes all images
@@ -39,7 +40,7 @@ from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data.sources import open_stream
 
 BATCH = 64
-WAYS = ("first", "again", "two at once", "packed, first", "packed")
+WAYS = ("first", "again", "two at once", "packed, first", "packed", "segmented")
 
 
 def pngs(count: int) -> list[bytes]:
@@ -95,8 +96,10 @@ def make(kind: str, place: Path, count: int, side: int) -> None:
         )  # fmt: skip
 
 
-def measure(kind: str, place: Path, packed: bool, seconds: float) -> dict[str, float]:
+def measure(kind: str, place: Path, way: str, seconds: float) -> dict[str, float]:
     """Seconds of the processor to the first batch, megabytes, images a second."""
+    if way == "segmented":
+        return segment(place)
     source = str(place)
     if kind == "hf":
         import datasets  # noqa: F401  (whose memory is not the set's)
@@ -104,7 +107,7 @@ def measure(kind: str, place: Path, packed: bool, seconds: float) -> dict[str, f
         source = f"huggingface:{place / 'set'}?image=image"
     settings = ImageDataConfig(
         source=source, size=256 if kind == "slide" else 32, memory_limit=0,
-        disk_limit=10**6 if packed else 0,
+        disk_limit=10**6 if way.startswith("packed") else 0,
     )  # fmt: skip
     with suppress(OSError):  # forget the peak
         Path("/proc/self/clear_refs").write_text("5")
@@ -121,6 +124,27 @@ def measure(kind: str, place: Path, packed: bool, seconds: float) -> dict[str, f
     return {"start": start, **used, "peak": peak, "images/s": (done - BATCH) / took}
 
 
+def segment(place: Path) -> dict[str, float]:
+    """Seconds of the processor for the slide below `place`, and megabytes, at most."""
+    import torch
+
+    from ddpm_unet.config import ClassicConfig
+    from ddpm_unet.inference.overlay import class_colors
+    from ddpm_unet.inference.predictor import Predictor
+    from ddpm_unet.inference.results import write_masks
+    from ddpm_unet.models.classic import ClassicUNet
+
+    torch.manual_seed(0)
+    config = ClassicConfig(in_channels=3, depth=2, base_width=4, padding="same", dropout=0)
+    network = ClassicUNet(config).eval()
+    before, begin = memory(), time.process_time()
+    with Predictor(network).open(place / "slide.tif") as source:
+        counts = write_masks(source, place / "slide", class_colors(2))
+    seconds, peak = time.process_time() - begin, memory()["peak"]
+    return {"seconds": seconds, "peak": peak - before["own"] - before["shared"],
+            "million pixels/s": counts.sum() / 1e6 / seconds}  # fmt: skip
+
+
 def memory() -> dict[str, float]:
     """Of this process alone, megabytes; getrusage counts that of the parent before exec, too."""
     lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
@@ -134,7 +158,7 @@ def in_processes(kind: str, place: Path, way: str, home: Path, seconds: float) -
     if way == "two at once":
         shutil.rmtree(home / ".cache" / "ddpm_unet")
     line = [sys.executable, __file__, kind, "--place", str(place), f"--seconds={seconds}"]
-    line += ["--packed"] if way.startswith("packed") else []
+    line += [f"--ways={way}"]
     running = [
         subprocess.Popen(
             line, env={**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1"},
@@ -145,7 +169,8 @@ def in_processes(kind: str, place: Path, way: str, home: Path, seconds: float) -
     said = [process.communicate()[0] for process in running]
     if any(process.returncode for process in running):
         raise SystemExit(1)
-    return min((json.loads(s.splitlines()[-1]) for s in said), key=lambda found: found["start"])
+    found: list[dict[str, float]] = [json.loads(s.splitlines()[-1]) for s in said]
+    return min(found, key=lambda each: each.get("start", 0))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -157,10 +182,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--side", type=int, default=20_000)
     parser.add_argument("--seconds", type=float, default=5.0, help="of reading after the start")
     parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--packed", action="store_true", help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
     if flags.place:
-        print(json.dumps(measure(flags.kinds[0], flags.place, flags.packed, flags.seconds)))
+        print(json.dumps(measure(flags.kinds[0], flags.place, flags.ways[0], flags.seconds)))
         return
     for kind in flags.kinds:
         with tempfile.TemporaryDirectory() as folder:
@@ -170,7 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{kind}: made in {time.perf_counter() - begin:.0f} s", flush=True)
             time.sleep(3)  # what has just changed is not kept in an index
             for way in flags.ways:
-                if kind == "slide" and way != "first":  # it has no index, and is not packed
+                # A slide has no index, and is not packed.
+                if way not in (("first", "segmented") if kind == "slide" else WAYS[:-1]):
                     continue
                 found = in_processes(kind, place, way, Path(folder), flags.seconds)
                 said = [f"{name} {value:,.1f}" for name, value in found.items()]
