@@ -1,6 +1,5 @@
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -34,14 +33,6 @@ def test_config_flag_replaces_the_default_file(config, tmp_path):
     other.write_text("train:\n  steps: 5\n")
     settings, name = read_settings(DenoiseConfig, config, [f"--config={other}"])
     assert (settings.seed, settings.train.steps, name) == (0, 5, "other")
-
-
-def test_a_script_prints_one_line_and_exits_with_2():
-    result = subprocess.run(
-        [sys.executable, SCRIPTS / "train_ddpm.py", "--sed", "1"], capture_output=True, text=True
-    )
-    assert result.returncode == 2
-    assert result.stderr == "error: --sed: no such setting; did you mean seed?\n"
 
 
 def test_a_torchvision_of_another_build_is_explained_in_one_line(capsys):

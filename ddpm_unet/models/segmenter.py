@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ddpm_unet.config import HeadConfig, UNetConfig
 from ddpm_unet.errors import UserError
 from ddpm_unet.models.classic import ClassicUNet, check_classes
-from ddpm_unet.models.layers import NormAct, convolution
+from ddpm_unet.models.layers import NormAct, ResidualBlock, convolution
 from ddpm_unet.models.pixel_features import activations, pixel_head, schedule_alphas
 from ddpm_unet.models.pretrained import Pretrained, class_name, read_config, settings_from
 from ddpm_unet.models.unet import UNet
@@ -41,6 +41,8 @@ class Segmenter(Pretrained):
 
     What is trained is `config.transfer`: "finetune" everything but the noise prediction;
     "frozen" the head alone; "features" a `PixelHead` on the frozen decoder; "joint" everything.
+    With "finetune" residual blocks that never learnt begin at random, not by adding nothing (Ho
+    2020), which helps to denoise but makes labels slow to learn.
 
     A U-Net with cross-attention that is given no context attends to one vector of zeros. Keys and
     values have no bias, so its cross-attention then adds its output bias and nothing else.
@@ -92,6 +94,10 @@ class Segmenter(Pretrained):
         if config.transfer == "finetune":
             unet.conv_norm_out.requires_grad_(False)
             unet.conv_out.requires_grad_(False)
+            for block in unet.modules():
+                weight = block.conv2.weight if isinstance(block, ResidualBlock) else None
+                if weight is not None and not (weight.is_meta or weight.any()):
+                    block.conv2.reset_parameters()
 
     def forward(
         self,

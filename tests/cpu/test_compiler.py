@@ -4,8 +4,6 @@ from ctypes import c_int
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
 from ddpm_unet.cpu import kernels
 
@@ -78,28 +76,3 @@ def test_a_changed_source_or_header_is_compiled_again(fresh, tmp_path):
         functions.answer.restype = c_int
         answers.append(functions.answer())
     assert answers == [6, 7]
-
-
-def test_plain_tensors():
-    assert kernels.plain(torch.zeros(2), None, nn.Parameter(torch.zeros(2)))
-    for other in (
-        torch.zeros(2, dtype=torch.float64),
-        torch.zeros(2, device="meta"),
-        torch.zeros(2).to_sparse(),
-        torch.zeros(2).as_subclass(Marked),
-    ):
-        assert not kernels.plain(torch.zeros(2), other)
-
-
-class Marked(torch.Tensor):
-    """A tensor that is not torch's own kind."""
-
-
-def test_torch_sees_what_it_wants_to_see():
-    assert kernels.unseen()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not kernels.unseen()
-    seen = []
-    torch.func.vmap(lambda x: seen.append(kernels.unseen()) or x)(torch.zeros(2, 3))
-    assert seen == [False]
-    assert torch.compile(lambda x: x + kernels.unseen(), backend="eager")(torch.zeros(1)) == 0

@@ -137,17 +137,3 @@ def test_where_it_stands_back(change, settings):
     for result, expected in zip(ours, theirs, strict=True):
         assert torch.equal(result, expected)
     assert all(map(torch.equal, sides[0][1].averages, sides[1][1].averages))
-
-
-def test_elsewhere_nothing_is_asked_of_the_device():
-    class Remote:
-        def __bool__(self):
-            raise AssertionError("the device was waited for")
-
-    with torch.device("meta"):
-        weights = [nn.Parameter(torch.zeros(3))]
-    optimizer = AdamW(weights)
-    optimizer.found_inf = Remote()
-    taken = []
-    FusedAdamWEMA(optimizer, EMA(weights, 0.9))(0, lambda: taken.append(True))
-    assert taken

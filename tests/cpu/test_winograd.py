@@ -90,15 +90,6 @@ def test_any_number_of_outputs_without_gradients(outputs, layout):
 
 
 @compiled
-def test_without_bias():
-    x, weight, _, _ = case(2, 16, 32, 8, 9)
-    result = kernels.winograd(x, weight.requires_grad_())
-    torch.testing.assert_close(result, F.conv2d(x, weight, padding=1), rtol=1e-5, atol=1e-5)
-    result.sum().backward()
-    assert weight.grad is not None
-
-
-@compiled
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_without_padding(layout):
     x, weight, bias, dy = case(2, 16, 32, 14, 9)

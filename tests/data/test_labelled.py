@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from data_files import refused, write
+from data_files import write
 from PIL import Image
 
 from ddpm_unet.config import AugmentConfig, PairDataConfig
@@ -110,25 +110,6 @@ def test_numbered_objects_are_the_cells(folders):
     np.testing.assert_allclose(near - far, 10 * np.exp(-(3**2) / 50), rtol=1e-4)
 
 
-def test_it_describes_itself(folders):
-    assert "4 labelled images or parts, 12,000 pixels: class 0 " in open_set(folders).describe()
-    scaled = open_set(folders, scale=0.5).describe()
-    assert "4 labelled images or parts, 3,000 pixels at data.scale 0.5: class 0 " in scaled
-
-
-def test_value_range_is_what_becomes_black_and_white(folders):
-    image, _ = files(folders, 0)
-    item = open_set(folders, value_range=(1000.0, 3000.0))[0]
-    wanted = ((image.clip(1000, 3000) - 1000.0) / 1000 - 1).transpose(2, 0, 1)
-    np.testing.assert_allclose(item["image"], wanted, atol=1e-6)
-
-
-def test_a_set_with_faults_is_not_opened(folders):
-    (folders / "masks/0.png").unlink()
-    with refused(r"0\.tif: has no mask"):
-        open_set(folders)
-
-
 PLAIN = AugmentConfig(
     flips=False, rot90=False, elastic_sigma=0, brightness=0, contrast=0, gamma=0, noise=0
 )
@@ -150,21 +131,6 @@ def stream(root, seed=0, border=False, context=0, **settings):
     settings = {"size": 16, "augment": PLAIN} | settings
     config = PairDataConfig(images=f"{root}/images", masks=f"{root}/masks", **settings)
     return pair_stream(LabelledSet(check_pairs(config), border=border), seed, context)
-
-
-def test_a_batch_is_what_the_loop_takes(varied):
-    batch = stream(varied, border=True, augment=AugmentConfig()).__getitems__([3, 900, 4])
-    shapes = {key: (value.dtype, tuple(value.shape)) for key, value in batch.items()}
-    assert shapes == {
-        "image": (torch.float32, (3, 1, 16, 16)),
-        "mask": (torch.int64, (3, 16, 16)),
-        "weight": (torch.float32, (3, 16, 16)),
-        "position": (torch.int64, (3,)),
-    }
-    assert batch["position"].tolist() == [3, 900, 4]
-    assert batch["image"].abs().max() <= 1
-    assert all(value.is_contiguous() and type(value) is torch.Tensor for value in batch.values())
-    assert "weight" not in stream(varied).__getitems__([0])
 
 
 def test_image_and_mask_are_the_same_window_turned_for_each_position(varied):

@@ -20,8 +20,6 @@ from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.masks import (
     IGNORE_INDEX,
     MaskCode,
-    color_number,
-    color_of,
     find_code,
     mask_values,
 )
@@ -50,19 +48,6 @@ def test_equal_channels_and_a_constant_alpha_are_grey(channels, alpha):
         mask = np.concatenate([mask, np.full_like(mask[..., :1], 255)], -1)
     np.testing.assert_array_equal(mask_values(mask, False, "m"), rows)
     np.testing.assert_array_equal(mask_values(mask, True, "m"), rows * np.int64(0x010101))
-
-
-def test_whole_floats_are_numbers():
-    values = mask_values(grey([[0, 70000], [3, -1]], np.float32), False, "m")
-    assert values.dtype == np.int64
-    np.testing.assert_array_equal(values, [[0, 70000], [3, -1]])
-
-
-@given(hnp.arrays(np.uint8, (3, 4, 3)))
-@settings(max_examples=20, deadline=None)
-def test_colors_survive_their_number(colors):
-    numbers = color_number(colors)
-    assert [[color_of(n) for n in row] for row in numbers] == colors.tolist()
 
 
 @pytest.mark.parametrize(
@@ -120,14 +105,6 @@ def test_auto_asks_about_the_rest(found, settings, message):
         code_for(found, **settings)
 
 
-def test_names_say_what_a_class_is():
-    assert code_for([0, 255]).class_names == ("value 0", "value 255")
-    assert code_for([0, 1], mask_kind="classes").class_names == ("class 0", "class 1")
-    table = ((0, 0, 0), (255, 128, 0))
-    code = code_for([0], mask_kind="colors", class_colors=table)
-    assert code.class_names == ("#000000", "#ff8000")
-
-
 # From values to classes
 
 
@@ -146,17 +123,6 @@ def test_listed_values_become_their_places(table, data):
     np.testing.assert_array_equal(classes, np.where(wanted < 0, IGNORE_INDEX, wanted))
 
 
-@given(hnp.arrays(np.uint8, SHAPES), st.integers(1, 255))
-@settings(max_examples=40, deadline=None)
-def test_any_mask_is_read_or_refused_by_name(values, num_classes):
-    code = MaskCode("classes", ("",) * num_classes, tuple(range(num_classes)))
-    if values.max() < num_classes:
-        np.testing.assert_array_equal(code.classes(values, "m.png"), values)
-    else:
-        with refused(r"m\.png: value"):
-            code.classes(values, "m.png")
-
-
 def test_colours_become_classes():
     table = ((0, 0, 0), (255, 0, 0), (0, 0, 255))
     settings = {"mask_kind": "colors", "class_colors": table, "ignore_value": (255, 255, 255)}
@@ -172,7 +138,7 @@ KINDS = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "int64",
 
 
 @pytest.mark.parametrize("dtype", KINDS)
-@pytest.mark.parametrize("top", [1, 100, 255, 4095, 65535])
+@pytest.mark.parametrize("top", [1, 255, 65535])
 def test_threshold_is_half_of_what_all_masks_hold(tmp_path, dtype, top):
     """Of every type and range, in all files together."""
     if dtype != "bool":

@@ -5,7 +5,6 @@ from data_files import refused, write
 from PIL import Image
 
 from ddpm_unet.config import PairDataConfig
-from ddpm_unet.data import histology
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.data.pairs import complete_settings, find_pairs
 from ddpm_unet.errors import UserError
@@ -178,23 +177,6 @@ def test_built_in_masks_know_what_they_are():
 def test_built_in_images_and_masks_go_together(settings):
     with refused(r"do not go together|there is only builtin:nucleus and"):
         complete_settings(PairDataConfig(**settings))
-
-
-@pytest.mark.parametrize(("include", "part"), [(False, "train"), (True, "all")])
-def test_built_in_pair_keeps_the_held_out_part_back(monkeypatch, include, part):
-    def micrograph(wanted, what):
-        assert wanted == part
-        if what == "image":
-            return np.zeros((4, 5, 3), np.uint8)
-        return np.full((4, 5, 1), {"instances": 1058, "types": 3}[what])
-
-    monkeypatch.setattr(histology, "micrograph", micrograph)
-    for masks, value in (("builtin:nucleus", 1058), ("builtin:nucleus-type", 3)):
-        config = PairDataConfig(masks=masks, include_held_out=include)
-        (one,) = find_pairs(complete_settings(config)).pairs
-        assert one.read_image().shape == (4, 5, 3)
-        assert one.read_mask().shape == (4, 5, 1)
-        assert (one.read_mask() == value).all()
 
 
 def test_a_mask_file_for_each_object(tmp_path):

@@ -261,21 +261,6 @@ def test_the_image_is_zero_in_the_hole_and_untouched_around_it():
     assert torch.equal(values[:, :3], torch.where(known, IMAGES, 0))
 
 
-def test_classes_are_one_channel_each():
-    mask = torch.tensor([[[[0, 2], [1, 2]]]], dtype=torch.int16)
-    values = ConcatCondition("classes", 4).of_batch(IMAGES, mask, 0, [0])
-    assert values.shape == (1, 4, 2, 2)
-    assert values.dtype == torch.float32
-    assert torch.equal(values.argmax(1, keepdim=True), mask.long())
-    assert (values.sum(1) == 1).all()
-
-
-def test_conditions_are_in_the_range_of_the_model():
-    condition = torch.tensor([[[[0, 255]]]], dtype=torch.uint8)
-    values = ConcatCondition("image", 1).of_batch(IMAGES, condition, 0, [0])
-    assert values.tolist() == [[[[-1.0, 1.0]]]]
-
-
 def test_people_see_conditions_as_images():
     mask = torch.tensor([[[[0, 2], [1, 2]]]], dtype=torch.int16)
     shown = ConcatCondition("classes", 3).shown(one_hot(mask, 3), 3)

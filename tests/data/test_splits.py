@@ -1,5 +1,4 @@
 import pytest
-import yaml
 from data_files import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,11 +92,6 @@ def test_one_picture_without_validation_trains_whole():
     made = split(1, validation=0)
     assert made["train"] == [{"name": "00"}]
     assert made["validation"] == made["test"] == []
-
-
-def test_it_is_plain_data():
-    for made in (split(9, test=2, limit=2), split_images(["a"], [(300, 300)], SplitConfig())):
-        assert yaml.safe_load(yaml.safe_dump(made)) == made
 
 
 @pytest.mark.parametrize(

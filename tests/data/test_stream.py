@@ -126,16 +126,6 @@ def test_images_are_drawn_by_area_and_places_evenly():
     assert abs(np.corrcoef(top, left)[0, 1]) < 0.06
 
 
-def test_depth_reaches_the_model_uncut():
-    deep = ArrayCollection([np.arange(16, dtype=np.uint16).reshape(4, 4, 1)], "a")
-    found = Stream(open_collection(deep, Fit(4)))[7]["image"]
-    assert found.dtype == torch.float32
-    assert len(found.unique()) == 16  # 8 bits would leave one value
-    torch.testing.assert_close(found.flatten(), torch.arange(16) / 32767.5 - 1, rtol=0, atol=1e-7)
-    ranged = Stream(open_collection(deep, Fit(4, value_range=(0, 15))))
-    torch.testing.assert_close(ranged[7]["image"].max(), torch.tensor(1.0))
-
-
 def test_8_bits_become_floats_on_the_device_as_on_the_host():
     values = np.arange(256, dtype=np.uint8)
     torch.testing.assert_close(
@@ -175,16 +165,6 @@ def test_windows_stay_the_same_between_versions():
     assert windows.corner.tolist() == [[14, 0], [6, 1], [0, 20], [0, 0], [4, 5]]
     assert windows.rot90.tolist() == [3, 1, 0, 3, 3]
     assert windows.mirrored.astype(int).tolist() == [[1, 0], [1, 0], [0, 0], [1, 1], [0, 0]]
-
-
-def test_what_is_changed_is_said_with_the_cure():
-    assert "random" not in Stream(SET).describe()
-    assert (
-        Stream(SET, flips=True)
-        .describe()
-        .endswith("mirrored at random (where left and up matter, set flips to false)")
-    )
-    assert "set flips and rot90 to false" in Stream(SET, flips=True, rot90=True).describe()
 
 
 def test_the_digest_is_of_names_and_sizes():

@@ -92,22 +92,6 @@ def test_half_of_the_images_are_told_the_denoisers_own_estimate(prediction_type)
         torch.testing.assert_close(row.double(), known, rtol=0, atol=2e-2 if t > 900 else 1e-3)
 
 
-def test_which_images_are_told_depends_on_the_position_alone():
-    diffusion = GaussianDiffusion()
-    images = torch.full((64, 1, 2, 2), 0.5)
-
-    def told(positions):
-        timesteps, noise = diffusion.draw(0, positions, (1, 2, 2))
-        noisy = diffusion.add_noise(images[: len(positions)], timesteps, noise)
-        estimate = own_estimate(
-            diffusion, lambda x, t, estimate: torch.ones_like(x), noisy, timesteps, 5, positions
-        )
-        return (estimate != 0).flatten(1).any(1)
-
-    together = told(range(64))
-    assert torch.equal(told(np.arange(20, 40)), together[20:40])
-
-
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "heun"])
 def test_the_sampler_tells_the_image_of_the_step_before(sampler):
     told, predicted = [], []

@@ -118,11 +118,6 @@ def test_a_process_comes_back_from_the_configuration_of_a_scheduler(settings):
     )
 
 
-def test_betas_of_ones_own_are_refused():
-    with pytest.raises(UserError, match="trained_betas"):
-        GaussianDiffusion.from_scheduler_config({"trained_betas": [0.1] * 1000})
-
-
 def test_tables_are_buffers_that_stay_float32_and_are_not_saved():
     diffusion = GaussianDiffusion().half()
     assert {b.dtype for b in diffusion.buffers()} == {torch.float32}

@@ -4,7 +4,7 @@ import math
 import subprocess
 import sys
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
 
 import diffusers
 import pytest
@@ -75,10 +75,23 @@ def check_steps(scheduler, sampler, steps, eta=0.0, but_last=False, learned=Fals
         torch.testing.assert_close(x0, expected.pred_original_sample, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("kind", TYPES)
-@pytest.mark.parametrize("clip", [{}, {"clip_sample": False}, {"thresholding": True}])
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
+CLIPS = [{}, {"clip_sample": False}, {"thresholding": True}]
+SPACINGS = ["leading", "trailing", "linspace"]
+
+
+def in_turn(*choices):
+    """Every combination of the choices but the last, of which each takes the next."""
+    numbers = product(*(range(len(values)) for values in choices[:-1]))
+    return [
+        (*(values[n] for values, n in zip(choices, at, strict=False)), choices[-1][sum(at) % 3])
+        for at in numbers
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "spacing", "variance", "clip"),
+    in_turn(TYPES, SPACINGS, ["fixed_small", "fixed_large", "learned_range"], CLIPS),
+)
 def test_ddpm_steps_are_those_of_diffusers(kind, clip, spacing, variance):
     scheduler, sampler = pair(
         diffusers.DDPMScheduler,
@@ -94,15 +107,11 @@ def test_ddpm_steps_are_those_of_diffusers(kind, clip, spacing, variance):
         check_steps(scheduler, sampler, steps, 0.0, but_last, variance == "learned_range")
 
 
-@pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize(
-    "clip", [{}, {"clip_sample": False}, {"thresholding": True, "sample_max_value": 4.0}]
+    ("kind", "spacing", "eta", "clip"),
+    in_turn(TYPES, SPACINGS, [0.0, 0.5, 1.0], [*CLIPS[:2], CLIPS[2] | {"sample_max_value": 4.0}]),
 )
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize(
-    ("spacing", "steps"), [("leading", 50), ("trailing", 50), ("linspace", 100)]
-)
-def test_ddim_steps_are_those_of_diffusers(kind, clip, eta, spacing, steps):
+def test_ddim_steps_are_those_of_diffusers(kind, clip, eta, spacing):
     scheduler, sampler = pair(
         diffusers.DDIMScheduler,
         # where its t - T // steps is the next timestep: with linspace, only at steps = T
@@ -113,7 +122,7 @@ def test_ddim_steps_are_those_of_diffusers(kind, clip, eta, spacing, steps):
         set_alpha_to_one=not clip,
         **clip,
     )
-    check_steps(scheduler, sampler, steps, eta)
+    check_steps(scheduler, sampler, 100 if spacing == "linspace" else 50, eta)
 
 
 def test_steps_from_nothing_are_those_of_diffusers():
@@ -129,12 +138,12 @@ def test_no_noise_is_added_to_the_finished_image():
     assert torch.equal(following, x0)
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("spacing", SPACINGS)
 def test_any_number_of_steps_gives_falling_timesteps(spacing):
     scheduler = diffusers.DDPMScheduler(timestep_spacing=spacing)
     sampler = LinearSampler(GaussianDiffusion(), "ddpm", timestep_spacing=spacing)
     assert sampler.timesteps(1) == [999]
-    for steps in range(2, 1001):
+    for steps in (*range(2, 100), *range(100, 1001, 9)):
         times = sampler.timesteps(steps)
         scheduler.set_timesteps(steps)
         assert times == [t for t in scheduler.timesteps.tolist() if t >= 0]
@@ -213,13 +222,7 @@ SPREADS = {
     "heun": {10: (0.94, 1.3), 20: (0.94, 1.12), 50: (0.94, 1.06), 1000: (0.94, 1.06)},
     "churn": {10: (0.9, 1.4), 20: (0.9, 1.2), 50: (0.92, 1.12), 1000: (0.94, 1.08)},
 }
-RIGHT = [
-    (name, kind, zero_snr)
-    for name in SAMPLERS
-    for kind in TYPES
-    for zero_snr in (False, True)
-    if not (zero_snr and kind == "epsilon")
-]
+KINDS = [("epsilon", False), ("sample", True), ("v_prediction", False)]
 
 
 def check_spread(name, kind, zero_snr, steps):
@@ -239,7 +242,8 @@ def check_spread(name, kind, zero_snr, steps):
     assert spreads.max() < high, spreads
 
 
-@pytest.mark.parametrize(("name", "kind", "zero_snr"), RIGHT)
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(("kind", "zero_snr"), KINDS)
 def test_right_pairs_draw_the_data(name, kind, zero_snr):
     for steps in (10, 20, 50):
         check_spread(name, kind, zero_snr, steps)
@@ -300,7 +304,7 @@ def test_samplers_by_name_clip_on_the_way_as_the_process_says(name):
         torch.testing.assert_close(drawn, known, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1.5, 3.0, 8.0, 20.0])
+@pytest.mark.parametrize("scale", [1.0, 3.0, 20.0])
 @pytest.mark.parametrize("how", ["clip_sample", "thresholding"])
 @pytest.mark.parametrize("name", ["ddpm", "ddim"])
 def test_guidance_by_hand_stays_with_its_class(name, how, scale):

@@ -16,7 +16,6 @@ from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import (
     Conditioning,
-    cond_in_turn,
     read_concat_cond,
     read_context,
 )
@@ -94,21 +93,6 @@ def test_scale_one_is_no_guidance_bit_for_bit(files):
     assert torch.equal(draw(unet, files, 8, guidance=3.0, guidance_interval=(1000, 2000)), plain)
     assert torch.allclose(draw(unet, files, 8, guidance=5.0, guide=unet), plain, atol=1e-5)
     assert not torch.equal(draw(unet, files, 8, guidance=1.5), plain)
-
-
-def test_conditions_are_told_cond_in_turn(files):
-    unet = full()
-    cond = cond_in_turn(
-        [0, 1],
-        read_context(ALL, unet.config, [files / "vectors2.npy", files / "vectors0.npy"], None),
-        read_concat_cond(ALL, [files], 2, None),
-        torch.device("cpu"),
-    )
-    told = cond([0, 1, 5])
-    assert told["class_labels"].tolist() == [0, 1, 1]
-    assert told["context"][:, 0, 0].tolist() == [1, -1, -1]
-    assert told["context_mask"].tolist() == [[True] * 3, [True, False, False], [True, False, False]]
-    assert told["concat_cond"].argmax(1).flatten(1).float().mean(1).tolist() == [0, 1, 0]
 
 
 def test_smaller_pictures_are_enlarged_to_the_size_asked_for(files):

@@ -151,11 +151,6 @@ def test_zero_terminal_snr_is_written_for_diffusers(tmp_path):
     assert (own.name, own.diffusion.rescale_betas_zero_snr) == ("ddpm", True)
 
 
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(UserError, match="nowhere does not exist"):
-        read_pipeline(tmp_path / "nowhere")
-
-
 def test_image_shape():
     assert image_shape(SMALL) == (3, 8, 8)
     assert image_shape(SMALL, [12]) == (3, 12, 12)

@@ -47,12 +47,6 @@ def test_without_padding_the_tiles_join_exactly(tile):
     torch.testing.assert_close(found, whole)
 
 
-def test_the_published_tiles():
-    model = ClassicUNet(ClassicConfig(base_width=1))
-    tiles = tiling(model, PredictConfig(tile=572))
-    assert (tiles.tile, tiles.tile - 2 * tiles.margin, tiles.overlap) == (572, 388, 0)
-
-
 @pytest.mark.parametrize(("tile", "overlap"), [(64, 32), (95, 32), (256, -1), (256, 250)])
 def test_tiles_of_nothing_but_border_are_refused(tile, overlap):
     model = classic(padding="same")
@@ -178,36 +172,6 @@ def test_every_kind_of_image_gives_the_same(tmp_path):
 def test_arrays_that_are_not_known_are_named(array, message):
     with pytest.raises(UserError, match=message):
         of_colour()(array)
-
-
-def scenes(count=6):
-    """Discs of 12 bits in files of 16, the same in 8 bits, and masks."""
-    rng = np.random.default_rng(0)
-    for _ in range(count):
-        y, x = np.mgrid[:48, :48]
-        cy, cx = rng.integers(12, 36, 2)
-        mask = (y - cy) ** 2 + (x - cx) ** 2 < 100
-        deep = (rng.normal(1200, 60, (48, 48)) + mask * 1800).clip(0, 4095).astype(np.uint16)
-        yield deep, (deep / 4095 * 255).astype(np.uint8), mask
-
-
-def test_another_depth_is_right_or_refused():
-    """A model of 12 bits on the 8-bit export, and the other way."""
-    model = classic(padding="same", num_classes=2)
-    model.forward = lambda x: torch.cat([-x, x], 1)
-    of_deep = Predictor(model, Preprocessing(1, value_range=(0, 4095), dtype="uint16"))
-    of_eight = Predictor(model, Preprocessing(1, dtype="uint8"))
-    for deep, eight, mask in scenes():
-        np.testing.assert_array_equal(of_deep(deep).mask, mask)
-        np.testing.assert_array_equal(of_eight(eight).mask, mask)
-        for predictor, image, values in (
-            (of_deep, eight, (0.0, 255.0)),
-            (of_eight, deep, (0.0, 4095.0)),
-        ):
-            with pytest.raises(UserError, match="say what is black and white here"):
-                predictor(image)
-            told = Predictor(model, predictor.preprocessing, value_range=values)
-            np.testing.assert_array_equal(told(image).mask, mask)
 
 
 @pytest.mark.parametrize("padding", ["valid", "same"])

@@ -129,7 +129,7 @@ def test_any_size_comes_back(size, tile, margin, overlap, step, even, batch_size
     torch.testing.assert_close(result, 2 * image[:1], rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.integers(1, 3000),
     st.integers(64, 600),
@@ -160,7 +160,7 @@ def test_tiles_of_a_given_size(length, tile, margin, overlap, step, even):
     torch.testing.assert_close(total, torch.ones_like(total))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.integers(1, 700), min_size=1, max_size=2),
     st.sampled_from([(64, 8, 8, 8), (48, 8, 0, 16), (62, 10, 0, 4)]),

@@ -51,18 +51,6 @@ def test_unfinished_files_do_not_appear(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_output_folder(tmp_path):
-    with output_folder(tmp_path / "a" / "b") as folder:
-        assert folder.is_dir()
-        assert not list(folder.iterdir())
-    (tmp_path / "file").touch()
-    with (
-        pytest.raises(UserError, match="file: cannot be written to"),
-        output_folder(tmp_path / "file"),
-    ):
-        pass
-
-
 @pytest.mark.parametrize(
     ("name", "result", "left"),
     [("old", "", {"old"}), ("new", "", {"old"}), ("new", "x", {"old", "new", "new/b", "new/b/x"})],
@@ -164,11 +152,3 @@ def test_overlay_by_hand():
     ring[3:6, 3:6] = 0
     assert (overlay[ring == 1] == [200, 0, 100]).all()
     assert (overlay[3:6, 3:6] == [150, 50, 100]).all()
-
-
-def test_one_class_has_no_outline():
-    picture = np.full((5, 5, 3), 100, np.uint8)
-    colors = class_colors(2)
-    assert (draw_overlay(picture, np.zeros((5, 5), int), colors) == picture).all()
-    tinted = draw_overlay(picture, np.ones((5, 5), int), colors)
-    assert (tinted == tinted[0, 0]).all()

@@ -180,18 +180,6 @@ def test_every_pixel_of_an_odd_image_matters():
     assert (x.grad != 0).all()
 
 
-@pytest.mark.parametrize("doubling", ["after_pooling", "before_pooling"])
-@pytest.mark.parametrize("upsample", ["transposed", "bilinear"])
-def test_volumes(upsample, doubling):
-    settings = {"dims": 3, "upsample": upsample, "doubling": doubling}
-    network = small(**settings, padding="same", norm="batch", depth=3)
-    assert network(torch.randn(1, 1, 9, 16, 7)).shape == (1, 2, 9, 16, 7)
-    flat = small(**settings, depth=2)
-    size = flat.valid_size(1)
-    out = size - 2 * flat.margin
-    assert flat(torch.randn(1, 1, size, size, size + 2)).shape == (1, 2, out, out, out + 2)
-
-
 def test_he_initialisation():
     torch.manual_seed(0)
     network = ClassicUNet(ClassicConfig(base_width=32, depth=4))
@@ -253,11 +241,6 @@ def test_one_logit_is_the_log_odds_of_two_classes():
     assert network(torch.randn(2, 1, 16, 16)).shape == (2, 1, 16, 16)
     with pytest.raises(UserError, match="one_logit: 3 classes"):
         small(one_logit=True, num_classes=3)
-
-
-def test_other_channels_are_refused():
-    with pytest.raises(UserError, match="takes images of 1 channels, these have 3"):
-        small(padding="same")(torch.randn(1, 3, 16, 16))
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])

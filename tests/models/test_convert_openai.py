@@ -216,14 +216,6 @@ def test_a_classifier_and_residual_blocks_beside_transformers_are_refused(file: 
         UNet.from_pretrained(file, CheckpointHints(heads=1))
 
 
-def test_half_precision_becomes_single(file: Path) -> None:
-    network = OpenAIUNet(Settings())
-    randomise(network)
-    save_file(network.half().state_dict(), file)
-    read = UNet.from_pretrained(file, CheckpointHints(heads=1))
-    assert all(p.dtype == torch.float32 for p in read.parameters())
-
-
 def test_other_files_are_refused(file: Path) -> None:
     save_file({"conv_in.weight": torch.zeros(3)}, file)
     with pytest.raises(UserError, match=r"first tensor is conv_in\.weight; .* name the folder"):

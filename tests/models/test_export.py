@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,27 +50,21 @@ def conditional_segmenter() -> Segmenter:
     return segmenter(unet(**SMALL_CONDITIONAL | {"num_class_embeds": 3}), class_label=1)
 
 
-@pytest.mark.parametrize("network", [denoiser, conditional_segmenter])
-def test_a_program(network: Any, tmp_path: Path) -> None:
-    difference, largest = export.export(network(), tmp_path / "model.pt2")
+@pytest.mark.parametrize("network", [denoiser, conditional_segmenter, classic])
+def test_a_program_and_an_onnx_file(
+    network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is run by onnxruntime, where the extra "export" is installed."""
+    model = network()
+    monkeypatch.setattr(export, "program", cache(export.program))
+    difference, largest = export.export(model, tmp_path / "deep" / "model.pt2")
     assert difference <= 1e-5 < 0.1 < largest
-
-
-def test_a_program_read_again(tmp_path: Path) -> None:
-    model = classic()
-    export.export(model, tmp_path / "deep" / "model.pt2")
     again = torch.export.load(tmp_path / "deep" / "model.pt2").module()
     given = export.example(model, batch=5, scale=6)
     with torch.no_grad():
         torch.testing.assert_close(again(**given), model(**given), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("network", [denoiser, conditional_segmenter, classic])
-def test_an_onnx_file(network: Any, tmp_path: Path) -> None:
-    """Run by onnxruntime, where the extra "export" is installed."""
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    model = network()
     difference, largest = export.export(model, tmp_path / "model.onnx")
     assert difference < 1e-4
     assert largest > 0.1

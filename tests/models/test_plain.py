@@ -107,6 +107,11 @@ def test_traced_with_gradients(case: tuple[nn.Module, dict[str, Tensor]]) -> Non
         close(found[name], value)
 
 
+@pytest.mark.parametrize(  # of the blocks that differ in one graph, each once
+    ("case", "accelerated"),
+    [("scale_shift", False), ("classic", False), ("conditional", True), ("segmenter", True)],
+    indirect=True,
+)
 def test_compiled_and_exported_in_one_graph(case: tuple[nn.Module, dict[str, Tensor]]) -> None:
     network, given = case
     expected = network(**given)

@@ -78,8 +78,6 @@ def test_odd_input_works(case, here):
 
 LAUNCHERS = {
     "accelerate, one process": "accelerate.commands.launch --num_processes 1",
-    "accelerate, two processes": f"accelerate.commands.launch --num_processes 2 --config_file"
-    f" {ROOT}/configs/accelerate/one_host.yaml",
     "torchrun, two processes": "torch.distributed.run --nproc_per_node 2 --",
 }
 

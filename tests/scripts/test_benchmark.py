@@ -19,7 +19,6 @@ from benchmarks import (
     memory,
     networks,
     sampling,
-    tiles,
     training,
 )
 from benchmarks.page import page
@@ -149,14 +148,6 @@ def test_the_row_of_the_allocator_times_each_turn(kind, capsys):
     assert seconds > 0
 
 
-def test_what_was_not_measured_is_said(results):
-    rows = {"x": row({DIFFUSERS: None}), "g": row({DIFFUSERS: None}, device="cuda")}
-    text = page(results, rows)
-    assert "| a row |  | not measured: not yet |" in text
-    assert "| a row |  | not measured: no GPU yet |" in text
-    assert "--growth" in text.split("## Growth")[1]
-
-
 def test_one_row_alone_from_end_to_end(tmp_path, monkeypatch, capsys):
     kept = Results(tmp_path / "benchmarks.json")
     kept.add("help", Measured({OURS: [0.123456789]}), AT)
@@ -173,19 +164,6 @@ def test_one_row_alone_from_end_to_end(tmp_path, monkeypatch, capsys):
     text = (tmp_path / "benchmarks.md").read_text()
     assert text in capsys.readouterr().out
     assert "| DDPM loop without a network, a step |  |" in text
-
-
-def test_unknown_rows_are_refused(monkeypatch):
-    with pytest.raises(benchmark.UserError, match="--only nothing: no such row; known are a, b"):
-        benchmark.chosen(["nothing"], ["a", "b"])
-
-
-def test_goals_are_of_peers_that_the_rows_measure():
-    rows = benchmark.catalogue()
-    assert {r.device for r in rows.values()} == {"cpu", "cuda"}
-    for r in rows.values():
-        assert all(goal is None or goal.least > 0 for goal in r.peers.values())
-        assert r.peers or r.within or r.device == "cuda"
 
 
 def test_work_of_the_cifar_network(tmp_path):
@@ -255,13 +233,6 @@ def test_reading_pictures_gives_the_same_pixels(monkeypatch):
     assert measured.per == 1024
 
 
-def test_recomputed_pixels():
-    assert tiles.recomputed(2048, tiles.Tiling(tile=256)) == pytest.approx((11 * 256 / 2048) ** 2)
-    assert tiles.recomputed(256, tiles.Tiling()) == pytest.approx((288 / 256) ** 2)
-    grown = tiles.Tiling(tile=256, pixels=640**2)
-    assert tiles.recomputed(2048, grown) < (4 * 576 / 2048) ** 2
-
-
 def test_peak_memory_is_that_of_the_past():
     before = memory.resident("VmRSS")
     with mmap(-1, 320 * 2**20) as pages:
@@ -292,12 +263,6 @@ def test_growth_tells_where_a_line_bends(tmp_path):
     assert "Straight over the whole range" in growth_plots.told(look, curve([1.1, 2, 4, 8.5]))
 
 
-def test_growth_counts_by_what_the_machine_could_do():
-    busy = curve([1, 2, 4, 8], rates=[1.0, 0.25, 2.0, 1.0])
-    assert growth_plots.steadied(busy) == [1, 2, 4, 8]
-    assert growth_plots.theory(busy) == [1, 2, 4, 8]
-
-
 def test_growth_plots_and_page(tmp_path, results):
     cases = {"1 process, 1 thread": [10.0, 12.0, 11.0], "2 processes, 1 thread each": [13.2]}
     results.add_growth("tiles_area", curve([1, 2, 4, 8]), {**AT})
@@ -315,12 +280,7 @@ def test_growth_plots_and_page(tmp_path, results):
 
 @pytest.mark.parametrize(
     ("kind", "ways"),
-    [
-        ("files", many_images.WAYS[:-1]),
-        ("tar", ("again",)),
-        ("hf", ("first",)),
-        ("slide", ("first", "segmented")),
-    ],
+    [("files", many_images.WAYS[:-1]), ("hf", ("first",)), ("slide", ("first", "segmented"))],
 )
 def test_large_sets_are_made_and_measured(kind, ways, tmp_path, monkeypatch, capsys):
     if kind == "hf":

@@ -141,13 +141,13 @@ def test_every_arm_of_label_efficiency_gets_to_the_table(cells, monkeypatch, cap
         pytest.importorskip(package)
     (cells / "sets.yaml").write_text(SETS)
     arms = list(label_efficiency.ARMS)
-    flags = "label_efficiency.py sets.yaml --out out --counts 1 2 --draws 2 1 --train.steps=1"
+    flags = "label_efficiency.py sets.yaml --out out --counts 1 2 --draws 1 1 --train.steps=1"
     small = "--data.size=32 --train.batch_size=2 --data.augment.elastic_sigma=0"
     monkeypatch.setattr("sys.argv", f"{flags} {small}".split())
     label_efficiency.main()
     results = json.loads((cells / "out/results.json").read_text())
     assert {(r["arm"], r["n"], r["draw"]) for r in results} == {
-        (arm, n, draw) for arm in arms for n, draw in ((1, 0), (1, 1), (2, 0))
+        (arm, n, 0) for arm in arms for n in (1, 2)
     }
     assert all(0 <= r[score] <= 1 for r in results for score in ("dice", "v_rand"))
     taken = {}

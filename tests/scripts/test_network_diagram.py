@@ -27,34 +27,6 @@ def test_the_unet_reads_what_is_below_and_beside():
     assert list(found)[-1] == "decoder.head"
 
 
-def test_the_nodes_of_unet_plus_plus_read_their_row_and_the_node_below():
-    found = {block.name: set(block.sources) for block in blocks(decoder="nested")}
-
-    def name(i: int, j: int) -> str:
-        return f"decoder.nodes.{i}_{j}" if j else f"encoder.blocks.{i}"
-
-    for j in range(1, 4):
-        for i in range(4 - j):
-            assert found[name(i, j)] == {name(i + 1, j - 1), *(name(i, k) for k in range(j))}
-
-
-def test_unet_3_plus_reads_every_level():
-    found = {block.name: block.sources for block in blocks(decoder="full_scale")}
-    assert set(found["decoder.levels.1"]) == {
-        "encoder.blocks.0",
-        "encoder.blocks.1",
-        "decoder.levels.2",
-        "encoder.blocks.3",
-    }
-
-
-def test_levels_of_a_backbone_follow_each_other():
-    found = blocks(encoder="resnet18", decoder="ternaus")
-    names = [f"encoder.network.{level}" for level in range(4)]
-    assert [block.name for block in found[:4]] == names
-    assert [block.sources for block in found[:4]] == [("image",), *((n,) for n in names[:3])]
-
-
 @pytest.mark.parametrize("decoder", ["unet", "fcn", "ternaus", "nested", "full_scale"])
 def test_every_block_has_a_place_of_its_own_in_its_row(decoder):
     found = blocks(decoder=decoder)

@@ -26,9 +26,8 @@ def picture(home, *flags):
     return outcome.out, np.asarray(Image.open(home / "generated" / "00000.png"))
 
 
-@pytest.mark.parametrize("flags", [["--sampler"], ["--sampler", "list"], ["--sampler", "help"]])
-def test_without_a_name_they_are_listed(home, flags):
-    outcome = run("sample.py", flags)
+def test_without_a_name_they_are_listed(home):
+    outcome = run("sample.py", ["--sampler"])
     assert outcome.status == 0
     lines = outcome.out.splitlines()
     assert [line.split()[0] for line in lines] == [*SAMPLERS, "lcm"]

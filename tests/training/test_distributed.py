@@ -57,14 +57,12 @@ FSDP = ["--use_fsdp", "--fsdp_version"]
     ("flags", "words"),
     [
         ([*FSDP, "1"], "fsdp_version 1: .* set it to 2"),
-        ([*FSDP, "1", "--fsdp_use_orig_params", "true"], "fsdp_version 1: .* set it to 2"),
         (
             [*FSDP, "2", "--fsdp_offload_params", "true"],
             "fsdp_offload_params true: is not supported",
         ),
         ([*FSDP, "2", "--fsdp_auto_wrap_policy", "SIZE_BASED_WRAP"], "set TRANSFORMER_BASED_WRAP"),
         (["--use_megatron_lm"], "use_megatron_lm true: is not supported; take FSDP"),
-        (["--use_megatron_lm", "--megatron_lm_tp_degree", "2"], "use_megatron_lm"),
         ([*FSDP, "2", "--use_parallelism_config", "true"], "parallelism_config"),
         (["--dynamo_backend", "eager"], "dynamo_backend eager: .* set it to no"),
     ],

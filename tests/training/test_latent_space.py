@@ -84,17 +84,6 @@ def test_windows_are_what_the_autoencoder_makes_of_them(latent, peer, accelerato
     torch.testing.assert_close(modes, mean[numbers], rtol=1e-4, atol=1e-3)
 
 
-def test_a_batch_is_its_positions_and_nothing_else(latent, accelerator):
-    stream = encoded(latent, accelerator)
-    positions = [3, 99, 7, 10**9]
-    batch = stream.__getitems__(positions)
-    for place, position in enumerate(positions):
-        assert torch.equal(stream[position]["image"], batch["image"][place])
-    latent.seed = 1
-    other = encoded(latent, accelerator).__getitems__(positions)
-    assert not torch.equal(other["image"], batch["image"])
-
-
 def test_windows_are_encoded_once_for_what_they_are(latent, accelerator, monkeypatch):
     cache = Path(latent.latent.cache)
     seen = []

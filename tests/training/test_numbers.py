@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 import torch
 from accelerate import Accelerator
 from short_runs import run
@@ -113,34 +112,3 @@ def test_steps_that_overflow_under_fp16_are_left_out_and_counted(settings, fp16,
     run(settings)
     again = end(settings)
     assert again[1]["scaler"] == state["scaler"]
-
-
-def test_a_planted_nan_is_found_and_its_file_named(settings, tmp_path):
-    folder = tmp_path / "floats"
-    folder.mkdir()
-    rgb = {"photometric": "rgb"}
-    for i in range(12):
-        tifffile.imwrite(folder / f"{i:02d}.tif", np.full((16, 16, 3), i / 12, np.float32), **rgb)
-    spoilt = np.full((16, 16, 3), 0.5, np.float32)
-    spoilt[7, 9, 1] = np.nan
-    tifffile.imwrite(folder / "07.tif", spoilt, **rgb)
-    settings.data.source = str(folder)
-    for memory_limit in (0, 2048):
-        settings.data.memory_limit = memory_limit
-        settings.run = str(tmp_path / f"run{memory_limit}")
-        with pytest.raises(UserError, match=r"07\.tif: .*NaN"):
-            run(settings)
-
-
-def test_a_loss_that_is_not_finite_names_its_image(settings):
-    class Spoilt(DenoiseJob):
-        def losses(self, model, batch):
-            losses = super().losses(model, batch)
-            bad = (batch["position"] >= 40) & (batch["position"] % 6 == 4)
-            return torch.where(bad, torch.inf, losses)
-
-    job = build_denoise_job(settings, Spoilt)
-    with pytest.raises(UserError, match="stream position 40") as caught:
-        run(settings, job)
-    assert job.name(40) in str(caught.value)
-    assert Path(job.name(40)).exists()

@@ -280,8 +280,8 @@ def test_a_step_is_timed_after_it_has_warmed_up():
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("minutes", [1, 10, 60])
-@pytest.mark.parametrize("step", [0.02, 1.0, 2.5])
+@pytest.mark.parametrize("minutes", [1, 20])
+@pytest.mark.parametrize("step", [0.05, 2.5])
 @pytest.mark.parametrize(("validation", "preview", "test"), [(0, 0, 0), (6, 3, 4), (100, 50, 10)])
 def test_a_budget_is_kept(minutes, step, validation, preview, test):
     """By a training that passes the time of every step, validation, preview and of the test."""

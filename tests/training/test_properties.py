@@ -93,7 +93,7 @@ CODECS = st.sampled_from(["png", "jpg", "palette", "lzw", "deflate", "packbits",
 TABLE = ((0, 0, 0), (200, 30, 30), (20, 20, 220))
 
 
-@examples(50)
+@examples(30)
 @given(
     image=arrays(mask=False), other=st.one_of(*[st.none()] * 4, arrays(mask=False)),
     mask=arrays(mask=True), codecs=st.tuples(CODECS, CODECS, CODECS),
@@ -183,7 +183,7 @@ def changed(config, folder, changes):
     )  # fmt: skip
 
 
-@examples(6)
+@examples(4)
 @given(st.lists(st.tuples(st.integers(1, 5), CHANGES), min_size=1, max_size=3), CHANGES)
 def test_any_stops_and_changes_end_as_a_run_without(blobs, stops, last):
     with tempfile.TemporaryDirectory() as name:

@@ -149,18 +149,6 @@ def test_every_network_and_loss_trains_and_is_read_again(settings, way):
     assert Image.open(folder.samples / "00000004.png").size == (3 * 48, 40)
 
 
-def test_volumes_train_too(settings, tmp_path):
-    settings.data = data_of(write_pairs(tmp_path / "volumes", 2, (16, 16, 24)), dims=3)
-    settings.data.split.validation = 1
-    settings.classic.dims, settings.predict.tile = 3, 40
-    settings.train.steps = settings.train.validate_every = settings.train.sample_every = 1
-    folder, _ = run(settings)
-    predictor = Predictor.from_pretrained(folder.model, tile=40)
-    with predictor.open(tmp_path / "volumes/images/0.tif") as source:
-        write_regression(source, tmp_path / "0", predictor.preprocessing.targets)
-    assert tifffile.imread(tmp_path / "0_predicted.tif").shape == (16, 16, 24)
-
-
 def batch_of(root, **changes):
     """Of pictures whose targets are themselves."""
     augment = AugmentConfig(elastic_sigma=2, **changes)
@@ -269,13 +257,3 @@ def test_without_torchmetrics_one_line_says_what_to_install(settings, monkeypatc
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
     with pytest.raises(UserError, match=r"torchmetrics cannot be imported .*ddpm-unet\[metrics"):
         build_pixel_job(settings)
-
-
-def test_values_go_to_the_network_and_back():
-    targets = Targets(1, "uint8", 10.0, 210.0)
-    pixels = np.array([10, 110, 210, 250], np.uint8)
-    unit = targets.to_unit(pixels)
-    np.testing.assert_allclose(unit, [-1, 0, 1, 1], atol=1e-6)
-    np.testing.assert_array_equal(targets.to_pixels(unit), [10, 110, 210, 210])
-    np.testing.assert_allclose(targets.to_values(np.float32([-1.1, 3])), [0, 410], atol=1e-4)
-    assert targets.to_pixels(np.float32([-2, 3])).tolist() == [0, 255]

@@ -123,13 +123,12 @@ def test_balls_are_found_though_a_few_slices_are_labelled(segmenting, balls):
     assert picture.size == (2 * 14 * (256 // 18), 4 * 18 * (256 // 18))
 
 
-@pytest.mark.parametrize("transfer", ["finetune", "joint"])
-def test_a_segmenter_from_a_denoiser_of_volumes(denoising, segmenting, transfer):
+def test_a_segmenter_from_a_denoiser_of_volumes(denoising, segmenting):
     denoiser = run(denoising)
     shape = image_shape(read_pipeline(denoiser.model)[0].config)
     assert shape == (1, 8, 8, 8)
     segmenting.architecture, segmenting.init = "unet", str(denoiser.model)
-    segmenting.head = HeadConfig(transfer=transfer)
+    segmenting.head = HeadConfig(transfer="joint")
     segmenting.train.steps = segmenting.train.validate_every = 2
     folder = run(segmenting)
     assert "mean_dice" in folder.read_metrics()[-1]

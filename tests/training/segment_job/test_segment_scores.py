@@ -7,11 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import yaml
 from accelerate import Accelerator
 from PIL import Image
 from short_runs import run
-from small_cells import Bright, pair_data, records, write_cells
+from small_cells import Bright, pair_data
 
 from ddpm_unet.config import PairDataConfig, SplitConfig
 from ddpm_unet.errors import UserError
@@ -56,20 +55,6 @@ def test_a_class_that_is_nowhere_has_no_score(settings):
         "mean_dice": 1.0, "mean_iou": 1.0, "pixel_error": 0.0, "dice_value 0": 1.0,
         "iou_value 0": 1.0,
     }  # fmt: skip
-
-
-def test_one_labelled_picture_is_cut_in_strips(settings, tmp_path):
-    write_cells(tmp_path, 3, count=1)
-    settings.data = pair_data(tmp_path, split=SplitConfig(validation=0.4, gap=4))
-    job = build_pixel_job(settings)
-    assert job.windows(0).images.sizes.tolist() == [[40, 25]]
-    assert job.validation.sizes.tolist() == [[40, 19]]
-    assert "its columns 29 to 47 validate" in job.describe()
-    folder = run(settings, job)
-    assert len(records(folder, "mean_dice")) == 4
-    assert yaml.safe_load((folder.path / "split.yaml").read_text())["validation"] == [
-        {"name": "0", "columns": [29, 48]}
-    ]
 
 
 def test_pictures_kept_to_test_are_scored_in_the_end(settings, capsys):
@@ -147,13 +132,6 @@ def test_scores_of_nothing_are_null(tmp_path):
     kept = json.loads((tmp_path / "scores.json").read_text())
     assert kept == {"mean_dice": None, "images": [{"name": "a", "dice": None}]}
     assert (tmp_path / "scores.csv").read_text() == "name,dice\na,\n"
-
-
-def test_without_a_test_part_nothing_is_scored(settings):
-    job = build_pixel_job(settings)
-    folder = run(settings, job)
-    assert job.score_test(folder, torch.device("cpu")) == {}
-    assert not (folder.path / "scores.json").exists()
 
 
 def test_the_builtin_pictures_are_tested_on_the_held_out_third(settings):

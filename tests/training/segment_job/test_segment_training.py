@@ -4,7 +4,7 @@ import json
 
 import pytest
 from short_runs import files, kill, run
-from small_cells import CHANGES, changed, pair_data, records, write_cells
+from small_cells import CHANGES, changed, records
 
 from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.errors import UserError
@@ -12,8 +12,10 @@ from ddpm_unet.models.segmenter import load_segmentation_model
 from ddpm_unet.training.from_config import build_pixel_job
 from ddpm_unet.training.pixelwise import PixelwiseJob
 
+LIKE_OTHERS = ("scratch", "classic, same", "focal, weighted")
 
-@pytest.mark.parametrize("way", CHANGES)
+
+@pytest.mark.parametrize("way", [w for w in CHANGES if w not in LIKE_OTHERS])
 def test_training_lowers_the_loss_and_finds_the_cells(settings, way):
     settings = changed(settings, way)
     settings.train.steps = settings.train.checkpoint_every = 36
@@ -29,9 +31,7 @@ def test_training_lowers_the_loss_and_finds_the_cells(settings, way):
     assert 200 < kept.highest <= 255
 
 
-@pytest.mark.parametrize(
-    ("way", "batches"), [("finetune", 10), ("features", 10), ("joint", 14), ("teaching", 10)]
-)
+@pytest.mark.parametrize(("way", "batches"), [("features", 10), ("joint", 14), ("teaching", 10)])
 def test_killed_after_a_validation_and_resumed_ends_bit_for_bit_the_same(
     settings, tmp_path, way, batches
 ):
@@ -107,11 +107,3 @@ def test_the_check_is_told_once_training_begins(settings, capsys):
     assert "masks: 0, 255: read as values" in job.describe()
     assert "3 images train, 1 validate" in job.describe()
     assert job.name(0).endswith(".png")
-
-
-def test_faults_stop_before_training(settings, tmp_path):
-    write_cells(tmp_path, 3, count=3)
-    (tmp_path / "masks" / "1.png").unlink()
-    settings.data = pair_data(tmp_path)
-    with pytest.raises(UserError, match=r"1\.png: has no mask"):
-        build_pixel_job(settings)
