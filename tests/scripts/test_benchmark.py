@@ -280,7 +280,12 @@ def test_growth_plots_and_page(tmp_path, results):
 
 @pytest.mark.parametrize(
     ("kind", "ways"),
-    [("files", many_images.WAYS[:-1]), ("hf", ("first",)), ("slide", ("first", "segmented"))],
+    [
+        ("files", many_images.WAYS[:-1]),
+        ("tar", ("again",)),
+        ("hf", ("first",)),
+        ("slide", ("first", "segmented")),
+    ],
 )
 def test_large_sets_are_made_and_measured(kind, ways, tmp_path, monkeypatch, capsys):
     if kind == "hf":
