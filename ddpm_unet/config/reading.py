@@ -324,7 +324,8 @@ def _wrong_type(name: str, value: Any, hint: Any) -> str:
     """The line that refuses a value."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
     shown = text if len(text) <= 60 else f"{text[:57]}..."
-    cure = GONE.get(f"{name} {value}")
+    setting = name.rpartition(" ")[2].removeprefix("--")
+    cure = GONE.get(f"{setting} {value}")
     gone = f"; {cure}" if cure else ""
     return f"{name} is {shown}; it must be {in_words(hint)}{gone}"
 

@@ -23,15 +23,15 @@ def number_objects(values: Sequence[np.ndarray], richest: np.ndarray, most: floa
     Of shades, as of soft edges, most values lie in many pieces, and the highest is the type's.
 
     `values` are the sorted ones of each mask, `richest` the mask `[*space]` with most of them, and
-    `most` the highest value of its type.
+    `most` the highest value of its type, for floats 1.
     """
     held = [each[each > 0] for each in values]
     held = [each for each in held if len(each)]
     largest = max(held, key=len, default=np.empty(0, int))
     if not len(largest) > FEW or any(each.dtype.kind not in "iu" for each in values):
         return False
-    dense = all(each[-1] <= 1.5 * len(each) + 1 for each in held)
-    differ = len({int(each[-1]) for each in held}) > 1 and largest[-1] < most
+    dense = np.mean([each[-1] <= 1.5 * len(each) + 1 for each in held]) > 0.9
+    differ = len({int(each[-1]) for each in held}) > 1 and largest[-1] != most
     if not dense or not differ or any(each.min(initial=0) < 0 for each in values):
         return False
     tried = largest[:: len(largest) // TRIED]
@@ -68,13 +68,12 @@ def small_object(images: Iterable[np.ndarray]) -> int:
     return int(np.quantile(areas[areas > 0], 0.05)) if areas.any() else 0
 
 
-def interiors(cells: np.ndarray, width: int = 1) -> np.ndarray:
-    """1 inside the cells, 0 in the background and within `width` pixels of another cell or of it.
+def interiors(cells: np.ndarray) -> np.ndarray:
+    """1 inside the cells, 0 in the background and in pixels beside another cell or beside it.
 
     Of cell numbers `int [*space]`, 0 for background, `float32 [*space]`.
     """
-    size = 2 * width + 1
-    alone = ndimage.maximum_filter(cells, size) == ndimage.minimum_filter(cells, size)
+    alone = ndimage.maximum_filter(cells, 3) == ndimage.minimum_filter(cells, 3)
     return ((cells > 0) & alone).astype(np.float32)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partialmethod
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -192,33 +192,13 @@ class Selection(Collection):
     def _ask(self, what: str, index: int, *more: Any) -> Any:
         return getattr(self.parts[self.owners[index]], what)(int(self.indices[index]), *more)
 
-    @override
-    def name(self, index: int) -> str:
-        return self._ask("name", index)
-
-    @override
-    def key(self, index: int) -> str:
-        return self._ask("key", index)
-
-    @override
-    def file(self, index: int) -> str:
-        return self._ask("file", index)
-
-    @override
-    def read(self, index: int) -> np.ndarray:
-        return self._ask("read", index)
-
-    @override
-    def _info(self, index: int) -> ImageInfo:
-        return self._ask("info", index)
-
-    @override
-    def read_window(self, index: int, corner: Sequence[int], size: Sequence[int]) -> np.ndarray:
-        return self._ask("read_window", index, corner, size)
-
-    @override
-    def changed(self, index: int) -> None:
-        self._ask("changed", index)
+    name: Any = partialmethod(_ask, "name")
+    key: Any = partialmethod(_ask, "key")
+    file: Any = partialmethod(_ask, "file")
+    read: Any = partialmethod(_ask, "read")
+    _info: Any = partialmethod(_ask, "info")
+    read_window: Any = partialmethod(_ask, "read_window")
+    changed: Any = partialmethod(_ask, "changed")
 
 
 def written(infos: Sequence[ImageInfo]) -> np.ndarray:

@@ -64,10 +64,9 @@ class ConcatCondition:
             return one_hot(condition, self.channels)
         return to_model_range(condition)
 
-    def of_file(self, path: str, dims: int = 2, max_pixels: float = 200.0) -> Tensor:
+    def of_file(self, path: str, dims: int = 2) -> Tensor:
         """The channels of an image or volume, `[channels, *space]`; transparency is a hole."""
-        reading = Reading(dims, max_pixels, keep_palette=self.kind == "classes")
-        image = reading.read(path)
+        image = Reading(dims, keep_palette=self.kind == "classes").read(path)
         if self.kind == "classes":
             classes = class_indices(image, self.channels, path)
             return one_hot(torch.from_numpy(np.moveaxis(classes, -1, 0)[None]), self.channels)[0]

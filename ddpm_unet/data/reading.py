@@ -148,14 +148,18 @@ def _kept_file(reading: Reading, path: str | Path, *version: int) -> ImageFile:
     return reading._open(path)
 
 
-def read_image(path: str | Path, dims: int = 2, **how: Any) -> np.ndarray:
+def read_image(
+    path: str | Path, dims: int = 2, *, channels: Sequence[str] = (), **how: Any
+) -> np.ndarray:
     """Decode one image, or of dims 3 one volume, as a `Reading` does."""
-    return Reading(dims, **how).read(path)
+    return Reading(dims, channels=tuple(channels), **how).read(path)
 
 
-def image_info(path: str | Path, dims: int = 2, **how: Any) -> ImageInfo:
+def image_info(
+    path: str | Path, dims: int = 2, *, channels: Sequence[str] = (), **how: Any
+) -> ImageInfo:
     """Shape and type of an image or volume from its header, as a `Reading` has it."""
-    return Reading(dims, **how).info(path)
+    return Reading(dims, channels=tuple(channels), **how).info(path)
 
 
 def files_of(path: str | Path) -> list[str]:

@@ -260,7 +260,7 @@ class Stream(PositionStream):
         chance, kind, pixel, *within = (
             uniform(self.seed, f"data/foreground/{name}", positions) for name in names
         )
-        for row in np.flatnonzero(chance < self.foreground):
+        for row in np.flatnonzero(chance < self.foreground).tolist():
             mask = items[row]["mask"]
             if (place := rare_pixel(mask, kind[row], pixel[row])) is None:
                 continue

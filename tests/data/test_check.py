@@ -4,6 +4,7 @@ import tifffile
 from data_files import write
 from PIL import Image
 
+from ddpm_unet import cli
 from ddpm_unet.config import AugmentConfig, PairDataConfig
 from ddpm_unet.data.check import check_pairs
 from ddpm_unet.errors import UserError
@@ -185,6 +186,13 @@ def test_any_depth_and_number_of_channels(tmp_path):
     assert check(tmp_path, channels=(0, 1, 2)).channels == 3
     (fault,) = check(tmp_path, channels=3).faults
     assert "has 4 channels that are no colours, 3 are wanted; choose them by data.channels" in fault
+
+
+@pytest.mark.parametrize("gone", ["--data.mask_kind=boundaries", "--data.boundary_width=2"])
+def test_what_is_no_more_is_refused_by_name(gone, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["check", gone])
+    assert "objects true tell objects apart" in capsys.readouterr().err
 
 
 def test_colour_changes_are_for_rgb(folders):

@@ -331,6 +331,25 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_masks_that_number_objects_are_known(home):
+    from PIL import Image
+
+    from ddpm_unet.training.planned import plan_pairs
+
+    squares = np.kron(np.arange(1, 145).reshape(12, 12), np.pad(np.ones((5, 5)), (0, 3)))
+    for number, count in enumerate((144, 120, 110, 130, 101, 119, 137, 105, 128, 142)):
+        mask = np.where(squares > count, 0, squares).astype(np.uint16)
+        Image.fromarray(np.where(mask, 200, 20).astype(np.uint8)).save(f"images/{number}.png")
+        Image.fromarray(mask).save(f"masks/{number}.png")
+    values = {"data.images": "images", "data.masks": "masks", "init": "scratch"}
+    plan, report = plan_pairs(values, "cpu", [], [])
+    assert plan.values["data.mask_kind"] == report.config.mask_kind == "instances"
+    assert "mask_kind: instances" in str(plan)
+    assert "# masks number objects" in str(plan)
+    assert plan.found.objects.touching == 0
+    assert plan.found.objects.typical == 5
+
+
 FLAGS = "--data.images images --data.masks masks --classic.base_width 4 --train.batch_size 2"
 
 
