@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import circumstances
-from benchmarks.networks import HISTOLOGY, cifar, diffusers_twin, gflop, milesial, random_batch
+from benchmarks.networks import cifar, diffusers_twin, gflop, histology, milesial, random_batch
 from benchmarks.processes import scaling
 from benchmarks.rows import OURS, Results
 from benchmarks.tiles import recomputed
@@ -20,7 +20,6 @@ from benchmarks.training import TimedJob, job_settings, optimizer_and_average, r
 from ddpm_unet.config import PredictConfig, TrainConfig, UNetConfig
 from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import sample
-from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.inference.predictor import tiling as default_tiling
 from ddpm_unet.inference.tiles import predict_tiles
 
@@ -58,7 +57,7 @@ def sampling_resolution(effort: Effort) -> Curve:
 def _sampling(
     effort: Effort, jobs: list[tuple[int, int]], size: Callable[[int, int], float]
 ) -> Curve:
-    unet, diffusion = read_pipeline(HISTOLOGY)
+    unet, diffusion = histology()
     scheduler = make_sampler("ddpm", diffusion)
     steps = 4
 

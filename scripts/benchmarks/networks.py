@@ -16,6 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ddpm_unet.config import ClassicConfig, UNetConfig
 from ddpm_unet.cpu import accelerate_cpu
+from ddpm_unet.diffusion.process import GaussianDiffusion
+from ddpm_unet.inference.pipeline import read_pipeline
 from ddpm_unet.models import UNet
 from ddpm_unet.models.classic import ClassicUNet
 
@@ -79,6 +81,13 @@ def milesial(width: int, fast: bool = True) -> ClassicUNet:
 def random_unet(config: UNetConfig) -> UNet:
     """Ours, with random weights everywhere: a new network would return zeros."""
     return accelerate_cpu(randomised(UNet(config)).eval())
+
+
+def histology() -> tuple[UNet, GaussianDiffusion]:
+    """The shipped model as the scripts use it on a CPU."""
+    unet, diffusion = read_pipeline(HISTOLOGY)
+    assert isinstance(diffusion, GaussianDiffusion)
+    return accelerate_cpu(unet), diffusion
 
 
 @torch.no_grad()

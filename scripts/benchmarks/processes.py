@@ -69,17 +69,17 @@ def main() -> None:
     import torch
     from accelerate import Accelerator
 
-    from benchmarks.networks import HISTOLOGY
+    from benchmarks.networks import histology
     from benchmarks.timing import Timer
     from benchmarks.training import TimedJob, TrainConfig, job_settings, run_rounds
     from ddpm_unet.diffusion.samplers import make_sampler
     from ddpm_unet.inference.denoiser import generate
-    from ddpm_unet.inference.pipeline import image_shape, read_pipeline
+    from ddpm_unet.inference.pipeline import image_shape
 
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     if accelerator.num_processes != int(os.environ["WORLD_SIZE"]):
         raise RuntimeError(f"{os.environ['WORLD_SIZE']} processes, which do not know each other")
-    unet, diffusion = read_pipeline(HISTOLOGY)
+    unet, diffusion = histology()
     rounds = Effort(warm_up=1, least=5, most=5)  # as many in every process
     with job_settings(unet.config, TrainConfig(batch_size=BATCH)) as config:
         timer = run_rounds(TimedJob.of(config, Timer(rounds), {}))

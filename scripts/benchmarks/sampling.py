@@ -10,12 +10,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from benchmarks.networks import (
-    HISTOLOGY,
     SMALL,
     cifar,
     difference,
     diffusers_twin,
     gflop,
+    histology,
     lucidrains_unet,
     random_batch,
     random_unet,
@@ -27,7 +27,7 @@ from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import sample
 from ddpm_unet.inference.denoiser import generate
-from ddpm_unet.inference.pipeline import image_shape, read_pipeline
+from ddpm_unet.inference.pipeline import image_shape
 from ddpm_unet.models import UNet
 
 SEED = 0
@@ -106,8 +106,7 @@ def small_network(effort: Effort) -> Measured:
 
 def shipped_model(effort: Effort) -> Measured:
     """16 images by the histology model."""
-    unet, diffusion = read_pipeline(HISTOLOGY)
-    assert isinstance(diffusion, GaussianDiffusion)
+    unet, diffusion = histology()
     steps = 3 if effort.quick else 20
     measured = end_to_end(effort, unet, diffusion, images=16, steps=steps)
     measured.notes += [f"{steps} steps measured at a time, of which a job of 1000 has 1000/{steps}"]

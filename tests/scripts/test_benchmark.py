@@ -28,6 +28,7 @@ from diffusers import UNet2DModel
 from small import SMALL
 
 from ddpm_unet.config import UNetConfig
+from ddpm_unet.cpu import is_accelerated
 from ddpm_unet.files import replace_json
 from ddpm_unet.models.pretrained import settings_of
 from ddpm_unet.training.loop import Training
@@ -224,6 +225,10 @@ def test_gpu_rows_on_a_cpu(task, capfd, monkeypatch):
     assert task == "reverse_loop" or found.gflop[OURS] == found.gflop[DIFFUSERS] > 0
     assert "ours 7 MB" in found.notes[0]
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_the_shipped_model_is_measured_as_the_scripts_use_it():
+    assert is_accelerated(networks.histology()[0])
 
 
 def test_reading_pictures_gives_the_same_pixels(monkeypatch):
