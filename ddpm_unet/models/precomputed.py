@@ -89,7 +89,7 @@ def precompute_time_embeddings(unet: UNet, timesteps: Tensor) -> UNet:
     emb = unet.embed(times.repeat_interleave(each), labels)
     twin: Any = deepcopy(unet, memo={id(tensor): tensor for tensor in unet.parameters()})
     twin.__class__ = PrecomputedUNet
-    twin.told = frozenset(timesteps.float().tolist())  # type: ignore[assignment]
+    twin.told = frozenset(timesteps.float().tolist())
     twin.register_buffer("times", times, persistent=False)
     table = torch.cat([projection(emb) for projection in projections], dim=1)
     twin.register_buffer("table", table, persistent=False)

@@ -94,9 +94,8 @@ class Segmenter(Pretrained):
         if config.transfer == "finetune":
             unet.conv_norm_out.requires_grad_(False)
             unet.conv_out.requires_grad_(False)
-            for block in unet.modules():
-                weight = block.conv2.weight if isinstance(block, ResidualBlock) else None
-                if weight is not None and not (weight.is_meta or weight.any()):
+            for block in (m for m in unet.modules() if isinstance(m, ResidualBlock)):
+                if not (block.conv2.weight.is_meta or block.conv2.weight.any()):
                     block.conv2.reset_parameters()
 
     def forward(
