@@ -227,9 +227,8 @@ class PairDataConfig(DataConfig):
             mask_values; "threshold": class 1 above half of the largest value that all masks
             together hold; "colors": those of class_colors; "instances": numbered objects, to
             background and foreground; "images": they are no masks but images to predict (task
-            "regress" sets this).
-            "auto" takes what leaves no doubt, such as 0/255 or over 100 numbers of objects, and
-            asks about the rest.
+            "regress" sets this). "auto" takes what leaves no doubt, such as 0/255 or over 100
+            numbers of objects, and asks about the rest.
         mask_values: "values": the value of each class, in order.
         ignore_value: Value (for "colors": red, green, blue) of pixels that are not labelled.
         nearest_color: "colors": take a colour that is none of class_colors for the nearest one, as

@@ -260,14 +260,13 @@ class Stream(PositionStream):
         chance, kind, pixel, *within = (
             uniform(self.seed, f"data/foreground/{name}", positions) for name in names
         )
+        back = (np.stack(within, axis=1) * self.space).astype(np.int64)
+        least = np.minimum(spare, 0) // 2  # small images stay in the middle
+        most = np.maximum(spare, least)
         for row in np.flatnonzero(chance < self.foreground).tolist():
-            mask = items[row]["mask"]
-            if (place := rare_pixel(mask, kind[row], pixel[row])) is None:
-                continue
-            back = (np.array([part[row] for part in within]) * self.space).astype(np.int64)
-            corner[row] = np.where(
-                spare[row] > 0, np.clip(place - back, 0, np.maximum(spare[row], 0)), corner[row]
-            )
+            place = rare_pixel(items[row]["mask"], kind[row], pixel[row])
+            if place is not None:
+                corner[row] = np.clip(place - back[row], least[row], most[row])
 
     def _spare(self, numbers: np.ndarray, items: Sequence[dict[str, Any]]) -> np.ndarray:
         """By how much images are larger than a window, `int64 [B, axes]`."""
