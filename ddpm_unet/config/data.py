@@ -170,6 +170,8 @@ class AugmentConfig:
         elastic_sigma: Standard deviation, in pixels, of the displacements of a coarse grid,
             joined by bicubic interpolation (Ronneberger 2015). Above size / 12 it may fold.
         elastic_grid: Nodes of that grid along each side of the window.
+        rotation: Largest angle of a random turn, degrees; of volumes about each of their axes.
+        zoom: Largest natural logarithm of a random magnification; 0.3 makes from 0.74 to 1.35.
         brightness: Largest shift, as a share of the grey range.
         contrast: Largest relative change of the distance to the mean.
         gamma: Largest natural logarithm of the exponent of the grey curve.
@@ -184,6 +186,8 @@ class AugmentConfig:
     rot90: bool = True
     elastic_sigma: float = limited(10.0, 0, 1000)
     elastic_grid: int = limited(3, 1, 64)
+    rotation: float = limited(0.0, 0, 180)
+    zoom: float = limited(0.0, 0, 2)
     brightness: float = limited(0.1, *SHARE)
     contrast: float = limited(0.2, 0, 10)
     gamma: float = limited(0.2, 0, 10)

@@ -9,6 +9,7 @@ Every draw comes from torch's global generator, to be set by `randomness.seeded`
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -24,8 +25,9 @@ from ddpm_unet.config import AugmentConfig
 def augmentation(config: AugmentConfig, size: int, dims: int = 2) -> v2.Transform:
     """The changes of a configuration, from windows of size + 2 `window_margin` to ones of size."""
     changes: list[v2.Transform] = [v2.Identity()]
-    if config.elastic_sigma:
-        changes.append(ElasticDeformation(size, config.elastic_sigma, config.elastic_grid, dims))
+    if config.elastic_sigma or config.rotation or config.zoom:
+        bend = (config.elastic_sigma, config.elastic_grid, config.rotation, config.zoom)
+        changes.append(Deformation(size, *bend, dims))
     if config.flips:
         changes += [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
         changes += [RandomDepthFlip()] * (dims - 2)
@@ -39,21 +41,32 @@ def augmentation(config: AugmentConfig, size: int, dims: int = 2) -> v2.Transfor
     return v2.Compose(changes)
 
 
-def window_margin(config: AugmentConfig) -> int:
-    """Pixels around a window that its elastic deformation may draw on: three sigma."""
-    return math.ceil(3 * config.elastic_sigma)
+def window_margin(config: AugmentConfig, size: int, dims: int = 2) -> int:
+    """Pixels around a window that its deformation may draw on: three sigma, and turned corners."""
+    angle = math.radians(min(config.rotation, 45.0))
+    reach = min(math.cos(angle) + (dims - 1) * math.sin(angle), math.sqrt(dims))
+    return math.ceil(3 * config.elastic_sigma + size / 2 * (reach * math.exp(config.zoom) - 1))
 
 
-class ElasticDeformation(v2.Transform):
-    """Random displacements on a coarse grid, joined by bicubic interpolation (Ronneberger 2015).
+class Deformation(v2.Transform):
+    """A random turn and zoom about the middle, and displacements on a coarse grid, in one sampling.
 
-    They have `sigma` pixels of standard deviation in every direction, on a grid of so many nodes
-    along each side, the outermost on the corners. What the input has more than `size` is margin.
+    Displacements have `sigma` pixels of standard deviation in every direction, on a grid of so many
+    nodes along each side, the outermost on the corners, joined by bicubic interpolation
+    (Ronneberger 2015). What the input has more than `size` is margin.
+
+    Args:
+        rotation: Degrees; the angle about each axis (of images the only one) is uniform in +- it.
+        zoom: The natural logarithm of the magnification is uniform in +- it.
     """
 
-    def __init__(self, size: int, sigma: float, grid: int = 3, dims: int = 2) -> None:
+    def __init__(
+        self, size: int, sigma: float = 0.0, grid: int = 3, rotation: float = 0.0,
+        zoom: float = 0.0, dims: int = 2,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.size, self.sigma, self.grid, self.dims = size, sigma, grid, dims
+        self.rotation, self.zoom = math.radians(rotation), zoom
         line = torch.arange(size, dtype=torch.float32)
         # x before y (before z), as `grid_sample` wants them.
         self.places = torch.stack(torch.meshgrid(*[line] * dims, indexing="ij")[::-1])
@@ -69,7 +82,22 @@ class ElasticDeformation(v2.Transform):
         for _ in range(self.dims):  # each turn interpolates the first axis and puts it last
             displacement = torch.tensordot(displacement, self.bicubic, dims=([1], [1]))
         places = self.places + (window - self.size) / 2 + displacement
+        if self.rotation or self.zoom:
+            middle = (window - 1) / 2
+            places = torch.tensordot(self._turn(), places - middle, dims=1) + middle
         return {"source": (places * (2 / (window - 1)) - 1).movedim(0, -1)[None]}
+
+    def _turn(self) -> Tensor:
+        """A rotation, divided by the magnification: `[dims, dims]`."""
+        turn = torch.eye(self.dims) * math.exp(self.zoom * (2 * float(torch.rand(())) - 1))
+        for plane in itertools.combinations(range(self.dims), 2):
+            angle = self.rotation * (2 * torch.rand(()) - 1)
+            about = torch.eye(self.dims)
+            about[[*plane, *plane], [*plane, *plane[::-1]]] = torch.stack(
+                [angle.cos(), angle.cos(), -angle.sin(), angle.sin()]
+            )
+            turn = about @ turn
+        return turn
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Apply it."""

@@ -198,10 +198,10 @@ def pair_stream(images: PairSet, seed: int, context: int = 0) -> Stream:
     (Ronneberger 2015, figure 2).
     """
     config = images.config
-    change = augmentation(config.augment, config.size + 2 * context, config.dims)
+    made = (config.augment, config.size + 2 * context, config.dims)
     return Stream(
-        images, seed=seed, change=change, margin=window_margin(config.augment), context=context,
-        foreground=config.foreground,
+        images, seed=seed, change=augmentation(*made), margin=window_margin(*made),
+        context=context, foreground=config.foreground,
     )  # fmt: skip
 
 

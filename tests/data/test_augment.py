@@ -8,7 +8,7 @@ from torchvision import tv_tensors
 from ddpm_unet.config import AugmentConfig
 from ddpm_unet.data.augment import (
     Color,
-    ElasticDeformation,
+    Deformation,
     Intensity,
     augmentation,
     window_margin,
@@ -51,10 +51,18 @@ def test_windows_are_numpys_reflection(top, left, size, shape):
 
 
 @pytest.mark.parametrize("position", range(12))
-@pytest.mark.parametrize(("dims", "size", "sigma"), [(2, SIZE, 10.0), (3, 10, 1.0)])
-def test_image_mask_and_weight_move_together(position, dims, size, sigma):
-    config = AugmentConfig(**PLAIN, elastic_sigma=sigma)
-    side, base = size + 2 * window_margin(config), {2: 200, 3: 20}[dims]
+@pytest.mark.parametrize(
+    ("dims", "size", "bent"),
+    [
+        (2, SIZE, {"elastic_sigma": 10.0}),
+        (2, SIZE, {"elastic_sigma": 4.0, "rotation": 180, "zoom": 0.2}),
+        (3, 10, {"elastic_sigma": 1.0}),
+        (3, 8, {"elastic_sigma": 0.0, "rotation": 30, "zoom": 0.2}),
+    ],
+)
+def test_image_mask_and_weight_move_together(position, dims, size, bent):
+    config = AugmentConfig(**PLAIN, **bent)
+    side, base = size + 2 * window_margin(config, size, dims), {2: 180, 3: 30}[dims]
     places = torch.stack(torch.meshgrid(*[torch.arange(side)] * dims, indexing="ij"))
     digits = base ** torch.arange(dims - 1, -1, -1).reshape(-1, *[1] * dims)
     made = {
@@ -91,8 +99,32 @@ def test_flips_and_turns_give_all_orientations_equally(dims, highest):
     assert ((counts - 30) ** 2 / 30).sum() < highest
 
 
+@pytest.mark.parametrize(("dims", "rotation", "zoom"), [(2, 180, 0.0), (2, 0, 0.3), (3, 20, 0.3)])
+def test_turns_and_zooms_are_rotations_of_a_size_within_the_margin(dims, rotation, zoom):
+    """The gradient of what a window of coordinates becomes is the map, as sampling is linear."""
+    size, bent = 8, {"rotation": rotation, "zoom": zoom}
+    margin = window_margin(AugmentConfig(elastic_sigma=0.0, **bent), size, dims)
+    change, angles, sizes = Deformation(size, **bent, dims=dims), [], []
+    places = torch.stack(torch.meshgrid(*[torch.arange(size + 2.0 * margin)] * dims, indexing="ij"))
+    middle = torch.full((dims,), margin + (size - 1) / 2)
+    for position in range(200):
+        with seeded(0, "augment", position):
+            made = change(tv_tensors.Image(places)).as_subclass(torch.Tensor)
+        torch.testing.assert_close(made.flatten(1).mean(1), middle)
+        steps = torch.stack([made.diff(dim=1 + axis).flatten(1).mean(1) for axis in range(dims)])
+        sizes.append(steps.det().item() ** (1 / dims))
+        turn = steps / sizes[-1]
+        torch.testing.assert_close(turn @ turn.T, torch.eye(dims), atol=1e-4, rtol=0)
+        angles.append(torch.atan2(turn[0, 1], turn[0, 0]).rad2deg().item())
+    for found, most in ((np.log(sizes), zoom), (angles, rotation)):
+        assert np.abs(found).max() <= most + 1e-3
+        if dims == 2 and most:  # Kolmogorov, p = 0.001
+            places = (np.sort(found) / most + 1) / 2
+            assert np.abs(places - (np.arange(200) + 0.5) / 200).max() < 0.14
+
+
 def test_elastic_is_cubic_between_the_nodes_of_every_axis():
-    elastic = ElasticDeformation(9, sigma=2.0, grid=3, dims=3)
+    elastic = Deformation(9, sigma=2.0, grid=3, dims=3)
     torch.manual_seed(0)
     places = elastic.make_params([torch.zeros(9, 9, 9)])["source"][0]
     found = ((places + 1) / 2 * 8).movedim(-1, 0) - elastic.places
@@ -107,7 +139,7 @@ def test_elastic_is_cubic_between_the_nodes_of_every_axis():
 
 
 def test_elastic_reads_the_margin_where_it_points_outside():
-    elastic = ElasticDeformation(8, sigma=0.0)
+    elastic = Deformation(8, sigma=0.0)
     elastic.sigma = 1.0
     window = torch.arange(14.0).expand(1, 14, 14)
     shifted = {"source": elastic.make_params([window])["source"] * 0}
