@@ -28,7 +28,7 @@ from ddpm_unet.diffusion.editing import Inversion, inpaint, slerp, tiled
 from ddpm_unet.diffusion.edm import EDMDiffusion
 from ddpm_unet.diffusion.process import Diffusion
 from ddpm_unet.diffusion.samplers import Sampler, make_sampler
-from ddpm_unet.diffusion.sampling import StepInfo
+from ddpm_unet.diffusion.sampling import Graph, StepInfo
 from ddpm_unet.diffusion.sampling import sample as sample_batch
 from ddpm_unet.errors import UserError
 from ddpm_unet.inference.conditioning import Cond, Conditioning, cond_in_turn
@@ -95,7 +95,9 @@ class Denoiser:
         self.codec = codec
         self.preprocessing = preprocessing or Preprocessing(self.image_channels)
         self.network: Callable[..., Tensor] | None = None
-        """Computes in place of the U-Net, for instance a compiled one."""
+        """Computes in place of the U-Net."""
+        self.graph: Graph | None = None
+        """Makes one graph of an evaluation, such as `torch.compile`; see `diffusion.sampling`."""
         self._folder: Path | None = None  # whose scheduler names the sampler, read when it is used
 
     @classmethod
@@ -245,7 +247,13 @@ class Denoiser:
         cond = cond_in_turn(labels, context, concat_cond, device)
         chosen = self.sampler_of(sampler)
         times = torch.tensor(chosen.plan(steps).times)
-        network = self.network or precompute_time_embeddings(self.unet, times)
+        network = self.network or self.unet
+        # Windows, holes and ways between images are no part of a graph, their network is one.
+        whole = not tile and mask is None and interpolate is None
+        if self.graph is None and network is self.unet:
+            network = precompute_time_embeddings(self.unet, times)
+        elif self.graph and not whole:
+            network = self.graph(network)
         denoise = self._guided(network, guidance, guidance_interval, guide)
 
         wanted = [size] if isinstance(size, int) else size
@@ -264,6 +272,8 @@ class Denoiser:
                 raise UserError(f"tile {tile}: {why}; leave it out, or give another size")
             denoise = tiled(denoise, side, side // 2, periodic=periodic)
         options: dict[str, Any] = {"self_conditioning": own.self_conditioning}
+        if self.graph and whole:
+            options["graph"] = self.graph
         if mask is not None or interpolate is not None:
             name = "mask" if interpolate is None else "interpolate"
             if own.self_conditioning or (interpolate is not None and cond([0])):
@@ -397,8 +407,12 @@ def generate(
         indices = list(range(start, min(start + batch_size, num_images)))
         if all(index in skip for index in indices):
             continue
-        bound = partial(denoiser, **cond(indices))
-        yield indices, draw(bound, sampler, shape, indices=indices, callback=callback, **options)
+        made = indices
+        if options.get("graph") and start:  # a last batch that is full needs no graph of its own
+            made = list(range(start, start + batch_size))
+        bound = partial(denoiser, **cond(made))
+        images = draw(bound, sampler, shape, indices=made, callback=callback, **options)
+        yield indices, images[: len(indices)]
         callback = None
 
 
