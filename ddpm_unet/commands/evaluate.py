@@ -117,7 +117,6 @@ def draw(
     from safetensors.torch import load_file, save_file
 
     from ddpm_unet.evaluation.fidelity import Description, describe
-    from ddpm_unet.inference.denoiser import read_guide
     from ddpm_unet.inference.writers import finished
 
     parts = args.out / "parts"
@@ -130,7 +129,6 @@ def draw(
     job = denoiser.job(
         args.num_images, steps=args.steps, sampler=args.sampler, seed=args.seed,
         batch_size=args.batch_size, guidance=args.guidance, skip=kept,
-        guide=args.guide and read_guide(args.guide, denoiser),
         shard=(accelerator.process_index, accelerator.num_processes),
         progress=accelerator.is_main_process,
     )  # fmt: skip
@@ -187,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             check(name, images.shape[1:], real)
             sets[name], shown[name] = describe(images, extractor), images[:SHOWN]
         if folder:
-            denoiser = Denoiser.from_pretrained(folder).to(accelerator.device)
+            denoiser = Denoiser.from_pretrained(folder, guide=args.guide).to(accelerator.device)
             with at_speed_of_job(denoiser, accelerator, args) as denoiser.graph:
                 job = (args, denoiser, folder, real, extractor, accelerator)
                 sets["drawn"], shown["drawn"], timing["seconds_per_image"] = draw(*job)

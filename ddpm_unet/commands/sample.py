@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.diffusion.sampling import Trajectory
     from ddpm_unet.evaluation.plots import save_film
     from ddpm_unet.inference.conditioning import read_concat_cond, read_context
-    from ddpm_unet.inference.denoiser import Denoiser, check_edit, check_guidance, read_guide
+    from ddpm_unet.inference.denoiser import Denoiser, check_edit
     from ddpm_unet.inference.readers import read_hole, read_images
     from ddpm_unet.inference.writers import output_folder
     from ddpm_unet.training.distributed import open_processes
@@ -77,10 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_edit(args.init_image, args.strength, args.mask, args.interpolate, args.num_images)
     folder = model_or_newest(args.model)
     accelerator = open_processes()
-    changes: dict[str, Any] = {"lora": args.lora, "lora_scale": args.lora_scale}
+    changes = {"lora": args.lora, "lora_scale": args.lora_scale, "guide": args.guide}
     denoiser = Denoiser.from_pretrained(folder, **changes).to(accelerator.device)
     conditioning, config = denoiser.conditioning, denoiser.unet.config
-    check_guidance(conditioning, args.guidance, args.guidance_interval, args.guide)
     concat_cond = read_concat_cond(conditioning, args.condition, config.dims, args.size)
     sampler = choose_sampler(args, denoiser)
     begin = [*(args.interpolate or ()), *([args.init_image] if args.init_image else [])]
@@ -96,7 +95,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             context=read_context(conditioning, config, args.context, args.prompt),
             concat_cond=concat_cond, guidance=args.guidance,
             guidance_interval=args.guidance_interval,
-            guide=args.guide and read_guide(args.guide, denoiser),
             init_image=None if args.interpolate else images, strength=args.strength, mask=hole,
             resamplings=args.resamplings, interpolate=images if args.interpolate else None,
             tile=args.tile, periodic=args.periodic, shard=shard, skip=kept,

@@ -93,33 +93,35 @@ def prepare_gpu() -> None:
         print(f"{name}: float32 products {products}, convolution kernels {kernels}")
 
 
-def prepare(model: Any, device: Any, codec: Any = None) -> None:
-    """Make a model ready for a device, in place, and say how a GPU computes.
+def prepare(model: Any, device: Any, codec: Any = None, guide: Any = None) -> None:
+    """Make a model and its guide ready for a device, in place, and say how a GPU computes.
 
-    On a CPU the model is accelerated; elsewhere, it and the codec of latents keep channels last.
+    On a CPU they are accelerated; elsewhere, they and the codec of latents keep channels last.
     """
     from ddpm_unet.cpu import accelerate_cpu
     from ddpm_unet.training.distributed import in_memory_format
 
-    if device.type == "cpu":
-        accelerate_cpu(model)
-    else:
-        for network in (model, *([codec.network] if codec else [])):
+    for network in filter(None, (model, guide)):
+        if device.type == "cpu":
+            accelerate_cpu(network)
+        else:
             in_memory_format(network, None, device)
+    if codec and device.type != "cpu":
+        in_memory_format(codec.network, None, device)
     prepare_gpu()
 
 
 @contextmanager
 def at_speed(
-    model: Any, device: Any, args: argparse.Namespace, codec: Any = None, passes: int = 0,
-    mode: str | None = None,
+    model: Any, device: Any, args: argparse.Namespace, codec: Any = None, guide: Any = None,
+    passes: int = 0, mode: str | None = None,
 ) -> Iterator[Any]:  # fmt: skip
     """Compute as --precision and --compile say for a while; gives what compiles, or None.
 
     The model is prepared for the device first; see `prepare`.
 
     Args:
-        model, device, codec: As of `prepare`.
+        model, device, codec, guide: As of `prepare`.
         args: With `precision` and `compile`, which is None for where it pays.
         passes: Of the network in this process.
         mode: Of `torch.compile`.
@@ -128,7 +130,7 @@ def at_speed(
 
     from ddpm_unet.training.distributed import compiling
 
-    prepare(model, device, codec)
+    prepare(model, device, codec, guide)
     graph = partial(torch.compile, mode=mode) if compiling(args.compile, device, passes) else None
     if graph and args.compile is None and os.environ.get("RANK", "0") == "0":
         print(f"compiling for {passes} passes of the network (--no-compile for none)")
@@ -145,13 +147,15 @@ def at_speed_of_job(denoiser: Any, accelerator: Any, args: argparse.Namespace) -
     batches = -(-args.num_images // (args.batch_size * accelerator.num_processes))
     passes, device = batches * sampler.plan(args.steps).evaluations, accelerator.device
     mode = "reduce-overhead" if device.type == "cuda" else None  # CUDA graphs
-    return at_speed(denoiser.unet, device, args, denoiser.codec, passes, mode)
+    networks = denoiser.unet, device, args, denoiser.codec, denoiser.guide
+    return at_speed(*networks, passes, mode)
 
 
 def weights_of(model: Path) -> str:
-    """Which weights these are: the file, or one of a model's folder, and when it was written."""
-    file = max(model.rglob("*.safetensors")) if model.is_dir() else model
-    return f"{file.resolve()} {file.stat().st_mtime_ns}"
+    """Which weights these are: the file, or a model's newest, and when it was written."""
+    files = filter(Path.is_file, model.rglob("*")) if model.is_dir() else [model]
+    written, file = max((file.stat().st_mtime_ns, file.resolve()) for file in files)
+    return f"{file} {written}"
 
 
 def go_on(

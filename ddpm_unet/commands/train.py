@@ -7,6 +7,7 @@ printed and kept in the run folder as plan.yaml; of built-in data from the recip
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from ddpm_unet.training.planned import Wish
 
 BUILTIN, PLAN = "builtin:", "plan.yaml"
+WAY = re.compile(r"init|architecture|train\.steps|(model|head|regression|joint)\.")
+"""Settings that, given, say how a segmenter begins or how long it learns; else ways are tried."""
 CURE = "train one with scripts/train_ddpm.py, or give --init DIR or --init scratch"
 
 
@@ -111,12 +114,15 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.data.folder import with_dims
     from ddpm_unet.evaluation.card import write_pages
     from ddpm_unet.training.from_config import build_pixel_job
-    from ddpm_unet.training.planned import choose_denoiser, plan_pairs
+    from ddpm_unet.training.planned import better_way, choose_denoiser, plan_pairs
     from ddpm_unet.training.run_folder import newest_models
 
     own, run = newest_models(), wish.run
     if wish.planned:
         plan, report = plan_pairs(wish.values, best_device().type, own, _shipped())
+        if plan.values["architecture"] == "unet" and not any(map(WAY.match, wish.values)):
+            scratch = plan_pairs(wish.values, best_device().type, [], [])
+            plan, report = better_way([(plan, report), scratch], settings.minutes, _say)
         settings = build(SegmentConfig, plan.values)
     settings.data = with_dims(settings.data, settings.data.images)
     settings.init = settings.init or run.setting("init")
