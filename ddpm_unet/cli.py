@@ -223,8 +223,8 @@ class ArgumentParser(argparse.ArgumentParser):
         """Add a flag for each field of a flat dataclass, with its line of help."""
         for name, hint, value, text in described(kind()):
 
-            def read(text: str, flag: str = f"--{name}", hint: Any = hint) -> Any:
-                return converted(from_text(text, hint), hint, flag, text)
+            def read(text: str, name: str = name, hint: Any = hint) -> Any:
+                return converted(from_text(text, hint), hint, "--", name, text)
 
             self.add_argument(f"--{name}", type=read, default=value, help=text)
 

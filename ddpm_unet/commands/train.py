@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ddpm_unet.commands.shared import best_device, prepare_gpu, recipe, shipped
 from ddpm_unet.config import AutoencodeConfig, CheckConfig, DenoiseConfig, SegmentConfig
-from ddpm_unet.config.data import DataConfig
-from ddpm_unet.config.reading import build, read_values
+from ddpm_unet.config.reading import build, read_settings, read_values
 from ddpm_unet.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ def _read(kind: type, default: str, arguments: Sequence[str] | None, data: str =
     begun = time.monotonic()
     values, flags, file = read_values(kind, None, arguments, default)
     source, run, planned = str(values.get(data, BUILTIN)), values.get("run"), False
-    _refuse_flat(values, source)
     if file is None and not source.startswith(BUILTIN) and values.get("data.masks") != "points":
         what = "denoiser" if kind is DenoiseConfig else "segmenter"
         run = run or f"runs/{Path(source.rpartition(':')[2]).name}_{what}"
@@ -53,14 +51,6 @@ def _read(kind: type, default: str, arguments: Sequence[str] | None, data: str =
     from ddpm_unet.training.planned import Wish
 
     return Wish(kind, {**values, "run": str(run)}, flags, planned, begun)
-
-
-def _refuse_flat(values: dict[str, Any], place: str) -> None:
-    """Refuse images of two dimensions where the files are volumes."""
-    from ddpm_unet.data.folder import with_dims
-
-    if values.get("data.dims") == 2 and with_dims(DataConfig(), place).dims == 3:
-        raise UserError(f"data.dims 2: {place} holds volumes; set it 3, or leave it out")
 
 
 def train_ddpm(arguments: Sequence[str] | None = None) -> None:
@@ -144,9 +134,7 @@ def check(arguments: Sequence[str] | None = None) -> None:
     """Say what is right and wrong with images and masks."""
     from ddpm_unet.data.check import print_check
 
-    values = read_values(CheckConfig, None, arguments)[0]
-    _refuse_flat(values, str(values.get("data.images", BUILTIN)))
-    print_check(build(CheckConfig, values).data)
+    print_check(read_settings(CheckConfig, None, arguments)[0].data)
 
 
 def _train(job: Any, settings: Any, wish: Wish, plan: Plan | None = None) -> None:

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -68,7 +68,7 @@ def check_limits(settings: Any, prefix: str = "") -> None:
 def check_settings(settings: Any) -> None:
     """Refuse values of a wrong type, unknown choices and numbers outside their limits."""
     for name, hint in get_type_hints(type(settings)).items():
-        converted(getattr(settings, name), hint, name)
+        converted(getattr(settings, name), hint, "", name)
     check_limits(settings)
 
 
@@ -93,7 +93,7 @@ def from_plain(kind: type[Settings], values: Mapping[str, Any], source: object) 
     if unknown := [name for name in values if name not in hints]:
         raise UserError(f"{source}: unknown key {unknown[0]!r}; remove it if it means nothing")
     try:
-        return kind(**{n: converted(v, hints[n], f"{source}: {n}") for n, v in values.items()})
+        return kind(**{n: converted(v, hints[n], f"{source}: ", n) for n, v in values.items()})
     except TypeError as error:  # a field without default is missing
         raise UserError(f"{source}: {error}; copy the model again") from error
 
@@ -186,9 +186,9 @@ def read_values(
         if file.name == "config.yaml":
             written = current_names(written)
         for name, value in _flat(written, names, kind, f"{file}: "):
-            values[name] = converted(value, names[name], f"{file}: {name}")
+            values[name] = converted(value, names[name], f"{file}: ", name)
     for name, text in flags.items():
-        values[name] = converted(from_text(text, names[name]), names[name], f"--{name}", text)
+        values[name] = converted(from_text(text, names[name]), names[name], "--", name, text)
     return values, set(flags), file
 
 
@@ -239,7 +239,7 @@ def _flat(
         elif isinstance(value, dict):
             yield from _flat(value, names, kind, where, f"{name}.")
         else:
-            raise UserError(_wrong_type(f"{where}{name}", value, names[name]))
+            raise UserError(_wrong_type(where, name, value, names[name]))
 
 
 def refuse_unknown(
@@ -256,11 +256,13 @@ def refuse_unknown(
 
         others = [f"scripts/{s}.py" for s, of in SCRIPTS.items() if name in dict(setting_names(of))]
         cure = f"it is one of {' and '.join(others)}" if others else cure
-    cure = GONE.get(name, cure)
-    if RENAMED.get(name) in known:
-        cure = f"it is now {RENAMED[name]}"
     shown = name if name.isprintable() else repr(name)
-    raise UserError(f"{where}{shown}: no such setting; {cure}")
+    raise UserError(f"{where}{shown}: no such setting; {_became(name, known) or cure}")
+
+
+def _became(name: str, known: Container[str] = ()) -> str:
+    """What does the work of a setting, or of "NAME VALUE", of an earlier version; else nothing."""
+    return f"it is now {RENAMED[name]}" if RENAMED.get(name) in known else GONE.get(name, "")
 
 
 def _build(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
@@ -320,14 +322,11 @@ def from_text(text: str, hint: Any) -> Any:
         return text
 
 
-def _wrong_type(name: str, value: Any, hint: Any) -> str:
-    """The line that refuses a value."""
+def _wrong_type(where: str, name: str, value: Any, hint: Any) -> str:
     text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
     shown = text if len(text) <= 60 else f"{text[:57]}..."
-    setting = name.rpartition(" ")[2].removeprefix("--")
-    cure = GONE.get(f"{setting} {value}")
-    gone = f"; {cure}" if cure else ""
-    return f"{name} is {shown}; it must be {in_words(hint)}{gone}"
+    cure = _became(f"{name} {value}")
+    return f"{where}{name} is {shown}; it must be {in_words(hint)}" + (cure and f"; {cure}")
 
 
 def in_words(hint: Any) -> str:
@@ -344,12 +343,16 @@ def in_words(hint: Any) -> str:
     return _WORDS.get(hint, "a group of settings")
 
 
-def converted(value: Any, hint: Any, where: str, shown: Any = None) -> Any:
-    """`value` of type `hint`, with tuples for lists; else a UserError that shows `shown`."""
+def converted(value: Any, hint: Any, where: str, name: str, shown: Any = None) -> Any:
+    """`value` of type `hint`, with tuples for lists; else a UserError that shows `shown`.
+
+    `where` comes before the name: "--", or a file and ": ".
+    """
     try:
         return _converted(value, hint)
     except (ValueError, OverflowError):
-        raise UserError(_wrong_type(where, value if shown is None else shown, hint)) from None
+        shown = value if shown is None else shown
+        raise UserError(_wrong_type(where, name, shown, hint)) from None
 
 
 def _converted(value: Any, hint: Any) -> Any:

@@ -131,6 +131,15 @@ def unturned(image: np.ndarray, corner: np.ndarray) -> Windows:
     return Windows(image, corner, np.zeros_like(image), np.zeros(corner.shape, dtype=bool))
 
 
+def orientation_in_words(flips: bool, rot90: bool, group: str = "") -> str:
+    """What a description says of windows of random orientation, and how to switch it off."""
+    changes = {"flips": "mirrored"} if flips else {}
+    changes |= {"rot90": "turned by quarters"} if rot90 else {}
+    names = " and ".join(f"{group}{name}" for name in changes)
+    how = f" at random (where left and up matter, set {names} to false)"
+    return f", {' and '.join(changes.values())}{how}" if changes else ""
+
+
 def orient_windows(batch: np.ndarray, windows: Windows) -> None:
     """Turn and mirror `[B, ..., (S,) S, S]` in place.
 

@@ -194,7 +194,7 @@ def objects_of(report: Report) -> Objects:
             if pixels > MOST_PIXELS:
                 return
 
-    return measure(masks(), code.num_classes, report.config.dims)
+    return measure(masks(), code.num_classes, report.config.axes)
 
 
 def chosen_images(count: int) -> list[int]:

@@ -30,6 +30,7 @@ from ddpm_unet.data.report import Report
 from ddpm_unet.data.sources import concat_condition, held_out, open_stream
 from ddpm_unet.data.splits import split_images
 from ddpm_unet.data.volumes import alike, in_mm, spacing_of
+from ddpm_unet.data.windows import orientation_in_words
 from ddpm_unet.diffusion.edm import EDMDiffusion, make_diffusion
 from ddpm_unet.errors import UserError
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
@@ -99,11 +100,11 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
     if data.fit == "crop" and data.scale != 1:
         said += f", at data.scale {data.scale:g}"
     known: Any = images.layout.spacings if data.fit == "crop" else []
-    spacing, sizes, same = spacing_of(known, data.spacing, data.dims)
+    spacing, sizes, same = spacing_of(known, data.spacing, data.axes)
     if data.spacing and not same:
         raise UserError(f"data.spacing {data.spacing}: the files say {sizes}; leave it out")
     if not same:
-        said += f", {'voxels' if data.dims == 3 else 'pixels'} of {sizes} taken as equal"
+        said += f", {'voxels' if data.axes == 3 else 'pixels'} of {sizes} taken as equal"
     preprocessing = Preprocessing(
         images.layout.channels,
         data.scale if data.fit == "crop" else 1.0,
@@ -255,13 +256,8 @@ def build_pixel_job(
             return LabelledSet(held_out, objects=True)
         return None
 
-    said = [str(report), split["how"], f"training on {pairs.describe()}"]
-    turns = [name for name in ("flips", "rot90") if getattr(data.augment, name)]
-    if turns:
-        said[-1] += (
-            ", mirrored and turned at random (where left and up matter, set "
-            f"{' and '.join(f'data.augment.{name}' for name in turns)} to false)"
-        )
+    oriented = orientation_in_words(data.augment.flips, data.augment.rot90, "data.augment.")
+    said = [str(report), split["how"], f"training on {pairs.describe()}{oriented}"]
     said += [f"and on further {extra.describe()}"] if extra else []
     said += [joint.description] if joint else []
     preprocessing = Preprocessing(
@@ -320,9 +316,9 @@ def _classes(config: SegmentConfig, report: Report) -> tuple[ClassTarget, dict[s
     """What to predict for task "segment", and what the network says of it."""
     names, colors = tuple(report.mask_code().class_names), report.config.class_colors
     loss = config.loss
-    if config.cell_class is not None and config.data.dims == 3:
+    if config.cell_class is not None and config.data.axes == 3:
         raise UserError("cell_class: is for images (data.dims 2) of two classes; leave it out")
-    if config.data.dims == 3 and loss.name == "border":
+    if config.data.axes == 3 and loss.name == "border":
         raise UserError("loss.name border: its weight maps are of images; data.dims is 3")
     target = ClassTarget(
         names, colors, loss.name, loss.class_weights, loss.focal_gamma, config.criterion,
@@ -391,9 +387,9 @@ def build_network(
     `outputs` are `num_classes`, `class_names` and `class_colors`.
     """
     data, model = config.data, _network(config, channels, outputs)
-    if model.dims != data.dims:
+    if model.dims != data.axes:
         raise UserError(
-            f"data.dims {data.dims}: the network is one of {model.dims} dimensions; set "
+            f"data.dims {data.axes}: the network is one of {model.dims} dimensions; set "
             "data.dims to that, or take another network"
         )
     side = data.size + 2 * model.margin
@@ -409,16 +405,16 @@ def build_network(
 def _network(config: SegmentConfig, channels: int, outputs: dict[str, Any]) -> SegmentationModel:
     data, head = config.data, replace(config.head, **outputs)
     if config.architecture == "classic":
-        classic = replace(config.classic, in_channels=channels, dims=data.dims, **outputs)
+        classic = replace(config.classic, in_channels=channels, dims=data.axes, **outputs)
         network = ClassicUNet(classic)
         if config.init not in (None, SCRATCH):
             network.load_encoder(str(config.init))
         return network
     if config.init != SCRATCH:
         return Segmenter.from_denoiser(str(config.init), head, in_channels=channels)
-    why = f"the images have {channels} channels and data.dims {data.dims}"
+    why = f"the images have {channels} channels and data.dims {data.axes}"
     predicted = config.diffusion.output_channels(channels)
-    asked = {"in_channels": channels, "out_channels": predicted, "dims": data.dims}
+    asked = {"in_channels": channels, "out_channels": predicted, "dims": data.axes}
     unet = fitted(config.model, {name: (value, why) for name, value in asked.items()})
     return Segmenter(UNet(replace(unet, sample_size=data.size)), head)
 
@@ -453,7 +449,7 @@ def fit_network(config: DenoiseConfig, conditioning: Conditioning, images: Image
     model = fitted(config.model, {
         "in_channels": (sum(given.values()), f"the network is given {parts} channels"),
         "out_channels": (outputs, predicted),
-        "dims": (config.data.dims, f"data.dims is {config.data.dims}"),
+        "dims": (config.data.axes, f"data.dims is {config.data.axes}"),
         "num_class_embeds": (
             len(names) + dropped if names else None,
             f"the images come with {len(names) or 'no'} classes{' and one for none' * dropped}",

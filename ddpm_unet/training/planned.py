@@ -76,7 +76,7 @@ def plan_images(values: dict[str, Any], device: str) -> Plan:
     settings = build(DenoiseConfig, values)
     data = with_dims(settings.data, settings.data.source)
     start = _seen(settings.init, "given") if settings.init else None
-    found = of_images(source_images(data), data.dims)
+    found = of_images(source_images(data), data.axes)
     return plan_denoiser(found, Machine(device, os.cpu_count() or 1), values, start)
 
 
@@ -93,7 +93,7 @@ def plan_pairs(
     """
     settings, machine = build(SegmentConfig, values), Machine(device, os.cpu_count() or 1)
     data = labelled_data(settings)
-    found = of_pairs(find_pairs(complete_settings(data)).pairs, data.dims)
+    found = of_pairs(find_pairs(complete_settings(data)).pairs, data.axes)
     channels = {look.channels for look in found.looks}
     seen = data
     if "data.channels" not in values and channels:
@@ -176,8 +176,8 @@ def why_not(folder: Path, config: SegmentConfig, channels: int | None) -> str | 
         "is self-conditioned": own.self_conditioning,
         "is conditioned on classes, and head.class_label is not set":
             (unet.num_class_embeds or unet.class_embed_type) and config.head.class_label is None,
-        f"is of {unet.dims} dimensions, data.dims is {config.data.dims}":
-            unet.dims != config.data.dims,
+        f"is of {unet.dims} dimensions, data.dims is {config.data.axes}":
+            unet.dims != config.data.axes,
         f"takes {taken} channel{'s' * (taken > 1)}, the images have {channels}":
             channels not in (None, taken),
     }  # fmt: skip
@@ -235,7 +235,7 @@ def _costs(job: Any, settings: Any) -> dict[str, float]:
     if views:
         drawn = views.num_images * views.steps
         return {"validation": views.validation_images / batch, "preview": drawn / batch}
-    window = settings.data.size**settings.data.dims
+    window = settings.data.size**settings.data.axes
     sizes = np.array([[window]]) if job.validation is None else job.validation.sizes
     each = float(sizes.prod(1).mean()) / (batch * window)
     tested = len(job.split["test"]) if job.split else 0
