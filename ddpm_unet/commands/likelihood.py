@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     accelerator = open_processes()
     device, main_one = accelerator.device, accelerator.is_main_process
     count = min(args.images, len(windows))
-    batched = [range(i, min(i + args.batch_size, count)) for i in range(0, count, args.batch_size)]
+    numbers, size = range(count), args.batch_size
+    batched = [numbers[start : start + size] for start in numbers[::size]]
     mine = batched[accelerator.process_index :: accelerator.num_processes]
 
     def batches() -> Iterator[tuple[range, torch.Tensor, Any]]:

@@ -10,47 +10,63 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddpm_unet.commands.shared import best_device, prepare_gpu, recipe, shipped
 from ddpm_unet.config import AutoencodeConfig, CheckConfig, DenoiseConfig, SegmentConfig
-from ddpm_unet.config.reading import build, read_settings, read_values
+from ddpm_unet.config.reading import build, read_file, read_flags, read_settings
 from ddpm_unet.errors import UserError
 
 if TYPE_CHECKING:
     from ddpm_unet.training.pixelwise import PixelwiseJob
     from ddpm_unet.training.plan import Plan
-    from ddpm_unet.training.planned import Wish
 
 BUILTIN, PLAN = "builtin:", "plan.yaml"
 CURE = "train one with scripts/train_ddpm.py, or give --init DIR or --init scratch"
 
 
-def _read(kind: type, default: str, arguments: Sequence[str] | None, data: str = "") -> Wish:
-    """The settings that are given: by flags and --config, else by the run's own plan.
+@dataclass
+class Wish:
+    """What a person wants of a training.
 
-    Those of built-in data, or of a job without `data` to plan by, are completed by a recipe.
+    Args:
+        values: Settings by dotted name: of flags, and of a file.
+        flags: Names of those that flags give.
+        planned: Whether the rest is to be planned.
+        begun: When, by `time.monotonic`, the command began.
+    """
+
+    values: dict[str, Any]
+    flags: set[str]
+    planned: bool
+    begun: float
+
+
+def _read(kind: type, default: str, arguments: Sequence[str] | None, data: str = "") -> Wish:
+    """The settings that flags and --config give.
+
+    Without --config, data of one's own are planned, or were: then the run's plan is the file. Of
+    built-in data, and of a job without `data` to plan by, it is a recipe.
     """
     begun = time.monotonic()
-    values, flags, file = read_values(kind, None, arguments, default)
-    source, run, planned = str(values.get(data, BUILTIN)), values.get("run"), False
-    if file is None and not source.startswith(BUILTIN) and values.get("data.masks") != "points":
+    flags, file = read_flags(kind, arguments, default)
+    written = read_file(kind, file) if file else {}
+    run, source = flags.get("run", written.get("run")), str(flags.get(data, BUILTIN))
+    planned = False
+    if file is None and not source.startswith(BUILTIN) and flags.get("data.masks") != "points":
         what = "denoiser" if kind is DenoiseConfig else "segmenter"
         run = run or f"runs/{Path(source.rpartition(':')[2]).name}_{what}"
-        planned = not ((Path(run) / PLAN).is_file() and any(Path(run).glob("checkpoints/[0-9]*")))
-        if not planned:
-            values, _, _ = read_values(kind, Path(run) / PLAN, arguments)
-    else:
-        if file is None:
-            file = recipe(default)
-            values, _, _ = read_values(kind, file, arguments)
-        run = run or f"runs/{file.stem}"
-
-    from ddpm_unet.training.planned import Wish
-
-    return Wish(kind, {**values, "run": str(run)}, flags, planned, begun)
+        file = Path(run) / PLAN
+        planned = not (file.is_file() and any(Path(run).glob("checkpoints/[0-9]*")))
+        written = {} if planned else read_file(kind, file)
+    elif file is None:
+        file = recipe(default)
+        written = read_file(kind, file)
+        run = run or written.get("run")
+    values = {**written, **flags, "run": str(run or f"runs/{file.stem}")}
+    return Wish(values, set(flags), planned, begun)
 
 
 def train_ddpm(arguments: Sequence[str] | None = None) -> None:
@@ -61,7 +77,7 @@ def train_ddpm(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.training.planned import plan_images
 
     plan = plan_images(wish.values, best_device().type) if wish.planned else None
-    settings = build(DenoiseConfig, plan.values if plan else wish.values)
+    settings = build(DenoiseConfig, wish.values | (plan.values if plan else {}))
     _train(build_denoise_job(settings), settings, wish, plan)
 
 
@@ -98,29 +114,28 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
 
     from accelerate import PartialState
 
-    from ddpm_unet.data.folder import with_dims
     from ddpm_unet.evaluation.card import write_pages
     from ddpm_unet.training.from_config import build_pixel_job
-    from ddpm_unet.training.planned import choose_denoiser, plan_pairs
-    from ddpm_unet.training.run_folder import newest_models
+    from ddpm_unet.training.planned import channels_of, choose_denoiser, plan_pairs
+    from ddpm_unet.training.run_folder import RunFolder, newest_models
 
-    own, run = newest_models(), wish.run
+    own, run = newest_models(), RunFolder(Path(wish.values["run"]))
     if wish.planned:
         plan, report = plan_pairs(wish.values, best_device().type, own, _shipped())
-        settings = build(SegmentConfig, plan.values)
-    settings.data = with_dims(settings.data, settings.data.images)
+        settings = build(SegmentConfig, wish.values | plan.values)
+    data = labelled_data(settings)
+    settings.data = replace(settings.data, dims=data.dims)
     settings.init = settings.init or run.setting("init")
     if settings.architecture == "unet" and not settings.init:
-        try:
-            seen = replace(settings, data=labelled_data(settings))
-            denoiser, chosen = choose_denoiser(seen, [*own, *_shipped()], CURE)
-            settings.init = str(denoiser)
-        except UserError:
-            if own:
-                raise
-            settings.init = "scratch"
-            chosen = "starting from random weights: no denoiser of such images is at hand"
-        _say(chosen)
+        channels = channels_of(data)
+        denoiser, why = choose_denoiser(replace(settings, data=data), channels, [*own, *_shipped()])
+        if denoiser is None and own:
+            repeat = channels == 1 and not settings.head.repeat_grey
+            cure = "set head.repeat_grey true to repeat the grey channel, " * repeat + CURE
+            raise UserError(f"no denoiser to start from: {why}; {cure}")
+        settings.init = str(denoiser or "scratch")
+        nothing = "starting from random weights: no denoiser of such images is at hand"
+        _say(why if denoiser else nothing)
     job: PixelwiseJob = build_pixel_job(settings, report=report)
     job.reports = False  # once, with the scores
     _train(job, settings, wish, plan)
@@ -140,17 +155,20 @@ def check(arguments: Sequence[str] | None = None) -> None:
 def _train(job: Any, settings: Any, wish: Wish, plan: Plan | None = None) -> None:
     from ddpm_unet.training.loop import train
     from ddpm_unet.training.planned import choose_steps
+    from ddpm_unet.training.run_folder import RunFolder
 
-    run = wish.run
+    run, accelerated = RunFolder(Path(settings.run)), best_device().type != "cpu"
     prepare_gpu()
-    chosen = choose_steps(job, settings, wish, plan, best_device().type != "cpu")
-    _say(chosen or "")
+    chosen, why = choose_steps(job, settings, wish.flags, wish.planned, accelerated, wish.begun)
+    for name, value in chosen.items():
+        if f"train.{name}" not in wish.flags:
+            setattr(settings.train, name, value)
     if plan is not None:
-        settings = build(wish.kind, plan.values)
-        for name in ("run", "resume", "minutes"):  # of one run: --config takes the plan for another
-            plan.given.pop(name, None)
+        plan.apply(chosen, why)
         run.notes[PLAN] = str(plan)
         _say(f"plan, also in {run.path / PLAN}:\n{run.notes[PLAN]}")
+    elif chosen:
+        _say(f"train.steps {settings.train.steps}: {why}")
     train(job, run, settings)
 
 
@@ -161,5 +179,5 @@ def _shipped() -> list[Path]:
 
 
 def _say(text: str) -> None:
-    if text and os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0":
         print(text)

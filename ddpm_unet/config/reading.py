@@ -86,14 +86,21 @@ def read_json(path: Path) -> dict[str, Any]:
 def from_plain(kind: type[Settings], values: Mapping[str, Any], source: object) -> Settings:
     """A dataclass of type `kind`, whose annotations say what each value must be.
 
-    Fields that are left out keep their default, lists become tuples. An unknown field or a value
-    of another type is a UserError that begins with `source`, such as the file.
+    Fields that are left out keep their default, lists become tuples, dicts dataclasses. An unknown
+    field or a value of another type is a UserError that begins with `source`, such as the file.
     """
     hints = get_type_hints(kind)
     if unknown := [name for name in values if name not in hints]:
         raise UserError(f"{source}: unknown key {unknown[0]!r}; remove it if it means nothing")
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = next(filter(is_dataclass, get_args(hints[name])), None)
+        if inner and isinstance(value, dict):
+            found[name] = from_plain(inner, value, f"{source}: {name}")
+        else:
+            found[name] = converted(value, hints[name], f"{source}: ", name)
     try:
-        return kind(**{n: converted(v, hints[n], f"{source}: ", n) for n, v in values.items()})
+        return kind(**found)
     except TypeError as error:  # a field without default is missing
         raise UserError(f"{source}: {error}; copy the model again") from error
 
@@ -142,29 +149,26 @@ def setting_names(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def read_settings(
     kind: type[Settings], default_config: Path | None, arguments: Sequence[str] | None = None
 ) -> tuple[Settings, str]:
-    """The settings of `read_values`, and the name (without suffix) of the configuration file."""
-    values, _, file = read_values(kind, default_config, arguments)
-    return build(kind, values), "" if file is None else file.stem
+    """Settings of `--config FILE` or a default one, overridden by dotted flags.
+
+    Also the name (without suffix) of the file, "" for none.
+    """
+    flags, file = read_flags(kind, arguments, default_config.name if default_config else "none")
+    file = file or default_config
+    values = read_file(kind, file) if file else {}
+    return build(kind, {**values, **flags}), file.stem if file else ""
 
 
-def read_values(
-    kind: type,
-    default_config: Path | None,
-    arguments: Sequence[str] | None = None,
-    default: str = "none",
-) -> tuple[dict[str, Any], set[str], Path | None]:
-    """Settings from `--config FILE`, overridden by dotted flags; `--help` prints them and exits.
+def read_flags(
+    kind: type, arguments: Sequence[str] | None = None, default: str = "none"
+) -> tuple[dict[str, Any], Path | None]:
+    """Settings that flags give, by dotted name, and the file that `--config` names.
 
-    Without `--config` it is `default_config`, or the settings' own defaults. `--resume RUN` is a
-    run folder's `config.yaml`, which may be one of an earlier version, and its folder. The help
-    names `default` where there is no `default_config`.
-
-    Returns:
-        The values that are given, by dotted name; the names of those given as flags; the file.
+    `--resume RUN` is a run folder, and its config.yaml. `--help` prints the settings and exits;
+    it names `default` as the file.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"--help", "-h", "--help-all"} & set(arguments):
-        default = default_config.name if default_config else default
         print(_help(kind, default, everything="--help-all" in arguments))
         raise SystemExit(0)
     given = sum(argument.split("=")[0] == "--config" for argument in arguments)
@@ -179,28 +183,41 @@ def read_values(
         for name in {"config", "run"} & flags.keys():
             raise UserError(f"--{name}: --resume {run} has one already; leave one of the two out")
         flags |= {"config": str(run / "config.yaml"), "run": str(run), "resume": "auto"}
-    file = Path(flags.pop("config")) if "config" in flags else default_config
-    values: dict[str, Any] = {}
-    if file is not None:
-        written = read_yaml(file)
-        if file.name == "config.yaml":
-            written = current_names(written)
-        for name, value in _flat(written, names, kind, f"{file}: "):
-            values[name] = converted(value, names[name], f"{file}: ", name)
-    for name, text in flags.items():
-        values[name] = converted(from_text(text, names[name]), names[name], "--", name, text)
-    return values, set(flags), file
+    file = Path(flags.pop("config")) if "config" in flags else None
+    values = {
+        name: converted(from_text(text, names[name]), names[name], "--", name, text)
+        for name, text in flags.items()
+    }
+    return values, file
+
+
+def read_file(kind: type, file: Path) -> dict[str, Any]:
+    """Settings of a YAML file, by dotted name; a run's config.yaml may be of an earlier version."""
+    names, written = dict(setting_names(kind)), read_yaml(file)
+    if file.name == "config.yaml":
+        written = current_names(written)
+    return {
+        name: converted(value, names[name], f"{file}: ", name)
+        for name, value in _flat(written, names, kind, f"{file}: ")
+    }
 
 
 def build(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
     """Settings of given values, by dotted name, and defaults."""
-    settings = _build(kind, {name: _tuples(value) for name, value in values.items()})
+    settings = _build(kind, values)
     check_limits(settings)
     return settings
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _build(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        full = f"{prefix}{name}"
+        if is_dataclass(hint):
+            found[name] = _build(hint, values, f"{full}.")
+        elif full in values:
+            found[name] = values[full]
+    return kind(**found)
 
 
 def _flags(arguments: list[str], names: dict[str, Any], kind: type) -> dict[str, str]:
@@ -265,17 +282,8 @@ def _became(name: str, known: Container[str] = ()) -> str:
     return f"it is now {RENAMED[name]}" if RENAMED.get(name) in known else GONE.get(name, "")
 
 
-def _build(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """A dataclass and those within it, from values by dotted name."""
-    named = [(name, f"{prefix}{name}", hint) for name, hint in get_type_hints(kind).items()]
-    found = {name: values[full] for name, full, _ in named if full in values}
-    groups = {n: _build(hint, values, f"{full}.") for n, full, hint in named if is_dataclass(hint)}
-    return kind(**found, **groups)
-
-
 def inline_yaml(value: Any) -> str:
     """A setting as it stands in one line of YAML."""
-    value = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize)
     return text.removesuffix("\n").removesuffix("\n...")
 

@@ -93,7 +93,7 @@ class PairSet(Dataset[Batch], WindowSource):
 
     def _cuts(self, index: int) -> tuple[slice, ...]:
         """(Planes,) rows and columns of a part."""
-        return tuple(slice(*self.parts[index].get(a, [None])) for a in AXES[-self.config.dims :])
+        return tuple(slice(*self.parts[index].get(a, [None])) for a in AXES[-self.config.axes :])
 
     def _planes(self, index: int) -> np.ndarray:
         """The image at `data.scale`."""

@@ -124,11 +124,7 @@ class Preprocessing:
         path = next((folder / n for n in (FILE, EARLIER_FILE) if (folder / n).is_file()), None)
         if path is None:
             return cls(channels)
-        values = read_json(path)
-        targets = values.pop("targets", None)
-        found = from_plain(cls, values, path)
-        if targets is not None:
-            found = replace(found, targets=from_plain(Targets, targets, f"{path}: targets"))
+        found = from_plain(cls, read_json(path), path)
         try:
             check_data_settings(ImageDataConfig(scale=found.scale, value_range=found.value_range))
         except UserError as error:

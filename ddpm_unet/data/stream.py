@@ -334,3 +334,8 @@ class Grid(Stream):
 def to_model_range(image: Tensor) -> Tensor:
     """uint8 to float32 in [-1, 1], on the tensor's device; float images are so already."""
     return image.float().div_(127.5).sub_(1) if image.dtype == torch.uint8 else image
+
+
+def to_bytes(image: Tensor) -> Tensor:
+    """[-1, 1] to uint8; what lies beyond is clipped."""
+    return ((image.float().clamp(-1, 1) + 1) * 127.5).round().byte()

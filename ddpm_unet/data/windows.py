@@ -103,10 +103,10 @@ def cut_window(planes: Any, corner: Sequence[int], size: Sequence[int]) -> Any:
     places = list(zip(corner, size, lengths, strict=True))
     if all(start >= 0 and start + n <= length for start, n, length in places):
         return planes[box(corner, size)]
-    return planes[(..., *np.ix_(*(_mirrored(*place) for place in places)))]
+    return planes[(..., *np.ix_(*(mirrored(*place) for place in places)))]
 
 
-def _mirrored(start: int, count: int, length: int) -> np.ndarray:
+def mirrored(start: int, count: int, length: int) -> np.ndarray:
     """Indices of an endless row that runs to and fro between 0 and length - 1."""
     places = np.arange(start, start + count) % max(2 * (length - 1), 1)
     return np.minimum(places, 2 * (length - 1) - places)

@@ -32,7 +32,7 @@ from ddpm_unet.data.splits import split_images
 from ddpm_unet.data.volumes import alike, in_mm, spacing_of
 from ddpm_unet.data.windows import orientation_in_words
 from ddpm_unet.diffusion.edm import EDMDiffusion, make_diffusion
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, refuse
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import read_diffusion
@@ -316,42 +316,41 @@ def _classes(config: SegmentConfig, report: Report) -> tuple[ClassTarget, dict[s
     """What to predict for task "segment", and what the network says of it."""
     names, colors = tuple(report.mask_code().class_names), report.config.class_colors
     loss = config.loss
-    if config.cell_class is not None and config.data.axes == 3:
-        raise UserError("cell_class: is for images (data.dims 2) of two classes; leave it out")
-    if config.data.axes == 3 and loss.name == "border":
-        raise UserError("loss.name border: its weight maps are of images; data.dims is 3")
+    volumes = config.data.axes == 3
+    refuse({
+        "cell_class: is for images (data.dims 2) of two classes; leave it out":
+            volumes and config.cell_class is not None,
+        "loss.name border: its weight maps are of images; data.dims is 3":
+            volumes and loss.name == "border",
+        "objects: masks number them; set data.mask_kind instances":
+            config.objects and config.data.masks == POINTS,
+    })  # fmt: skip
     target = ClassTarget(
         names, colors, loss.name, loss.class_weights, loss.focal_gamma, config.criterion,
         config.cell_class,
     )  # fmt: skip
     if config.objects:
-        if config.data.masks == POINTS:
-            raise UserError("objects: masks number them; set data.mask_kind instances")
         names, colors = (*names, INTERIOR), colors and (*colors, (255, 255, 255))
     return target, {"num_classes": len(names), "class_names": names, "class_colors": colors}
 
 
 def _images(config: SegmentConfig, report: Report) -> tuple[ImageTarget, dict[str, Any]]:
     """Likewise for task "regress"."""
-    targets, settings = report.target_images(), config.regression
-    if config.objects:
-        raise UserError('objects: is for task "segment"; leave it out')
-    if config.data.foreground:
-        raise UserError('data.foreground: is for task "segment"; leave it out')
-    if config.architecture == "unet" and config.head.transfer == "joint":
-        raise UserError('head.transfer joint: is for task "segment"; take finetune')
-    if config.architecture == "classic" and config.classic.one_logit:
-        raise UserError('classic.one_logit: is for task "segment"; leave it out')
-    if settings.loss == "ssim" and config.data.size < SMALLEST:
-        raise UserError(
-            f"regression.loss ssim: data.size {config.data.size} is under its window of "
-            f"{SMALLEST} pixels; raise it"
-        )
-    if settings.residual and report.channels < targets.channels:
-        raise UserError(
-            f"regression.residual: the targets have {targets.channels} channels and are to"
-            f" be added to the images' first ones, which have {report.channels}; leave it out"
-        )
+    targets, settings, size = report.target_images(), config.regression, config.data.size
+    classic = config.architecture == "classic"
+    refuse({
+        'objects: is for task "segment"; leave it out': config.objects,
+        'data.foreground: is for task "segment"; leave it out': config.data.foreground,
+        'head.transfer joint: is for task "segment"; take finetune':
+            not classic and config.head.transfer == "joint",
+        'classic.one_logit: is for task "segment"; leave it out':
+            classic and config.classic.one_logit,
+        f"regression.loss ssim: data.size {size} is under its window of {SMALLEST} pixels; "
+        "raise it": settings.loss == "ssim" and size < SMALLEST,
+        f"regression.residual: the targets have {targets.channels} channels and are to be added to "
+        f"the images' first ones, which have {report.channels}; leave it out":
+            settings.residual and report.channels < targets.channels,
+    })  # fmt: skip
     target = ImageTarget(targets, settings.loss, settings.huber_delta, settings.residual)
     return target, {"num_classes": targets.channels, "class_names": (), "class_colors": ()}
 

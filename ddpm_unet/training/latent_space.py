@@ -161,7 +161,7 @@ class LatentSpace:
             starts = range(0, count, BATCH)[accelerator.process_index :: accelerator.num_processes]
             hidden = None if accelerator.is_main_process else True
             for first in tqdm(starts, "encoding", unit="batch", leave=False, disable=hidden):
-                numbers = range(first, min(first + BATCH, count))
+                numbers = range(count)[first : first + BATCH]
                 images = to_model_range(windows.__getitems__(numbers)["image"])
                 mean, deviation = encoder.encode(images.to(accelerator.device))
                 if not torch.isfinite(mean + deviation).all():
