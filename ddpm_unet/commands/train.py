@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddpm_unet.commands.shared import best_device, prepare_gpu, recipe, shipped
+from ddpm_unet.commands.shared import best_device, models_at_hand, prepare_gpu, recipe
 from ddpm_unet.config import AutoencodeConfig, CheckConfig, DenoiseConfig, SegmentConfig
 from ddpm_unet.config.reading import build, read_file, read_flags, read_settings
 from ddpm_unet.errors import UserError
@@ -117,18 +117,18 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.evaluation.card import write_pages
     from ddpm_unet.training.from_config import build_pixel_job
     from ddpm_unet.training.planned import channels_of, choose_denoiser, plan_pairs
-    from ddpm_unet.training.run_folder import RunFolder, newest_models
+    from ddpm_unet.training.run_folder import RunFolder
 
-    own, run = newest_models(), RunFolder(Path(wish.values["run"]))
+    (own, ours), run = models_at_hand(), RunFolder(Path(wish.values["run"]))
     if wish.planned:
-        plan, report = plan_pairs(wish.values, best_device().type, own, _shipped())
+        plan, report = plan_pairs(wish.values, best_device().type, own, ours)
         settings = build(SegmentConfig, wish.values | plan.values)
     data = labelled_data(settings)
     settings.data = replace(settings.data, dims=data.dims)
     settings.init = settings.init or run.setting("init")
     if settings.architecture == "unet" and not settings.init:
         channels = channels_of(data)
-        denoiser, why = choose_denoiser(replace(settings, data=data), channels, [*own, *_shipped()])
+        denoiser, why = choose_denoiser(replace(settings, data=data), channels, [*own, *ours])
         if denoiser is None and own:
             repeat = channels == 1 and not settings.head.repeat_grey
             cure = "set head.repeat_grey true to repeat the grey channel, " * repeat + CURE
@@ -170,12 +170,6 @@ def _train(job: Any, settings: Any, wish: Wish, plan: Plan | None = None) -> Non
     elif chosen:
         _say(f"train.steps {settings.train.steps}: {why}")
     train(job, run, settings)
-
-
-def _shipped() -> list[Path]:
-    """The denoiser that ships, where it is there."""
-    folder = shipped("histology64")
-    return [folder] if (folder / "model_index.json").is_file() else []
 
 
 def _say(text: str) -> None:

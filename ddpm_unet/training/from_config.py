@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from ddpm_unet.config.network import UNetSettings
 from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data import histology
 from ddpm_unet.data.check import check_pairs
+from ddpm_unet.data.collection import digest_of
 from ddpm_unet.data.folder import with_dims
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.labelled import LabelledSet, PairSet, TargetSet, WithExtra, pair_stream
@@ -277,7 +277,7 @@ def build_pixel_job(
     if config.init not in (None, SCRATCH):
         said += unlike(str(config.init), preprocessing)
     files = [[Path(name).name for name in report.names], np.asarray(report.sizes).tolist()]
-    order = hashlib.blake2b(json.dumps(files).encode(), digest_size=16).hexdigest()
+    order = digest_of(json.dumps(files))
     return kind(
         lambda: build_network(config, report.channels, outputs),
         target,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,7 @@ class Start:
 SCRATCH = Start(None, "there is none")
 
 
+@dataclass
 class Plan:
     """Settings by dotted name, each with its reason; `given` ones stay as they are.
 
@@ -69,19 +70,17 @@ class Plan:
         choices: What was chosen, and why.
     """
 
-    def __init__(
-        self,
-        found: Fingerprint,
-        device: str,
-        given: Mapping[str, Any] | None = None,
-        start: Start = SCRATCH,
-    ) -> None:
-        self.found, self.device, self.start = found, device, start
-        self.given = {n: v for n, v in (given or {}).items() if n not in OF_ONE_RUN}
-        self.choices: dict[str, tuple[Any, str]] = {}
-        self.large = device != "cpu"
+    found: Fingerprint
+    device: str
+    given: dict[str, Any] = field(default_factory=dict)
+    start: Start = SCRATCH
+    choices: dict[str, tuple[Any, str]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.given = {n: v for n, v in self.given.items() if n not in OF_ONE_RUN}
+        self.large = self.device != "cpu"
         self.kind = "of an accelerator" if self.large else "of a CPU"
-        if found.dims == 3:
+        if self.found.dims == 3:
             self.choose("data.dims", 3, "the files are volumes")
 
     def choose(self, name: str, value: Any, reason: str) -> Any:
@@ -302,6 +301,7 @@ def plan_denoiser(plan: Plan) -> Plan:
         scale, why = 1.0, "images are resized to data.size"
     choose_pixels(plan)
     scale = _scale(plan, scale, why)
+    side = min(side, max(8, int(room * scale) // 8 * 8))
     why = f"{plan.kind}, and the smallest image is {room} pixels, x {scale:g}"
     _batch(plan, int(plan.choose("data.size", side, why)), 2**20 if plan.large else 2**15)
     if not plan.start.folder:

@@ -133,9 +133,8 @@ def choose_denoiser(
     for folder in folders:
         fault = why_not(folder, config, channels)
         if fault is None:
-            return folder, f"starting from {folder}" + f"; passed over: {_some(passed)}" * bool(
-                passed
-            )
+            over = f"; passed over: {_some(passed)}" if passed else ""
+            return folder, f"starting from {folder}{over}"
         passed.append(f"{folder} ({fault})")
     return None, _some(passed) or "there is none"
 

@@ -58,7 +58,7 @@ def found(count=12, objects=None, looks=None, **changes):
 
 
 def planned(*args, given=None, device="cpu", start=SCRATCH, **changes):
-    return plan_segmentation(Plan(found(*args, **changes), device, given, start))
+    return plan_segmentation(Plan(found(*args, **changes), device, given or {}, start))
 
 
 def objects_of(width, thin=100.0, **changes):
@@ -259,6 +259,9 @@ def test_the_window_of_a_denoiser_spans_four_objects():
     for texture, scale in ((16.0, 1.0), (32.0, 0.5), (100.0, 0.1875), (3.0, 1.0)):
         plan = plan_denoiser(Plan(found(texture=texture, size=(2000, 2000)), "cpu"))
         assert (plan.values["data.size"], plan.values["data.scale"]) == (64, scale)
+    start = Start("runs/a", "given", SEEN)
+    plan = plan_denoiser(Plan(found(size=(160, 180)), "cpu", start=start))
+    assert (plan.values["data.size"], plan.values["data.scale"]) == (40, 0.25)
     tiny = plan_denoiser(Plan(found(texture=100.0, size=(40, 50)), "cpu")).values
     assert (tiny["data.size"], tiny["data.scale"]) == (40, 1.0)
 
@@ -394,6 +397,17 @@ def test_images_alone_are_enough_for_a_denoiser(home):
     said = yaml.safe_load(Path("seg/plan.yaml").read_text())
     assert said["init"] == "runs/images_denoiser/model"
     assert said["architecture"] == "unet"
+
+
+def test_a_plan_from_a_denoiser_goes_on(home):
+    flags = "--data.source=images --train.batch_size=2 --preview.steps=2 --preview.num_images=1"
+    small = "--model.block_out_channels=[8,8] --train.steps=2 --run=first"
+    commands.train_ddpm([*flags.split(), *small.split()])
+    for steps in (2, 3):
+        further = f"--init=first/model --run=second --train.steps={steps}"
+        commands.train_ddpm([*flags.split(), *further.split()])
+    saved = yaml.safe_load(Path("second/config.yaml").read_text())
+    assert (saved["model"]["block_out_channels"], saved["train"]["steps"]) == ([8, 8], 3)
 
 
 def test_a_budget_and_steps_are_not_both_given(home):
