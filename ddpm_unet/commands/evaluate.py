@@ -29,6 +29,7 @@ from ddpm_unet.commands.shared import (
     training_settings,
     weights_of,
 )
+from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.errors import UserError
 
 SHOWN = 36
@@ -80,7 +81,7 @@ def read_real(args: Namespace, others: list[str], model: Path | None) -> Any:
 
     if args.reference:
         return read_folder(args.reference, 2, args.num_images)
-    data, count = training_settings(model, others).data, 2 * args.num_images
+    data, count = training_settings(DenoiseConfig, model, others).data, 2 * args.num_images
     found: Any = sources.held_out(data) if args.held_out else sources.open_stream(data, seed=0)
     if args.held_out and (found is None or len(found) < count):
         raise UserError(

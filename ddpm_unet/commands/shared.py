@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_unet.cli import read_settings
-from ddpm_unet.config import DenoiseConfig
+from ddpm_unet.config.reading import Settings
 from ddpm_unet.errors import UserError
 
 PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
@@ -48,10 +48,10 @@ def model_or_newest(
     return found[0]
 
 
-def training_settings(model: Path | None, flags: list[str]) -> DenoiseConfig:
+def training_settings(kind: type[Settings], model: Path | None, flags: list[str]) -> Settings:
     """The settings of a model's training, from the config.yaml beside its folder, and flags."""
     config = model.resolve().parent / "config.yaml" if model else None
-    return read_settings(DenoiseConfig, config if config and config.is_file() else None, flags)[0]
+    return read_settings(kind, config if config and config.is_file() else None, flags)[0]
 
 
 def add_common(parser: argparse.ArgumentParser, out: str) -> None:

@@ -52,21 +52,16 @@ def _read(kind: type, default: str, arguments: Sequence[str] | None, data: str =
     """
     begun = time.monotonic()
     flags, file = read_flags(kind, arguments, default)
-    written = read_file(kind, file) if file else {}
-    run, source = flags.get("run", written.get("run")), str(flags.get(data, BUILTIN))
-    planned = False
+    run, source, planned = flags.get("run"), str(flags.get(data, BUILTIN)), False
     if file is None and not source.startswith(BUILTIN) and flags.get("data.masks") != "points":
         what = "denoiser" if kind is DenoiseConfig else "segmenter"
         run = run or f"runs/{Path(source.rpartition(':')[2]).name}_{what}"
         file = Path(run) / PLAN
         planned = not (file.is_file() and any(Path(run).glob("checkpoints/[0-9]*")))
-        written = {} if planned else read_file(kind, file)
-    elif file is None:
-        file = recipe(default)
-        written = read_file(kind, file)
-        run = run or written.get("run")
-    values = {**written, **flags, "run": str(run or f"runs/{file.stem}")}
-    return Wish(values, set(flags), planned, begun)
+    file = file or recipe(default)
+    written = {} if planned else read_file(kind, file)
+    run = run or written.get("run") or f"runs/{file.stem}"
+    return Wish({**written, **flags, "run": str(run)}, set(flags), planned, begun)
 
 
 def train_ddpm(arguments: Sequence[str] | None = None) -> None:

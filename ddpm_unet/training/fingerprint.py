@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import fft, ndimage
+from torch.nn.functional import adaptive_avg_pool2d
 
 from ddpm_unet.data.pixels import PERCENTILES, shown_size
 from ddpm_unet.data.report import Report
@@ -232,21 +234,9 @@ def look_at(image: np.ndarray, spacing: tuple[float, ...] | None = None) -> Look
     elif image.min() >= 0 and image.max() <= 1:
         top = 1.0
     plane = grey[len(grey) // 2] if dims == 3 else grey
-    return Look(
-        size, channels, low, high, top, brightest, texture_size(plane), _thumbnail(plane),
-        dtype.name, spacing,
-    )  # fmt: skip
-
-
-def _thumbnail(plane: np.ndarray) -> np.ndarray:
-    """The means of 16 x 16 boxes of an image `[H, W]`, or of as many pixels."""
-    for axis, length in enumerate(plane.shape):
-        starts = np.linspace(0, length, 17)[:-1].astype(int)
-        ends = np.maximum(np.append(starts[1:], length), starts + 1)
-        sums = np.cumsum(np.insert(plane, 0, 0, axis=axis), axis=axis, dtype=np.float64)
-        picked = sums.take(ends, axis=axis) - sums.take(starts, axis=axis)
-        plane = picked / np.expand_dims(ends - starts, 1 - axis)
-    return plane
+    thumbnail = adaptive_avg_pool2d(torch.tensor(plane)[None], 16)[0].numpy()
+    texture = texture_size(plane)
+    return Look(size, channels, low, high, top, brightest, texture, thumbnail, dtype.name, spacing)
 
 
 def _middle(array: np.ndarray, dims: int) -> np.ndarray:
