@@ -7,6 +7,7 @@ printed and kept in the run folder as plan.yaml; of built-in data from the recip
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from ddpm_unet.training.plan import Plan
 
 BUILTIN, PLAN = "builtin:", "plan.yaml"
+WAY = re.compile(r"init|architecture|train\.steps|(model|head|regression|joint)\.")
+"""Settings that, given, say how a segmenter begins or how long it learns; else ways are tried."""
 CURE = "train one with scripts/train_ddpm.py, or give --init DIR or --init scratch"
 
 
@@ -72,7 +75,7 @@ def train_ddpm(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.training.planned import plan_images
 
     plan = plan_images(wish.values, best_device().type) if wish.planned else None
-    settings = build(DenoiseConfig, wish.values | (plan.values if plan else {}))
+    settings = build(DenoiseConfig, plan.values if plan else wish.values)
     _train(build_denoise_job(settings), settings, wish, plan)
 
 
@@ -111,13 +114,16 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
 
     from ddpm_unet.evaluation.card import write_pages
     from ddpm_unet.training.from_config import build_pixel_job
-    from ddpm_unet.training.planned import channels_of, choose_denoiser, plan_pairs
+    from ddpm_unet.training.planned import better_way, channels_of, choose_denoiser, plan_pairs
     from ddpm_unet.training.run_folder import RunFolder
 
     (own, ours), run = models_at_hand(), RunFolder(Path(wish.values["run"]))
     if wish.planned:
         plan, report = plan_pairs(wish.values, best_device().type, own, ours)
-        settings = build(SegmentConfig, wish.values | plan.values)
+        if plan.values["architecture"] == "unet" and not any(map(WAY.match, wish.values)):
+            scratch = plan_pairs(wish.values, best_device().type, [], [])
+            plan, report = better_way([(plan, report), scratch], settings.minutes, _say)
+        settings = build(SegmentConfig, plan.values)
     data = labelled_data(settings)
     settings.data = replace(settings.data, dims=data.dims)
     settings.init = settings.init or run.setting("init")

@@ -116,21 +116,35 @@ def seconds_a_step(job: Job, settings: Any) -> float:
 
     They leave nothing behind; `settings` are those of `train`.
     """
-    config = replace(settings.train, steps=100)
-    with own_accelerator(), _own_state():
-        accelerator, sharding = open_accelerator(config, "none", Path(settings.run))
-        trial = Training(
-            job, RunFolder(Path(settings.run)), config, accelerator, settings.seed, sharding
-        )
-        batches = trial._batches()
+    with _trial(job, settings, 100) as (trial, batches):
 
         def step() -> None:
-            loss, _ = trial._optimize(batches)
-            float(loss)  # waits for the device
-            trial.state.step += 1
+            float(trial._optimize(batches)[0])  # waits for the device
 
-        seconds = torch.tensor(time_steps(step), device=accelerator.device)
-        return float(torch.as_tensor(accelerator.gather(seconds)).max())
+        seconds = torch.tensor(time_steps(step), device=trial.accelerator.device)
+        return float(torch.as_tensor(trial.accelerator.gather(seconds)).max())
+
+
+def trial_score(job: Job, settings: Any) -> float:
+    """The validation score, `Job.criterion`, after the training of `settings`.
+
+    It leaves nothing behind. NaN where the loss stays non-finite, which `train` would name.
+    """
+    assert job.criterion is not None
+    with _trial(job, settings, settings.train.steps) as (trial, batches):
+        for _ in range(settings.train.steps):
+            trial._optimize(batches)
+        with trial.state.averaged(), trial._no_gradient():
+            return job.validate(trial.network, trial.accelerator)[job.criterion]
+
+
+@contextmanager
+def _trial(job: Job, settings: Any, steps: int) -> Iterator[tuple[Training, Iterator[Batch]]]:
+    config, run = replace(settings.train, steps=steps), RunFolder(Path(settings.run))
+    with own_accelerator(), _own_state():
+        accelerator, sharding = open_accelerator(config, "none", run.path)
+        trial = Training(job, run, config, accelerator, settings.seed, sharding)
+        yield trial, trial._batches()
 
 
 def time_steps(
@@ -282,7 +296,6 @@ class Training:
         ) as progress:
             while state.step < config.steps and not self._agreed(request) and not self._stale():
                 loss, norm = self._optimize(batches)
-                state.step += 1
                 self._watch(loss)
                 progress.update()
                 if self._due(config.log_every):
@@ -375,6 +388,7 @@ class Training:
         scaled = accelerator.scaler is not None
         state.update(self.optimizer.step, ~torch.isfinite(norm), scaled)
         self.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
         return loss, norm
 
     def _watch(self, loss: Tensor) -> None:

@@ -63,11 +63,12 @@ class Plan:
     Args:
         found: What the images are.
         device: Where the training will run: "cpu", "cuda", ...
-        given: Settings that somebody gave; those of one run alone are no part of the plan.
+        given: Settings that somebody gave.
         start: The denoiser to start from.
 
     Attributes:
         choices: What was chosen, and why.
+        notes: Further lines on how.
     """
 
     found: Fingerprint
@@ -75,9 +76,9 @@ class Plan:
     given: dict[str, Any] = field(default_factory=dict)
     start: Start = SCRATCH
     choices: dict[str, tuple[Any, str]] = field(default_factory=dict, init=False)
+    notes: list[str] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self.given = {n: v for n, v in self.given.items() if n not in OF_ONE_RUN}
         self.large = self.device != "cpu"
         self.kind = "of an accelerator" if self.large else "of a CPU"
         if self.found.dims == 3:
@@ -101,8 +102,9 @@ class Plan:
         return {**self.given, **{name: value for name, (value, _) in self.choices.items()}}
 
     def __str__(self) -> str:
-        """A YAML file of settings, each with its reason as a comment."""
-        rest = {n: (v, "given") for n, v in self.given.items() if n not in self.choices}
+        """A YAML file of settings for any run, each with its reason as a comment."""
+        known = {*self.choices, *OF_ONE_RUN}
+        rest = {n: (v, "given") for n, v in self.given.items() if n not in known}
         tree: dict[str, Any] = {}
         for name, choice in {**rest, **self.choices}.items():
             *groups, leaf = name.split(".")
@@ -121,8 +123,8 @@ class Plan:
                     found.append(f"{setting}  # {choice[1]}")
             return found
 
-        notes = [f"# found: {self.found}", f"# on: {self.device}, {os.cpu_count()} cores"]
-        return "\n".join([*notes, *lines(tree), ""])
+        seen = [f"found: {self.found}", f"on: {self.device}, {os.cpu_count()} cores"]
+        return "\n".join([*(f"# {note}" for note in seen + self.notes), *lines(tree), ""])
 
 
 def choose_pixels(plan: Plan) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from ddpm_unet.models.autoencoder import PLACES
 from ddpm_unet.models.pretrained import model_folder, read_config
 from ddpm_unet.training import loop
 from ddpm_unet.training.fingerprint import objects_of, of_images, of_pairs
+from ddpm_unet.training.from_config import build_pixel_job
 from ddpm_unet.training.plan import (
     SCRATCH,
     Plan,
@@ -39,12 +40,12 @@ from ddpm_unet.training.plan import (
 )
 from ddpm_unet.training.run_folder import RunFolder
 
-ENOUGH: dict[type, tuple[float, tuple[int, int]]] = {
-    DenoiseConfig: (120.0, (20_000, 50_000)), SegmentConfig: (20.0, (1000, 3000)),
-}  # fmt: skip
-"""Minutes that a planned training takes at most without `minutes`, and the steps that are enough,
-on a CPU and on an accelerator.
-"""
+MINUTES: dict[type, float] = {DenoiseConfig: 120.0, SegmentConfig: 20.0}
+"""That a planned training takes at most, unless `minutes` says otherwise."""
+WANTED: dict[type, tuple[int, int]] = {DenoiseConfig: (20_000, 50_000), SegmentConfig: (1000, 3000)}
+"""Steps that are enough, on a CPU and on an accelerator."""
+TRIAL = 0.1
+"""Share of a training for which each of two ways to begin is tried."""
 
 
 def plan_images(values: dict[str, Any], device: str) -> Plan:
@@ -86,6 +87,37 @@ def plan_pairs(
     plan = plan_segmentation(Plan(found, device, values, start))
     if report.config.mask_kind != data.mask_kind:
         plan.choose("data.mask_kind", report.config.mask_kind, OBJECTS)
+    return plan, report
+
+
+def better_way(
+    ways: Sequence[tuple[Plan, Report]], minutes: float | None, say: Callable[[str], None]
+) -> tuple[Plan, Report]:
+    """The plan that validates best after `TRIAL` of its training; the first where none validates.
+
+    Args:
+        ways: Plans for the same images, and what the check of these found.
+        minutes: What the training may take; None for `MINUTES` and `WANTED`.
+        say: Takes a line for each before it is tried.
+    """
+    tried = []
+    for plan, report in ways:
+        settings = build(SegmentConfig, plan.values)
+        job = build_pixel_job(settings, report=report)
+        if job.criterion is None:
+            return ways[0]
+        step = loop.seconds_a_step(job, settings)
+        wanted = None if minutes else round(TRIAL * WANTED[SegmentConfig][plan.large])
+        length = TRIAL * (minutes or MINUTES[SegmentConfig])
+        for name, value in schedule(step, length, wanted=wanted).items():
+            setattr(settings.train, name, value)
+        way = plan.values["init"] if plan.values["architecture"] == "unet" else "2015's network"
+        say(f"trying {way}: {settings.train.steps} steps of {step:.2g} s")
+        tried.append((loop.trial_score(job, settings), way))
+    plan, report = ways[max(range(len(ways)), key=lambda number: tried[number][0])]
+    said = ", ".join(f"{way} {score:.3f}" for score, way in tried)
+    plan.choose("init", plan.values["init"], "the better of those tried")
+    plan.notes.append(f"tried, {job.criterion} of the validation images: {said}")
     return plan, report
 
 
@@ -203,8 +235,8 @@ def choose_steps(
     if minutes:
         chosen = schedule(step, minutes, spent=time.monotonic() - begun, **costs)
         return chosen, f"{step:.2g} s a step on this machine, {minutes:g} minutes"
-    most, wanted = ENOUGH[type(settings)]
-    chosen = schedule(step, most, wanted=wanted[accelerated], **costs)
+    most, wanted = MINUTES[type(settings)], WANTED[type(settings)][accelerated]
+    chosen = schedule(step, most, wanted=wanted, **costs)
     return chosen, f"{step:.2g} s a step on this machine, {most:g} minutes at most (--minutes)"
 
 

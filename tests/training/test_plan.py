@@ -1,5 +1,6 @@
 """A plan by the data: what drawn images give, what is made of it, and a budget of time."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,8 @@ from ddpm_unet.training.fingerprint import (
     texture_size,
     widths,
 )
-from ddpm_unet.training.loop import time_steps
+from ddpm_unet.training.from_config import build_pixel_job
+from ddpm_unet.training.loop import time_steps, trial_score
 from ddpm_unet.training.plan import (
     FORWARD,
     SCRATCH,
@@ -359,6 +361,12 @@ def test_masks_that_number_objects_are_known(home):
 FLAGS = "--data.images images --data.masks masks --classic.base_width 4 --train.batch_size 2"
 
 
+DENOISER = (
+    "--data.source images --model.block_out_channels=[8,8] --train.batch_size=2 --train.steps=2 "
+    "--preview.steps=2 --preview.num_images=1"
+)
+
+
 def test_two_folders_are_enough(home, capsys):
     """A run by a plan; its plan as a recipe gives the same; the same command does not plan anew."""
     arguments = [*FLAGS.split(), "--minutes=1.6"]
@@ -384,10 +392,7 @@ def test_two_folders_are_enough(home, capsys):
 
 
 def test_images_alone_are_enough_for_a_denoiser(home):
-    small = (
-        "--model.block_out_channels=[8,8] --train.batch_size=2 --train.steps=2 --preview.steps=2"
-    )
-    commands.train_ddpm(["--data.source", "images", *small.split(), "--preview.num_images=1"])
+    commands.train_ddpm(DENOISER.split())
     run = home / "runs/images_denoiser"
     plan = yaml.safe_load((run / "plan.yaml").read_text())
     assert (plan["data"]["size"], plan["train"]["steps"]) == (32, 2)
@@ -408,6 +413,45 @@ def test_a_plan_from_a_denoiser_goes_on(home):
         commands.train_ddpm([*flags.split(), *further.split()])
     saved = yaml.safe_load(Path("second/config.yaml").read_text())
     assert (saved["model"]["block_out_channels"], saved["train"]["steps"]) == ([8, 8], 3)
+
+
+@pytest.mark.parametrize("better", ["unet", "classic"])
+def test_the_way_to_begin_that_validates_better_is_taken(home, monkeypatch, capsys, better):
+    commands.train_ddpm(DENOISER.split())
+    capsys.readouterr()
+
+    def score(job, settings):
+        assert 10 <= settings.train.steps < 20
+        return float(settings.architecture == better)
+
+    monkeypatch.setattr("ddpm_unet.training.loop.trial_score", score)
+    commands.train_seg([*FLAGS.split(), "--minutes=2"])
+    said = capsys.readouterr().out
+    plan = yaml.safe_load(Path("runs/images_segmenter/plan.yaml").read_text())
+    scores = f"{better == 'unet':.3f}, 2015's network {better == 'classic':.3f}"
+    assert f"mean_dice of the validation images: runs/images_denoiser/model {scores}" in said
+    assert "trying 2015's network: 10 steps of 10 s" in said
+    assert "# the better of those tried" in said
+    assert plan["architecture"] == better
+    assert plan["init"] == {"unet": "runs/images_denoiser/model", "classic": "scratch"}[better]
+
+
+def test_a_trial_is_the_training_and_leaves_nothing(home):
+    """Its score is that of the same training, after the random numbers that were before it."""
+    arguments = "run: own\ndata: {images: images, masks: masks, size: 16}\ninit: scratch\n"
+    arguments += "architecture: classic\nclassic: {depth: 2, base_width: 4, padding: same}\n"
+    arguments += "train: {batch_size: 2, steps: 7, validate_every: 7, lr: 0.01}\n"
+    (home / "own.yaml").write_text(arguments)
+    settings = build(SegmentConfig, read_file(SegmentConfig, Path("own.yaml")))
+    torch.manual_seed(5)
+    score = trial_score(build_pixel_job(settings), settings)
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(3))
+    assert not Path("own").exists()
+    commands.train_seg(["--config=own.yaml"])
+    lines = map(json.loads, Path("own/metrics.jsonl").read_text().splitlines())
+    assert [line["mean_dice"] for line in lines if "mean_dice" in line] == [score]
 
 
 def test_a_budget_and_steps_are_not_both_given(home):
