@@ -113,23 +113,26 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
     from accelerate import PartialState
 
     from ddpm_unet.evaluation.card import write_pages
+    from ddpm_unet.training import planned
     from ddpm_unet.training.from_config import build_pixel_job
-    from ddpm_unet.training.planned import better_way, channels_of, choose_denoiser, plan_pairs
     from ddpm_unet.training.run_folder import RunFolder
 
     (own, ours), run = models_at_hand(), RunFolder(Path(wish.values["run"]))
     if wish.planned:
-        plan, report = plan_pairs(wish.values, best_device().type, own, ours)
+        seen, device = planned.look_at_pairs(wish.values), best_device().type
+        plan, report = planned.plan_pairs(seen, planned.find_start(seen, own, ours), device)
         if plan.values["architecture"] == "unet" and not any(map(WAY.match, wish.values)):
-            scratch = plan_pairs(wish.values, best_device().type, [], [])
-            plan, report = better_way([(plan, report), scratch], settings.minutes, _say)
+            scratch = planned.plan_pairs(seen, planned.SCRATCH, device)
+            plan, report = planned.better_way([(plan, report), scratch], settings.minutes, _say)
         settings = build(SegmentConfig, plan.values)
     data = labelled_data(settings)
     settings.data = replace(settings.data, dims=data.dims)
     settings.init = settings.init or run.setting("init")
     if settings.architecture == "unet" and not settings.init:
-        channels = channels_of(data)
-        denoiser, why = choose_denoiser(replace(settings, data=data), channels, [*own, *ours])
+        channels = planned.channels_of(data)
+        denoiser, why = planned.choose_denoiser(
+            replace(settings, data=data), channels, [*own, *ours]
+        )
         if denoiser is None and own:
             repeat = channels == 1 and not settings.head.repeat_grey
             cure = "set head.repeat_grey true to repeat the grey channel, " * repeat + CURE

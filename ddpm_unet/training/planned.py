@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.models.autoencoder import PLACES
 from ddpm_unet.models.pretrained import model_folder, read_config
 from ddpm_unet.training import loop
-from ddpm_unet.training.fingerprint import objects_of, of_images, of_pairs
+from ddpm_unet.training.fingerprint import Fingerprint, objects_of, of_images, of_pairs
 from ddpm_unet.training.from_config import build_pixel_job
 from ddpm_unet.training.plan import (
     SCRATCH,
@@ -61,21 +61,52 @@ def plan_images(values: dict[str, Any], device: str) -> Plan:
     return plan_denoiser(Plan(found, device, values, start))
 
 
-def plan_pairs(
-    values: dict[str, Any], device: str, models: Sequence[Path], shipped: Sequence[Path]
-) -> tuple[Plan, Report]:
-    """The plan of `train-seg` for images and masks, and what their check found.
+class Seen(NamedTuple):
+    """What is given for a segmenter, and what its images are."""
 
-    Args:
-        values: The settings that are given, by dotted name.
-        device: Where it will run, "cpu" or "cuda".
-        models: Denoisers to start from, best first.
-        shipped: Further ones, of which the images' units and scale say nothing of these.
-    """
+    values: dict[str, Any]
+    """The settings that are given, by dotted name."""
+    settings: SegmentConfig
+    """Those and defaults, as the files complete them."""
+    found: Fingerprint
+
+
+def look_at_pairs(values: dict[str, Any]) -> Seen:
+    """Look at the images of `train-seg`."""
     settings = build(SegmentConfig, values)
     data = labelled_data(settings)
     found = of_pairs(find_pairs(complete_settings(data)).pairs)
-    start = _start(replace(settings, data=data), found.channels, models, shipped)
+    return Seen(values, replace(settings, data=data), found)
+
+
+def find_start(seen: Seen, models: Sequence[Path], shipped: Sequence[Path]) -> Start:
+    """The denoiser that is given, or the first that takes such images.
+
+    Args:
+        seen: The images.
+        models: Denoisers, best first.
+        shipped: Further ones, of which the images' units and scale say nothing of these.
+    """
+    config = seen.settings
+    if config.architecture == "classic" or config.init == "scratch":
+        given = None if config.init == "scratch" else config.init
+        return Start(given, "the network has no denoiser")
+    folder, why = config.init, "given"
+    if folder is None:
+        found = seen.found.channels
+        colour = 3 if found == [1, 3] else max(found, default=None)
+        channels = config.data.channel_count or colour
+        chosen, why = choose_denoiser(config, channels, [*models, *shipped])
+        if chosen is None:
+            return Start(None, f"no denoiser at hand takes these images ({why})")
+        folder = str(chosen)
+    return Start(folder, why, None if Path(folder) in shipped else _seen_by(folder))
+
+
+def plan_pairs(seen: Seen, start: Start, device: str) -> tuple[Plan, Report]:
+    """The plan of `train-seg` for images and masks, and what their check found."""
+    values, settings, found = seen
+    data = settings.data
     if found.looks:  # the check needs to know what channels, and what is black and white
         draft = Plan(found, device, values, start)
         choose_pixels(draft)
@@ -119,24 +150,6 @@ def better_way(
     plan.choose("init", plan.values["init"], "the better of those tried")
     plan.notes.append(f"tried, {job.criterion} of the validation images: {said}")
     return plan, report
-
-
-def _start(
-    config: SegmentConfig, found: list[int], models: Sequence[Path], shipped: Sequence[Path]
-) -> Start:
-    """The denoiser that is given, or the first that takes images of the channels found."""
-    if config.architecture == "classic" or config.init == "scratch":
-        given = None if config.init == "scratch" else config.init
-        return Start(given, "the network has no denoiser")
-    folder, why = config.init, "given"
-    if folder is None:
-        colour = 3 if found == [1, 3] else max(found, default=None)
-        channels = config.data.channel_count or colour
-        chosen, why = choose_denoiser(config, channels, [*models, *shipped])
-        if chosen is None:
-            return Start(None, f"no denoiser at hand takes these images ({why})")
-        folder = str(chosen)
-    return Start(folder, why, None if Path(folder) in shipped else _seen_by(folder))
 
 
 def _seen_by(folder: str) -> Preprocessing | None:

@@ -342,7 +342,7 @@ def home(tmp_path, monkeypatch):
 def test_masks_that_number_objects_are_known(home):
     from PIL import Image
 
-    from ddpm_unet.training.planned import plan_pairs
+    from ddpm_unet.training.planned import look_at_pairs, plan_pairs
 
     squares = np.kron(np.arange(1, 145).reshape(12, 12), np.pad(np.ones((5, 5)), (0, 3)))
     for number, count in enumerate((144, 120, 110, 130, 101, 119, 137, 105, 128, 142)):
@@ -350,7 +350,7 @@ def test_masks_that_number_objects_are_known(home):
         Image.fromarray(np.where(mask, 200, 20).astype(np.uint8)).save(f"images/{number}.png")
         Image.fromarray(mask).save(f"masks/{number}.png")
     values = {"data.images": "images", "data.masks": "masks", "init": "scratch"}
-    plan, report = plan_pairs(values, "cpu", [], [])
+    plan, report = plan_pairs(look_at_pairs(values), SCRATCH, "cpu")
     assert plan.values["data.mask_kind"] == report.config.mask_kind == "instances"
     assert "mask_kind: instances" in str(plan)
     assert "# masks number objects" in str(plan)
