@@ -241,7 +241,7 @@ def _classic(plan: Plan, size: int) -> None:
 
 def _unet(plan: Plan) -> None:
     """The network of a denoiser."""
-    widths = (64, 128, 192, 256) if plan.large else (32, 48, 96, 128)
+    widths: tuple[int, ...] = (64, 128, 192, 256) if plan.large else (32, 48, 96, 128)
     if plan.found.dims == 3:
         widths = tuple(width // 2 for width in widths[:3])
     widths = plan.choose("model.block_out_channels", widths, plan.kind)
