@@ -115,7 +115,6 @@ def draw(
     from ddpm_unet.data.stream import to_bytes
     from ddpm_unet.evaluation.fidelity import Description, describe
     from ddpm_unet.files import finished
-    from ddpm_unet.inference.denoiser import read_guide
 
     parts = args.out / "parts"
     numbers, size = range(args.num_images), args.batch_size
@@ -125,7 +124,6 @@ def draw(
     job = denoiser.job(
         args.num_images, steps=args.steps, sampler=args.sampler, seed=args.seed,
         batch_size=args.batch_size, guidance=args.guidance, skip=kept,
-        guide=args.guide and read_guide(args.guide, denoiser),
         shard=(accelerator.process_index, accelerator.num_processes),
         progress=accelerator.is_main_process,
     )  # fmt: skip
@@ -162,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.data.stream import to_model_range
     from ddpm_unet.evaluation.extractors import load_extractor
     from ddpm_unet.evaluation.fidelity import describe, evaluate, plot_fidelity, table
-    from ddpm_unet.inference.denoiser import Denoiser
+    from ddpm_unet.inference.denoiser import Denoiser, read_guide
     from ddpm_unet.inference.writers import output_folder
     from ddpm_unet.training.distributed import open_processes
 
@@ -183,7 +181,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sets[name], shown[name] = describe(images, extractor), images[:SHOWN]
         if folder:
             denoiser = Denoiser.from_pretrained(folder).to(accelerator.device)
-            with at_speed(denoiser.unet, accelerator.device, args, denoiser.codec) as network:
+            if args.guide:
+                denoiser.guide = read_guide(args.guide, denoiser)
+            networks = denoiser.codec, denoiser.guide
+            with at_speed(denoiser.unet, accelerator.device, args, *networks) as network:
                 denoiser.network = network if args.compile else None
                 job = (args, denoiser, folder, real, extractor, accelerator)
                 sets["drawn"], shown["drawn"], timing["seconds_per_image"] = draw(*job)

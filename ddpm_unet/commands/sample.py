@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.diffusion.sampling import Trajectory
     from ddpm_unet.evaluation.plots import save_film
     from ddpm_unet.inference.conditioning import read_concat_cond, read_context
-    from ddpm_unet.inference.denoiser import Denoiser, check_edit, check_guidance, read_guide
+    from ddpm_unet.inference.denoiser import Denoiser, check_edit, read_guide
     from ddpm_unet.inference.readers import read_hole, read_images
     from ddpm_unet.inference.writers import output_folder
     from ddpm_unet.training.distributed import open_processes
@@ -74,7 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     changes: dict[str, Any] = {"lora": args.lora, "lora_scale": args.lora_scale}
     denoiser = Denoiser.from_pretrained(folder, **changes).to(accelerator.device)
     conditioning, config = denoiser.conditioning, denoiser.unet.config
-    check_guidance(conditioning, args.guidance, args.guidance_interval, args.guide)
     concat_cond = read_concat_cond(conditioning, args.condition, config.dims, args.size)
     sampler = choose_sampler(args, denoiser)
     begin = [*(args.interpolate or ()), *([args.init_image] if args.init_image else [])]
@@ -82,7 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     hole = None if images is None or not args.mask else read_hole(args.mask, images.shape[2:])
     film = Trajectory(args.film) if args.film > 0 else None
     shard = (accelerator.process_index, accelerator.num_processes)
-    with at_speed(denoiser.unet, accelerator.device, args, denoiser.codec) as network:
+    if args.guide:
+        denoiser.guide = read_guide(args.guide, denoiser)
+    networks = denoiser.codec, denoiser.guide
+    with at_speed(denoiser.unet, accelerator.device, args, *networks) as network:
         denoiser.network = network if args.compile else None
         kept: set[int] = set()
         job = denoiser.job(
@@ -91,7 +93,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             context=read_context(conditioning, config, args.context, args.prompt),
             concat_cond=concat_cond, guidance=args.guidance,
             guidance_interval=args.guidance_interval,
-            guide=args.guide and read_guide(args.guide, denoiser),
             init_image=None if args.interpolate else images, strength=args.strength, mask=hole,
             resamplings=args.resamplings, interpolate=images if args.interpolate else None,
             tile=args.tile, periodic=args.periodic, shard=shard, skip=kept,

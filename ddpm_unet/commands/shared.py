@@ -94,31 +94,35 @@ def prepare_gpu() -> None:
         print(f"{name}: float32 products {products}, convolution kernels {kernels}")
 
 
-def prepare(model: Any, device: Any, codec: Any = None) -> None:
-    """Make a model ready for a device, in place, and say how a GPU computes.
+def prepare(model: Any, device: Any, codec: Any = None, guide: Any = None) -> None:
+    """Make a model and its guide ready for a device, in place, and say how a GPU computes.
 
-    On a CPU the model is accelerated; elsewhere, it and the codec of latents keep channels last.
+    On a CPU they are accelerated; elsewhere, they and the codec of latents keep channels last.
     """
     from ddpm_unet.cpu import accelerate_cpu
     from ddpm_unet.training.distributed import in_memory_format
 
-    if device.type == "cpu":
-        accelerate_cpu(model)
-    else:
-        for network in (model, *([codec.network] if codec else [])):
+    for network in filter(None, (model, guide)):
+        if device.type == "cpu":
+            accelerate_cpu(network)
+        else:
             in_memory_format(network, None, device)
+    if codec and device.type != "cpu":
+        in_memory_format(codec.network, None, device)
     prepare_gpu()
 
 
 @contextmanager
-def at_speed(model: Any, device: Any, args: argparse.Namespace, codec: Any = None) -> Iterator[Any]:
+def at_speed(
+    model: Any, device: Any, args: argparse.Namespace, codec: Any = None, guide: Any = None
+) -> Iterator[Any]:
     """Give what computes in place of a model, as --precision and --compile say, for a while.
 
     It is prepared for the device first; see `prepare`.
     """
     import torch
 
-    prepare(model, device, codec)
+    prepare(model, device, codec, guide)
     if args.compile and codec:
         codec.network.decoder.compile()
     name = PRECISIONS[args.precision]
@@ -127,9 +131,10 @@ def at_speed(model: Any, device: Any, args: argparse.Namespace, codec: Any = Non
 
 
 def weights_of(model: Path) -> str:
-    """Which weights these are: the file, or one of a model's folder, and when it was written."""
-    file = max(model.rglob("*.safetensors")) if model.is_dir() else model
-    return f"{file.resolve()} {file.stat().st_mtime_ns}"
+    """Which weights these are: the file, or a model's newest, and when it was written."""
+    files = filter(Path.is_file, model.rglob("*")) if model.is_dir() else [model]
+    written, file = max((file.stat().st_mtime_ns, file.resolve()) for file in files)
+    return f"{file} {written}"
 
 
 def go_on(

@@ -49,6 +49,7 @@ class Conditioning:
         self_conditioning: Its own estimate of the clean image is concatenated (Chen 2022).
         mask_classes: It denoises masks of so many classes with the images, a channel each, -1 or
             1; 0 for images alone.
+        guidance: The scale of guidance with which it draws where no other is given.
     """
 
     image_channels: int | None = None
@@ -58,6 +59,7 @@ class Conditioning:
     text_encoder: str | None = None
     self_conditioning: bool = False
     mask_classes: int = 0
+    guidance: float | None = None
 
     @property
     def drawn_channels(self) -> int | None:

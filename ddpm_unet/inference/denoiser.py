@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -39,7 +39,7 @@ from ddpm_unet.models.lora import load_lora
 from ddpm_unet.models.precomputed import precompute_time_embeddings
 from ddpm_unet.models.pretrained import check_weights, pipeline_root, read_file
 
-CHECKPOINT = "ema.safetensors"
+CHECKPOINT, GUIDE = "ema.safetensors", "guide"
 SAME_IN_A_GUIDE = (
     "in_channels", "out_channels", "dims", "num_class_embeds", "cross_attention_dim"
 )  # fmt: skip
@@ -79,6 +79,10 @@ class Denoiser:
         conditioning: What it is conditioned on; None for what the network's config says.
         codec: Between images and the latents that it denoises; None for a denoiser of pixels.
         preprocessing: Of its training's images, in whose units samples are given; None for 8 bits.
+
+    Attributes:
+        guide: A weaker denoiser that guides it where no other is given (see `job`), or None; in the
+            folder of a model it is the model `guide`, and its scale `conditioning.guidance`.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class Denoiser:
         self.conditioning = conditioning or Conditioning()
         self.codec = codec
         self.preprocessing = preprocessing or Preprocessing(self.image_channels)
+        self.guide: UNet | None = None
         self.network: Callable[..., Tensor] | None = None
         """Computes in place of the U-Net, for instance a compiled one."""
         self._folder: Path | None = None  # whose scheduler names the sampler, read when it is used
@@ -126,6 +131,8 @@ class Denoiser:
         root = pipeline_root(folder)
         denoiser.preprocessing = Preprocessing.read(root, denoiser.image_channels)
         denoiser._folder = folder
+        if (root / GUIDE).is_dir():
+            denoiser.guide = read_guide(root / GUIDE, denoiser)
         return denoiser
 
     def save_pretrained(
@@ -140,6 +147,10 @@ class Denoiser:
             self.conditioning.write(Path(folder))
         if self.preprocessing != Preprocessing(self.image_channels):
             self.preprocessing.write(Path(folder))
+        if self.guide:
+            guide = Denoiser(self.guide, self.diffusion, None, self.conditioning)
+            guide.conditioning = replace(self.conditioning, guidance=None)
+            guide.save_pretrained(Path(folder) / GUIDE)
 
     @property
     def device(self) -> torch.device:
@@ -220,10 +231,11 @@ class Denoiser:
                 all in turn.
             context: Sequences to attend to, in turn.
             concat_cond: Images to concatenate, `[N, K, *space]`, in turn.
-            guidance: Scale of guidance; above 1 it moves away from the guide.
+            guidance: Scale of guidance; above 1 it moves away from the guide; 1 is without. None
+                for the denoiser's own.
             guidance_interval: Lowest and highest guided timestep (Kynkaanniemi 2024).
-            guide: A weaker denoiser (autoguidance, Karras 2024); None for the unconditional
-                prediction (classifier-free guidance, Ho 2022).
+            guide: A weaker denoiser (autoguidance, Karras 2024); None for the denoiser's own, and
+                without one for the unconditional prediction (classifier-free guidance, Ho 2022).
             init_image: Image `[1, C, H, W]` in [-1, 1] that is noised and gone on from.
             strength: Share of the steps taken from it; None for half of them.
             mask: `bool [1, 1, H, W]`, where init_image is to be painted anew, from noise.
@@ -244,6 +256,8 @@ class Denoiser:
             raise UserError(
                 f"{num_images} images in batches of {batch_size}: give at least 1 of both"
             )
+        guide = guide or self.guide
+        guidance = own.guidance if guidance is None else guidance
         check_guidance(own, guidance, guidance_interval, guide)
         check_edit(init_image, strength, mask, interpolate, num_images)
         labels = own.class_numbers(class_labels, config)
@@ -251,6 +265,8 @@ class Denoiser:
         chosen = self.sampler_of(sampler)
         times = torch.tensor(chosen.plan(steps).times)
         network = self.network or precompute_time_embeddings(self.unet, times)
+        if guide:
+            guide = precompute_time_embeddings(guide.to(device), times)
         denoise = self._guided(network, guidance, guidance_interval, guide)
 
         wanted = [size] if isinstance(size, int) else size
@@ -323,7 +339,7 @@ class Denoiser:
         if scale is None:
             return denoise
         if guide is not None:
-            return autoguidance(denoise, concat_cond(guide.to(self.device)), scale, interval)
+            return autoguidance(denoise, concat_cond(guide), scale, interval)
         null_class = self.conditioning.null_class(self.unet.config)
         return classifier_free_guidance(denoise, scale, null_class, interval)
 
@@ -500,10 +516,11 @@ def read_guide(folder: str | PathLike[str], denoiser: Denoiser) -> UNet:
     guide, process = read_pipeline(folder)
     own, others = asdict(guide.config), asdict(unet.config)
     trained = denoiser.diffusion.config
+    conditioning = replace(denoiser.conditioning, guidance=None)
     differing = [
         *(name for name in SAME_IN_A_GUIDE if own[name] != others[name]),
         *(name for name, value in process.config.items() if value != trained[name]),
-        *(["its conditioning"] if Conditioning.read(folder) != denoiser.conditioning else []),
+        *(["its conditioning"] if Conditioning.read(folder) != conditioning else []),
     ]
     if differing:
         raise UserError(

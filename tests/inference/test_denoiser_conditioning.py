@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -216,6 +217,25 @@ def test_a_guide_is_a_checkpoint_of_the_run_or_a_model(tmp_path):
     ALL.write(tmp_path / "model")
     guide = read_guide(tmp_path / "model", of(unet))
     assert guide.config.norm_num_groups == 8
+
+
+def test_a_model_keeps_its_guide_and_scale(tmp_path):
+    """Its folder draws as with the guide and the scale given, and diffusers reads it as before."""
+    diffusion = GaussianDiffusion(num_timesteps=10)
+    denoiser, guide = Denoiser(network(), diffusion), network(1)
+    settings = {"steps": 3, "sampler": "ddim"}
+    plain = denoiser.sample(2, **settings)
+    given = denoiser.sample(2, guide=guide, guidance=1.5, **settings)
+    denoiser.guide, denoiser.conditioning = guide, Conditioning(guidance=1.5)
+    denoiser.save_pretrained(tmp_path)
+    read = Denoiser.from_pretrained(tmp_path)
+    assert not np.array_equal(plain, given)
+    for each in (denoiser, read):
+        np.testing.assert_array_equal(each.sample(2, **settings), given)
+        np.testing.assert_array_equal(each.sample(2, guidance=1, **settings), plain)
+    assert diffusers.DDPMPipeline.from_pretrained(tmp_path).unet.config.sample_size
+    read.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again/guide/unet/config.json").is_file()
 
 
 @pytest.mark.parametrize(
