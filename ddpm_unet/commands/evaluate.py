@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.data.stream import to_model_range
     from ddpm_unet.evaluation.extractors import load_extractor
     from ddpm_unet.evaluation.fidelity import describe, evaluate, plot_fidelity, table
-    from ddpm_unet.inference.denoiser import Denoiser, read_guide
+    from ddpm_unet.inference.denoiser import Denoiser
     from ddpm_unet.inference.writers import output_folder
     from ddpm_unet.training.distributed import open_processes
 
@@ -180,9 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             check(name, images.shape[1:], real)
             sets[name], shown[name] = describe(images, extractor), images[:SHOWN]
         if folder:
-            denoiser = Denoiser.from_pretrained(folder).to(accelerator.device)
-            if args.guide:
-                denoiser.guide = read_guide(args.guide, denoiser)
+            denoiser = Denoiser.from_pretrained(folder, guide=args.guide).to(accelerator.device)
             networks = denoiser.codec, denoiser.guide
             with at_speed(denoiser.unet, accelerator.device, args, *networks) as network:
                 denoiser.network = network if args.compile else None

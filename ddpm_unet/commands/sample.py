@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from ddpm_unet.diffusion.sampling import Trajectory
     from ddpm_unet.evaluation.plots import save_film
     from ddpm_unet.inference.conditioning import read_concat_cond, read_context
-    from ddpm_unet.inference.denoiser import Denoiser, check_edit, read_guide
+    from ddpm_unet.inference.denoiser import Denoiser, check_edit
     from ddpm_unet.inference.readers import read_hole, read_images
     from ddpm_unet.inference.writers import output_folder
     from ddpm_unet.training.distributed import open_processes
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_edit(args.init_image, args.strength, args.mask, args.interpolate, args.num_images)
     folder = model_or_newest(args.model)
     accelerator = open_processes()
-    changes: dict[str, Any] = {"lora": args.lora, "lora_scale": args.lora_scale}
+    changes = {"lora": args.lora, "lora_scale": args.lora_scale, "guide": args.guide}
     denoiser = Denoiser.from_pretrained(folder, **changes).to(accelerator.device)
     conditioning, config = denoiser.conditioning, denoiser.unet.config
     concat_cond = read_concat_cond(conditioning, args.condition, config.dims, args.size)
@@ -81,8 +81,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     hole = None if images is None or not args.mask else read_hole(args.mask, images.shape[2:])
     film = Trajectory(args.film) if args.film > 0 else None
     shard = (accelerator.process_index, accelerator.num_processes)
-    if args.guide:
-        denoiser.guide = read_guide(args.guide, denoiser)
     networks = denoiser.codec, denoiser.guide
     with at_speed(denoiser.unet, accelerator.device, args, *networks) as network:
         denoiser.network = network if args.compile else None

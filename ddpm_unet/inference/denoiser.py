@@ -110,6 +110,8 @@ class Denoiser:
         *,
         lora: str | PathLike[str] | None = None,
         lora_scale: float = 1.0,
+        guide: str | PathLike[str] | None = None,
+        guidance: float | None = None,
     ) -> Denoiser:
         """Read the folder of a run's model or of a diffusers pipeline.
 
@@ -117,6 +119,8 @@ class Denoiser:
             folder: The folder.
             lora: A file of low-rank changes, or a folder with one; see `load_lora`.
             lora_scale: Their factor.
+            guide: The folder of its guide, see `read_guide`; None for the one that it has.
+            guidance: The scale of guidance that it draws with; None for the one that it has.
 
         Raises:
             UserError: Something is missing or not supported; names it.
@@ -131,8 +135,10 @@ class Denoiser:
         root = pipeline_root(folder)
         denoiser.preprocessing = Preprocessing.read(root, denoiser.image_channels)
         denoiser._folder = folder
-        if (root / GUIDE).is_dir():
-            denoiser.guide = read_guide(root / GUIDE, denoiser)
+        if guide or (root / GUIDE).is_dir():
+            denoiser.guide = read_guide(guide or root / GUIDE, denoiser)
+        if guidance is not None:
+            denoiser.conditioning = replace(conditioning, guidance=guidance)
         return denoiser
 
     def save_pretrained(

@@ -226,7 +226,10 @@ def test_a_model_keeps_its_guide_and_scale(tmp_path):
     settings = {"steps": 3, "sampler": "ddim"}
     plain = denoiser.sample(2, **settings)
     given = denoiser.sample(2, guide=guide, guidance=1.5, **settings)
-    denoiser.guide, denoiser.conditioning = guide, Conditioning(guidance=1.5)
+    denoiser.save_pretrained(tmp_path / "better")
+    write_pipeline(tmp_path / "weaker", guide, diffusion)
+    options = {"guide": tmp_path / "weaker", "guidance": 1.5}
+    denoiser = Denoiser.from_pretrained(tmp_path / "better", **options)
     denoiser.save_pretrained(tmp_path)
     read = Denoiser.from_pretrained(tmp_path)
     assert not np.array_equal(plain, given)
