@@ -12,14 +12,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from importlib import import_module
 from io import TextIOWrapper
 from typing import Any, NoReturn, TypeVar
 
 from ddpm_unet.config.reading import converted, described, from_text, refuse_unknown
 from ddpm_unet.config.reading import read_settings as read_settings
-from ddpm_unet.errors import UserError, launcher_fault
+from ddpm_unet.errors import UserError, did_you_mean, launcher_fault
 
 COMMANDS = {
     "train-ddpm": ("train:train_ddpm", "train a U-Net to denoise images"),
@@ -91,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(__version__)
         return
     if command not in COMMANDS:
-        near = get_close_matches(command, COMMANDS, 1, 0.0)[0]
-        print(f"error: {command}: no such command; did you mean {near}?", file=sys.stderr)
+        cure = did_you_mean(command, COMMANDS, "", cutoff=0.0)
+        print(f"error: {command}: no such command; {cure}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"ddpm-unet {command}", *arguments[1:]]
     run(command, arguments[1:])
@@ -223,8 +222,8 @@ class ArgumentParser(argparse.ArgumentParser):
         """Add a flag for each field of a flat dataclass, with its line of help."""
         for name, hint, value, text in described(kind()):
 
-            def read(text: str, flag: str = f"--{name}", hint: Any = hint) -> Any:
-                return converted(from_text(text, hint), hint, flag, text)
+            def read(text: str, name: str = name, hint: Any = hint) -> Any:
+                return converted(from_text(text, hint), hint, "--", name, text)
 
             self.add_argument(f"--{name}", type=read, default=value, help=text)
 

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write `text` beside `path` and rename it; the folder is made if missing."""
+@contextmanager
+def finished(path: Path) -> Iterator[Path]:
+    """A path beside the final one to write to; it gets its name when all went well.
+
+    The folder is made if missing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file by one of this text."""
+    with finished(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def printable(text: str) -> str:

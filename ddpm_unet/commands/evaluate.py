@@ -29,6 +29,7 @@ from ddpm_unet.commands.shared import (
     training_settings,
     weights_of,
 )
+from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.errors import UserError
 
 SHOWN = 36
@@ -76,23 +77,18 @@ def read_folder(folder: Path, sets: int, count: int) -> Any:
 def read_real(args: Namespace, others: list[str], model: Path | None) -> Any:
     """Real images for two sets, as training sees them, `uint8 [2 N, C, H, W]`."""
     from ddpm_unet.data import sources
-    from ddpm_unet.data.stream import to_model_range
+    from ddpm_unet.data.stream import to_bytes, to_model_range
 
     if args.reference:
         return read_folder(args.reference, 2, args.num_images)
-    data, count = training_settings(model, others).data, 2 * args.num_images
+    data, count = training_settings(DenoiseConfig, model, others).data, 2 * args.num_images
     found: Any = sources.held_out(data) if args.held_out else sources.open_stream(data, seed=0)
     if args.held_out and (found is None or len(found) < count):
         raise UserError(
             f"data.source {data.source}: holds {len(found or [])} images out, and {count} are "
             "wanted; give a lower --num_images"
         )
-    return levels(to_model_range(found.__getitems__(range(count))["image"]))
-
-
-def levels(images: Any) -> Any:
-    """`[B, C, H, W]` in [-1, 1] -> `uint8 [B, C, H, W]`."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
+    return to_bytes(to_model_range(found.__getitems__(range(count))["image"]))
 
 
 def check(name: object, shape: Any, real: Any) -> None:
@@ -116,14 +112,13 @@ def draw(
     import torch
     from safetensors.torch import load_file, save_file
 
+    from ddpm_unet.data.stream import to_bytes
     from ddpm_unet.evaluation.fidelity import Description, describe
-    from ddpm_unet.inference.writers import finished
+    from ddpm_unet.files import finished
 
     parts = args.out / "parts"
-    batches = [
-        range(start, min(start + args.batch_size, args.num_images))
-        for start in range(0, args.num_images, args.batch_size)
-    ]
+    numbers, size = range(args.num_images), args.batch_size
+    batches = [numbers[start : start + size] for start in numbers[::size]]
     files = {b.start: parts / f"{b.start:06d}-{b.stop:06d}.safetensors" for b in batches}
     kept: set[int] = set()
     job = denoiser.job(
@@ -143,7 +138,7 @@ def draw(
     clock = time.process_time if accelerator.device.type == "cpu" else time.perf_counter
     begun = clock()
     for indices, drawn, _ in job:
-        images = levels(drawn.float().cpu())
+        images = to_bytes(drawn.float().cpu())
         seconds = torch.tensor([clock() - begun])
         shown = images[: max(0, SHOWN - indices[0])].contiguous()
         with torch.autocast(accelerator.device.type, enabled=False):

@@ -17,6 +17,7 @@ from typing import Any
 
 from ddpm_unet.cli import ArgumentParser, whole
 from ddpm_unet.commands.shared import add_common, at_speed, model_or_newest, training_settings
+from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.errors import UserError
 
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     folder = model_or_newest(args.model)
     unet, diffusion = read_pipeline(folder)
-    settings = training_settings(folder, others)
+    settings = training_settings(DenoiseConfig, folder, others)
     job: DenoiseJob = build_denoise_job(settings)
     if not isinstance(diffusion, GaussianDiffusion):
         raise UserError(f"{folder}: its process has no variational bound; take one of process ddpm")
@@ -72,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     accelerator = open_processes()
     device, main_one = accelerator.device, accelerator.is_main_process
     count = min(args.images, len(windows))
-    batched = [range(i, min(i + args.batch_size, count)) for i in range(0, count, args.batch_size)]
+    numbers, size = range(count), args.batch_size
+    batched = [numbers[start : start + size] for start in numbers[::size]]
     mine = batched[accelerator.process_index :: accelerator.num_processes]
 
     def batches() -> Iterator[tuple[range, torch.Tensor, Any]]:

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hub.create_repo(args.repository, private=args.private or None, exist_ok=True)
         found = hub.upload_folder(
             repo_id=args.repository, folder_path=folder, commit_message="Model of ddpm-unet",
-            ignore_patterns=["*.unfinished"],
+            ignore_patterns=["*.part"],
         )  # fmt: skip
     except (HFValidationError, OSError, transport) as error:
         cause = str(error).strip().splitlines()[0]

@@ -185,7 +185,8 @@ class Output:
         """Write the images of a batch."""
         import numpy as np
 
-        from ddpm_unet.inference.writers import finished, save_masks, write_image
+        from ddpm_unet.files import finished
+        from ddpm_unet.inference.writers import save_masks, write_image
 
         pixels = self.denoiser.to_pixels(images)
         masks = None if masks is None else masks.cpu().numpy()

@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddpm_unet.cli import ArgumentParser, whole, within
-from ddpm_unet.commands.shared import add_common, at_speed, best_device, model_or_newest
+from ddpm_unet.commands.shared import (
+    add_common,
+    at_speed,
+    best_device,
+    model_or_newest,
+    training_settings,
+)
 from ddpm_unet.errors import UserError
 
 PIXELS = within(float, 1e-6, 1e9)
@@ -164,7 +170,6 @@ def score(folder: Path, truth: str, others: list[str], model: Path | None) -> No
     import numpy as np
     import torch
 
-    from ddpm_unet.cli import read_settings
     from ddpm_unet.config import SegmentConfig
     from ddpm_unet.config.data import ExtraPairsConfig
     from ddpm_unet.data.check import check_pairs
@@ -181,11 +186,9 @@ def score(folder: Path, truth: str, others: list[str], model: Path | None) -> No
     from ddpm_unet.inference.objects import label_objects
     from ddpm_unet.training.pixelwise import ClassTarget
 
-    file = model.resolve().parent / "config.yaml" if model else None
-    data = read_settings(SegmentConfig, file if file and file.is_file() else None, others)[0].data
     data = replace(
-        data, images=str(folder), masks=truth, image_name="{}_mask", channels=None,
-        value_range=None, extra=ExtraPairsConfig(),
+        training_settings(SegmentConfig, model, others).data, images=str(folder), masks=truth,
+        image_name="{}_mask", channels=None, value_range=None, extra=ExtraPairsConfig(),
     )  # fmt: skip
     report = check_pairs(data, finished=True)
     code, rows, counts = report.mask_code(), [], []
@@ -209,7 +212,7 @@ def score(folder: Path, truth: str, others: list[str], model: Path | None) -> No
             ending = ".nii.gz" if ".nii" in at[2] else ".tif"
             path = Path(f"{at[1]}_objects{ending}")
             if path.is_file():
-                labels = read_image(path, 3 if at[4] else report.config.dims)[..., 0]
+                labels = read_image(path, 3 if at[4] else report.config.axes)[..., 0]
                 labels = labels[int(at[4])] if at[4] else labels
             else:
                 labels = label_objects(found)

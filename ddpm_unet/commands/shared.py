@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_unet.cli import read_settings
-from ddpm_unet.config import DenoiseConfig
+from ddpm_unet.config.reading import Settings
 from ddpm_unet.errors import UserError
 
 PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
@@ -27,29 +27,32 @@ def recipe(name: str) -> Path:
     raise UserError(f"{name}: no such recipe is installed; give --config FILE")
 
 
-def shipped(name: str) -> Path:
-    """The folder of a model that ships with a checkout."""
-    return SAMPLES / name / "model"
+def models_at_hand(
+    name: str = "histology64", file: str = "model_index.json"
+) -> tuple[list[Path], list[Path]]:
+    """The models of runs, the newest first, and the one that ships with a checkout, if any."""
+    from ddpm_unet.training.run_folder import newest_models
+
+    ours = SAMPLES / name / "model"
+    return newest_models(file=file), [ours] * any(ours.glob(file))
 
 
 def model_or_newest(
     given: Path | None, name: str = "histology64", file: str = "model_index.json", of: str = "ddpm"
 ) -> Path:
     """The folder of a model: the given one, the newest run's, or that of this name that ships."""
-    from ddpm_unet.training.run_folder import newest_models
-
-    ours = shipped(name)
-    found = [given] if given else [*newest_models(file=file), *[ours] * any(ours.glob(file))]
+    own, ours = models_at_hand(name, file)
+    found = [given] if given else [*own, *ours]
     if not found:
         cure = f"train one with scripts/train_{of}.py, or give --model"
-        raise UserError(f"no model in runs/*/model nor in {ours}; {cure}")
+        raise UserError(f"no model in runs/*/model nor in {SAMPLES / name / 'model'}; {cure}")
     return found[0]
 
 
-def training_settings(model: Path | None, flags: list[str]) -> DenoiseConfig:
+def training_settings(kind: type[Settings], model: Path | None, flags: list[str]) -> Settings:
     """The settings of a model's training, from the config.yaml beside its folder, and flags."""
     config = model.resolve().parent / "config.yaml" if model else None
-    return read_settings(DenoiseConfig, config if config and config.is_file() else None, flags)[0]
+    return read_settings(kind, config if config and config.is_file() else None, flags)[0]
 
 
 def add_common(parser: argparse.ArgumentParser, out: str) -> None:

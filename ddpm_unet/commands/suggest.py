@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = model_or_newest(args.model)
     unet = read_config(model_folder(folder))
     seen = Preprocessing.read(folder, unet.in_channels)
-    if with_dims(ImageDataConfig(), args.images).dims > unet.dims:
+    if with_dims(ImageDataConfig(), args.images).axes > unet.dims:
         raise UserError(f"{args.images}: holds volumes, and {folder} is of images; give another")
     images = open_images(
         ImageDataConfig(

@@ -11,20 +11,18 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddpm_unet.commands.shared import best_device, prepare_gpu, recipe, shipped
+from ddpm_unet.commands.shared import best_device, models_at_hand, prepare_gpu, recipe
 from ddpm_unet.config import AutoencodeConfig, CheckConfig, DenoiseConfig, SegmentConfig
-from ddpm_unet.config.data import DataConfig
-from ddpm_unet.config.reading import build, read_values
+from ddpm_unet.config.reading import build, read_file, read_flags, read_settings
 from ddpm_unet.errors import UserError
 
 if TYPE_CHECKING:
     from ddpm_unet.training.pixelwise import PixelwiseJob
     from ddpm_unet.training.plan import Plan
-    from ddpm_unet.training.planned import Wish
 
 BUILTIN, PLAN = "builtin:", "plan.yaml"
 WAY = re.compile(r"init|architecture|train\.steps|(model|head|regression|joint)\.")
@@ -32,38 +30,41 @@ WAY = re.compile(r"init|architecture|train\.steps|(model|head|regression|joint)\
 CURE = "train one with scripts/train_ddpm.py, or give --init DIR or --init scratch"
 
 
-def _read(kind: type, default: str, arguments: Sequence[str] | None, data: str = "") -> Wish:
-    """The settings that are given: by flags and --config, else by the run's own plan.
+@dataclass
+class Wish:
+    """What a person wants of a training.
 
-    Those of built-in data, or of a job without `data` to plan by, are completed by a recipe.
+    Args:
+        values: Settings by dotted name: of flags, and of a file.
+        flags: Names of those that flags give.
+        planned: Whether the rest is to be planned.
+        begun: When, by `time.monotonic`, the command began.
+    """
+
+    values: dict[str, Any]
+    flags: set[str]
+    planned: bool
+    begun: float
+
+
+def _read(kind: type, default: str, arguments: Sequence[str] | None, data: str = "") -> Wish:
+    """The settings that flags and --config give.
+
+    Without --config, data of one's own are planned, or were: then the run's plan is the file. Of
+    built-in data, and of a job without `data` to plan by, it is a recipe.
     """
     begun = time.monotonic()
-    values, flags, file = read_values(kind, None, arguments, default)
-    source, run, planned = str(values.get(data, BUILTIN)), values.get("run"), False
-    _refuse_flat(values, source)
-    if file is None and not source.startswith(BUILTIN) and values.get("data.masks") != "points":
+    flags, file = read_flags(kind, arguments, default)
+    run, source, planned = flags.get("run"), str(flags.get(data, BUILTIN)), False
+    if file is None and not source.startswith(BUILTIN) and flags.get("data.masks") != "points":
         what = "denoiser" if kind is DenoiseConfig else "segmenter"
         run = run or f"runs/{Path(source.rpartition(':')[2]).name}_{what}"
-        planned = not ((Path(run) / PLAN).is_file() and any(Path(run).glob("checkpoints/[0-9]*")))
-        if not planned:
-            values, _, _ = read_values(kind, Path(run) / PLAN, arguments)
-    else:
-        if file is None:
-            file = recipe(default)
-            values, _, _ = read_values(kind, file, arguments)
-        run = run or f"runs/{file.stem}"
-
-    from ddpm_unet.training.planned import Wish
-
-    return Wish(kind, {**values, "run": str(run)}, flags, planned, begun)
-
-
-def _refuse_flat(values: dict[str, Any], place: str) -> None:
-    """Refuse images of two dimensions where the files are volumes."""
-    from ddpm_unet.data.folder import with_dims
-
-    if values.get("data.dims") == 2 and with_dims(DataConfig(), place).dims == 3:
-        raise UserError(f"data.dims 2: {place} holds volumes; set it 3, or leave it out")
+        file = Path(run) / PLAN
+        planned = not (file.is_file() and any(Path(run).glob("checkpoints/[0-9]*")))
+    file = file or recipe(default)
+    written = {} if planned else read_file(kind, file)
+    run = run or written.get("run") or f"runs/{file.stem}"
+    return Wish({**written, **flags, "run": str(run)}, set(flags), planned, begun)
 
 
 def train_ddpm(arguments: Sequence[str] | None = None) -> None:
@@ -111,32 +112,34 @@ def train_seg(arguments: Sequence[str] | None = None) -> None:
 
     from accelerate import PartialState
 
-    from ddpm_unet.data.folder import with_dims
     from ddpm_unet.evaluation.card import write_pages
+    from ddpm_unet.training import planned
     from ddpm_unet.training.from_config import build_pixel_job
-    from ddpm_unet.training.planned import better_way, choose_denoiser, plan_pairs
-    from ddpm_unet.training.run_folder import newest_models
+    from ddpm_unet.training.run_folder import RunFolder
 
-    own, run = newest_models(), wish.run
+    (own, ours), run = models_at_hand(), RunFolder(Path(wish.values["run"]))
     if wish.planned:
-        plan, report = plan_pairs(wish.values, best_device().type, own, _shipped())
+        seen, device = planned.look_at_pairs(wish.values), best_device().type
+        plan, report = planned.plan_pairs(seen, planned.find_start(seen, own, ours), device)
         if plan.values["architecture"] == "unet" and not any(map(WAY.match, wish.values)):
-            scratch = plan_pairs(wish.values, best_device().type, [], [])
-            plan, report = better_way([(plan, report), scratch], settings.minutes, _say)
+            scratch = planned.plan_pairs(seen, planned.SCRATCH, device)
+            plan, report = planned.better_way([(plan, report), scratch], settings.minutes, _say)
         settings = build(SegmentConfig, plan.values)
-    settings.data = with_dims(settings.data, settings.data.images)
+    data = labelled_data(settings)
+    settings.data = replace(settings.data, dims=data.dims)
     settings.init = settings.init or run.setting("init")
     if settings.architecture == "unet" and not settings.init:
-        try:
-            seen = replace(settings, data=labelled_data(settings))
-            denoiser, chosen = choose_denoiser(seen, [*own, *_shipped()], CURE)
-            settings.init = str(denoiser)
-        except UserError:
-            if own:
-                raise
-            settings.init = "scratch"
-            chosen = "starting from random weights: no denoiser of such images is at hand"
-        _say(chosen)
+        channels = planned.channels_of(data)
+        denoiser, why = planned.choose_denoiser(
+            replace(settings, data=data), channels, [*own, *ours]
+        )
+        if denoiser is None and own:
+            repeat = channels == 1 and not settings.head.repeat_grey
+            cure = "set head.repeat_grey true to repeat the grey channel, " * repeat + CURE
+            raise UserError(f"no denoiser to start from: {why}; {cure}")
+        settings.init = str(denoiser or "scratch")
+        nothing = "starting from random weights: no denoiser of such images is at hand"
+        _say(why if denoiser else nothing)
     job: PixelwiseJob = build_pixel_job(settings, report=report)
     job.reports = False  # once, with the scores
     _train(job, settings, wish, plan)
@@ -150,34 +153,29 @@ def check(arguments: Sequence[str] | None = None) -> None:
     """Say what is right and wrong with images and masks."""
     from ddpm_unet.data.check import print_check
 
-    values = read_values(CheckConfig, None, arguments)[0]
-    _refuse_flat(values, str(values.get("data.images", BUILTIN)))
-    print_check(build(CheckConfig, values).data)
+    print_check(read_settings(CheckConfig, None, arguments)[0].data)
 
 
 def _train(job: Any, settings: Any, wish: Wish, plan: Plan | None = None) -> None:
     from ddpm_unet.training.loop import train
     from ddpm_unet.training.planned import choose_steps
+    from ddpm_unet.training.run_folder import RunFolder
 
-    run = wish.run
+    run, accelerated = RunFolder(Path(settings.run)), best_device().type != "cpu"
     prepare_gpu()
-    chosen = choose_steps(job, settings, wish, plan, best_device().type != "cpu")
-    _say(chosen or "")
+    chosen, why = choose_steps(job, settings, wish.flags, wish.planned, accelerated, wish.begun)
+    for name, value in chosen.items():
+        if f"train.{name}" not in wish.flags:
+            setattr(settings.train, name, value)
     if plan is not None:
-        settings = build(wish.kind, plan.values)
-        for name in ("run", "resume", "minutes"):  # of one run: --config takes the plan for another
-            plan.given.pop(name, None)
+        plan.apply(chosen, why)
         run.notes[PLAN] = str(plan)
         _say(f"plan, also in {run.path / PLAN}:\n{run.notes[PLAN]}")
+    elif chosen:
+        _say(f"train.steps {settings.train.steps}: {why}")
     train(job, run, settings)
 
 
-def _shipped() -> list[Path]:
-    """The denoiser that ships, where it is there."""
-    folder = shipped("histology64")
-    return [folder] if (folder / "model_index.json").is_file() else []
-
-
 def _say(text: str) -> None:
-    if text and os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0":
         print(text)

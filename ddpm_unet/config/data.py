@@ -17,8 +17,8 @@ class DataConfig:
     """What settings of images have in common, with masks or without.
 
     Args:
-        dims: 2 for images, also the pages of stacks; 3 for volumes, TIFF stacks or NIfTI files (a
-            folder of which it is always 3).
+        dims: 2 for images, also the pages of stacks; 3 for volumes, TIFF stacks or NIfTI files;
+            null takes 3 for NIfTI files, else 2.
         size: Height and width (and depth) of the training windows, pixels.
         scale: Factor applied to images and masks before anything is cut (0.5 halves them).
         channels: 1 (grey), 3 (RGB), 4 or, of labelled images, any number; null keeps what the
@@ -39,7 +39,7 @@ class DataConfig:
         max_pixels: Refuse images of more than so many million pixels (decompression bombs).
     """
 
-    dims: Literal[2, 3] = 2
+    dims: Literal[2, 3] | None = None
     size: int = limited(64, 1, 65_536)
     scale: float = limited(1.0, 1e-3, 1e3)
     channels: int | tuple[int | str, ...] | None = limited(None, 0, 1024)
@@ -49,6 +49,11 @@ class DataConfig:
     workers: int | None = limited(None, 0, 1024)
     memory_limit: int = 2048
     max_pixels: float = limited(200.0, 1e-6, 10**9)
+
+    @property
+    def axes(self) -> int:
+        """Dimensions of what is read, once `data.folder.with_dims` has decided on them."""
+        return self.dims or 2
 
     @property
     def channel_count(self) -> int | None:
@@ -291,9 +296,9 @@ def check_data_settings(config: DataConfig) -> None:
             raise UserError(
                 f"data.{name} [{found[0]:g}, {found[1]:g}]: must be two numbers, black below white"
             )
-    if isinstance(config.spacing, tuple) and len(config.spacing) != config.dims:
-        raise UserError(f"data.spacing: has {len(config.spacing)} numbers; give 1 or {config.dims}")
-    pixels = config.size**config.dims / 1e6
+    if isinstance(config.spacing, tuple) and len(config.spacing) != config.axes:
+        raise UserError(f"data.spacing: has {len(config.spacing)} numbers; give 1 or {config.axes}")
+    pixels = config.size**config.axes / 1e6
     if pixels > config.max_pixels:
         raise UserError(
             f"data.size {config.size}: is {pixels:.3g} million pixels a window, over "

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -68,7 +68,7 @@ def check_limits(settings: Any, prefix: str = "") -> None:
 def check_settings(settings: Any) -> None:
     """Refuse values of a wrong type, unknown choices and numbers outside their limits."""
     for name, hint in get_type_hints(type(settings)).items():
-        converted(getattr(settings, name), hint, name)
+        converted(getattr(settings, name), hint, "", name)
     check_limits(settings)
 
 
@@ -86,14 +86,21 @@ def read_json(path: Path) -> dict[str, Any]:
 def from_plain(kind: type[Settings], values: Mapping[str, Any], source: object) -> Settings:
     """A dataclass of type `kind`, whose annotations say what each value must be.
 
-    Fields that are left out keep their default, lists become tuples. An unknown field or a value
-    of another type is a UserError that begins with `source`, such as the file.
+    Fields that are left out keep their default, lists become tuples, dicts dataclasses. An unknown
+    field or a value of another type is a UserError that begins with `source`, such as the file.
     """
     hints = get_type_hints(kind)
     if unknown := [name for name in values if name not in hints]:
         raise UserError(f"{source}: unknown key {unknown[0]!r}; remove it if it means nothing")
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = next(filter(is_dataclass, get_args(hints[name])), None)
+        if inner and isinstance(value, dict):
+            found[name] = from_plain(inner, value, f"{source}: {name}")
+        else:
+            found[name] = converted(value, hints[name], f"{source}: ", name)
     try:
-        return kind(**{n: converted(v, hints[n], f"{source}: {n}") for n, v in values.items()})
+        return kind(**found)
     except TypeError as error:  # a field without default is missing
         raise UserError(f"{source}: {error}; copy the model again") from error
 
@@ -142,29 +149,26 @@ def setting_names(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def read_settings(
     kind: type[Settings], default_config: Path | None, arguments: Sequence[str] | None = None
 ) -> tuple[Settings, str]:
-    """The settings of `read_values`, and the name (without suffix) of the configuration file."""
-    values, _, file = read_values(kind, default_config, arguments)
-    return build(kind, values), "" if file is None else file.stem
+    """Settings of `--config FILE` or a default one, overridden by dotted flags.
+
+    Also the name (without suffix) of the file, "" for none.
+    """
+    flags, file = read_flags(kind, arguments, default_config.name if default_config else "none")
+    file = file or default_config
+    values = read_file(kind, file) if file else {}
+    return build(kind, {**values, **flags}), file.stem if file else ""
 
 
-def read_values(
-    kind: type,
-    default_config: Path | None,
-    arguments: Sequence[str] | None = None,
-    default: str = "none",
-) -> tuple[dict[str, Any], set[str], Path | None]:
-    """Settings from `--config FILE`, overridden by dotted flags; `--help` prints them and exits.
+def read_flags(
+    kind: type, arguments: Sequence[str] | None = None, default: str = "none"
+) -> tuple[dict[str, Any], Path | None]:
+    """Settings that flags give, by dotted name, and the file that `--config` names.
 
-    Without `--config` it is `default_config`, or the settings' own defaults. `--resume RUN` is a
-    run folder's `config.yaml`, which may be one of an earlier version, and its folder. The help
-    names `default` where there is no `default_config`.
-
-    Returns:
-        The values that are given, by dotted name; the names of those given as flags; the file.
+    `--resume RUN` is a run folder, and its config.yaml. `--help` prints the settings and exits;
+    it names `default` as the file.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"--help", "-h", "--help-all"} & set(arguments):
-        default = default_config.name if default_config else default
         print(_help(kind, default, everything="--help-all" in arguments))
         raise SystemExit(0)
     given = sum(argument.split("=")[0] == "--config" for argument in arguments)
@@ -179,28 +183,41 @@ def read_values(
         for name in {"config", "run"} & flags.keys():
             raise UserError(f"--{name}: --resume {run} has one already; leave one of the two out")
         flags |= {"config": str(run / "config.yaml"), "run": str(run), "resume": "auto"}
-    file = Path(flags.pop("config")) if "config" in flags else default_config
-    values: dict[str, Any] = {}
-    if file is not None:
-        written = read_yaml(file)
-        if file.name == "config.yaml":
-            written = current_names(written)
-        for name, value in _flat(written, names, kind, f"{file}: "):
-            values[name] = converted(value, names[name], f"{file}: {name}")
-    for name, text in flags.items():
-        values[name] = converted(from_text(text, names[name]), names[name], f"--{name}", text)
-    return values, set(flags), file
+    file = Path(flags.pop("config")) if "config" in flags else None
+    values = {
+        name: converted(from_text(text, names[name]), names[name], "--", name, text)
+        for name, text in flags.items()
+    }
+    return values, file
+
+
+def read_file(kind: type, file: Path) -> dict[str, Any]:
+    """Settings of a YAML file, by dotted name; a run's config.yaml may be of an earlier version."""
+    names, written = dict(setting_names(kind)), read_yaml(file)
+    if file.name == "config.yaml":
+        written = current_names(written)
+    return {
+        name: converted(value, names[name], f"{file}: ", name)
+        for name, value in _flat(written, names, kind, f"{file}: ")
+    }
 
 
 def build(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
     """Settings of given values, by dotted name, and defaults."""
-    settings = _build(kind, {name: _tuples(value) for name, value in values.items()})
+    settings = _build(kind, values)
     check_limits(settings)
     return settings
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _build(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        full = f"{prefix}{name}"
+        if is_dataclass(hint):
+            found[name] = _build(hint, values, f"{full}.")
+        elif full in values:
+            found[name] = values[full]
+    return kind(**found)
 
 
 def _flags(arguments: list[str], names: dict[str, Any], kind: type) -> dict[str, str]:
@@ -239,7 +256,7 @@ def _flat(
         elif isinstance(value, dict):
             yield from _flat(value, names, kind, where, f"{name}.")
         else:
-            raise UserError(_wrong_type(f"{where}{name}", value, names[name]))
+            raise UserError(_wrong_type(where, name, value, names[name]))
 
 
 def refuse_unknown(
@@ -256,24 +273,17 @@ def refuse_unknown(
 
         others = [f"scripts/{s}.py" for s, of in SCRIPTS.items() if name in dict(setting_names(of))]
         cure = f"it is one of {' and '.join(others)}" if others else cure
-    cure = GONE.get(name, cure)
-    if RENAMED.get(name) in known:
-        cure = f"it is now {RENAMED[name]}"
     shown = name if name.isprintable() else repr(name)
-    raise UserError(f"{where}{shown}: no such setting; {cure}")
+    raise UserError(f"{where}{shown}: no such setting; {_became(name, known) or cure}")
 
 
-def _build(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """A dataclass and those within it, from values by dotted name."""
-    named = [(name, f"{prefix}{name}", hint) for name, hint in get_type_hints(kind).items()]
-    found = {name: values[full] for name, full, _ in named if full in values}
-    groups = {n: _build(hint, values, f"{full}.") for n, full, hint in named if is_dataclass(hint)}
-    return kind(**found, **groups)
+def _became(name: str, known: Container[str] = ()) -> str:
+    """What does the work of a setting, or of "NAME VALUE", of an earlier version; else nothing."""
+    return f"it is now {RENAMED[name]}" if RENAMED.get(name) in known else GONE.get(name, "")
 
 
 def inline_yaml(value: Any) -> str:
     """A setting as it stands in one line of YAML."""
-    value = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize)
     return text.removesuffix("\n").removesuffix("\n...")
 
@@ -320,14 +330,11 @@ def from_text(text: str, hint: Any) -> Any:
         return text
 
 
-def _wrong_type(name: str, value: Any, hint: Any) -> str:
-    """The line that refuses a value."""
+def _wrong_type(where: str, name: str, value: Any, hint: Any) -> str:
     text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
     shown = text if len(text) <= 60 else f"{text[:57]}..."
-    setting = name.rpartition(" ")[2].removeprefix("--")
-    cure = GONE.get(f"{setting} {value}")
-    gone = f"; {cure}" if cure else ""
-    return f"{name} is {shown}; it must be {in_words(hint)}{gone}"
+    cure = _became(f"{name} {value}")
+    return f"{where}{name} is {shown}; it must be {in_words(hint)}" + (cure and f"; {cure}")
 
 
 def in_words(hint: Any) -> str:
@@ -344,12 +351,16 @@ def in_words(hint: Any) -> str:
     return _WORDS.get(hint, "a group of settings")
 
 
-def converted(value: Any, hint: Any, where: str, shown: Any = None) -> Any:
-    """`value` of type `hint`, with tuples for lists; else a UserError that shows `shown`."""
+def converted(value: Any, hint: Any, where: str, name: str, shown: Any = None) -> Any:
+    """`value` of type `hint`, with tuples for lists; else a UserError that shows `shown`.
+
+    `where` comes before the name: "--", or a file and ": ".
+    """
     try:
         return _converted(value, hint)
     except (ValueError, OverflowError):
-        raise UserError(_wrong_type(where, value if shown is None else shown, hint)) from None
+        shown = value if shown is None else shown
+        raise UserError(_wrong_type(where, name, shown, hint)) from None
 
 
 def _converted(value: Any, hint: Any) -> Any:

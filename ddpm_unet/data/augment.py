@@ -28,11 +28,7 @@ def augmentation(config: AugmentConfig, size: int, dims: int = 2) -> v2.Transfor
     if config.elastic_sigma or config.rotation or config.zoom:
         bend = (config.elastic_sigma, config.elastic_grid, config.rotation, config.zoom)
         changes.append(Deformation(size, *bend, dims))
-    if config.flips:
-        changes += [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
-        changes += [RandomDepthFlip()] * (dims - 2)
-    if config.rot90:
-        changes.append(QuarterTurns())
+    changes.append(Orientation(config.flips, config.rot90, dims))
     changing = config.brightness or config.contrast or config.gamma or config.noise
     if config.color and config.intensity is not False:
         changes.append(Color(config.color))
@@ -114,28 +110,24 @@ class Deformation(v2.Transform):
         return tv_tensors.wrap(sampled, like=inpt)
 
 
-class RandomDepthFlip(v2.Transform):
-    """Half of all volumes front to back."""
+class Orientation(v2.Transform):
+    """Mirrored along every axis, then turned by quarters (volumes: in the plane of slices)."""
+
+    def __init__(self, flips: bool, rot90: bool, dims: int) -> None:
+        super().__init__()
+        self.flips, self.rot90, self.dims = flips, rot90, dims
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """What is drawn."""
-        return {"flip": bool(torch.randint(2, ()))}
+        mirrored = [axis for axis in (-1, -2) if self.flips and torch.rand(1) < 0.5]
+        if self.flips and self.dims == 3 and torch.randint(2, ()):
+            mirrored.append(-3)
+        return {"mirrored": mirrored, "quarters": int(torch.randint(4, ())) if self.rot90 else 0}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Apply it."""
-        return tv_tensors.wrap(inpt.flip(-3), like=inpt) if params["flip"] else inpt
-
-
-class QuarterTurns(v2.Transform):
-    """A turn by 0, 90, 180 or 270 degrees, of volumes in the plane of their slices."""
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """What is drawn."""
-        return {"quarters": int(torch.randint(4, ()))}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Apply it."""
-        return tv_tensors.wrap(inpt.rot90(params["quarters"], (-2, -1)), like=inpt)
+        turned = inpt.flip(params["mirrored"]).rot90(params["quarters"], (-2, -1))
+        return tv_tensors.wrap(turned, like=inpt)
 
 
 class Color(v2.Transform):

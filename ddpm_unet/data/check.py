@@ -159,7 +159,7 @@ def _judge_images(looks: Sequence[_Look], report: Report) -> None:
                 f"{look.pair.image_file}: has {look.kind}, but {first.pair.image_file} "
                 f"{first.kind}; convert one, or set data.channels"
             )
-    if config.augment.color and (first.channels, config.dims) != (3, 2):
+    if config.augment.color and (first.channels, config.axes) != (3, 2):
         report.faults.append(
             f"data.augment.color {config.augment.color:g}: is for RGB images, but "
             f"{first.pair.image_file} has {first.kind}; set it 0"
@@ -195,8 +195,8 @@ def _judge_spacing(looks: Sequence[_Look], report: Report) -> None:
         return
     if config.masks == POINTS:
         raise UserError("data.spacing: is of images, the points have data.voxel; leave it out")
-    report.spacing, shown, same = spacing_of(spacings, config.spacing, config.dims)
-    line = f"{'voxels' if config.dims == 3 else 'pixels'} of {shown}"
+    report.spacing, shown, same = spacing_of(spacings, config.spacing, config.axes)
+    line = f"{'voxels' if config.axes == 3 else 'pixels'} of {shown}"
     target = in_mm(report.spacing or ())
     if not same:
         line += f", resampled to {target} ({'data.spacing' if config.spacing else 'their median'})"

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from ddpm_unet.data.images import ImageInfo, image_array
+from ddpm_unet.files import finished
 
 T = TypeVar("T")
 CACHE = Path.home() / ".cache" / "ddpm_unet"
@@ -232,11 +233,8 @@ class Index:
 
     def save(self, **arrays: Any) -> None:
         """Write it; a cache that cannot be written is none."""
-        part = self.path.with_suffix(f".{os.getpid()}.npz")
-        with suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(part, **arrays)
-            os.replace(part, self.path)
+        with suppress(OSError), finished(self.path) as part, open(part, "wb") as file:
+            np.savez(file, **arrays)
 
 
 @lru_cache(maxsize=4)

@@ -275,8 +275,9 @@ def read_sequence(path: str) -> np.ndarray:
         else:
             array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError, SafetensorError) as error:
-        cause = " ".join(str(error).split())
-        raise UserError(f"{path}: is missing or damaged ({cause}); write it again") from error
+        raise UserError(
+            f"{path}: is missing or damaged ({cause_of(error)}); write it again"
+        ) from error
     if not isinstance(array, np.ndarray) or array.ndim not in (1, 2) or array.size == 0:
         raise UserError(f"{path}: is no sequence of vectors; write an array of shape [L, C]")
     if array.dtype.kind not in "fiu" or not np.isfinite(array).all():

@@ -186,14 +186,22 @@ D = TypeVar("D", bound=DataConfig)
 
 
 def with_dims(config: D, place: str) -> D:
-    """The settings of data in a place: of dims 3 where it holds NIfTI files and no image."""
+    """The settings of data in a place: null dims are 3 where it holds NIfTI files and no image.
+
+    Raises:
+        UserError: They are volumes, and dims is 2.
+    """
+    if config.dims == 3:
+        return config
     volumes = is_nifti(place)
-    if config.dims == 2 and Path(place).is_dir():
-        for path in visible_files(Path(place)):
-            if split_ending(path)[1].lower() in IMAGE_EXTENSIONS:
-                return config
-            volumes |= is_nifti(path)
-    return replace(config, dims=3) if volumes else config
+    for path in visible_files(Path(place)) if Path(place).is_dir() else ():
+        if split_ending(path)[1].lower() in IMAGE_EXTENSIONS:
+            volumes = False
+            break
+        volumes |= is_nifti(path)
+    if volumes and config.dims == 2:
+        raise UserError(f"data.dims 2: {place} holds volumes; set it 3, or leave it out")
+    return replace(config, dims=3 if volumes else 2)
 
 
 def natural(path: str) -> str:

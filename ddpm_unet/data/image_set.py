@@ -27,6 +27,7 @@ from ddpm_unet.data.pixels import Fit, resampling, shown_size, to_unit
 from ddpm_unet.data.stream import WindowSource
 from ddpm_unet.data.windows import Batch
 from ddpm_unet.errors import UserError
+from ddpm_unet.files import finished
 
 if TYPE_CHECKING:
     from ddpm_unet.data.conditioning import Sequences
@@ -221,19 +222,15 @@ class PackedImages(ImageSet):
         wanted = self.layout.nbytes
         with one_at_a_time(path):
             if not (path.is_file() and path.stat().st_size == wanted):
-                part = path.with_suffix(f".{os.getpid()}.unfinished")
                 try:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    if shutil.disk_usage(path.parent).free < wanted:
-                        raise OSError(errno.ENOSPC, "no space left")
-                    self._decode(self._mapped(part))
-                    os.replace(part, path)
+                    with finished(path) as part:
+                        if shutil.disk_usage(path.parent).free < wanted:
+                            raise OSError(errno.ENOSPC, "no space left")
+                        self._decode(self._mapped(part))
                 except OSError as error:
                     raise UserError(
                         f"{path}: cannot be written ({error.strerror}); set disk_limit to 0"
                     ) from error
-                finally:
-                    part.unlink(missing_ok=True)
 
     def _decode(self, flat: Tensor) -> None:
         values, read = flat.numpy().view(self.layout.dtype), super().planes

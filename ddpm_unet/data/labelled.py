@@ -47,7 +47,7 @@ class PairSet(Dataset[Batch], WindowSource):
         place = {name: index for index, name in enumerate(report.names)}
         chosen = [place[part["name"]] for part in self.parts]
         self._pairs = [report.pairs[index] for index in chosen]
-        self.sizes = np.empty((len(chosen), self.config.dims), np.int64)
+        self.sizes = np.empty((len(chosen), self.config.axes), np.int64)
         for number, (size, index) in enumerate(zip(self.sizes, chosen, strict=True)):
             places = zip(report.sizes[index], self._cuts(number), strict=True)
             kept = [len(range(length)[cut]) for length, cut in places]
@@ -87,13 +87,13 @@ class PairSet(Dataset[Batch], WindowSource):
     @override
     def describe(self) -> str:
         pixels = self.sizes.prod(1).sum()
-        what, scale = "images" if self.config.dims == 2 else "volumes", self.config.scale
+        what, scale = "images" if self.config.axes == 2 else "volumes", self.config.scale
         scaled = f" at data.scale {scale:g}" if scale != 1 else ""
         return f"{len(self)} labelled {what} or parts, {pixels:,} pixels{scaled}"
 
     def _cuts(self, index: int) -> tuple[slice, ...]:
         """(Planes,) rows and columns of a part."""
-        return tuple(slice(*self.parts[index].get(a, [None])) for a in AXES[-self.config.dims :])
+        return tuple(slice(*self.parts[index].get(a, [None])) for a in AXES[-self.config.axes :])
 
     def _planes(self, index: int) -> np.ndarray:
         """The image at `data.scale`."""
@@ -198,7 +198,7 @@ def pair_stream(images: PairSet, seed: int, context: int = 0) -> Stream:
     (Ronneberger 2015, figure 2).
     """
     config = images.config
-    made = (config.augment, config.size + 2 * context, config.dims)
+    made = (config.augment, config.size + 2 * context, config.axes)
     return Stream(
         images, seed=seed, change=augmentation(*made), margin=window_margin(*made),
         context=context, foreground=config.foreground,

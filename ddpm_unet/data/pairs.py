@@ -64,9 +64,9 @@ def complete_settings(config: PairDataConfig) -> PairDataConfig:
         "channels: can be chosen of files only; give a number or null": (
             config.channel_names and (builtin or pointed)
         ),
-        f"dims {config.dims}, data.scale {config.scale:g}: points become volumes of cells of "
+        f"dims {config.axes}, data.scale {config.scale:g}: points become volumes of cells of "
         "data.voxel; set data.dims 3 and data.scale 1": (
-            pointed and (config.dims, config.scale) != (3, 1)
+            pointed and (config.axes, config.scale) != (3, 1)
         ),
         **{
             f"{setting} {name}: there is only {' and '.join(names)}": (
@@ -76,7 +76,7 @@ def complete_settings(config: PairDataConfig) -> PairDataConfig:
         },
         f"images {images} and data.masks {masks} do not go together: give your own folders for "
         f"both, or {histology.SOURCE} with {' or '.join(histology.MASKS)}": builtin != labelled,
-        f"dims {config.dims}: {images} is an image; set data.dims 2": labelled and config.dims != 2,
+        f"dims {config.axes}: {images} is an image; set data.dims 2": labelled and config.axes != 2,
     }, "data.")  # fmt: skip
     if pointed:
         return replace(config, mask_kind="classes", ignore_value=points.EMPTY)
@@ -163,8 +163,8 @@ def find_pairs(config: PairDataConfig, finished: bool = False) -> Pairing:
             "'{}_mask', to tell the masks from them"
         )
     what = "target" if config.mask_kind == "images" else "mask"
-    here = FilenamePattern(config.images, config.image_name, config.dims)
-    there = FilenamePattern(config.masks, config.mask_name, config.dims)
+    here = FilenamePattern(config.images, config.image_name, config.axes)
+    there = FilenamePattern(config.masks, config.mask_name, config.axes)
     images, notes, faults = here.files("image", other=there)
     masks, mask_notes, mask_faults = there.files("mask", other=here)
     pairing = Pairing([], notes + mask_notes, faults + mask_faults)
@@ -253,15 +253,15 @@ def _add_pairs(
     pairing: Pairing, images: Files, masks: Files, config: PairDataConfig, finished: bool
 ) -> None:
     """A pair of each image and mask of one name, or of each page of theirs."""
-    own = Reading(config.dims, config.max_pixels, config.channel_names, keep_palette=finished)
+    own = Reading(config.axes, config.max_pixels, config.channel_names, keep_palette=finished)
     values = config.mask_kind not in ("colors", "images")
-    masking, stacks = Reading(config.dims, config.max_pixels, keep_palette=values), 0
+    masking, stacks = Reading(config.axes, config.max_pixels, keep_palette=values), 0
     for name in sorted(images.keys() & masks.keys(), key=natural):
         (image,), (mask, *_) = images[name], masks[name]
         try:
             info, pages = _info(image, own)
             check_channels(info, config.channel_count, image)
-            if config.dims == 3:
+            if config.axes == 3:
                 check_together((image, *masks[name]))
                 _check_turns(info.along(3), image, config)
             elif pages != (mask_pages := _info(mask, masking)[1]):
@@ -279,7 +279,7 @@ def _add_pairs(
             read_mask = partial(_read, masking, page, mask)
             if pairing.objects:
                 read_mask = partial(_read_objects, masking, page, masks[name])
-            spacing = info.along(config.dims)
+            spacing = info.along(config.axes)
             pairing.pairs.append(Pair(full, image + at, mask + at, read_image, read_mask, spacing))
     if stacks:
         pairing.notes.append(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -124,23 +123,16 @@ class Preprocessing:
         path = next((folder / n for n in (FILE, EARLIER_FILE) if (folder / n).is_file()), None)
         if path is None:
             return cls(channels)
-        values = read_json(path)
-        targets = values.pop("targets", None)
-        found = from_plain(cls, values, path)
-        if targets is not None:
-            found = replace(found, targets=from_plain(Targets, targets, f"{path}: targets"))
+        found = from_plain(cls, read_json(path), path)
         try:
             check_data_settings(ImageDataConfig(scale=found.scale, value_range=found.value_range))
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         return found
 
-    @property
-    def whole(self) -> Callable[[np.ndarray], np.ndarray] | None:
-        """What must see a whole image or volume `[..., C]`, before `to_unit`; None: nothing."""
-        if self.value_range != "percentiles":
-            return None
-        return partial(normalised, value_range=self.value_range)
+    def whole(self, image: Any) -> Any:
+        """A whole image or volume `[..., C]`, ready for `to_unit`, which may see parts of it."""
+        return normalised(image, self.value_range)
 
     def images(self, paths: Iterable[Path]) -> list[Path]:
         """The images in files, in order: case_{0000,0001}.png of all files of such channels."""

@@ -106,7 +106,7 @@ def settled(config: ImageDataConfig) -> ImageDataConfig:
             config.fit == "resize" and config.spacing is not None
         ),
         f"dims 3: {config.source} holds images; volumes come from folders, or set dims 2": (
-            config.dims == 3 and named
+            config.axes == 3 and named
         ),
         f"level {config.level}: is of files of a folder; set it to 0": (config.level > 0 and named),
         f"channels {config.channels}: must be 1, 3, 4, a list of some, or null": (
@@ -134,7 +134,7 @@ def settled(config: ImageDataConfig) -> ImageDataConfig:
         ),
         "joint_masks: there are no masks to denoise; set data.condition to their folder and "
         "data.condition_classes": config.joint_masks and classes is None,
-        "joint_masks: is for images; set data.dims 2": config.joint_masks and config.dims == 3,
+        "joint_masks: is for images; set data.dims 2": config.joint_masks and config.axes == 3,
         "text_encoder: reads captions; set data.context to their folder": (
             config.text_encoder is not None and config.context is None
         ),
@@ -156,7 +156,7 @@ def _open(collection: Collection, config: ImageDataConfig) -> ImageSet:
         found = ArrayCollection(masks, condition)
     elif condition and condition.partition(":")[0] not in ("lower", "hole"):
         classes = config.condition_classes
-        found = ConditionImages(collection, condition, config.dims, classes, most)
+        found = ConditionImages(collection, condition, config.axes, classes, most)
     if found is not None:
         images.condition = open_collection(
             found, replace(fit, channels=None, value_range=None), *limits
@@ -172,13 +172,13 @@ def _collection(config: ImageDataConfig, part: Share) -> Collection | None:
     if f"{kind}:" not in NAMED:
         opened: type[Folder] = Folder
         if shard_paths(config.source):
-            if config.dims == 3 or config.level or config.channel_names:
+            if config.axes == 3 or config.level or config.channel_names:
                 raise UserError(
                     f"{config.source}: tar files have images; set data.dims 2 and level 0, and "
                     "choose no channels"
                 )
             opened = Shards
-        reading = Reading(config.dims, config.max_pixels, config.channel_names, config.level)
+        reading = Reading(config.axes, config.max_pixels, config.channel_names, config.level)
         return _hashed_part(opened(config.source, reading, config.class_labels), part)
     if part == "all":
         parts = [_collection(config, "train"), _collection(config, "held out")]

@@ -22,6 +22,7 @@ from ddpm_unet.data.windows import (
     Windows,
     cut_window,
     orient_windows,
+    orientation_in_words,
     rare_pixel,
     unturned,
 )
@@ -193,12 +194,7 @@ class Stream(PositionStream):
         said = self.images.describe()
         if self.size and self.images.window is None:
             said += f", windows of {shown_size(self.space)}"
-        if not self.flips and not self.rot90:
-            return said
-        changes = ["mirrored"] * self.flips + ["turned by quarters"] * self.rot90
-        cure = " and ".join(["flips"] * self.flips + ["rot90"] * self.rot90)
-        where = f"(where left and up matter, set {cure} to false)"
-        return f"{said}, {' and '.join(changes)} at random {where}"
+        return said + orientation_in_words(self.flips, self.rot90)
 
     def fingerprint(self) -> str:
         """A digest of all that decides the pixels of the windows."""
@@ -338,3 +334,8 @@ class Grid(Stream):
 def to_model_range(image: Tensor) -> Tensor:
     """uint8 to float32 in [-1, 1], on the tensor's device; float images are so already."""
     return image.float().div_(127.5).sub_(1) if image.dtype == torch.uint8 else image
+
+
+def to_bytes(image: Tensor) -> Tensor:
+    """[-1, 1] to uint8; what lies beyond is clipped."""
+    return ((image.float().clamp(-1, 1) + 1) * 127.5).round().byte()

@@ -103,10 +103,10 @@ def cut_window(planes: Any, corner: Sequence[int], size: Sequence[int]) -> Any:
     places = list(zip(corner, size, lengths, strict=True))
     if all(start >= 0 and start + n <= length for start, n, length in places):
         return planes[box(corner, size)]
-    return planes[(..., *np.ix_(*(_mirrored(*place) for place in places)))]
+    return planes[(..., *np.ix_(*(mirrored(*place) for place in places)))]
 
 
-def _mirrored(start: int, count: int, length: int) -> np.ndarray:
+def mirrored(start: int, count: int, length: int) -> np.ndarray:
     """Indices of an endless row that runs to and fro between 0 and length - 1."""
     places = np.arange(start, start + count) % max(2 * (length - 1), 1)
     return np.minimum(places, 2 * (length - 1) - places)
@@ -129,6 +129,15 @@ def rare_pixel(mask: np.ndarray, kind: float, pixel: float) -> np.ndarray | None
 def unturned(image: np.ndarray, corner: np.ndarray) -> Windows:
     """Windows as they are."""
     return Windows(image, corner, np.zeros_like(image), np.zeros(corner.shape, dtype=bool))
+
+
+def orientation_in_words(flips: bool, rot90: bool, group: str = "") -> str:
+    """What a description says of windows of random orientation, and how to switch it off."""
+    changes = {"flips": "mirrored"} if flips else {}
+    changes |= {"rot90": "turned by quarters"} if rot90 else {}
+    names = " and ".join(f"{group}{name}" for name in changes)
+    how = f" at random (where left and up matter, set {names} to false)"
+    return f", {' and '.join(changes.values())}{how}" if changes else ""
 
 
 def orient_windows(batch: np.ndarray, windows: Windows) -> None:

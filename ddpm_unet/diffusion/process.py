@@ -182,10 +182,6 @@ class Diffusion(nn.Module):
         given = {"num_timesteps": config.num_train_timesteps, **vars(config), **changes}
         return cls(**{name: given[name] for name in cls.arguments()})
 
-    def output_channels(self, image_channels: int) -> int:
-        """Channels of a prediction for images of so many."""
-        return image_channels * (2 if self.variance_type == "learned_range" else 1)
-
     def check_loss(
         self, weighting: str | None = None, gamma: float | None = None, **_: Any
     ) -> None:

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddpm_unet.data.stream import to_bytes
+
 SLICES = 8
 """Slices of a volume that a grid shows."""
 
@@ -21,8 +23,7 @@ def to_uint8(images: Tensor) -> np.ndarray:
     """`[B, C, (D,) H, W]` in [-1, 1] -> `uint8 [B, (D,) H, W, C]`, C 1, 3, 4 (else: the first)."""
     if images.shape[1] not in (1, 3, 4):
         images = images[:, :1]
-    levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return levels.movedim(1, -1).cpu().numpy()
+    return to_bytes(images).movedim(1, -1).cpu().numpy()
 
 
 def grid(images: Tensor, columns: int | None = None) -> Image.Image:

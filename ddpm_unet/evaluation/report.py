@@ -268,17 +268,17 @@ def comparison_of(runs: Sequence[Run]) -> str:
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.path) for run in runs]
-    flat = [dict(flattened(run.config)) for run in runs]
-    every = dict.fromkeys(key for settings in flat for key in settings)
-    differing = [k for k in every if len({repr(f.get(k)) for f in flat}) > 1 and k != "run"]
-    heads = [run.headline() for run in runs]
-    lines = [
-        {"": key, **{n: h.get(key, "") for n, h in zip(names, heads, strict=True)}}
-        for key in dict.fromkeys(key for head in heads for key in head)
-    ]
+
+    def beside(columns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        keys = dict.fromkeys(key for column in columns for key in column)
+        return [
+            {"": key, **{n: c.get(key) for n, c in zip(names, columns, strict=True)}}
+            for key in keys
+        ]
+
+    settings = beside([dict(flattened(run.config)) for run in runs])
     changed = [
-        {"": key, **{n: shown(f.get(key)) for n, f in zip(names, flat, strict=True)}}
-        for key in differing
+        row for row in settings if len({repr(row[n]) for n in names}) > 1 and row[""] != "run"
     ]
     curves: dict[str, Panel] = {}
     for name, run in zip(names, runs, strict=True):
@@ -295,7 +295,7 @@ def comparison_of(runs: Sequence[Run]) -> str:
         ", ".join(names),
         f"{len(runs)} runs beside each other",
         [
-            ("Numbers", matrix(lines)),
+            ("Numbers", matrix(beside([run.headline() for run in runs]))),
             ("Settings that differ", matrix(changed) if changed else "<p>None.</p>"),
             ("Curves", plots(curves)),
             ("Last samples", grid(shots)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -95,14 +95,10 @@ class Conditioning:
         if path is None:
             return cls()
         values = {EARLIER_KEYS.get(key, key): value for key, value in read_json(path).items()}
-        concat_cond = values.pop("concat_cond", None)
-        found = from_plain(cls, values, path)
-        if concat_cond is None:
-            return found
-        where = f"{path}: concat_cond"
-        if concat_cond.get("kind") == "picture":  # the earlier name
-            concat_cond["kind"] = "image"
-        return replace(found, concat_cond=from_plain(ConcatCondition, concat_cond, where))
+        own = values.get("concat_cond")
+        if isinstance(own, dict) and own.get("kind") == "picture":  # the earlier name
+            own["kind"] = "image"
+        return from_plain(cls, values, path)
 
     def check(self, config: UNetConfig, folder: Path | str) -> None:
         """Refuse a network of which it is not known what its input channels are for."""

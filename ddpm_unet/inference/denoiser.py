@@ -30,7 +30,7 @@ from ddpm_unet.diffusion.process import Diffusion
 from ddpm_unet.diffusion.samplers import Sampler, make_sampler
 from ddpm_unet.diffusion.sampling import Graph, StepInfo
 from ddpm_unet.diffusion.sampling import sample as sample_batch
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, refuse
 from ddpm_unet.inference.conditioning import Cond, Conditioning, cond_in_turn
 from ddpm_unet.inference.pipeline import image_shape, read_pipeline, read_sampler, write_pipeline
 from ddpm_unet.models import UNet
@@ -143,9 +143,14 @@ class Denoiser:
             denoiser.conditioning = replace(conditioning, guidance=guidance)
         return denoiser
 
-    def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write a folder that `from_pretrained` and diffusers' pipelines read."""
-        write_pipeline(Path(folder), self.unet, self.diffusion, None, self.codec)
+    def save_pretrained(
+        self, folder: str | PathLike[str], state_dict: dict[str, Tensor] | None = None
+    ) -> None:
+        """Write a folder that `from_pretrained` and diffusers' pipelines read.
+
+        `state_dict` are other weights of the U-Net, such as an average.
+        """
+        write_pipeline(Path(folder), self.unet, self.diffusion, state_dict, self.codec)
         if self.conditioning != Conditioning(self.conditioning.image_channels):
             self.conditioning.write(Path(folder))
         if self.preprocessing != Preprocessing(self.image_channels):
@@ -427,7 +432,7 @@ def generate(
     """
     starts = range(0, num_images, batch_size)
     for start in starts[shard[0] :: shard[1]]:
-        indices = list(range(start, min(start + batch_size, num_images)))
+        indices = list(range(num_images)[start : start + batch_size])
         if all(index in skip for index in indices):
             continue
         made = indices
@@ -474,20 +479,18 @@ def check_guidance(
     Raises:
         UserError: Names the argument.
     """
-    if guidance is None and (guidance_interval or guide):
-        name = "guide" if guide else "guidance_interval"
-        raise UserError(f"{name}: does nothing without guidance, its scale; give both")
-    if guidance is not None and guidance != 1 and not (conditioning.cond_dropout or guide):
-        raise UserError(
-            "guidance: the model was trained without condition dropout, so classifier-free "
-            "guidance has no unconditional prediction; train with condition_dropout, or give an "
-            "earlier checkpoint of its run as guide"
-        )
-    if guidance is not None and not math.isfinite(guidance):
-        raise UserError(f"guidance {guidance}: give a finite number")
-    if guidance_interval and not guidance_interval[0] <= guidance_interval[1]:
-        low, high = guidance_interval
-        raise UserError(f"guidance_interval {low:g} {high:g}: give the lower timestep first")
+    low, high = guidance_interval or ALWAYS
+    alone = "does nothing without guidance, its scale; give both"
+    refuse({
+        f"guide: {alone}": guidance is None and guide,
+        f"guidance_interval: {alone}": guidance is None and guidance_interval,
+        "guidance: the model was trained without condition dropout, so classifier-free guidance "
+        "has no unconditional prediction; train with condition_dropout, or give an earlier "
+        "checkpoint of its run as guide":
+            guidance not in (None, 1) and not (conditioning.cond_dropout or guide),
+        f"guidance {guidance}: give a finite number": not math.isfinite(guidance or 0),
+        f"guidance_interval {low:g} {high:g}: give the lower timestep first": not low <= high,
+    })  # fmt: skip
 
 
 def check_edit(
@@ -498,15 +501,16 @@ def check_edit(
     Raises:
         UserError: Names the argument.
     """
-    if init_image is None and (mask is not None or strength is not None):
-        name = "mask" if mask is not None else "strength"
-        raise UserError(f"{name}: needs an image to begin with; give init_image too")
-    if mask is not None and strength is not None:
-        raise UserError("strength: a hole is painted from noise; leave strength or mask out")
-    if interpolate is not None and init_image is not None:
-        raise UserError("interpolate: goes between its own images; leave init_image out")
-    if interpolate is not None and num_images < 2:
-        raise UserError(f"num_images {num_images}: the two ends are among them; give 2 or more")
+    begun, holed = init_image is not None, mask is not None
+    strong, between = strength is not None, interpolate is not None
+    refuse({
+        "mask: needs an image to begin with; give init_image too": holed and not begun,
+        "strength: needs an image to begin with; give init_image too": strong and not begun,
+        "strength: a hole is painted from noise; leave strength or mask out": holed and strong,
+        "interpolate: goes between its own images; leave init_image out": between and begun,
+        f"num_images {num_images}: the two ends are among them; give 2 or more":
+            between and num_images < 2,
+    })  # fmt: skip
 
 
 def read_guide(folder: str | PathLike[str], denoiser: Denoiser) -> UNet:

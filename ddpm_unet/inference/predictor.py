@@ -327,8 +327,7 @@ class Predictor:
         pixels, name = self._pixels(image)
         self._check_values([pixels], name)
         with torch.inference_mode():
-            source = own.whole(pixels) if own.whole else pixels
-            found = [band.cpu() for band in self.bands(source, name, spacing)]
+            found = [band.cpu() for band in self.bands(pixels, name, spacing)]
         values, interior = torch.cat(found, dim=1).numpy(), None
         if own.targets:
             values = own.targets.to_values(values)
@@ -391,10 +390,10 @@ class Predictor:
     ) -> Iterator[Tensor]:
         """Predictions `float32 [K, rows, W]` of an image from top to bottom; see `predict_scaled`.
 
-        `source` is `[H, W, C]` or `[D, H, W, C]` after `preprocessing.whole`.
+        `source` is `[H, W, C]` or `[D, H, W, C]`.
         """
         own = self.preprocessing
-        rows = Prepared(source, lambda pixels: own.to_unit(pixels, name), own.channels)
+        rows = Prepared(own.whole(source), lambda pixels: own.to_unit(pixels, name), own.channels)
         return predict_scaled(
             self.predict, rows, own.scales(spacing, name), self.tiling, self.batch_size, self.device
         )
@@ -454,7 +453,7 @@ class Predictor:
             parts, space = self._volume(volume, name, spacing), volume_space(path)
             yield OpenFile(volume.shape, parts, [volume], space, **about)
             return
-        streamed = math.inf if own.whole else self.stream_above
+        streamed = math.inf if own.value_range == "percentiles" else self.stream_above
         with open_planes(path, self.max_pixels, streamed, own.channel_names) as planes:
             self._check_values(planes, name)
             arrays = [plane for plane in planes if isinstance(plane, np.ndarray)]
@@ -477,11 +476,9 @@ class Predictor:
     def _planes(
         self, planes: Sequence[Rows], name: str, spacing: tuple[float, ...] | None
     ) -> Iterator[Part]:
-        whole = self.preprocessing.whole
         for number, plane in enumerate(planes):
             row = 0
-            source = whole(np.asarray(plane)) if whole else plane
-            for band in self.bands(source, name, spacing):
+            for band in self.bands(plane, name, spacing):
                 rows = band.shape[1]
                 pixels = np.asarray(plane[row : row + rows])[None]
                 yield number, row, pixels, band.cpu().numpy()[None]
@@ -490,8 +487,8 @@ class Predictor:
     def _volume(
         self, volume: np.ndarray, name: str, spacing: tuple[float, ...] | None
     ) -> Iterator[Part]:
-        plane, shown, whole = 0, displayable(volume), self.preprocessing.whole
-        for band in self.bands(whole(volume) if whole else volume, name, spacing):
+        plane, shown = 0, displayable(volume)
+        for band in self.bands(volume, name, spacing):
             planes = band.shape[1]
             values = band.cpu().numpy().swapaxes(0, 1)
             yield plane, 0, shown[plane : plane + planes], values
@@ -502,7 +499,7 @@ class Predictor:
         own, points = self.preprocessing, read_points(path)
         assert own.voxel, "the model is of points"
         grid = to_grid(points, own.voxel)
-        image = own.to_unit(own.whole(grid) if own.whole else grid, path.name)
+        image = own.to_unit(own.whole(grid), path.name)
         planes = torch.from_numpy(np.moveaxis(image, -1, 0))
         values = predict_tiles(self.predict, planes, self.tiling, self.batch_size, self.device)
         return points, from_grid(values.cpu().numpy(), points, own.voxel)

@@ -122,8 +122,8 @@ def read_images(
         if image.shape[:2] != wanted:
             have, want = (" x ".join(map(str, s)) for s in (image.shape[:2], wanted))
             raise UserError(f"{path}: has {have} pixels, not {want}; resize it, or change size")
-        image = own.whole(image) if own.whole else image
-        images.append(torch.from_numpy(own.to_unit(image, path.name)).movedim(-1, 0))
+        unit = own.to_unit(own.whole(image), path.name)
+        images.append(torch.from_numpy(unit).movedim(-1, 0))
     return torch.stack(images)
 
 

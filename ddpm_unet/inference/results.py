@@ -14,10 +14,11 @@ from ddpm_unet.data.points import PointSet
 from ddpm_unet.data.preprocessing import Targets
 from ddpm_unet.data.tiff import tiff_options
 from ddpm_unet.errors import UserError
+from ddpm_unet.files import finished
 from ddpm_unet.inference import objects as tables
 from ddpm_unet.inference.overlay import displayable
 from ddpm_unet.inference.predictor import OpenFile
-from ddpm_unet.inference.writers import OverlayImages, SavedPlanes, TiffPlanes, finished
+from ddpm_unet.inference.writers import OverlayImages, SavedPlanes, TiffPlanes
 
 Files = Callable[[str], Path]
 """From the ending of a file's name to a path to write to."""

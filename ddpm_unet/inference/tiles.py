@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ddpm_unet.data.pixels import linear_taps
+from ddpm_unet.data.windows import mirrored
 
 
 @dataclass(frozen=True)
@@ -268,10 +269,7 @@ def _sent(tiles: Tensor, device: torch.device | str | None) -> Tensor:
 
 def _reflected(axis: Axis, number: int, margin: int) -> Tensor:
     """Pixels under a tile, mirrored at the border (which is not repeated) as often as needed."""
-    period = max(2 * (axis.length - 1), 1)
-    start = axis.starts[number] - margin
-    index = torch.arange(start, start + axis.tile) % period
-    return torch.minimum(index, period - index)
+    return torch.from_numpy(mirrored(axis.starts[number] - margin, axis.tile, axis.length))
 
 
 def _read(image: Rows, rows: Axis, number: int, margin: int) -> Tensor:

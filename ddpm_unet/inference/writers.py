@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from ddpm_unet.data.reading import split_ending
 from ddpm_unet.data.tiff import tiff_options
 from ddpm_unet.data.volumes import Space, write_nifti
 from ddpm_unet.errors import UserError
+from ddpm_unet.files import finished
 from ddpm_unet.inference.objects import ObjectRow
 from ddpm_unet.inference.overlay import class_colors, draw_overlay
 
@@ -76,17 +76,6 @@ def output_folder(path: Path) -> Iterator[Path]:
             for folder in made:
                 folder.rmdir()
         raise
-
-
-@contextmanager
-def finished(path: Path) -> Iterator[Path]:
-    """A path beside the final one to write to; it gets its name when all went well."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class TiffPlanes:

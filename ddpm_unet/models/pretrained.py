@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from ddpm_unet.config import UNetConfig
 from ddpm_unet.config.reading import from_plain, read_json
 from ddpm_unet.errors import UserError, did_you_mean
-from ddpm_unet.files import replace_json
+from ddpm_unet.files import finished, replace_json
 from ddpm_unet.models.architecture import CONDITIONAL_ONLY, DDPM_ONLY
 from ddpm_unet.models.card import write_card_alone
 
@@ -365,12 +364,9 @@ def write_weights(
     weights: Mapping[str, Tensor], folder: Folder, name: str = WEIGHTS, **metadata: str
 ) -> None:
     """Write a safetensors file into `folder`, which is made if missing, in one rename."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{name}.unfinished"
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}
-    save_file(tensors, unfinished, {"format": "pt", **metadata})
-    os.replace(unfinished, folder / name)
+    with finished(Path(folder) / name) as part:
+        save_file(tensors, part, {"format": "pt", **metadata})
 
 
 def check_weights(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ddpm_unet.config import AutoencodeConfig
 from ddpm_unet.config.reading import check_limits
+from ddpm_unet.data.folder import with_dims
 from ddpm_unet.data.sources import held_out, open_stream
 from ddpm_unet.data.stream import to_model_range
 from ddpm_unet.errors import UserError
@@ -49,11 +50,12 @@ class AutoencodeJob(Job):
 
     def __init__(self, config: AutoencodeConfig) -> None:
         check_limits(config)
+        config.data = with_dims(config.data, config.data.source)
         self.config, self.workers = config, config.data.workers
         factor = 2 ** (len(config.model.block_out_channels) - 1)
-        if config.data.size % factor or config.data.dims != 2:
+        if config.data.size % factor or config.data.axes != 2:
             raise UserError(
-                f"data.size {config.data.size}, data.dims {config.data.dims}: the autoencoder "
+                f"data.size {config.data.size}, data.dims {config.data.axes}: the autoencoder "
                 f"takes images whose sides are multiples of {factor}; change data.size"
             )
         if config.data.condition or config.data.context:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ddpm_unet.config import PreviewConfig
 from ddpm_unet.data.preprocessing import Preprocessing
-from ddpm_unet.data.stream import to_model_range
+from ddpm_unet.data.stream import to_bytes, to_model_range
 from ddpm_unet.diffusion.conditioning import concat_cond, draw_dropped, drop_cond, own_estimate
 from ddpm_unet.diffusion.edm import EDMDiffusion
 from ddpm_unet.diffusion.samplers import make_sampler
@@ -22,8 +22,8 @@ from ddpm_unet.evaluation.extractors import load_extractor
 from ddpm_unet.evaluation.fidelity import Description, compare, describe
 from ddpm_unet.evaluation.plots import save_grid
 from ddpm_unet.inference.conditioning import Cond, Conditioning, cond_in_turn
-from ddpm_unet.inference.denoiser import generate_together
-from ddpm_unet.inference.pipeline import image_shape, write_pipeline
+from ddpm_unet.inference.denoiser import Denoiser, generate_together
+from ddpm_unet.inference.pipeline import image_shape
 from ddpm_unet.models.lora import has_lora, merge_lora, write_lora
 from ddpm_unet.training.job import Batch, Build, Job, total_over
 from ddpm_unet.training.latent_space import LatentSpace
@@ -130,11 +130,8 @@ class DenoiseJob(Job):
         if has_lora(network):
             write_lora(network, state_dict, folder)
             network, state_dict = merge_lora(network, state_dict)
-        write_pipeline(folder, network, self.diffusion, state_dict, autoencoder)
-        if self.conditioning != Conditioning(image_channels=self.conditioning.image_channels):
-            self.conditioning.write(folder)
-        if self.preprocessing is not None:
-            self.preprocessing.write(folder)
+        own = (self.conditioning, autoencoder, self.preprocessing)
+        Denoiser(network, self.diffusion, None, *own).save_pretrained(folder, state_dict)
 
     def cond(
         self, batch: Batch, images: Tensor, positions: Sequence[int], seed: int
@@ -167,7 +164,7 @@ class DenoiseJob(Job):
             if images.ndim == 5:
                 images = images.transpose(1, 2).flatten(0, 1)
             images = images[:, : 3 if images.shape[1] >= 3 else 1]
-            return describe(((images.clamp(-1, 1) + 1) * 127.5).round().byte(), extractor)
+            return describe(to_bytes(images), extractor)
 
         def evaluate(model: nn.Module, accelerator: Accelerator, path: Path) -> dict[str, float]:
             count = self.previews.evaluation_images

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import fft, ndimage
+from torch.nn.functional import adaptive_avg_pool2d
 
 from ddpm_unet.data.pixels import PERCENTILES, shown_size
 from ddpm_unet.data.report import Report
@@ -95,7 +97,6 @@ class Fingerprint:
     count: int
     looks: tuple[Look, ...]
     objects: Objects | None = None
-    dims: int = 2
 
     def __str__(self) -> str:
         """What was found, in a line or two."""
@@ -112,9 +113,19 @@ class Fingerprint:
             said += f"{self.objects.typical:.3g} pixels (10 % below {self.objects.small:.3g})"
         return said
 
-    def quantile(self, name: str, share: float) -> float:
+    @property
+    def dims(self) -> int:
+        """2 of images, 3 of volumes."""
+        return len(self.looks[0].size)
+
+    @property
+    def channels(self) -> list[int]:
+        """Every number of channels that some image has."""
+        return sorted({look.channels for look in self.looks})
+
+    def median(self, name: str) -> float:
         """Of a number of `looks`."""
-        return float(np.quantile([getattr(look, name) for look in self.looks], share))
+        return float(np.quantile([getattr(look, name) for look in self.looks], 0.5))
 
     @property
     def least_side(self) -> int:
@@ -124,7 +135,7 @@ class Fingerprint:
     @property
     def texture(self) -> float:
         """Median `texture_size`, pixels."""
-        return self.quantile("texture", 0.5)
+        return self.median("texture")
 
     @property
     def neighbours_alike(self) -> bool:
@@ -143,31 +154,29 @@ class Fingerprint:
         return float(np.mean(near) - np.mean(apart)) > 0.2
 
 
-def of_images(images: Any, dims: int) -> Fingerprint:
+def of_images(images: Any) -> Fingerprint:
     """Of a set of images, as `data.sources.source_images` opens one."""
 
     def look(number: int) -> Look:
         info = images.info(number)
         if not info.in_pieces:
-            return look_at(images.read(number), dims)
+            return look_at(images.read(number))
         side = [min(length, CUT) for length in info.size]
         corner = [(n - m) // 2 for n, m in zip(info.size, side, strict=True)]
-        return replace(look_at(images.read_window(number, corner, side)), size=info.size)
+        return replace(look_at(images.read_window(number, corner, side)), size=tuple(info.size))
 
-    found = _fingerprint(len(images), look, dims)
+    found = _fingerprint(len(images), look)
     if not found.looks:
         look(0)  # says what is wrong with it
     return found
 
 
-def of_pairs(pairs: Sequence[Any], dims: int) -> Fingerprint:
+def of_pairs(pairs: Sequence[Any]) -> Fingerprint:
     """Of the images of `data.pairs.find_pairs`, without their masks."""
-    return _fingerprint(
-        len(pairs), lambda n: look_at(pairs[n].read_image(), dims, pairs[n].spacing), dims
-    )
+    return _fingerprint(len(pairs), lambda n: look_at(pairs[n].read_image(), pairs[n].spacing))
 
 
-def _fingerprint(count: int, look: Callable[[int], Look], dims: int) -> Fingerprint:
+def _fingerprint(count: int, look: Callable[[int], Look]) -> Fingerprint:
     """Of the first images that are looked at, until they are many pixels."""
     looks: list[Look] = []
     for number in chosen_images(count):
@@ -175,7 +184,7 @@ def _fingerprint(count: int, look: Callable[[int], Look], dims: int) -> Fingerpr
             looks.append(look(number))
         if sum(float(math.prod(each.size)) for each in looks) > MOST_PIXELS:
             break
-    return Fingerprint(count, tuple(looks), dims=dims)
+    return Fingerprint(count, tuple(looks))
 
 
 def objects_of(report: Report) -> Objects:
@@ -194,7 +203,7 @@ def objects_of(report: Report) -> Objects:
             if pixels > MOST_PIXELS:
                 return
 
-    return measure(masks(), code.num_classes, report.config.dims)
+    return measure(masks(), code.num_classes)
 
 
 def chosen_images(count: int) -> list[int]:
@@ -205,9 +214,9 @@ def chosen_images(count: int) -> list[int]:
     return sorted({int(number) for start in starts for number in (start, start + 1)})
 
 
-def look_at(image: np.ndarray, dims: int = 2, spacing: tuple[float, ...] | None = None) -> Look:
+def look_at(image: np.ndarray, spacing: tuple[float, ...] | None = None) -> Look:
     """What an image `[(D,) H, W, C]` of a file shows."""
-    size, dtype = image.shape[:-1], image.dtype
+    size, dtype, dims = image.shape[:-1], image.dtype, image.ndim - 1
     if image.shape[-1] in (2, 4) and np.ptp(image[..., -1]) == 0:
         image = image[..., :-1]
     if image.shape[-1] == 3 and dims == 2:
@@ -225,21 +234,9 @@ def look_at(image: np.ndarray, dims: int = 2, spacing: tuple[float, ...] | None 
     elif image.min() >= 0 and image.max() <= 1:
         top = 1.0
     plane = grey[len(grey) // 2] if dims == 3 else grey
-    return Look(
-        size, channels, low, high, top, brightest, texture_size(plane), _thumbnail(plane),
-        dtype.name, spacing,
-    )  # fmt: skip
-
-
-def _thumbnail(plane: np.ndarray) -> np.ndarray:
-    """The means of 16 x 16 boxes of an image `[H, W]`, or of as many pixels."""
-    for axis, length in enumerate(plane.shape):
-        starts = np.linspace(0, length, 17)[:-1].astype(int)
-        ends = np.maximum(np.append(starts[1:], length), starts + 1)
-        sums = np.cumsum(np.insert(plane, 0, 0, axis=axis), axis=axis, dtype=np.float64)
-        picked = sums.take(ends, axis=axis) - sums.take(starts, axis=axis)
-        plane = picked / np.expand_dims(ends - starts, 1 - axis)
-    return plane
+    thumbnail = adaptive_avg_pool2d(torch.tensor(plane)[None], 16)[0].numpy()
+    texture = texture_size(plane)
+    return Look(size, channels, low, high, top, brightest, texture, thumbnail, dtype.name, spacing)
 
 
 def _middle(array: np.ndarray, dims: int) -> np.ndarray:
@@ -288,18 +285,16 @@ def widths(cells: np.ndarray) -> list[float]:
     return found
 
 
-def measure(
-    masks: Iterable[tuple[np.ndarray, np.ndarray | None]], num_classes: int, dims: int = 2
-) -> Objects:
+def measure(masks: Iterable[tuple[np.ndarray, np.ndarray | None]], num_classes: int) -> Objects:
     """The objects of masks: classes `int [(D,) H, W]` and, if they are numbered, their numbers."""
     every: list[list[float]] = [[] for _ in range(num_classes)]
     counts, touch = np.zeros(num_classes), []
     for classes, cells in masks:
-        classes = _middle(classes, dims)
+        classes = _middle(classes, classes.ndim)
         counts += np.bincount(classes[classes >= 0].ravel(), minlength=num_classes)
         for number in range(num_classes):
             if number == 1 and cells is not None:
-                pieces = _middle(cells, dims)
+                pieces = _middle(cells, cells.ndim)
                 nearest = ndimage.minimum_filter(np.where(pieces > 0, pieces, pieces.max()), 3)
                 other = (ndimage.maximum_filter(pieces, 3) != pieces) | (nearest != pieces)
                 present = np.unique(pieces[pieces > 0])

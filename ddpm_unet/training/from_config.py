@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from ddpm_unet.config.network import UNetSettings
 from ddpm_unet.config.reading import check_limits
 from ddpm_unet.data import histology
 from ddpm_unet.data.check import check_pairs
+from ddpm_unet.data.collection import digest_of
 from ddpm_unet.data.folder import with_dims
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.labelled import LabelledSet, PairSet, TargetSet, WithExtra, pair_stream
@@ -30,8 +30,9 @@ from ddpm_unet.data.report import Report
 from ddpm_unet.data.sources import concat_condition, held_out, open_stream
 from ddpm_unet.data.splits import split_images
 from ddpm_unet.data.volumes import alike, in_mm, spacing_of
+from ddpm_unet.data.windows import orientation_in_words
 from ddpm_unet.diffusion.edm import EDMDiffusion, make_diffusion
-from ddpm_unet.errors import UserError
+from ddpm_unet.errors import UserError, refuse
 from ddpm_unet.evaluation.image_quality import SMALLEST, torchmetrics_of_images
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.pipeline import read_diffusion
@@ -99,11 +100,11 @@ def build_denoise_job(config: DenoiseConfig, kind: type[D] = DenoiseJob) -> D:  
     if data.fit == "crop" and data.scale != 1:
         said += f", at data.scale {data.scale:g}"
     known: Any = images.layout.spacings if data.fit == "crop" else []
-    spacing, sizes, same = spacing_of(known, data.spacing, data.dims)
+    spacing, sizes, same = spacing_of(known, data.spacing, data.axes)
     if data.spacing and not same:
         raise UserError(f"data.spacing {data.spacing}: the files say {sizes}; leave it out")
     if not same:
-        said += f", {'voxels' if data.dims == 3 else 'pixels'} of {sizes} taken as equal"
+        said += f", {'voxels' if data.axes == 3 else 'pixels'} of {sizes} taken as equal"
     preprocessing = Preprocessing(
         images.layout.channels,
         data.scale if data.fit == "crop" else 1.0,
@@ -255,13 +256,8 @@ def build_pixel_job(
             return LabelledSet(held_out, objects=True)
         return None
 
-    said = [str(report), split["how"], f"training on {pairs.describe()}"]
-    turns = [name for name in ("flips", "rot90") if getattr(data.augment, name)]
-    if turns:
-        said[-1] += (
-            ", mirrored and turned at random (where left and up matter, set "
-            f"{' and '.join(f'data.augment.{name}' for name in turns)} to false)"
-        )
+    oriented = orientation_in_words(data.augment.flips, data.augment.rot90, "data.augment.")
+    said = [str(report), split["how"], f"training on {pairs.describe()}{oriented}"]
     said += [f"and on further {extra.describe()}"] if extra else []
     said += [joint.description] if joint else []
     preprocessing = Preprocessing(
@@ -281,7 +277,7 @@ def build_pixel_job(
     if config.init not in (None, SCRATCH):
         said += unlike(str(config.init), preprocessing)
     files = [[Path(name).name for name in report.names], np.asarray(report.sizes).tolist()]
-    order = hashlib.blake2b(json.dumps(files).encode(), digest_size=16).hexdigest()
+    order = digest_of(json.dumps(files))
     return kind(
         lambda: build_network(config, report.channels, outputs),
         target,
@@ -320,42 +316,41 @@ def _classes(config: SegmentConfig, report: Report) -> tuple[ClassTarget, dict[s
     """What to predict for task "segment", and what the network says of it."""
     names, colors = tuple(report.mask_code().class_names), report.config.class_colors
     loss = config.loss
-    if config.cell_class is not None and config.data.dims == 3:
-        raise UserError("cell_class: is for images (data.dims 2) of two classes; leave it out")
-    if config.data.dims == 3 and loss.name == "border":
-        raise UserError("loss.name border: its weight maps are of images; data.dims is 3")
+    volumes = config.data.axes == 3
+    refuse({
+        "cell_class: is for images (data.dims 2) of two classes; leave it out":
+            volumes and config.cell_class is not None,
+        "loss.name border: its weight maps are of images; data.dims is 3":
+            volumes and loss.name == "border",
+        "objects: masks number them; set data.mask_kind instances":
+            config.objects and config.data.masks == POINTS,
+    })  # fmt: skip
     target = ClassTarget(
         names, colors, loss.name, loss.class_weights, loss.focal_gamma, config.criterion,
         config.cell_class,
     )  # fmt: skip
     if config.objects:
-        if config.data.masks == POINTS:
-            raise UserError("objects: masks number them; set data.mask_kind instances")
         names, colors = (*names, INTERIOR), colors and (*colors, (255, 255, 255))
     return target, {"num_classes": len(names), "class_names": names, "class_colors": colors}
 
 
 def _images(config: SegmentConfig, report: Report) -> tuple[ImageTarget, dict[str, Any]]:
     """Likewise for task "regress"."""
-    targets, settings = report.target_images(), config.regression
-    if config.objects:
-        raise UserError('objects: is for task "segment"; leave it out')
-    if config.data.foreground:
-        raise UserError('data.foreground: is for task "segment"; leave it out')
-    if config.architecture == "unet" and config.head.transfer == "joint":
-        raise UserError('head.transfer joint: is for task "segment"; take finetune')
-    if config.architecture == "classic" and config.classic.one_logit:
-        raise UserError('classic.one_logit: is for task "segment"; leave it out')
-    if settings.loss == "ssim" and config.data.size < SMALLEST:
-        raise UserError(
-            f"regression.loss ssim: data.size {config.data.size} is under its window of "
-            f"{SMALLEST} pixels; raise it"
-        )
-    if settings.residual and report.channels < targets.channels:
-        raise UserError(
-            f"regression.residual: the targets have {targets.channels} channels and are to"
-            f" be added to the images' first ones, which have {report.channels}; leave it out"
-        )
+    targets, settings, size = report.target_images(), config.regression, config.data.size
+    classic = config.architecture == "classic"
+    refuse({
+        'objects: is for task "segment"; leave it out': config.objects,
+        'data.foreground: is for task "segment"; leave it out': config.data.foreground,
+        'head.transfer joint: is for task "segment"; take finetune':
+            not classic and config.head.transfer == "joint",
+        'classic.one_logit: is for task "segment"; leave it out':
+            classic and config.classic.one_logit,
+        f"regression.loss ssim: data.size {size} is under its window of {SMALLEST} pixels; "
+        "raise it": settings.loss == "ssim" and size < SMALLEST,
+        f"regression.residual: the targets have {targets.channels} channels and are to be added to "
+        f"the images' first ones, which have {report.channels}; leave it out":
+            settings.residual and report.channels < targets.channels,
+    })  # fmt: skip
     target = ImageTarget(targets, settings.loss, settings.huber_delta, settings.residual)
     return target, {"num_classes": targets.channels, "class_names": (), "class_colors": ()}
 
@@ -391,9 +386,9 @@ def build_network(
     `outputs` are `num_classes`, `class_names` and `class_colors`.
     """
     data, model = config.data, _network(config, channels, outputs)
-    if model.dims != data.dims:
+    if model.dims != data.axes:
         raise UserError(
-            f"data.dims {data.dims}: the network is one of {model.dims} dimensions; set "
+            f"data.dims {data.axes}: the network is one of {model.dims} dimensions; set "
             "data.dims to that, or take another network"
         )
     side = data.size + 2 * model.margin
@@ -409,16 +404,16 @@ def build_network(
 def _network(config: SegmentConfig, channels: int, outputs: dict[str, Any]) -> SegmentationModel:
     data, head = config.data, replace(config.head, **outputs)
     if config.architecture == "classic":
-        classic = replace(config.classic, in_channels=channels, dims=data.dims, **outputs)
+        classic = replace(config.classic, in_channels=channels, dims=data.axes, **outputs)
         network = ClassicUNet(classic)
         if config.init not in (None, SCRATCH):
             network.load_encoder(str(config.init))
         return network
     if config.init != SCRATCH:
         return Segmenter.from_denoiser(str(config.init), head, in_channels=channels)
-    why = f"the images have {channels} channels and data.dims {data.dims}"
+    why = f"the images have {channels} channels and data.dims {data.axes}"
     predicted = config.diffusion.output_channels(channels)
-    asked = {"in_channels": channels, "out_channels": predicted, "dims": data.dims}
+    asked = {"in_channels": channels, "out_channels": predicted, "dims": data.axes}
     unet = fitted(config.model, {name: (value, why) for name, value in asked.items()})
     return Segmenter(UNet(replace(unet, sample_size=data.size)), head)
 
@@ -453,7 +448,7 @@ def fit_network(config: DenoiseConfig, conditioning: Conditioning, images: Image
     model = fitted(config.model, {
         "in_channels": (sum(given.values()), f"the network is given {parts} channels"),
         "out_channels": (outputs, predicted),
-        "dims": (config.data.dims, f"data.dims is {config.data.dims}"),
+        "dims": (config.data.axes, f"data.dims is {config.data.axes}"),
         "num_class_embeds": (
             len(names) + dropped if names else None,
             f"the images come with {len(names) or 'no'} classes{' and one for none' * dropped}",

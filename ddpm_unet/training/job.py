@@ -95,7 +95,7 @@ def even_batches(
     for turn in range(math.ceil(len(starts) / accelerator.num_processes)):
         number = turn * accelerator.num_processes + accelerator.process_index
         start = starts[number] if number < len(starts) else 0
-        yield range(start, min(start + batch_size, count)), float(number < len(starts))
+        yield range(count)[start : start + batch_size], float(number < len(starts))
 
 
 def total_over(

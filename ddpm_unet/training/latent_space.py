@@ -4,7 +4,6 @@ position.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -15,6 +14,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from typing_extensions import override
 
+from ddpm_unet.data.collection import digest_of
 from ddpm_unet.data.image_set import ImageSet
 from ddpm_unet.data.sources import CACHE
 from ddpm_unet.data.stream import Grid, Stream, to_model_range
@@ -133,8 +133,7 @@ class LatentSpace:
         self, windows: Stream, count: int, seed: int, accelerator: Accelerator
     ) -> LatentWindows:
         said = json.dumps([self.autoencoder.fingerprint(), windows.fingerprint(), count])
-        key = hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
-        path = self.cache / f"{key}.npy"
+        path = self.cache / f"{digest_of(said)}.npy"
         if not share_json(path.is_file(), accelerator):
             self._encode(windows, count, path, accelerator)
         return LatentWindows(windows, path, seed, self.sample)
@@ -161,7 +160,7 @@ class LatentSpace:
             starts = range(0, count, BATCH)[accelerator.process_index :: accelerator.num_processes]
             hidden = None if accelerator.is_main_process else True
             for first in tqdm(starts, "encoding", unit="batch", leave=False, disable=hidden):
-                numbers = range(first, min(first + BATCH, count))
+                numbers = range(count)[first : first + BATCH]
                 images = to_model_range(windows.__getitems__(numbers)["image"])
                 mean, deviation = encoder.encode(images.to(accelerator.device))
                 if not torch.isfinite(mean + deviation).all():

@@ -20,8 +20,8 @@ from ddpm_unet.cpu import accelerate_cpu
 from ddpm_unet.data.masks import IGNORE_INDEX
 from ddpm_unet.data.preprocessing import Preprocessing, Targets
 from ddpm_unet.data.splits import Split
-from ddpm_unet.data.stream import to_model_range
-from ddpm_unet.errors import UserError
+from ddpm_unet.data.stream import to_bytes, to_model_range
+from ddpm_unet.errors import refuse
 from ddpm_unet.evaluation.image_quality import image_scores
 from ddpm_unet.evaluation.metrics import (
     confusion,
@@ -83,22 +83,18 @@ class ClassTarget:
     def __post_init__(self) -> None:
         weights, count = self.class_weights, len(self.class_names)
         self._weights = torch.tensor(weights) if weights else None
-        if weights and len(weights) != count:
-            raise UserError(
-                f"loss.class_weights has {len(weights)} numbers for {count} classes; give one per "
-                "class, or none"
-            )
-        if weights and not sum(weights):
-            raise UserError("loss.class_weights are all 0; give at least one class a weight")
-        if weights and self.loss == "border":
-            raise UserError(
-                "loss.class_weights: the maps of loss.name border balance the classes themselves; "
-                "leave one of the two out"
-            )
-        if self.cell_class is not None and count != 2:
-            raise UserError("cell_class: is for images (data.dims 2) of two classes; leave it out")
-        if self.cell_class not in (None, 0, 1):
-            raise UserError(f"cell_class {self.cell_class}: there are classes 0 and 1")
+        refuse({
+            f"loss.class_weights has {len(weights)} numbers for {count} classes; give one per "
+            "class, or none": weights and len(weights) != count,
+            "loss.class_weights are all 0; give at least one class a weight":
+                weights and not sum(weights),
+            "loss.class_weights: the maps of loss.name border balance the classes themselves; "
+            "leave one of the two out": weights and self.loss == "border",
+            "cell_class: is for images (data.dims 2) of two classes; leave it out":
+                self.cell_class is not None and count != 2,
+            f"cell_class {self.cell_class}: there are classes 0 and 1":
+                self.cell_class not in (None, 0, 1),
+        })  # fmt: skip
 
     def losses(self, output: Tensor, batch: Batch) -> Tensor:
         """`segmentation_loss`, with the `interior_loss` added for objects."""
@@ -472,5 +468,4 @@ def scorable(items: Any) -> bool:
 
 def shades(planes: Tensor) -> np.ndarray:
     """`[K, *space]` in [-1, 1] as `uint8 [*space, 3]`, for people; of two channels the first."""
-    levels = ((planes.clamp(-1, 1) + 1) * 127.5).round().byte()
-    return displayable(levels.movedim(0, -1).cpu().numpy())
+    return displayable(to_bytes(planes).movedim(0, -1).cpu().numpy())

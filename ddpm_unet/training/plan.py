@@ -8,13 +8,15 @@ pixels of the files, unless `scale` is applied to them.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ddpm_unet.config.reading import inline_yaml
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.training.fingerprint import Fingerprint
 
 OBJECT, SMALL_OBJECT, DETAIL = 24, 8, 3
@@ -28,52 +30,58 @@ RARE = 0.1
 """Share of the pixels below which windows seek a class, as nnU-Net's do."""
 TO_TEST = 10
 """So many labelled images are enough to keep some to test."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where the training will run: "cpu", "cuda", ..., and its CPU cores."""
-
-    device: str
-    cores: int
+SIDES: dict[int, tuple[int, ...]] = {2: (64, 96, 128), 3: (40,)}
+LARGER_SIDES: dict[int, tuple[int, ...]] = {2: (192, 256), 3: (64,)}
+"""Of windows, of images and of volumes; the larger ones on accelerators alone."""
+OF_ONE_RUN = ("run", "resume", "minutes")
+SEEN = "as the denoiser saw its images"
+FROM_SCRATCH = "2015's network learns fastest from scratch"
 
 
 @dataclass(frozen=True)
 class Start:
-    """A denoiser to start from, and how its images were prepared; None for `folder`: from scratch.
+    """The denoiser that a training starts from.
 
     Args:
-        folder: Of the model.
+        folder: Of the model; None for none, so from scratch.
         why: In words.
-        scale, value_range: Of its training on images like these; None where they are others.
-        channels: Likewise.
+        seen: How the images of its training were prepared, where they were images like these.
     """
 
     folder: str | None
     why: str
-    scale: float | None = None
-    value_range: Any = None
-    channels: int | None = None
+    seen: Preprocessing | None = None
 
 
+SCRATCH = Start(None, "there is none")
+
+
+@dataclass
 class Plan:
     """Settings by dotted name, each with its reason; `given` ones stay as they are.
 
+    Args:
+        found: What the images are.
+        device: Where the training will run: "cpu", "cuda", ...
+        given: Settings that somebody gave.
+        start: The denoiser to start from.
+
     Attributes:
-        found, large: What the images are, and whether there is an accelerator.
-        choices: What was chosen.
-        notes: Lines on what was found.
+        choices: What was chosen, and why.
+        notes: Further lines on how.
     """
 
-    def __init__(
-        self, found: Fingerprint, machine: Machine, given: Mapping[str, Any] | None = None
-    ) -> None:
-        self.found, self.given = found, dict(given or {})
-        self.choices: dict[str, tuple[Any, str]] = {}
-        self.notes = [f"found: {found}", f"on: {machine.device}, {machine.cores} cores"]
-        self.large = machine.device != "cpu"
+    found: Fingerprint
+    device: str
+    given: dict[str, Any] = field(default_factory=dict)
+    start: Start = SCRATCH
+    choices: dict[str, tuple[Any, str]] = field(default_factory=dict, init=False)
+    notes: list[str] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.large = self.device != "cpu"
         self.kind = "of an accelerator" if self.large else "of a CPU"
-        if found.dims == 3:
+        if self.found.dims == 3:
             self.choose("data.dims", 3, "the files are volumes")
 
     def choose(self, name: str, value: Any, reason: str) -> Any:
@@ -94,8 +102,9 @@ class Plan:
         return {**self.given, **{name: value for name, (value, _) in self.choices.items()}}
 
     def __str__(self) -> str:
-        """A YAML file of settings, each with its reason as a comment."""
-        rest = {n: (v, "given") for n, v in self.given.items() if n not in self.choices}
+        """A YAML file of settings for any run, each with its reason as a comment."""
+        known = {*self.choices, *OF_ONE_RUN}
+        rest = {n: (v, "given") for n, v in self.given.items() if n not in known}
         tree: dict[str, Any] = {}
         for name, choice in {**rest, **self.choices}.items():
             *groups, leaf = name.split(".")
@@ -114,30 +123,29 @@ class Plan:
                     found.append(f"{setting}  # {choice[1]}")
             return found
 
-        return "\n".join([*(f"# {note}" for note in self.notes), *lines(tree), ""])
+        seen = [f"found: {self.found}", f"on: {self.device}, {os.cpu_count()} cores"]
+        return "\n".join([*(f"# {note}" for note in seen + self.notes), *lines(tree), ""])
 
 
-def choose_pixels(plan: Plan, start: Start | None) -> None:
+def choose_pixels(plan: Plan) -> None:
     """Channels, and what is black and white: as a denoiser that is known saw them, if it is so.
 
     Else the range of the files' type where it is used, or what the images hold.
     """
-    found = plan.found
-    channels = sorted({look.channels for look in found.looks})
-    known = _known(plan, start)
-    repeats = plan.given.get("head.repeat_grey")
-    if known and known.channels == 3 and set(channels) <= {1, 3} and not repeats:
-        plan.choose("data.channels", 3, "as the denoiser saw its images")
-    elif len(channels) > 1 and set(channels) <= {1, 3}:
+    found, seen = plan.found, plan.start.seen
+    channels, repeats = found.channels, plan.values.get("head.repeat_grey")
+    if seen and seen.channels == 3 and set(channels) <= {1, 3} and not repeats:
+        plan.choose("data.channels", 3, SEEN)
+    elif channels == [1, 3]:
         plan.choose("data.channels", 3, "some images are grey, some in colour")
     elif channels[0] == 1:
         plan.choose("data.channels", 1, "the images are grey")
     else:
         plan.choose("data.channels", None, f"as the images have them: {channels[0]}")
-    if known:
-        plan.choose("data.value_range", known.value_range, "as the denoiser saw its images")
+    if seen:
+        plan.choose("data.value_range", seen.value_range, SEEN)
         return
-    low, high = found.quantile("low", 0.5), found.quantile("high", 0.5)
+    low, high = found.median("low"), found.median("high")
     used = f"pixels from {low:.4g} to {high:.4g} (0.5 and 99.5 %)"
     least, most = np.quantile([look.high - look.low for look in found.looks], [0.1, 0.9])
     tops = {look.top for look in found.looks}
@@ -149,21 +157,13 @@ def choose_pixels(plan: Plan, start: Start | None) -> None:
         ends = min(look.low for look in found.looks), max(look.brightest for look in found.looks)
         low, high = (float(f"{end:.4g}") for end in ends)
         if low < high:
-            value_range, why = [low, high], f"{used} use a part of the files' type"
+            value_range, why = (low, high), f"{used} use a part of the files' type"
     plan.choose("data.value_range", value_range, why)
 
 
-def _known(plan: Plan, start: Start | None) -> Start | None:
-    """What the training starts from, where its images were like these."""
-    if start is None or start.scale is None:
-        return None
-    return start if plan.given.get("init", start.folder) == start.folder else None
-
-
-def _scale(plan: Plan, start: Start | None, wanted: float, why: str) -> float:
-    if known := _known(plan, start):
-        return float(plan.choose("data.scale", known.scale, "as the denoiser saw its images"))
-    scale = next((s for s in SCALES if s <= max(wanted, SCALES[-1])), 1.0)
+def _scale(plan: Plan, scale: float, why: str) -> float:
+    if plan.start.seen:
+        scale, why = plan.start.seen.scale, SEEN
     return float(plan.choose("data.scale", scale, why))
 
 
@@ -171,9 +171,8 @@ def _window(plan: Plan, scale: float, least: float) -> int:
     """Side of the training windows, at `scale`."""
     found = plan.found
     room = max(8, int(found.least_side * scale) // 8 * 8)
-    sizes = (40, 64) if found.dims == 3 else (64, 96, 128, 192, 256)
-    most = sizes[-1] if plan.large else sizes[len(sizes) // 2 - (found.dims == 3)]
-    size = next((side for side in sizes if side >= min(least, most)), most)
+    sides = SIDES[found.dims] + LARGER_SIDES[found.dims] * plan.large
+    size = next((side for side in sides if side >= least), sides[-1])
     said = f"{least:.0f} pixels hold four objects"
     if room < size:
         size, said = room, f"the smallest image is {found.least_side} pixels, x {scale:g}"
@@ -187,23 +186,9 @@ def _batch(plan: Plan, size: int, pixels: int) -> None:
     plan.choose("train.batch_size", batch, f"{batch * window:,} pixels a step")
 
 
-def plan_segmentation(
-    found: Fingerprint,
-    machine: Machine,
-    start: Start,
-    given: Mapping[str, Any] | None = None,
-    transfer: str = "finetune",
-) -> Plan:
-    """Settings of `train-seg` for labelled images, or for pairs of images (no `objects`).
-
-    Args:
-        found: Of the images.
-        machine: Where it will run.
-        start: The denoiser.
-        given: Settings that somebody gave, by dotted name.
-        transfer: How a denoiser's weights transfer.
-    """
-    plan, objects = Plan(found, machine, given), found.objects
+def plan_segmentation(plan: Plan) -> Plan:
+    """Choose settings of `train-seg` for labelled images, or for pairs of images (no `objects`)."""
+    found, init, objects = plan.found, plan.start.folder, plan.found.objects
     wanted, why, width = 1.0, "the images as they are", found.texture
     split_apart = False
     if objects and objects.typical:
@@ -222,28 +207,24 @@ def plan_segmentation(
         ):
             if length and enough / length > wanted:
                 wanted, why = enough / length, f"{why}, {name} {length:.3g}"
-    choose_pixels(plan, start)
-    scale = _scale(plan, start, wanted, why)
+    choose_pixels(plan)
+    scale = _scale(plan, next((s for s in SCALES if s <= wanted), SCALES[-1]), why)
     size = _window(plan, scale, 4 * width * scale)
-    init = plan.given.get("init", start.folder)
-    scratch = init in (None, "scratch")
-    plan.choose("init", "scratch" if scratch else init, start.why)
-    network = plan.choose(
-        "architecture", "classic" if start.folder is None and scratch else "unet",
-        "2015's network learns fastest from scratch" if scratch else "the denoiser's",
-    )  # fmt: skip
-    if network == "classic":
+    plan.choose("init", init or "scratch", plan.start.why)
+    kind, why = ("unet", "the denoiser's") if init else ("classic", FROM_SCRATCH)
+    classic = plan.choose("architecture", kind, why) == "classic"
+    if classic:
         _classic(plan, size)
-    elif scratch:
-        _unet(plan)
+    elif init:
+        plan.choose("head.transfer", "finetune", "the default way to use a denoiser")
     else:
-        plan.choose("head.transfer", transfer, "the default way to use a denoiser")
-    _batch(plan, size, 2**20 if plan.large else 2 ** (17 if network == "classic" else 16))
+        _unet(plan)
+    _batch(plan, size, 2**20 if plan.large else 2 ** (17 if classic else 16))
     if objects and 0 < (rarest := min(filter(None, objects.shares), default=0)) < RARE:
         plan.choose("data.foreground", 0.33, f"the rarest class covers {rarest:.1%} of the pixels")
     _augment(plan, size, split_apart)
     _split(plan, scale)
-    plan.choose("train.lr", 2e-3 if network == "classic" else 5e-4, "for a network of this kind")
+    plan.choose("train.lr", 2e-3 if classic else 5e-4, "for a network of this kind")
     return plan
 
 
@@ -260,21 +241,20 @@ def _classic(plan: Plan, size: int) -> None:
 
 def _unet(plan: Plan) -> None:
     """The network of a denoiser."""
-    widths = [64, 128, 192, 256] if plan.large else [32, 48, 96, 128]
+    widths: tuple[int, ...] = (64, 128, 192, 256) if plan.large else (32, 48, 96, 128)
     if plan.found.dims == 3:
-        widths = [width // 2 for width in widths[:3]]
+        widths = tuple(width // 2 for width in widths[:3])
     widths = plan.choose("model.block_out_channels", widths, plan.kind)
     coarse, plain = "attention at the coarsest level", len(widths) - 1
-    down, up = ["DownBlock2D"] * plain, ["UpBlock2D"] * plain
-    plan.choose("model.down_block_types", [*down, "AttnDownBlock2D"], coarse)
-    plan.choose("model.up_block_types", ["AttnUpBlock2D", *up], coarse)
+    down, up = ("DownBlock2D",) * plain, ("UpBlock2D",) * plain
+    plan.choose("model.down_block_types", (*down, "AttnDownBlock2D"), coarse)
+    plan.choose("model.up_block_types", ("AttnUpBlock2D", *up), coarse)
     plan.choose("model.layers_per_block", 2 if plan.large else 1, "as wide")
     plan.choose("model.norm_num_groups", math.gcd(8, *widths), "divides the widths")
     plan.choose("model.attention_head_dim", math.gcd(32, widths[-1]), "divides the widths")
 
 
 def _augment(plan: Plan, size: int, split_apart: bool) -> None:
-    """Random changes."""
     found, flat = plan.found, plan.found.dims == 2
     why = "micrographs have no up; set it false for scenes" if flat else "anatomy has sides"
     for name in ("flips", "rot90"):
@@ -309,29 +289,24 @@ def _split(plan: Plan, scale: float) -> None:
     plan.choose("data.split.validation", validating, f"of {count} images")
 
 
-def plan_denoiser(
-    found: Fingerprint,
-    machine: Machine,
-    given: Mapping[str, Any] | None = None,
-    start: Start | None = None,
-) -> Plan:
-    """Settings of `train-ddpm` for a folder of images, from scratch or from a denoiser."""
-    plan = Plan(found, machine, given)
-    texture, room = found.texture, found.least_side
-    side = (128 if plan.large else 64) if found.dims == 2 else 32
-    side = int(plan.given.get("data.size", min(side, max(8, room // 8 * 8))))
-    wanted, why = 1.0, f"what the images show is {texture:.3g} pixels wide"
+def plan_denoiser(plan: Plan) -> Plan:
+    """Choose settings of `train-ddpm` for a folder of images, from scratch or from a denoiser."""
+    texture, room = plan.found.texture, plan.found.least_side
+    side = (128 if plan.large else 64) if plan.found.dims == 2 else 32
+    side = int(plan.values.get("data.size", min(side, max(8, room // 8 * 8))))
+    scale, why = 1.0, f"what the images show is {texture:.3g} pixels wide"
     if texture:
         wanted = max(side / 4 / texture, side / room)
-        wanted = next((s for s in reversed(SCALES) if s >= min(wanted, 1)), 1.0)
+        scale = next((s for s in reversed(SCALES) if s >= wanted), 1.0)
         why += f", four of which are to fit in {side}"
-    if plan.given.get("data.fit") == "resize":
-        wanted, why = 1.0, "images are resized to data.size"
-    choose_pixels(plan, start)
-    scale = _scale(plan, start, wanted, why)
+    if plan.values.get("data.fit") == "resize":
+        scale, why = 1.0, "images are resized to data.size"
+    choose_pixels(plan)
+    scale = _scale(plan, scale, why)
+    side = min(side, max(8, int(room * scale) // 8 * 8))
     why = f"{plan.kind}, and the smallest image is {room} pixels, x {scale:g}"
     _batch(plan, int(plan.choose("data.size", side, why)), 2**20 if plan.large else 2**15)
-    if not plan.given.get("init"):
+    if not plan.start.folder:
         _unet(plan)
         plan.choose("diffusion.prediction_type", "v_prediction", "the best in docs/recipes.md")
         plan.choose("diffusion.beta_schedule", "squaredcos_cap_v2", "the best in docs/recipes.md")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,10 +26,10 @@ from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.models.autoencoder import PLACES
 from ddpm_unet.models.pretrained import model_folder, read_config
 from ddpm_unet.training import loop
-from ddpm_unet.training.fingerprint import objects_of, of_images, of_pairs
+from ddpm_unet.training.fingerprint import Fingerprint, objects_of, of_images, of_pairs
 from ddpm_unet.training.from_config import build_pixel_job
 from ddpm_unet.training.plan import (
-    Machine,
+    SCRATCH,
     Plan,
     Start,
     choose_pixels,
@@ -47,73 +46,76 @@ WANTED: dict[type, tuple[int, int]] = {DenoiseConfig: (20_000, 50_000), SegmentC
 """Steps that are enough, on a CPU and on an accelerator."""
 TRIAL = 0.1
 """Share of a training for which each of two ways to begin is tried."""
-NO_DENOISER = "no denoiser to start from: "
-
-
-@dataclass
-class Wish:
-    """What a person wants of a training.
-
-    Args:
-        kind: The class of its settings.
-        values: Those that are given, by dotted name.
-        flags: Names of those given as flags.
-        planned: Whether the rest is to be planned.
-        begun: When, by `time.monotonic`, the command began.
-    """
-
-    kind: type
-    values: dict[str, Any]
-    flags: set[str]
-    planned: bool
-    begun: float
-
-    @property
-    def run(self) -> RunFolder:
-        """Its folder."""
-        return RunFolder(Path(self.values["run"]))
 
 
 def plan_images(values: dict[str, Any], device: str) -> Plan:
-    """The plan of `train-ddpm` for the images of a source."""
-    settings = build(DenoiseConfig, values)
-    data = with_dims(settings.data, settings.data.source)
-    start = _seen(settings.init, "given") if settings.init else None
-    found = of_images(source_images(data), data.dims)
-    return plan_denoiser(found, Machine(device, os.cpu_count() or 1), values, start)
-
-
-def plan_pairs(
-    values: dict[str, Any], device: str, models: Sequence[Path], shipped: Sequence[Path]
-) -> tuple[Plan, Report]:
-    """The plan of `train-seg` for images and masks, and what their check found.
+    """The plan of `train-ddpm` for the images of a source.
 
     Args:
-        values: The settings that are given.
+        values: The settings that are given, by dotted name.
         device: Where it will run, "cpu" or "cuda".
-        models: Denoisers to start from, best first.
+    """
+    settings = build(DenoiseConfig, values)
+    found = of_images(source_images(with_dims(settings.data, settings.data.source)))
+    start = Start(settings.init, "given", _seen_by(settings.init)) if settings.init else SCRATCH
+    return plan_denoiser(Plan(found, device, values, start))
+
+
+class Seen(NamedTuple):
+    """What is given for a segmenter, and what its images are."""
+
+    values: dict[str, Any]
+    """The settings that are given, by dotted name."""
+    settings: SegmentConfig
+    """Those and defaults, as the files complete them."""
+    found: Fingerprint
+
+
+def look_at_pairs(values: dict[str, Any]) -> Seen:
+    """Look at the images of `train-seg`."""
+    settings = build(SegmentConfig, values)
+    data = labelled_data(settings)
+    found = of_pairs(find_pairs(complete_settings(data)).pairs)
+    return Seen(values, replace(settings, data=data), found)
+
+
+def find_start(seen: Seen, models: Sequence[Path], shipped: Sequence[Path]) -> Start:
+    """The denoiser that is given, or the first that takes such images.
+
+    Args:
+        seen: The images.
+        models: Denoisers, best first.
         shipped: Further ones, of which the images' units and scale say nothing of these.
     """
-    settings, machine = build(SegmentConfig, values), Machine(device, os.cpu_count() or 1)
-    data = labelled_data(settings)
-    found = of_pairs(find_pairs(complete_settings(data)).pairs, data.dims)
-    channels = {look.channels for look in found.looks}
-    seen = data
-    if "data.channels" not in values and channels:
-        seen = replace(data, channels=3 if channels == {1, 3} else max(channels))
-    start = _start(replace(settings, data=seen), values.get("init"), models, shipped)
-    if found.looks:
-        draft = Plan(found, machine, values)
-        choose_pixels(draft, start)
-        names = ("data.channels", "data.value_range")
-        of_pixels = build(SegmentConfig, {name: draft.values[name] for name in names}).data
-        data = replace(data, channels=of_pixels.channels, value_range=of_pixels.value_range)
-    size = data.size if "data.size" in values else 1  # which no image is smaller than
-    report = check_pairs(replace(data, size=size))
+    config = seen.settings
+    if config.architecture == "classic" or config.init == "scratch":
+        given = None if config.init == "scratch" else config.init
+        return Start(given, "the network has no denoiser")
+    folder, why = config.init, "given"
+    if folder is None:
+        found = seen.found.channels
+        colour = 3 if found == [1, 3] else max(found, default=None)
+        channels = config.data.channel_count or colour
+        chosen, why = choose_denoiser(config, channels, [*models, *shipped])
+        if chosen is None:
+            return Start(None, f"no denoiser at hand takes these images ({why})")
+        folder = str(chosen)
+    return Start(folder, why, None if Path(folder) in shipped else _seen_by(folder))
+
+
+def plan_pairs(seen: Seen, start: Start, device: str) -> tuple[Plan, Report]:
+    """The plan of `train-seg` for images and masks, and what their check found."""
+    values, settings, found = seen
+    data = settings.data
+    if found.looks:  # the check needs to know what channels, and what is black and white
+        draft = Plan(found, device, values, start)
+        choose_pixels(draft)
+        data = labelled_data(build(SegmentConfig, draft.values))
+    report = check_pairs(replace(data, size=values.get("data.size", 1)))  # 1: chosen to fit
     report.stop_at_faults()
     if settings.task != "regress":
         found = replace(found, objects=objects_of(report))
-    plan = plan_segmentation(found, machine, start, values, settings.head.transfer)
+    plan = plan_segmentation(Plan(found, device, values, start))
     if report.config.mask_kind != data.mask_kind:
         plan.choose("data.mask_kind", report.config.mask_kind, OBJECTS)
     return plan, report
@@ -150,53 +152,41 @@ def better_way(
     return plan, report
 
 
-def _start(
-    settings: SegmentConfig, given: Any, models: Sequence[Path], shipped: Sequence[Path]
-) -> Start:
-    """The denoiser that is given, or the first that takes such images, else none."""
-    if settings.architecture == "classic" or given == "scratch":
-        return Start(None, "the network has no denoiser")
-    why = "given"
-    if given is None:
-        try:
-            folder, why = choose_denoiser(settings, [*models, *shipped], "train one")
-        except UserError as error:
-            why = str(error).removeprefix(NO_DENOISER).rpartition(";")[0] or "there is none"
-            return Start(None, f"no denoiser at hand takes these images ({why})")
-        given = str(folder)
-    return Start(given, why) if Path(given) in shipped else _seen(given, why)
-
-
-def _seen(folder: str, why: str) -> Start:
-    """A denoiser, and how its images were prepared if that is known."""
+def _seen_by(folder: str) -> Preprocessing | None:
+    """How a denoiser's images were prepared, if that is known."""
     seen = Preprocessing.read(Path(folder), 1)
-    known = (seen.scale, seen.value_range, seen.channels) if seen.dtype else ()
-    return Start(folder, why, *known)
+    return seen if seen.dtype else None
 
 
-def choose_denoiser(config: SegmentConfig, folders: Sequence[Path], cure: str) -> tuple[Path, str]:
+def choose_denoiser(
+    config: SegmentConfig, channels: int | None, folders: Sequence[Path]
+) -> tuple[Path | None, str]:
     """The first denoiser, of those given, best first, that sees what a segmenter is to see.
 
+    Args:
+        config: Of the segmenter.
+        channels: Of its images; None where that is not known.
+        folders: The denoisers.
+
     Returns:
-        Its folder, and a line that names it and says why those before it were passed over.
+        Its folder, if one fits, and why it was taken, or why none was.
 
     Raises:
-        UserError: None fits, with `cure` as what to do; or one cannot be read.
+        UserError: One cannot be read.
     """
-    channels, passed = channels_of(config.data), list[str]()
-
-    def shown(most: int = 4) -> str:
-        more = f" and {len(passed) - most} more" if len(passed) > most else ""
-        return ", ".join(passed[:most]) + more
-
+    passed = list[str]()
     for folder in folders:
         fault = why_not(folder, config, channels)
         if fault is None:
-            return folder, f"starting from {folder}" + f"; passed over: {shown()}" * bool(passed)
+            over = f"; passed over: {_some(passed)}" if passed else ""
+            return folder, f"starting from {folder}{over}"
         passed.append(f"{folder} ({fault})")
-    if channels == 1 and not config.head.repeat_grey:
-        cure = f"set head.repeat_grey true to repeat the grey channel, {cure}"
-    raise UserError(f"{NO_DENOISER}{shown()}; {cure}")
+    return None, _some(passed) or "there is none"
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def why_not(folder: Path, config: SegmentConfig, channels: int | None) -> str | None:
@@ -210,8 +200,8 @@ def why_not(folder: Path, config: SegmentConfig, channels: int | None) -> str | 
         "is self-conditioned": own.self_conditioning,
         "is conditioned on classes, and head.class_label is not set":
             (unet.num_class_embeds or unet.class_embed_type) and config.head.class_label is None,
-        f"is of {unet.dims} dimensions, data.dims is {config.data.dims}":
-            unet.dims != config.data.dims,
+        f"is of {unet.dims} dimensions, data.dims is {config.data.axes}":
+            unet.dims != config.data.axes,
         f"takes {taken} channel{'s' * (taken > 1)}, the images have {channels}":
             channels not in (None, taken),
     }  # fmt: skip
@@ -229,38 +219,38 @@ def channels_of(data: PairDataConfig) -> int | None:
 
 
 def choose_steps(
-    job: Any, settings: Any, wish: Wish, plan: Plan | None, accelerated: bool
-) -> str | None:
-    """Set what depends on the time of a step, if a plan or a budget asks for it.
+    job: Any, settings: Any, flags: Container[str], planned: bool, accelerated: bool, begun: float
+) -> tuple[dict[str, Any], str]:
+    """Fields of `TrainConfig` that depend on the time of a step, and why.
 
-    In the plan, if there is one, else in `settings`, and then gives a line that says it. A run that
-    goes on keeps its own.
+    There are some where the rest is planned, or `minutes` given. A run that goes on keeps its own.
+
+    Args:
+        job: What is trained.
+        settings: Of it.
+        flags: Names of the settings that flags give.
+        planned: Whether a plan asks for them.
+        accelerated: Whether there is an accelerator.
+        begun: When, by `time.monotonic`, the command began.
     """
-    train, minutes = settings.train, settings.minutes
-    if minutes and "train.steps" in wish.flags:
+    minutes, given = settings.minutes, "train.steps" in flags
+    if minutes and given:
         raise UserError(
             f"minutes {minutes:g}: --train.steps is given too; leave one of the two out"
         )
-    if plan is None and not minutes:
-        return None
-    if saved := wish.run.setting("train"):  # a budget is spent on the run as it was begun
-        chosen, why = {name: saved[name] for name in of_steps(1)}, "as the run began"
-    elif plan is not None and "train.steps" in plan.given:
-        chosen, why = of_steps(train.steps), "given"
-    else:
-        step, budget = loop.seconds_a_step(job, settings), minutes or MINUTES[wish.kind]
-        wanted = None if minutes else WANTED[wish.kind][accelerated]
-        spent = (time.monotonic() - wish.begun) if minutes else 0.0
-        chosen = schedule(step, budget, wanted=wanted, spent=spent, **_costs(job, settings))
-        why = f"{step:.2g} s a step on this machine, {budget:g} minutes"
-        why += " at most (--minutes)" * (not minutes)
-    if plan is not None:
-        plan.apply(chosen, why)
-        return None
-    for name, value in chosen.items():
-        if f"train.{name}" not in wish.flags:
-            setattr(train, name, value)
-    return f"train.steps {train.steps}: {why}"
+    if not planned and not minutes:
+        return {}, ""
+    if saved := RunFolder(Path(settings.run)).setting("train"):
+        return {name: saved[name] for name in of_steps(1)}, "as the run began"
+    if given:
+        return of_steps(settings.train.steps), "given"
+    step, costs = loop.seconds_a_step(job, settings), _costs(job, settings)
+    if minutes:
+        chosen = schedule(step, minutes, spent=time.monotonic() - begun, **costs)
+        return chosen, f"{step:.2g} s a step on this machine, {minutes:g} minutes"
+    most, wanted = MINUTES[type(settings)], WANTED[type(settings)][accelerated]
+    chosen = schedule(step, most, wanted=wanted, **costs)
+    return chosen, f"{step:.2g} s a step on this machine, {most:g} minutes at most (--minutes)"
 
 
 def _costs(job: Any, settings: Any) -> dict[str, float]:
@@ -269,7 +259,7 @@ def _costs(job: Any, settings: Any) -> dict[str, float]:
     if views:
         drawn = views.num_images * views.steps
         return {"validation": views.validation_images / batch, "preview": drawn / batch}
-    window = settings.data.size**settings.data.dims
+    window = settings.data.size**settings.data.axes
     sizes = np.array([[window]]) if job.validation is None else job.validation.sizes
     each = float(sizes.prod(1).mean()) / (batch * window)
     tested = len(job.split["test"]) if job.split else 0

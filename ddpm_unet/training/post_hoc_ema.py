@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ddpm_unet.errors import UserError
-from ddpm_unet.inference.writers import finished
+from ddpm_unet.files import finished
 from ddpm_unet.models.pretrained import WEIGHTS, write_weights
 from ddpm_unet.training.run_folder import disk_faults
 
@@ -83,10 +83,8 @@ class Snapshots:
             for group, values in groups.items()
             for name, value in values.items()
         }
-        with disk_faults(self._file(step)):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with finished(self._file(step)) as part:
-                save_file(tensors, part)
+        with disk_faults(self._file(step)), finished(self._file(step)) as part:
+            save_file(tensors, part)
 
     def steps(self) -> list[int]:
         """The steps of which there are averages."""

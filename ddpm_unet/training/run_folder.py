@@ -41,7 +41,10 @@ FREE_TO_CHANGE = {
     "train.keep_checkpoints", "train.sample_every", "train.evaluate_every", "train.native",
     "train.timeout", "train.sharded_above",
 }  # fmt: skip
-FROM_THE_DATA = {f"model.{n}" for n in ("in_channels", "out_channels", "dims", "num_class_embeds")}
+FROM_THE_DATA = {
+    "model.in_channels", "model.out_channels", "model.dims", "model.num_class_embeds",
+    "unlabelled.dims",
+}  # fmt: skip
 """Null takes what the data ask for, which are compared themselves."""
 
 

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_unet.cli import ArgumentParser, read_settings, user_errors, whole
-from ddpm_unet.commands.shared import best_device
+from ddpm_unet.cli import ArgumentParser, user_errors, whole
+from ddpm_unet.commands.shared import best_device, training_settings
 from ddpm_unet.config import DenoiseConfig
 from ddpm_unet.data import sources
 from ddpm_unet.data.stream import to_model_range
@@ -87,8 +87,7 @@ def main() -> None:
     names = denoiser.conditioning.class_names
     if not names:
         raise UserError(f"{args.model}: is not conditioned on classes; give a model that is")
-    config = args.model.resolve().parent / "config.yaml"
-    settings, _ = read_settings(DenoiseConfig, config if config.is_file() else None, others)
+    settings = training_settings(DenoiseConfig, args.model, others)
     held_out = sources.held_out(settings.data)
     if held_out is None:
         raise UserError(f"data.source {settings.data.source}: holds no images out to test on")

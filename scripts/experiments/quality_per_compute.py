@@ -36,11 +36,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ddpm_unet.cli import ArgumentParser, user_errors, whole
-from ddpm_unet.commands.evaluate import levels
 from ddpm_unet.commands.train import train_ddpm
 from ddpm_unet.config import ImageDataConfig
 from ddpm_unet.data import sources
-from ddpm_unet.data.stream import to_model_range
+from ddpm_unet.data.stream import to_bytes, to_model_range
 from ddpm_unet.evaluation.extractors import load_extractor
 from ddpm_unet.evaluation.fidelity import compare, describe
 from ddpm_unet.evaluation.plots import pyplot, save_grid
@@ -210,7 +209,7 @@ def read_tiles(args: Namespace) -> tuple[Path, Tensor]:
     folder, total = args.out / "tiles", args.tiles + 2 * args.num_images
     parts = [range(i, min(i + 64, total)) for i in range(0, total, 64)]
     tiles = torch.cat([stream.__getitems__(part)["image"] for part in parts])
-    tiles = levels(to_model_range(tiles))
+    tiles = to_bytes(to_model_range(tiles))
     if not folder.is_dir():
         folder.mkdir(parents=True)
         for number, tile in enumerate(tiles[: args.tiles].movedim(1, -1).numpy()):
@@ -270,7 +269,7 @@ def run(args: Namespace) -> list[dict[str, Any]]:
                     found.append({
                         "side": name, "seed": seed, "step": mark, "process_minutes": took,
                         "minutes": mark * seconds[name] / 60,
-                        **compare(describe(levels(images), extractor), reference),
+                        **compare(describe(to_bytes(images), extractor), reference),
                     })  # fmt: skip
                 replace_json(file, found)
             results += json.loads(file.read_text())

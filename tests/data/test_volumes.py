@@ -106,7 +106,9 @@ def test_a_mask_that_lies_elsewhere_and_turns_that_would_distort(folders, tmp_pa
 
 
 def test_pictures_in_a_folder_of_volumes_and_the_reverse(folders):
-    assert check_pairs(config(folders, dims=2)).config.dims == 3
+    assert check_pairs(config(folders, dims=None)).config.dims == 3
+    with refused(r"data\.dims 2: .*images holds volumes; set it 3"):
+        check_pairs(config(folders, dims=2))
     Image.new("L", (4, 4)).save(folders / "images" / "a.png")
     with refused(r"masks: .*no image .*for volumes set data\.dims 3"):
         check_pairs(config(folders, dims=2))

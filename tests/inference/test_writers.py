@@ -6,12 +6,12 @@ import tifffile
 from PIL import Image
 
 from ddpm_unet.errors import UserError
+from ddpm_unet.files import finished
 from ddpm_unet.inference.overlay import class_colors, displayable, draw_overlay
 from ddpm_unet.inference.writers import (
     OverlayImages,
     SavedPlanes,
     TiffPlanes,
-    finished,
     output_folder,
     output_names,
 )

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from ddpm_unet.commands import train as commands
 from ddpm_unet.config import DenoiseConfig, SegmentConfig
-from ddpm_unet.config.reading import build, read_values
+from ddpm_unet.config.reading import build, read_file
+from ddpm_unet.data.preprocessing import Preprocessing
 from ddpm_unet.training.fingerprint import (
     Fingerprint,
     Objects,
@@ -27,7 +28,8 @@ from ddpm_unet.training.from_config import build_pixel_job
 from ddpm_unet.training.loop import time_steps, trial_score
 from ddpm_unet.training.plan import (
     FORWARD,
-    Machine,
+    SCRATCH,
+    Plan,
     Start,
     of_steps,
     plan_denoiser,
@@ -35,7 +37,7 @@ from ddpm_unet.training.plan import (
     schedule,
 )
 
-CPU, GPU, NONE = Machine("cpu", 2), Machine("cuda", 16), Start(None, "there is none")
+SEEN = Preprocessing(3, 0.25, (0.0, 99.0), dtype="uint8")
 
 
 def discs(diameter, size=256, step=64):
@@ -57,8 +59,8 @@ def found(count=12, objects=None, looks=None, **changes):
     return Fingerprint(count, tuple(looks), objects)
 
 
-def planned(*args, given=None, machine=CPU, start=NONE, **changes):
-    return plan_segmentation(found(*args, **changes), machine, start, given)
+def planned(*args, given=None, device="cpu", start=SCRATCH, **changes):
+    return plan_segmentation(Plan(found(*args, **changes), device, given or {}, start))
 
 
 def objects_of(width, thin=100.0, **changes):
@@ -104,15 +106,16 @@ def test_what_an_image_shows():
     assert seen.thumbnail.shape == (16, 16)
     assert look_at(grey[:5, :7]).thumbnail.shape == (16, 16)
     assert look_at(np.float32(grey)).top == 0
-    assert look_at(np.repeat(grey[None], 8, 0), dims=3).size == (8, 40, 60)
+    assert look_at(np.repeat(grey[None], 8, 0)).size == (8, 40, 60)
     markers = look_at(np.concatenate([grey, 255 - grey], axis=-1))
     assert (markers.channels, markers.low, markers.high) == pytest.approx((2, 50, 205), abs=1)
 
 
 def test_grey_images_come_as_the_denoiser_of_colours_saw_its_own():
-    start = Start("runs/d", "given", 1.0, None, 3)
-    for given, channels in (({}, 3), ({"head.repeat_grey": True}, 1), ({"init": "scratch"}, 1)):
+    start = Start("runs/d", "given", SEEN)
+    for given, channels in (({}, 3), ({"head.repeat_grey": True}, 1)):
         assert planned(start=start, given=given).values["data.channels"] == channels
+    assert planned().values["data.channels"] == 1
 
 
 def test_images_of_one_value_have_a_plan():
@@ -164,7 +167,7 @@ def test_windows_seek_rare_classes():
     ("changes", "value_range"),
     [
         ([{"low": 5, "high": 240, "top": 255}] * 2, None),
-        ([{"low": 100, "high": 3000, "brightest": 3500, "top": 65535}] * 2, [100, 3500]),
+        ([{"low": 100, "high": 3000, "brightest": 3500, "top": 65535}] * 2, (100, 3500)),
         (
             [
                 {"low": 0, "high": 20, "brightest": 30, "top": 255},
@@ -172,7 +175,7 @@ def test_windows_seek_rare_classes():
             ],
             "percentiles",
         ),
-        ([{"low": -900, "high": 1200, "brightest": 1500, "top": 0}] * 2, [-900, 1500]),
+        ([{"low": -900, "high": 1200, "brightest": 1500, "top": 0}] * 2, (-900, 1500)),
     ],
 )
 def test_black_and_white(changes, value_range):
@@ -206,16 +209,16 @@ def test_slices_are_kept_in_order_and_other_images_shuffled():
 
 
 def test_a_denoiser_is_the_start_and_its_images_are_followed():
-    start = Start("runs/a/model", "starting from it", 0.25, (0.0, 99.0))
+    start = Start("runs/a/model", "starting from it", SEEN)
     plan = planned(objects=objects_of(24.0), start=start, size=(1000, 1000))
     values = plan.values
     assert (values["init"], values["architecture"]) == ("runs/a/model", "unet")
     assert (values["data.scale"], values["data.value_range"]) == (0.25, (0.0, 99.0))
     assert values["head.transfer"] == "finetune"
-    scratch = planned(objects=objects_of(24.0), start=start, given={"init": "scratch"}).values
-    assert (scratch["data.scale"], scratch["architecture"]) == (1.0, "unet")
+    scratch = planned(objects=objects_of(24.0), given={"architecture": "unet"}).values
+    assert (scratch["data.scale"], scratch["init"]) == (1.0, "scratch")
     assert planned().values["architecture"] == "classic"
-    large = planned(machine=GPU).values
+    large = planned(device="cuda").values
     assert large["train.batch_size"] > planned().values["train.batch_size"]
 
 
@@ -234,21 +237,21 @@ def test_given_settings_win_and_the_rest_goes_by_them():
 def test_a_plan_is_a_recipe(kind, tmp_path):
     """Every choice is a setting, has its reason, and is read as it was."""
     if kind is SegmentConfig:
-        starts = (NONE, Start("m", "it fits"))
+        starts = (SCRATCH, Start("m", "it fits"))
         plans = [
             planned(objects=objects_of(9, touching=t), start=s) for s in starts for t in (0, 1)
         ]
-        plans += [plan_segmentation(Fingerprint(3, (look(),), dims=3), CPU, NONE)]
-        plans += [planned(given={"init": "scratch", "architecture": "unet"}, machine=GPU)]
+        plans += [planned(size=(30, 40, 50))]
+        plans += [planned(given={"init": "scratch", "architecture": "unet"}, device="cuda")]
     else:
-        plans = [plan_denoiser(found(), machine) for machine in (CPU, GPU)]
-        plans += [plan_denoiser(Fingerprint(3, (look(),), dims=3), CPU)]
+        plans = [plan_denoiser(Plan(found(), device)) for device in ("cpu", "cuda")]
+        plans += [plan_denoiser(Plan(found(size=(30, 40, 50)), "cpu"))]
     for plan in plans:
         plan.apply(of_steps(77), "tried")
         path = tmp_path / "plan.yaml"
         path.write_text(str(plan))
         assert str(plan).startswith("# found: ")
-        values, _, _ = read_values(kind, None, ["--config", str(path)])
+        values = read_file(kind, path)
         assert values.keys() == plan.values.keys()
         assert build(kind, values) == build(kind, plan.values)
         assert all(reason for _, reason in plan.choices.values())
@@ -256,9 +259,12 @@ def test_a_plan_is_a_recipe(kind, tmp_path):
 
 def test_the_window_of_a_denoiser_spans_four_objects():
     for texture, scale in ((16.0, 1.0), (32.0, 0.5), (100.0, 0.1875), (3.0, 1.0)):
-        plan = plan_denoiser(found(texture=texture, size=(2000, 2000)), CPU)
+        plan = plan_denoiser(Plan(found(texture=texture, size=(2000, 2000)), "cpu"))
         assert (plan.values["data.size"], plan.values["data.scale"]) == (64, scale)
-    tiny = plan_denoiser(found(texture=100.0, size=(40, 50)), CPU).values
+    start = Start("runs/a", "given", SEEN)
+    plan = plan_denoiser(Plan(found(size=(160, 180)), "cpu", start=start))
+    assert (plan.values["data.size"], plan.values["data.scale"]) == (40, 0.25)
+    tiny = plan_denoiser(Plan(found(texture=100.0, size=(40, 50)), "cpu")).values
     assert (tiny["data.size"], tiny["data.scale"]) == (40, 1.0)
 
 
@@ -336,7 +342,7 @@ def home(tmp_path, monkeypatch):
 def test_masks_that_number_objects_are_known(home):
     from PIL import Image
 
-    from ddpm_unet.training.planned import plan_pairs
+    from ddpm_unet.training.planned import look_at_pairs, plan_pairs
 
     squares = np.kron(np.arange(1, 145).reshape(12, 12), np.pad(np.ones((5, 5)), (0, 3)))
     for number, count in enumerate((144, 120, 110, 130, 101, 119, 137, 105, 128, 142)):
@@ -344,7 +350,7 @@ def test_masks_that_number_objects_are_known(home):
         Image.fromarray(np.where(mask, 200, 20).astype(np.uint8)).save(f"images/{number}.png")
         Image.fromarray(mask).save(f"masks/{number}.png")
     values = {"data.images": "images", "data.masks": "masks", "init": "scratch"}
-    plan, report = plan_pairs(values, "cpu", [], [])
+    plan, report = plan_pairs(look_at_pairs(values), SCRATCH, "cpu")
     assert plan.values["data.mask_kind"] == report.config.mask_kind == "instances"
     assert "mask_kind: instances" in str(plan)
     assert "# masks number objects" in str(plan)
@@ -398,6 +404,17 @@ def test_images_alone_are_enough_for_a_denoiser(home):
     assert said["architecture"] == "unet"
 
 
+def test_a_plan_from_a_denoiser_goes_on(home):
+    flags = "--data.source=images --train.batch_size=2 --preview.steps=2 --preview.num_images=1"
+    small = "--model.block_out_channels=[8,8] --train.steps=2 --run=first"
+    commands.train_ddpm([*flags.split(), *small.split()])
+    for steps in (2, 3):
+        further = f"--init=first/model --run=second --train.steps={steps}"
+        commands.train_ddpm([*flags.split(), *further.split()])
+    saved = yaml.safe_load(Path("second/config.yaml").read_text())
+    assert (saved["model"]["block_out_channels"], saved["train"]["steps"]) == ([8, 8], 3)
+
+
 @pytest.mark.parametrize("better", ["unet", "classic"])
 def test_the_way_to_begin_that_validates_better_is_taken(home, monkeypatch, capsys, better):
     commands.train_ddpm(DENOISER.split())
@@ -425,7 +442,7 @@ def test_a_trial_is_the_training_and_leaves_nothing(home):
     arguments += "architecture: classic\nclassic: {depth: 2, base_width: 4, padding: same}\n"
     arguments += "train: {batch_size: 2, steps: 7, validate_every: 7, lr: 0.01}\n"
     (home / "own.yaml").write_text(arguments)
-    settings = build(SegmentConfig, read_values(SegmentConfig, Path("own.yaml"), [])[0])
+    settings = build(SegmentConfig, read_file(SegmentConfig, Path("own.yaml")))
     torch.manual_seed(5)
     score = trial_score(build_pixel_job(settings), settings)
     drawn = torch.rand(3)

@@ -132,7 +132,7 @@ def test_a_segmenter_from_a_denoiser_of_volumes(denoising, segmenting):
     segmenting.train.steps = segmenting.train.validate_every = 2
     folder = run(segmenting)
     assert "mean_dice" in folder.read_metrics()[-1]
-    segmenting.data.dims = 2
+    segmenting.data.dims = None
     assert with_dims(segmenting.data, segmenting.data.images).dims == 3  # by the files
 
 
