@@ -23,7 +23,7 @@ from typing import Any
 from ddpm_unet.cli import ArgumentParser, whole
 from ddpm_unet.commands.shared import (
     add_common,
-    at_speed,
+    at_speed_of_job,
     go_on,
     model_or_newest,
     training_settings,
@@ -181,9 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sets[name], shown[name] = describe(images, extractor), images[:SHOWN]
         if folder:
             denoiser = Denoiser.from_pretrained(folder, guide=args.guide).to(accelerator.device)
-            networks = denoiser.codec, denoiser.guide
-            with at_speed(denoiser.unet, accelerator.device, args, *networks) as network:
-                denoiser.network = network if args.compile else None
+            with at_speed_of_job(denoiser, accelerator, args) as denoiser.graph:
                 job = (args, denoiser, folder, real, extractor, accelerator)
                 sets["drawn"], shown["drawn"], timing["seconds_per_image"] = draw(*job)
         if not accelerator.is_main_process:

@@ -87,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def merge(rows: torch.Tensor) -> torch.Tensor:
         return merge_rows(rows, list(chain(*mine)), count, accelerator)
 
-    with output_folder(args.out), at_speed(unet.to(device), device, args) as network:
+    with output_folder(args.out), at_speed(unet.to(device), device, args) as graph:
+        network = graph(unet) if graph else unet
         found = measure(batches(), diffusion, args.parts, merge=merge)
         if main_one:
             (args.out / "likelihood.json").write_text(json.dumps(asdict(found), indent=1))

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_unet.cli import ArgumentParser, whole
-from ddpm_unet.commands.shared import add_common, at_speed, go_on, model_or_newest, weights_of
+from ddpm_unet.commands.shared import (
+    add_common,
+    at_speed_of_job,
+    go_on,
+    model_or_newest,
+    weights_of,
+)
 from ddpm_unet.diffusion.samplers import described
 
 SETTINGS = "settings.json"
@@ -81,9 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     hole = None if images is None or not args.mask else read_hole(args.mask, images.shape[2:])
     film = Trajectory(args.film) if args.film > 0 else None
     shard = (accelerator.process_index, accelerator.num_processes)
-    networks = denoiser.codec, denoiser.guide
-    with at_speed(denoiser.unet, accelerator.device, args, *networks) as network:
-        denoiser.network = network if args.compile else None
+    with at_speed_of_job(denoiser, accelerator, args) as denoiser.graph:
         kept: set[int] = set()
         job = denoiser.job(
             args.num_images, steps=args.steps, sampler=sampler, seed=args.seed,

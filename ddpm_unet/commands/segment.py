@@ -111,8 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for path in paths:
         predictor.look(path)
     mine = list(zip(paths, names, strict=True))[process::processes]
-    with output_folder(args.out), at_speed(predictor.model, device, args) as network:
-        predictor.network = network
+    with output_folder(args.out), at_speed(predictor.model, device, args) as graph:
+        predictor.network = graph(predictor.model) if graph else predictor.model
         if process == 0:
             shared = f", shared by {processes} processes" if processes > 1 else ""
             print(f"{len(paths)} image(s) with {folder}{shared}")

@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ def add_common(parser: argparse.ArgumentParser, out: str) -> None:
     add("--model", type=Path, help="model folder (default: the newest run's, else the shipped one)")
     add("--out", type=Path, default=Path(out), help=f"folder written to (default {out})")
     add("--precision", choices=precisions, default=default, help="of the network (default fp32)")
-    add("--compile", action="store_true", help="compile the network first: minutes, then faster")
+    said = "compile the network first, minutes (default: where it pays, see docs/many_gpus.md)"
+    add("--compile", action=argparse.BooleanOptionalAction, help=said)
 
 
 def best_device() -> Any:
@@ -114,20 +116,42 @@ def prepare(model: Any, device: Any, codec: Any = None, guide: Any = None) -> No
 
 @contextmanager
 def at_speed(
-    model: Any, device: Any, args: argparse.Namespace, codec: Any = None, guide: Any = None
-) -> Iterator[Any]:
-    """Give what computes in place of a model, as --precision and --compile say, for a while.
+    model: Any, device: Any, args: argparse.Namespace, codec: Any = None, guide: Any = None,
+    passes: int = 0, mode: str | None = None,
+) -> Iterator[Any]:  # fmt: skip
+    """Compute as --precision and --compile say for a while; gives what compiles, or None.
 
-    It is prepared for the device first; see `prepare`.
+    The model is prepared for the device first; see `prepare`.
+
+    Args:
+        model, device, codec, guide: As of `prepare`.
+        args: With `precision` and `compile`, which is None for where it pays.
+        passes: Of the network in this process.
+        mode: Of `torch.compile`.
     """
     import torch
 
+    from ddpm_unet.training.distributed import compiling
+
     prepare(model, device, codec, guide)
-    if args.compile and codec:
+    graph = partial(torch.compile, mode=mode) if compiling(args.compile, device, passes) else None
+    if graph and args.compile is None and os.environ.get("RANK", "0") == "0":
+        print(f"compiling for {passes} passes of the network (--no-compile for none)")
+    if graph and codec:
         codec.network.decoder.compile()
     name = PRECISIONS[args.precision]
     with torch.autocast(device.type, getattr(torch, name)) if name else nullcontext():
-        yield torch.compile(model) if args.compile else model
+        yield graph
+
+
+def at_speed_of_job(denoiser: Any, accelerator: Any, args: argparse.Namespace) -> Any:
+    """`at_speed` for a job of `num_images`, `batch_size`, `sampler` and `steps`."""
+    sampler = denoiser.sampler_of(args.sampler)
+    batches = -(-args.num_images // (args.batch_size * accelerator.num_processes))
+    passes, device = batches * sampler.plan(args.steps).evaluations, accelerator.device
+    mode = "reduce-overhead" if device.type == "cuda" else None  # CUDA graphs
+    networks = denoiser.unet, device, args, denoiser.codec, denoiser.guide
+    return at_speed(*networks, passes, mode)
 
 
 def weights_of(model: Path) -> str:

@@ -114,7 +114,8 @@ class TrainConfig:
         mixed_precision: Autocast of the forward pass; null takes what `accelerate launch` says,
             else bf16 on a GPU that computes in it.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, slower.
-        compile: torch.compile the network.
+        compile: torch.compile the network; null does on a GPU where that takes less time than it
+            saves.
         channels_last: Memory layout of images and convolutions; null takes it on a GPU and for
             volumes, but not for images on a CPU, where `native` is faster without.
         native: On a CPU in float32, functions of our own, compiled at first use: 3x3 convolutions
@@ -151,7 +152,7 @@ class TrainConfig:
     ema_every: int = limited(500, 1)
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     gradient_checkpointing: bool = False
-    compile: bool = False
+    compile: bool | None = None
     channels_last: bool | None = None
     native: bool = True
     checkpoint_every: int = limited(1000, 1)

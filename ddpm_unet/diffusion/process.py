@@ -121,7 +121,8 @@ def batch_time(x: Tensor, time: float) -> Tensor:
 def repeat_time(t: Tensor, times: int) -> Tensor:
     """The times `[B]` of a batch, so many times over, `[times * B]`; known like those given."""
     repeated = t.repeat(times)
-    if hasattr(t, "number"):
+    # In a graph nothing reads it, and a graph of each number would be made.
+    if hasattr(t, "number") and not torch.compiler.is_compiling():
         repeated.number = t.number  # type: ignore[attr-defined]
     return repeated
 

@@ -22,10 +22,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from ddpm_unet import randomness
 from ddpm_unet.diffusion import solvers
 from ddpm_unet.diffusion.process import (
     Diffusion,
     GaussianDiffusion,
+    Network,
     check_steps,
     coefficients,
     mean_channels,
@@ -49,8 +51,8 @@ _OTHER_WAYS = ("Inverse", "UnCLIP", "SCM", "CogVideoX")
 
 Draw = Callable[[float], Tensor]
 """From a standard deviation to noise of it, `[B, *shape]`, in a tensor to be overwritten."""
-Ask = Callable[[Tensor, float], Tensor]
-"""From the network's input and time to its prediction."""
+Ask = Callable[..., Sequence[Tensor]]
+"""From a state, the network's time and what else an evaluation takes to what it gives."""
 Done = Callable[[int, int, float, Tensor, Tensor], None]
 """Told after each evaluation: its number, their number, time, state, x_0."""
 
@@ -192,6 +194,11 @@ class Sampler:
     def _prepare(self, steps: int, eta: float | None, generators: Any) -> None:
         raise NotImplementedError
 
+    @property
+    def evaluations(self) -> int:
+        """Of a plan: how often it asks the network."""
+        return len(self.times)
+
     def begin(self, index: int, images: Tensor, noise: Tensor) -> Tensor:
         """The state before an evaluation, of images and noise."""
         raise NotImplementedError
@@ -204,10 +211,20 @@ class Sampler:
         """The next state and the x_0 predicted on the way; x and prediction stay as they are."""
         raise NotImplementedError
 
+    def evaluation(
+        self, network: Network, x: Tensor, t: Tensor, *inputs: Tensor, **given: Any
+    ) -> Sequence[Tensor]:
+        """What one graph may hold: here the prediction alone, as the scheduler is no graph.
+
+        All that changes from one evaluation to the next is a tensor.
+        """
+        return (network(x, t, **given).float(),)
+
     def solve(self, x: Tensor, first: int, ask: Ask, done: Done, draw: Draw) -> Tensor:
         """The images that the noise x, the state before step `first`, leads to."""
         for i, time in enumerate(self.times[first:], first):
-            x, x0 = self.step(i, x, ask(self.model_input(i, x), time), draw)
+            (prediction,) = ask(self.model_input(i, x), time)
+            x, x0 = self.step(i, x, prediction, draw)
             done(i, len(self.times), time, x, x0)
         return x
 
@@ -297,41 +314,58 @@ class LinearSampler(Sampler):
             from_x = direction * mix["noise_from_x"]
             from_x0 = following.sqrt()
             from_prediction = direction * mix["noise_from_prediction"]
-        columns = (
-            mix["x0_from_x"].tolist(),
-            mix["x0_from_prediction"].unbind(),
-            *(c.tolist() for c in (from_x, from_x0, from_prediction, direction, noise, widest)),
-        )
-        self._steps = list(map(Coefficients._make, zip(*columns, strict=True)))
+        a, s = abar.sqrt(), (1 - abar).sqrt()
+        mixed = (mix["x0_from_x"], mix["x0_from_prediction"], from_x, from_x0, from_prediction)
+        columns = (*mixed, direction * a / s, a, s, widest / 4)
+        self._table, self._stds = torch.stack(columns, dim=1), noise.tolist()
 
     def begin(self, index: int, images: Tensor, noise: Tensor) -> Tensor:
         """Images and noise, mixed (Ho 2020, eq. 4)."""
         return self.abar[index] ** 0.5 * images + (1 - self.abar[index]) ** 0.5 * noise
 
+    def _rows(self, x: Tensor) -> Tensor:
+        return randomness.on_device(self._table.to(x.dtype).numpy(), x.device)
+
+    def _noise(self, index: int, x: Tensor, draw: Draw) -> Tensor:
+        std = self._stds[index]
+        return draw(std) if std else torch.zeros_like(x)
+
+    def solve(self, x: Tensor, first: int, ask: Ask, done: Done, draw: Draw) -> Tensor:
+        """As of the base class."""
+        rows = self._rows(x)
+        for i, time in enumerate(self.times[first:], first):
+            x, x0 = ask(x, time, rows[i], self._noise(i, x, draw))
+            done(i, len(self.times), time, x, x0)
+        return x
+
+    def evaluation(
+        self, network: Network, x: Tensor, t: Tensor, *inputs: Tensor, **given: Any
+    ) -> Sequence[Tensor]:
+        """A whole step, of its coefficients and noise."""
+        return self._step(x, network(x, t, **given).float(), *inputs)
+
     def step(self, index: int, x: Tensor, prediction: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         """See the class."""
-        c = self._steps[index]
-        output, prediction = prediction, mean_channels(prediction, x.shape[1])
-        x0 = prediction * c.x0_from_prediction
-        if c.x0_from_x:
-            x0.add_(x, alpha=c.x0_from_x)
-        whole = x0
+        return self._step(x, prediction, self._rows(x)[index], self._noise(index, x, draw))
+
+    def _step(self, x: Tensor, output: Tensor, row: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        c = Coefficients._make(row.unbind())
+        prediction = mean_channels(output, x.shape[1])
+        whole = x0 = torch.addcmul(prediction * c.x0_from_prediction, x, c.x0_from_x)
         if self.thresholding:
             sizes = x0.flatten(1).abs().quantile(self.dynamic_thresholding_ratio, dim=1)
             limit = sizes.clamp(1, self.sample_max_value).reshape(-1, *[1] * (x0.ndim - 1))
             x0 = x0.clamp(-limit, limit) / limit
         elif self.clip:
             x0 = x0.clamp(-self.clip_sample_range, self.clip_sample_range)
-        following = draw(c.noise) if c.noise else torch.zeros_like(x)
-        if c.widest:
-            following.mul_(torch.exp((output[:, x.shape[1] :] + 1) * (c.widest / 4)))
-        following.add_(x, alpha=c.next_from_x).add_(x0, alpha=c.next_from_x0)
-        if c.direction:
-            following.add_(prediction, alpha=c.next_from_prediction)
+        if self.name == "ddpm" and self.variance_type == "learned_range":
+            noise = noise * torch.exp((output[:, x.shape[1] :] + 1) * c.widest)
+        following = torch.addcmul(torch.addcmul(noise, x, c.next_from_x), x0, c.next_from_x0)
+        if self.name == "ddim":
+            following = torch.addcmul(following, prediction, c.next_from_prediction)
             if x0 is not whole:
-                a, s = self.abar[index] ** 0.5, (1 - self.abar[index]) ** 0.5
-                lost = (whole - x0) * _no_noise((x - a * whole) / s)
-                following.add_(lost, alpha=c.direction * a / s)
+                lost = (whole - x0) * _no_noise((x - c.signal * whole) / c.noise)
+                following = torch.addcmul(following, lost, c.next_from_lost)
         return following, x0
 
 
@@ -347,16 +381,17 @@ def _no_noise(noise: Tensor) -> Tensor:
 
 
 class Coefficients(NamedTuple):
-    """One step; b is a tensor on the CPU, which multiplies in half the time of a number."""
+    """Of one step, each a tensor of one number, so that a graph of a step is one of all steps."""
 
-    x0_from_x: float
+    x0_from_x: Tensor
     x0_from_prediction: Tensor
-    next_from_x: float
-    next_from_x0: float
-    next_from_prediction: float
-    direction: float  # how much of the noise goes on, of DDIM
-    noise: float
-    widest: float  # log of the largest over the smallest learned variance; 0: it is fixed
+    next_from_x: Tensor
+    next_from_x0: Tensor
+    next_from_prediction: Tensor
+    next_from_lost: Tensor  # what clipping takes from x_0, of DDIM
+    signal: Tensor  # in the state
+    noise: Tensor
+    widest: Tensor  # a quarter of the log of the largest over the smallest learned variance
 
 
 @dataclass
@@ -383,30 +418,43 @@ class SolverSampler(Sampler):
         self.times = [self.diffusion.preconditioning(sigma)[1] for sigma in levels]
         self.initial_std = levels[0]
 
+    @property
+    def evaluations(self) -> int:
+        """Of a plan: how often it asks the network."""
+        return self._asked(len(self.times))
+
+    def _asked(self, steps: int) -> int:
+        return solvers.EVALUATIONS.get(self.solver, lambda steps: steps)(steps)
+
     def begin(self, index: int, images: Tensor, noise: Tensor) -> Tensor:
         """Images with noise of a level."""
         return images + float(self.levels[index]) * noise
 
+    def evaluation(
+        self, network: Network, x: Tensor, t: Tensor, *inputs: Tensor, **given: Any
+    ) -> Sequence[Tensor]:
+        """What the network sees of a state, and the x_0 that it predicts."""
+        c_in, c_skip, c_out = inputs[0].unbind()
+        seen = c_in * x
+        prediction = mean_channels(network(seen, t, **given).float(), x.shape[1])
+        x0 = torch.addcmul(prediction * c_out, x, c_skip)
+        return seen, x0.clamp(-1, 1) if self.clip else x0
+
     def solve(self, x: Tensor, first: int, ask: Ask, done: Done, draw: Draw) -> Tensor:
         """All steps in one call."""
         sigmas = self.levels[first:]
-        evaluations = solvers.EVALUATIONS.get(self.solver, lambda steps: steps)
-        total = evaluations(len(self.levels) - 1)
-        number = total - evaluations(len(sigmas) - 1)
+        total = self.evaluations
+        number = total - self._asked(len(sigmas) - 1)
         pending: tuple[int, float, Tensor] | None = None
 
         def denoise(x: Tensor, sigma: float | Tensor) -> Tensor:
             nonlocal number, pending
             level = float(sigma.reshape(-1)[0]) if isinstance(sigma, Tensor) else sigma
             c_in, time, c_skip, c_out = self.diffusion.preconditioning(level)
-            seen = c_in * x
+            row = np.array([c_in, c_skip, c_out], np.float32)
+            seen, x0 = ask(x, time, randomness.on_device(row, x.device))
             if pending is not None:
                 done(pending[0], total, pending[1], seen, pending[2])
-            x0 = mean_channels(ask(seen, time), x.shape[1]) * c_out
-            if c_skip:
-                x0.add_(x, alpha=c_skip)
-            if self.clip:
-                x0.clamp_(-1, 1)
             pending, number = (number, time, x0), number + 1
             return x0
 

@@ -16,6 +16,9 @@ from ddpm_unet.diffusion.process import Diffusion, Network, batch_time
 from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.errors import UserError
 
+Graph = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""From a function of tensors to a faster one of the same values."""
+
 
 class StepInfo(NamedTuple):
     """What a callback sees of one step.
@@ -124,6 +127,7 @@ def sample(
     strength: float = 1.0,
     progress: bool = False,
     callback: Callable[[StepInfo], None] | None = None,
+    graph: Graph | None = None,
 ) -> Tensor:
     """Draw images. Image i is a function of (seed, i), whatever batch it is drawn in.
 
@@ -146,6 +150,8 @@ def sample(
         strength: Share of the steps that are taken with `start`, above 0, up to 1.
         progress: Show a progress bar.
         callback: Called after every step; it must clone the state x if it keeps it.
+        graph: Makes one graph of an evaluation, for instance `torch.compile`: conditioning,
+            guidance, network and predicted image, and with DDPM and DDIM the step.
 
     Returns:
         Images, `float32 [B, *shape]`, within [-1, 1] if the sampler clips.
@@ -179,8 +185,12 @@ def sample(
         given = {"estimate": torch.zeros_like(x)} if self_conditioning else {}
         bar = tqdm(total=total - first, desc="Sampling", disable=not progress)
 
-        def ask(seen: Tensor, time: float) -> Tensor:
-            return network(seen, batch_time(seen, time), **given).float()
+        evaluation = graph(plan.evaluation) if graph else plan.evaluation
+
+        def ask(x: Tensor, time: float, *inputs: Tensor) -> Sequence[Tensor]:
+            found = evaluation(network, x, batch_time(x, time), *inputs, **given)
+            # A CUDA graph gives its results in tensors that its next run overwrites.
+            return [part.clone() for part in found] if graph and x.is_cuda else found
 
         def done(step: int, count: int, time: float, x: Tensor, x0: Tensor) -> None:
             if self_conditioning:

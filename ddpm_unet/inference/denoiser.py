@@ -28,7 +28,7 @@ from ddpm_unet.diffusion.editing import Inversion, inpaint, slerp, tiled
 from ddpm_unet.diffusion.edm import EDMDiffusion
 from ddpm_unet.diffusion.process import Diffusion
 from ddpm_unet.diffusion.samplers import Sampler, make_sampler
-from ddpm_unet.diffusion.sampling import StepInfo
+from ddpm_unet.diffusion.sampling import Graph, StepInfo
 from ddpm_unet.diffusion.sampling import sample as sample_batch
 from ddpm_unet.errors import UserError, refuse
 from ddpm_unet.inference.conditioning import Cond, Conditioning, cond_in_turn
@@ -100,7 +100,9 @@ class Denoiser:
         self.preprocessing = preprocessing or Preprocessing(self.image_channels)
         self.guide: UNet | None = None
         self.network: Callable[..., Tensor] | None = None
-        """Computes in place of the U-Net, for instance a compiled one."""
+        """Computes in place of the U-Net."""
+        self.graph: Graph | None = None
+        """Makes one graph of an evaluation, such as `torch.compile`; see `diffusion.sampling`."""
         self._folder: Path | None = None  # whose scheduler names the sampler, read when it is used
 
     @classmethod
@@ -270,9 +272,16 @@ class Denoiser:
         cond = cond_in_turn(labels, context, concat_cond, device)
         chosen = self.sampler_of(sampler)
         times = torch.tensor(chosen.plan(steps).times)
-        network = self.network or precompute_time_embeddings(self.unet, times)
-        if guide:
-            guide = precompute_time_embeddings(guide.to(device), times)
+        network = self.network or self.unet
+        # Windows, holes and ways between images are no part of a graph, their network is one.
+        whole = not tile and mask is None and interpolate is None
+        guide = guide and guide.to(device)
+        if self.graph and not whole:
+            network = self.graph(network)
+        elif self.graph is None:
+            if network is self.unet:
+                network = precompute_time_embeddings(self.unet, times)
+            guide = guide and precompute_time_embeddings(guide, times)
         denoise = self._guided(network, guidance, guidance_interval, guide)
 
         wanted = [size] if isinstance(size, int) else size
@@ -291,6 +300,8 @@ class Denoiser:
                 raise UserError(f"tile {tile}: {why}; leave it out, or give another size")
             denoise = tiled(denoise, side, side // 2, periodic=periodic)
         options: dict[str, Any] = {"self_conditioning": own.self_conditioning}
+        if self.graph and whole:
+            options["graph"] = self.graph
         if mask is not None or interpolate is not None:
             name = "mask" if interpolate is None else "interpolate"
             if own.self_conditioning or (interpolate is not None and cond([0])):
@@ -424,8 +435,12 @@ def generate(
         indices = list(range(num_images)[start : start + batch_size])
         if all(index in skip for index in indices):
             continue
-        bound = partial(denoiser, **cond(indices))
-        yield indices, draw(bound, sampler, shape, indices=indices, callback=callback, **options)
+        made = indices
+        if options.get("graph") and start:  # a last batch that is full needs no graph of its own
+            made = list(range(start, start + batch_size))
+        bound = partial(denoiser, **cond(made))
+        images = draw(bound, sampler, shape, indices=made, callback=callback, **options)
+        yield indices, images[: len(indices)]
         callback = None
 
 

@@ -5,6 +5,7 @@ Processes tell each other tensors and JSON, never a pickle. What settings leave 
 
                          | on a GPU                                             | on a CPU
 train.mixed_precision    | bf16 if the card computes in it (Ampere and later)   | float32
+train.compile            | from 10,000 passes on, where Triton works            | false
 train.channels_last      | true, but not of sharded weights                     | of volumes
 data.workers             | where images are decoded or deformed window by       | none
                          | window: a process's share of the cores, at most 8    |
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,6 +81,9 @@ FSDP = {
 }
 """Likewise of sharded weights."""
 MOST_WORKERS = 8
+COMPILED_FROM = 10_000
+"""Passes of the network in a process that win back the minutes of compiling: about 10 ms each, most
+of which the host takes to start the operations of a pass one by one."""
 _MEETINGS = count()
 SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU")
 
@@ -234,7 +240,7 @@ def open_accelerator(
     if sharding and precision == "fp16":
         raise UserError("train.mixed_precision fp16: with sharded weights (FSDP) set bf16 or no")
     if sharding and config.compile:
-        raise UserError("train.compile: with sharded weights (FSDP) set it to false")
+        raise UserError("train.compile: with sharded weights (FSDP) set it to false or null")
     return accelerator, sharding
 
 
@@ -244,6 +250,19 @@ def loader_processes(given: int | None, stream: Any, device: torch.device) -> in
         return given or 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(MOST_WORKERS, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def compiling(asked: bool | None, device: torch.device, passes: int) -> bool:
+    """Whether to compile a network for so many passes: as asked, else where it pays.
+
+    It does on a GPU with all that Triton needs, from `COMPILED_FROM` passes on.
+    """
+    if asked is not None or device.type != "cuda" or passes < COMPILED_FROM:
+        return bool(asked)
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    compiler = os.environ.get("CC") or any(map(shutil.which, ("cc", "gcc", "clang")))
+    triton = find_spec("triton") and torch.cuda.get_device_capability(device) >= (7, 0)
+    return bool(compiler and triton and header.is_file())
 
 
 def in_memory_format(

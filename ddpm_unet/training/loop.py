@@ -41,6 +41,7 @@ from ddpm_unet.training.checkpoint import ShardedWriter, prune_checkpoints, resu
 from ddpm_unet.training.distributed import (
     Sharding,
     StopRequest,
+    compiling,
     end_together,
     in_memory_format,
     leave,
@@ -222,7 +223,9 @@ class Training:
             accelerate_cpu(network)
         if config.gradient_checkpointing:
             network.enable_gradient_checkpointing()
-        if config.compile:
+        passes = config.steps * max(map(len, self._shares(0)))
+        self.compiled = sharding is None and compiling(config.compile, accelerator.device, passes)
+        if self.compiled:
             network.compile()
         if sharding:
             network = accelerator.prepare_model(network, evaluation_mode=True)
@@ -267,7 +270,8 @@ class Training:
             f"{a.num_processes} process"
             f"{'es' if a.num_processes > 1 else ''} on {a.device.type}, precision "
             f"{a.mixed_precision if a.mixed_precision != 'no' else 'float32'}"
-            f"{', weights sharded' * sharded(self.network)}\n"
+            f"{', weights sharded' * sharded(self.network)}"
+            f"{', compiled (train.compile)' * self.compiled}\n"
             f"run folder: {self.run.path}"
         )
         passes = max(map(len, self._shares(0)))

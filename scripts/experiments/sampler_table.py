@@ -31,12 +31,10 @@ from ddpm_unet.diffusion.process import GaussianDiffusion, coefficients
 from ddpm_unet.diffusion.samplers import (
     LCM,
     SAMPLERS,
-    SolverSampler,
     make_sampler,
     saved_sampler,
 )
 from ddpm_unet.diffusion.sampling import sample
-from ddpm_unet.diffusion.solvers import EVALUATIONS
 from ddpm_unet.errors import UserError
 
 MEANS, STDS = (0.2, -0.8, 0.0), (0.2, 0.05, 0.4)
@@ -237,9 +235,7 @@ def score(args: Namespace, entry: str, real: Any, extractor: Any) -> dict[str, A
     accelerator = Accelerator(cpu=not torch.accelerator.is_available())
     denoiser = Denoiser.from_pretrained(args.model).to(accelerator.device)
     made = denoiser.sampler_of(sampler)
-    asked = len(made.plan(int(steps)).times)
-    if isinstance(made, SolverSampler):
-        asked = EVALUATIONS.get(made.solver, lambda steps: steps)(asked)
+    asked = made.plan(int(steps)).evaluations
     with at_speed(denoiser.unet, accelerator.device, job):
         drawn, _, seconds = evaluate.draw(job, denoiser, args.model, real, extractor, accelerator)
     times = 2 if args.guidance else 1

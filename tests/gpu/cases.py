@@ -39,7 +39,7 @@ from ddpm_unet.inference import denoiser
 from ddpm_unet.inference.conditioning import Conditioning
 from ddpm_unet.inference.tiles import Tiling, predict_tiles
 from ddpm_unet.models import UNet
-from ddpm_unet.training import loop
+from ddpm_unet.training import distributed, loop
 
 ROOT = Path(__file__).parents[2]
 PRETENDED = bool(os.environ.get("PRETENDED"))
@@ -145,6 +145,12 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"data.source": "volumes", "data.dims": 3, "model.dims": 3}
         | {"model.in_channels": 1, "model.out_channels": 1},
     ),
+    "volumes segmented": (
+        "train-seg",
+        CLASSIC
+        | {"data.dims": 3, "data.images": "volumes", "data.masks": "labels"}
+        | {"data.mask_kind": "classes", "data.num_classes": 2},
+    ),
     "low-rank changes": (
         "train-ddpm",
         LOOP
@@ -152,7 +158,26 @@ TRAININGS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"lora.rank": 2},
     ),
 }
-NEEDS = {"volumes": "tifffile", "low-rank changes": "peft"}
+COMMANDS: dict[str, tuple[str, str]] = {
+    "segment": ("segment images/bright --model runs/segment/model --tta", "*.tif"),
+    "segment, regress": ("segment images/dark --model runs/regress/model", "*.tif"),
+    "segment, volumes": ("segment volumes --model runs/volumes_segmented/model", "*.tif"),
+    "sample": (
+        "sample --model runs/denoise/model --num_images 3 --batch_size 2 --npz", "*.npz"
+    ),
+    "evaluate": (
+        "evaluate --model runs/denoise/model --num_images 8 --batch_size 4 --steps 2", "scores.json"
+    ),
+    "likelihood": (
+        "likelihood --model runs/denoise/model --all --images 4 --parts 4", "likelihood.json"
+    ),
+}  # fmt: skip
+"""Of each the arguments, and the files that hold what it found."""
+NEEDS = {
+    "volumes": "tifffile", "volumes segmented": "tifffile", "low-rank changes": "peft",
+    "segment": "tifffile", "segment, regress": "tifffile", "segment, volumes": "tifffile",
+    "evaluate": "timm", "lcm": "diffusers",
+}  # fmt: skip
 """Packages without which a case is left out."""
 
 DRAWINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
@@ -176,6 +201,7 @@ DRAWINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {}, {"diffusion": GaussianDiffusion(prediction_type="sample")},
         {"sampler": "dpm++", "interpolate": True},
     ),
+    "lcm": ({}, {}, {"sampler": True}),
     "tiled": ({}, {}, {"sampler": "ddpm", "size": 12, "tile": 8}),
     "tiled, periodic": ({}, {}, {"sampler": "ddim", "size": 16, "tile": 8, "periodic": True}),
 }  # fmt: skip
@@ -196,10 +222,12 @@ def write_data() -> None:
         Image.fromarray(255 - pixels[..., 0]).save(f"targets/{name}.png")
         np.save(f"vectors/{name}.npy", rng.normal(size=(1 + number % 3, 6)))
     slices = [Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)) for _ in range(32)]
-    Path("volumes").mkdir()
-    for number in range(2):
-        first, *others = slices[number::2]
-        first.save(f"volumes/{number}.tif", save_all=True, append_images=others)
+    labels = [part.point(lambda value: value > 127) for part in slices]
+    for kind, made in (("volumes", slices), ("labels", labels)):
+        Path(kind).mkdir()
+        for number in range(2):
+            first, *others = made[number::2]
+            first.save(f"{kind}/{number}.tif", save_all=True, append_images=others)
 
 
 def arguments(flags: dict[str, Any]) -> list[str]:
@@ -244,13 +272,52 @@ def training(name: str) -> Found:
 
     loop.Training._optimize = watching  # type: ignore[method-assign]
     refused = name == "fp16" and DEVICE == "cpu"
+    long = 1 if name == "by default" else distributed.COMPILED_FROM  # which says it compiles
+    named = patch.object(distributed, "COMPILED_FROM", long)
     try:
-        with redirect_stdout(StringIO()) as said:
+        with named, patch.object(torch.nn.Module, "compile"), redirect_stdout(StringIO()) as said:
             lines = records(run_training(name, {"train.mixed_precision": "no"} if refused else {}))
     finally:
         loop.Training._optimize = optimize  # type: ignore[method-assign]
     values = [value for line in lines for key, value in line.items() if key not in COUNTED]
     return {"values": values, "waits": found, "said": said.getvalue()}
+
+
+def command(line: str, files: str) -> Found:
+    """The numbers in the files that a command writes."""
+    folder = Path("made", line.replace(" ", "_").replace("/", "_"))
+    name, *given = line.split()
+    with watched() as waits:
+        try:
+            cli.run(name, [*given, "--out", str(folder)])
+        except SystemExit as stop:
+            if stop.code:
+                raise RuntimeError(f"{line}: exit {stop.code}") from stop
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+    values: list[float] = []
+    for file in sorted(folder.glob(files)):
+        values += numbers(file)
+    return {"values": values, "waits": {}, "all waits": waits}
+
+
+def numbers(file: Path) -> list[float]:
+    """Those of a file, but for seconds."""
+    if file.suffix == ".json":
+        tree, found = [json.loads(file.read_text())], []
+        while tree:
+            value = tree.pop()
+            if isinstance(value, dict):
+                tree += [value[key] for key in value if "seconds" not in key]
+            elif isinstance(value, list):
+                tree += value
+            elif isinstance(value, float):
+                found.append(value)
+        return found
+    import tifffile
+
+    array = np.load(file)["arr_0"] if file.suffix == ".npz" else tifffile.imread(file)
+    return array.ravel()[::37].astype(float).tolist()
 
 
 def drawing(settings: dict[str, Any], parts: dict[str, Any], options: dict[str, Any]) -> Found:
@@ -261,6 +328,10 @@ def drawing(settings: dict[str, Any], parts: dict[str, Any], options: dict[str, 
         "interpolate": torch.rand(2, 3, 8, 8, generator=generator) * 2 - 1,
         "mask": torch.ones(1, 1, 8, 8, dtype=torch.bool).tril(),
     }
+    if options.get("sampler") is True:
+        from diffusers import LCMScheduler
+
+        given["sampler"] = LCMScheduler()
     given["guide"] = small_unet(layers_per_block=2) if "guide" in options else None
     options = {key: given[key] if value is True and key in given else value
                for key, value in options.items()}  # fmt: skip
@@ -346,7 +417,16 @@ def avoidable(waits: dict[str, int]) -> dict[str, int]:
 CASES: dict[str, Callable[[], Found]] = {
     **{name: partial(training, name) for name in TRAININGS if find_spec(NEEDS.get(name, "torch"))},
     **{f"sampler {name}": partial(drawing, {}, {}, {"sampler": name}) for name in SAMPLERS},
-    **{f"drawn: {name}": partial(drawing, *how) for name, how in DRAWINGS.items()},
+    **{
+        f"drawn: {name}": partial(drawing, *how)
+        for name, how in DRAWINGS.items()
+        if find_spec(NEEDS.get(name, "torch"))
+    },
+    **{
+        f"command {name}": partial(command, *how)
+        for name, how in COMMANDS.items()
+        if find_spec(NEEDS.get(name, "torch"))
+    },
     "tiles": tiles,
 }
 

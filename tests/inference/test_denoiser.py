@@ -176,8 +176,10 @@ def image():
     return torch.from_numpy(pixels / 127.5 - 1)
 
 
-def edited(network=grey_pixels, count=3, steps=20, **options):
-    job = denoiser(network, channels=3).job(count, steps=steps, batch_size=2, **options)
+def edited(network=grey_pixels, count=3, steps=20, graph=None, **options):
+    made = denoiser(network, channels=3)
+    made.graph = graph
+    job = made.job(count, steps=steps, batch_size=2, **options)
     return torch.cat([images for _, images, _ in job])
 
 
@@ -187,6 +189,29 @@ def test_a_hole_is_painted_and_the_rest_stays(image):
     images = edited(init_image=image, mask=hole[None, None], resamplings=2)
     assert torch.equal(images[..., ~hole], image[..., ~hole].expand(3, -1, -1))
     assert images[..., hole].abs().max() < 0.05
+
+
+@pytest.mark.parametrize("way", ["whole", "begun", "tiled", "hole", "between"])
+def test_graphs_draw_the_same(image, way):
+    made = []
+
+    def backend(module, inputs):
+        made.append(module)
+        return module.forward
+
+    hole = torch.ones(1, 1, 12, 16, dtype=torch.bool).tril()
+    options = {
+        "whole": {"sampler": "dpm++"},
+        "begun": {"sampler": "euler", "init_image": image},
+        "tiled": {"sampler": "ddim", "size": 12, "tile": 8},
+        "hole": {"init_image": image, "mask": hole, "resamplings": 2},
+        "between": {"sampler": "ddim", "interpolate": torch.cat([image, -image])},
+    }[way]
+    torch.compiler.reset()
+    graph = partial(torch.compile, backend=backend, fullgraph=True)
+    found = edited(lambda x, t: 0.2 * x.tanh(), 3, 4, graph, **options)
+    assert torch.equal(found, edited(lambda x, t: 0.2 * x.tanh(), 3, 4, **options))
+    assert len(made) == 1 or way not in ("whole", "begun")
 
 
 def test_strength_is_how_much_is_forgotten(image):

@@ -74,7 +74,8 @@ def test_says_what_it_takes_by_default(found):
     cpu, cuda = (found[device]["by default"]["said"] for device in ("cpu", "cuda"))
     assert "on cpu, precision float32" in cpu
     assert "data.workers" not in cpu
-    assert "on cuda, precision bf16" in cuda
+    assert "compiled" not in cpu
+    assert "on cuda, precision bf16, compiled (train.compile)" in cuda
     assert "processes load (0 loads in the main one)" in cuda
 
 

@@ -24,8 +24,8 @@ def test_a_network_and_the_codec_of_its_latents_keep_channels_last_and_compile(f
     codec.network.decoder = nn.Conv2d(4, 4, 3)
     for compiled in (False, True):
         args = Namespace(precision="fp32", compile=compiled)
-        with at_speed(network, torch.device("cuda"), args, codec) as computes:
-            assert (computes is not network) == compiled
+        with at_speed(network, torch.device("cuda"), args, codec) as graph:
+            assert (graph is not None) == compiled
         assert (codec.network.decoder._compiled_call_impl is not None) == compiled
     for module in (network, codec.network.decoder):
         assert module.weight.is_contiguous(memory_format=torch.channels_last)

@@ -25,7 +25,9 @@ from ddpm_unet.errors import UserError
 from ddpm_unet.inference.pipeline import write_pipeline
 from ddpm_unet.training import distributed
 from ddpm_unet.training.distributed import (
+    COMPILED_FROM,
     check_launch,
+    compiling,
     in_memory_format,
     launched_precision,
     launched_sharding,
@@ -230,6 +232,25 @@ def test_the_faster_memory_format_is_the_default(setting, dims, device, expected
     last = torch.channels_last if dims == 2 else torch.channels_last_3d
     assert weight.is_contiguous(memory_format=last) == expected
     assert weight.is_contiguous() != expected
+
+
+def test_a_gpu_compiles_what_wins_back_the_time(monkeypatch, tmp_path):
+    gpu, cpu = map(torch.device, ("cuda", "cpu"))
+    monkeypatch.setattr(distributed, "find_spec", lambda _: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (8, 0))
+    monkeypatch.setenv("CC", "cc")
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    assert compiling(None, gpu, COMPILED_FROM)
+    assert not compiling(None, gpu, COMPILED_FROM - 1)
+    assert not compiling(None, cpu, COMPILED_FROM)
+    for asked, device in ((True, cpu), (True, gpu), (False, cpu), (False, gpu)):
+        assert compiling(asked, device, 1) == compiling(asked, device, 10**9) == asked
+    with monkeypatch.context() as old:
+        old.setattr("torch.cuda.get_device_capability", lambda _: (6, 1))
+        assert not compiling(None, gpu, COMPILED_FROM)
+    (tmp_path / "Python.h").unlink()
+    assert not compiling(None, gpu, COMPILED_FROM)
 
 
 def test_a_gpu_gets_loader_processes_where_loading_is_work(monkeypatch):
