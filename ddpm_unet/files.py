@@ -11,13 +11,14 @@ from typing import Any
 
 
 @contextmanager
-def finished(path: Path) -> Iterator[Path]:
+def finished(path: Path, shared: bool = False) -> Iterator[Path]:
     """A path beside the final one to write to; it gets its name when all went well.
 
-    The folder is made if missing.
+    The folder is made if missing. Where it is `shared`, others may write the same file meanwhile.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    own = f".{os.getpid()}" if shared else ""
+    part = path.with_name(f".{path.name}{own}.part")
     try:
         yield part
         os.replace(part, path)

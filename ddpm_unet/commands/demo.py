@@ -222,7 +222,6 @@ def _shown(files: Sequence[Path]) -> Any:
 
 
 def _output() -> dict[str, Any]:
-    """Arguments of an image that is shown."""
     return {"interactive": False, "format": "png", "buttons": ["download", "fullscreen"]}
 
 

@@ -94,7 +94,7 @@ def from_plain(kind: type[Settings], values: Mapping[str, Any], source: object) 
         raise UserError(f"{source}: unknown key {unknown[0]!r}; remove it if it means nothing")
     found: dict[str, Any] = {}
     for name, value in values.items():
-        inner = next(filter(is_dataclass, get_args(hints[name])), None)
+        inner: Any = next(filter(is_dataclass, get_args(hints[name])), None)
         if inner and isinstance(value, dict):
             found[name] = from_plain(inner, value, f"{source}: {name}")
         else:

@@ -286,7 +286,6 @@ def _tops(looks: Sequence[_Look], ignored: int | None) -> dict[float, float]:
 
 
 def _tabulate(code: MaskCode, found: np.ndarray, report: Report) -> None:
-    """The classes with their pixels."""
     totals, within = report.class_pixels.sum(0), (report.class_pixels > 0).sum(0)
     labelled = max(1, int(totals.sum()))
     how = ", as data.mask_kind auto found" if report.config.mask_kind == "auto" else ""

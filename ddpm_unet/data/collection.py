@@ -233,7 +233,7 @@ class Index:
 
     def save(self, **arrays: Any) -> None:
         """Write it; a cache that cannot be written is none."""
-        with suppress(OSError), finished(self.path) as part, open(part, "wb") as file:
+        with suppress(OSError), finished(self.path, shared=True) as part, open(part, "wb") as file:
             np.savez(file, **arrays)
 
 

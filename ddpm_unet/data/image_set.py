@@ -223,7 +223,7 @@ class PackedImages(ImageSet):
         with one_at_a_time(path):
             if not (path.is_file() and path.stat().st_size == wanted):
                 try:
-                    with finished(path) as part:
+                    with finished(path, shared=True) as part:
                         if shutil.disk_usage(path.parent).free < wanted:
                             raise OSError(errno.ENOSPC, "no space left")
                         self._decode(self._mapped(part))

@@ -254,7 +254,6 @@ def named_faults(title: str, cure: str) -> Iterator[None]:
 
 
 def _label(collection: ItemCollection, targets: Any, names: Any) -> None:
-    """Give a collection its class numbers and names."""
     labels = np.asarray(targets)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or (labels < 0).any():
         raise UserError(

@@ -468,7 +468,6 @@ class Training:
         self._show(path, "samples")
 
     def _show(self, path: Path, name: str) -> None:
-        """Give the tracker an image."""
         own = self.accelerator.is_main_process and path.is_file()  # some jobs draw nothing
         for tracker in self.accelerator.trackers if own else ():
             with Image.open(path) as drawn:

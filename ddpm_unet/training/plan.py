@@ -268,7 +268,6 @@ def _augment(plan: Plan, size: int, split_apart: bool) -> None:
 
 
 def _split(plan: Plan, scale: float) -> None:
-    """What validates and what is kept to test."""
     found, count = plan.found, plan.found.count
     if count == 1:
         length = max(found.looks[0].size)
