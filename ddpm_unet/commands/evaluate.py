@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Namespace, list[str]]:
     add("--num_images", type=whole(8), default=256, help="images of each set (default 256)")
     add("--steps", type=whole(1), default=250, help="denoising steps (default 250)")
     add("--sampler", help="ddpm, ddim, dpm++, ... (default: the one that the model's folder names)")
-    add("--guidance", type=float, help="scale of guidance, classifier-free or by --guide")
+    add("--guidance", type=float, help="scale of guidance; 1: none, default: the model's own")
     add("--guide", type=Path, help="a checkpoint or model that guides (autoguidance)")
     add("--extractor", default="efficientnet-lite0", help="or inception, of the published FID")
     add("--batch_size", type=whole(1), default=32, help="images per process and batch (default 32)")

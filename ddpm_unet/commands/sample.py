@@ -39,7 +39,7 @@ def parse(arguments: Sequence[str] | None) -> Namespace:
     add("--context", type=Path, nargs="+", help="sequences to attend to, .npy or .safetensors")
     add("--prompt", nargs="+", help="captions, for a model that was trained with a text encoder")
     add("--condition", type=Path, nargs="+", help="images to condition on, or a folder of them")
-    add("--guidance", type=float, help="scale of guidance: above 1, closer to the condition")
+    add("--guidance", type=float, help="scale of guidance; 1: none, default: the model's own")
     add("--guidance_interval", type=float, nargs=2, metavar=("LO", "HI"), help="timesteps guided")
     add("--guide", type=Path, help="a checkpoint or model that guides (autoguidance)")
     add("--lora", type=Path, help="LoRA file, or a folder with one, that changes the model")
@@ -104,9 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out = Output(args, denoiser, folder)
         with output_folder(args.out):
             kept |= out.kept(accelerator)
+            scale = conditioning.guidance if args.guidance is None else args.guidance
             accelerator.print(
                 f"{args.num_images} images of {'x'.join(map(str, shape))}{out.with_masks} from "
                 f"{folder}, {args.steps} {sampler.name} steps, {shard[1]} process(es)"
+                + (f", guidance {scale:g}" if scale else "")
                 + (f", {len(kept)} of them there already" if kept else "")
             )
             for indices, drawn, masks in job:
