@@ -50,7 +50,7 @@ _OTHER_WAYS = ("Inverse", "UnCLIP", "SCM", "CogVideoX")
 """Schedulers of diffusers that are asked in another way, or lead elsewhere."""
 
 Draw = Callable[[float], Tensor]
-"""From a standard deviation to noise of it, `[B, *shape]`, in a tensor to be overwritten."""
+"""From a standard deviation to noise of it, `[B, *shape]`."""
 Ask = Callable[..., Sequence[Tensor]]
 """From a state, the network's time and what else an evaluation takes to what it gives."""
 Done = Callable[[int, int, float, Tensor, Tensor], None]
@@ -211,14 +211,9 @@ class Sampler:
         """The next state and the x_0 predicted on the way; x and prediction stay as they are."""
         raise NotImplementedError
 
-    def evaluation(
-        self, network: Network, x: Tensor, t: Tensor, *inputs: Tensor, **given: Any
-    ) -> Sequence[Tensor]:
-        """What one graph may hold: here the prediction alone, as the scheduler is no graph.
-
-        All that changes from one evaluation to the next is a tensor.
-        """
-        return (network(x, t, **given).float(),)
+    def evaluation(self, network: Network, *inputs: Tensor, **given: Any) -> Sequence[Tensor]:
+        """What one graph may hold, of tensors all that changes: here a prediction, `[B, ...]`."""
+        return (network(*inputs, **given).float(),)
 
     def solve(self, x: Tensor, first: int, ask: Ask, done: Done, draw: Draw) -> Tensor:
         """The images that the noise x, the state before step `first`, leads to."""
@@ -338,11 +333,10 @@ class LinearSampler(Sampler):
             done(i, len(self.times), time, x, x0)
         return x
 
-    def evaluation(
-        self, network: Network, x: Tensor, t: Tensor, *inputs: Tensor, **given: Any
-    ) -> Sequence[Tensor]:
-        """A whole step, of its coefficients and noise."""
-        return self._step(x, network(x, t, **given).float(), *inputs)
+    def evaluation(self, network: Network, *inputs: Tensor, **given: Any) -> Sequence[Tensor]:
+        """A whole step, of state, time, coefficients and noise."""
+        x, t, row, noise = inputs
+        return self._step(x, network(x, t, **given).float(), row, noise)
 
     def step(self, index: int, x: Tensor, prediction: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         """See the class."""
@@ -430,11 +424,9 @@ class SolverSampler(Sampler):
         """Images with noise of a level."""
         return images + float(self.levels[index]) * noise
 
-    def evaluation(
-        self, network: Network, x: Tensor, t: Tensor, *inputs: Tensor, **given: Any
-    ) -> Sequence[Tensor]:
+    def evaluation(self, network: Network, *inputs: Tensor, **given: Any) -> Sequence[Tensor]:
         """What the network sees of a state, and the x_0 that it predicts."""
-        c_in, c_skip, c_out = inputs[0].unbind()
+        x, t, (c_in, c_skip, c_out) = inputs
         seen = c_in * x
         prediction = mean_channels(network(seen, t, **given).float(), x.shape[1])
         x0 = torch.addcmul(prediction * c_out, x, c_skip)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +25,7 @@ class StepInfo(NamedTuple):
     Args:
         step, steps: Number of the step from 0, and of all (for a second-order sampler evaluations).
         t: Time that the network saw.
-        x: The state after the step, `[B, C, ...]`; later steps may overwrite it.
+        x: The state after the step, `[B, C, ...]`.
         x0: The image predicted in the step, `[B, C, ...]`.
     """
 
@@ -70,21 +69,14 @@ class Noise:
     ) -> None:
         self.generators = randomness.generators(seed, "sample", indices, device)
         self._job = seed, "sample", indices, tuple(shape), device
-        self._prepare()
-
-    def _prepare(self) -> None:
-        *_, indices, shape, device = self._job
-        pair = torch.empty(2, len(indices), *shape, device=device)
-        self._buffers = cycle(
-            [(buffer, list(zip(buffer, self.generators, strict=True))) for buffer in pair]
-        )
 
     def draw(self, std: float) -> Tensor:
-        """The next noise, `float32 [B, *shape]`, in a tensor that the second next overwrites."""
-        buffer, rows = next(self._buffers)
-        for row, generator in rows:
+        """The next noise, `float32 [B, *shape]`."""
+        *_, indices, shape, device = self._job
+        noise = torch.empty(len(indices), *shape, device=device)
+        for row, generator in zip(noise, self.generators, strict=True):
             row.normal_(0, std, generator=generator)
-        return buffer
+        return noise
 
 
 class CounterNoise(Noise):
@@ -94,21 +86,19 @@ class CounterNoise(Noise):
     """
 
     AT_ONCE = 2**22  # numbers
-
-    def _prepare(self) -> None:
-        *_, indices, shape, _ = self._job
-        self._ahead: list[Tensor] = []
-        self._drawn = 0
-        self._chunk = max(1, min(32, self.AT_ONCE // (len(indices) * math.prod(shape))))
+    _ahead: Sequence[Tensor] = ()
+    _drawn = 0
 
     def draw(self, std: float) -> Tensor:
         """The next noise, `float32 [B, *shape]`."""
         if not self._ahead:
             seed, purpose, indices, shape, device = self._job
-            steps = range(self._drawn, self._drawn + self._chunk)
+            chunk = max(1, min(32, self.AT_ONCE // (len(indices) * math.prod(shape))))
+            steps = range(self._drawn, self._drawn + chunk)
             noise = randomness.counter_normal(seed, purpose, indices, steps, shape, device)
-            self._ahead, self._drawn = list(noise.flip(0)), steps.stop
-        return self._ahead.pop().mul_(std)
+            self._ahead, self._drawn = noise.unbind(), steps.stop
+        first, *self._ahead = self._ahead
+        return first * std
 
 
 def sample(
@@ -149,7 +139,7 @@ def sample(
             2022, arXiv:2108.01073, algorithm 1).
         strength: Share of the steps that are taken with `start`, above 0, up to 1.
         progress: Show a progress bar.
-        callback: Called after every step; it must clone the state x if it keeps it.
+        callback: Called after every step.
         graph: Makes one graph of an evaluation, for instance `torch.compile`: conditioning,
             guidance, network and predicted image, and with DDPM and DDIM the step.
 

@@ -272,7 +272,7 @@ class Denoiser:
         cond = cond_in_turn(labels, context, concat_cond, device)
         chosen = self.sampler_of(sampler)
         times = torch.tensor(chosen.plan(steps).times)
-        network = self.network or self.unet
+        network = self.unet if self.network is None else self.network
         # Windows, holes and ways between images are no part of a graph, their network is one.
         whole = not tile and mask is None and interpolate is None
         guide = guide and guide.to(device)

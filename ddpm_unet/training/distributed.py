@@ -5,7 +5,7 @@ Processes tell each other tensors and JSON, never a pickle. What settings leave 
 
                          | on a GPU                                             | on a CPU
 train.mixed_precision    | bf16 if the card computes in it (Ampere and later)   | float32
-train.compile            | from 10,000 passes on, where Triton works            | false
+train.compile            | from 20,000 passes on, where Triton works            | false
 train.channels_last      | true, but not of sharded weights                     | of volumes
 data.workers             | where images are decoded or deformed window by       | none
                          | window: a process's share of the cores, at most 8    |
@@ -81,9 +81,9 @@ FSDP = {
 }
 """Likewise of sharded weights."""
 MOST_WORKERS = 8
-COMPILED_FROM = 10_000
-"""Passes of the network in a process that win back the minutes of compiling: about 10 ms each, most
-of which the host takes to start the operations of a pass one by one."""
+COMPILED_FROM = 20_000
+"""Passes of the network in a process that win back three minutes of compiling by 10 ms each, about
+what the host takes to start the operations of a pass one by one: an estimate."""
 _MEETINGS = count()
 SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU")
 

@@ -192,7 +192,7 @@ run)
     mkdir -p "$OUT"
     OUT=$(cd "$OUT" && pwd)
     run=$(mktemp -d)/histology64 device=cuda
-    recipe="--train.mixed_precision bf16 --train.batch_size 128
+    recipe="--train.mixed_precision bf16 --train.batch_size 128 --train.compile false
         --train.lr 1e-3 --train.steps 1000000 --train.log_every 50 --train.checkpoint_every 2000
         --train.validate_every 2000 --train.sample_every 0"
     judged="--num_images 512 --steps 100 --batch_size 256"

@@ -5,15 +5,17 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import accelerate.accelerator
 import pytest
 import torch
-from cases import CONTEXT, run_training
+from cases import CONTEXT, run_training, small_unet
 from safetensors.torch import load_file
 from test_gpu_numbers import CONTEXT as NETWORK
 
+from ddpm_unet import Denoiser
 from ddpm_unet.diffusion.process import GaussianDiffusion
 from ddpm_unet.diffusion.samplers import make_sampler
 from ddpm_unet.diffusion.sampling import sample
@@ -204,6 +206,19 @@ def test_an_image_is_the_same_in_batches_of_1_and_16(sampler, device, exact):
     for index in (0, 7, 15):
         torch.testing.assert_close(images([index])[0], together[index], rtol=1e-3, atol=1e-3)
     assert (together[0] - together[1]).abs().mean() > 0.1
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "heun"])
+def test_cuda_graphs_draw_what_eager_steps_do(sampler, device, exact):
+    if device.type == "cpu":
+        pytest.skip("there are no graphs of a CPU; tests/diffusion try the compiled step")
+    made = Denoiser(small_unet(), GaussianDiffusion())
+    found = []
+    for graph in (None, partial(torch.compile, mode="reduce-overhead")):
+        made.graph = graph
+        job = made.job(5, steps=6, batch_size=2, sampler=sampler)
+        found.append(torch.cat([images for _, images, _ in job]))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("flags", [{}, CONTEXT], ids=["plain", "context"])
