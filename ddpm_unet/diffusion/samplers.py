@@ -228,15 +228,13 @@ class Sampler:
 class LinearSampler(Sampler):
     """DDPM and DDIM: every coefficient is known before the loop begins.
 
-    A step is x_0 = clip(a x + b prediction), then x' = c x + d x_0 + e prediction + s noise, where
-    a learned variance (Nichol 2021, arXiv:2102.09672, eq. 15) multiplies s. It gives
-    what diffusers' schedulers give, except where those are wrong: "trailing" rounds to an extra
-    timestep -1 for some numbers of steps, DDPM adds noise to the finished image if the last
-    timestep is not 0, DDIM takes t - T // steps for the next timestep, and goes on from the clipped
-    image with the noise of the unclipped one. So it does here, too, but not of images whose noise
-    is larger than noise is (`_no_noise`), as guidance makes it: of an image and a noise that belong
-    to no one state the errors add up, to images of another class. There the noise is that of the
-    clipped image, as with diffusers' `use_clipped_model_output`.
+    A step is x_0 = clip(a x + b prediction), then x' = c x + d x_0 + s noise, where a learned
+    variance (Nichol 2021, arXiv:2102.09672, eq. 15) multiplies s. It gives what diffusers'
+    schedulers give, except where those are wrong: "trailing" rounds to an extra timestep -1 for
+    some numbers of steps, DDPM adds noise to the finished image if the last timestep is not 0, DDIM
+    takes t - T // steps for the next timestep, and goes on from the clipped image with the noise of
+    the unclipped one, unless `use_clipped_model_output` is set, as here: of an image and a noise
+    that belong to no one state the errors add up, under guidance to images of another class.
 
     Args:
         diffusion: The forward process.
@@ -294,7 +292,7 @@ class LinearSampler(Sampler):
         mix = coefficients(self.diffusion.prediction_type, abar)
         beta = 1 - abar / following
         variance = (1 - following) / (1 - abar) * beta  # Ho 2020, eq. 7
-        widest, from_prediction, direction = torch.zeros(3, len(abar), dtype=abar.dtype)
+        widest = torch.zeros_like(abar)
         if self.name == "ddpm":
             from_x = (abar / following).sqrt() * (1 - following) / (1 - abar)
             from_x0 = following.sqrt() * beta / (1 - abar)
@@ -303,15 +301,11 @@ class LinearSampler(Sampler):
             if self.variance_type == "learned_range":
                 widest = torch.where(following < 1, (beta / variance).log(), 0.0)
             noise = variance.sqrt()
-        else:  # Song 2021 (arXiv:2010.02502), eq. 12 and 16; eps is that of the unclipped x_0
+        else:  # Song 2021 (arXiv:2010.02502), eq. 12 and 16, with the noise that x_0 leaves in x
             noise = (eta or 0.0) * variance.sqrt()
-            direction = (1 - following - noise**2).sqrt()
-            from_x = direction * mix["noise_from_x"]
-            from_x0 = following.sqrt()
-            from_prediction = direction * mix["noise_from_prediction"]
-        a, s = abar.sqrt(), (1 - abar).sqrt()
-        mixed = (mix["x0_from_x"], mix["x0_from_prediction"], from_x, from_x0, from_prediction)
-        columns = (*mixed, direction * a / s, a, s, widest / 4)
+            from_x = ((1 - following - noise**2) / (1 - abar)).sqrt()
+            from_x0 = following.sqrt() - from_x * abar.sqrt()
+        columns = (mix["x0_from_x"], mix["x0_from_prediction"], from_x, from_x0, widest / 4)
         self._table, self._stds = torch.stack(columns, dim=1), noise.tolist()
 
     def begin(self, index: int, images: Tensor, noise: Tensor) -> Tensor:
@@ -345,7 +339,7 @@ class LinearSampler(Sampler):
     def _step(self, x: Tensor, output: Tensor, row: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         c = Coefficients._make(row.unbind())
         prediction = mean_channels(output, x.shape[1])
-        whole = x0 = torch.addcmul(prediction * c.x0_from_prediction, x, c.x0_from_x)
+        x0 = torch.addcmul(prediction * c.x0_from_prediction, x, c.x0_from_x)
         if self.thresholding:
             sizes = x0.flatten(1).abs().quantile(self.dynamic_thresholding_ratio, dim=1)
             limit = sizes.clamp(1, self.sample_max_value).reshape(-1, *[1] * (x0.ndim - 1))
@@ -355,23 +349,7 @@ class LinearSampler(Sampler):
         if self.name == "ddpm" and self.variance_type == "learned_range":
             noise = noise * torch.exp((output[:, x.shape[1] :] + 1) * c.widest)
         following = torch.addcmul(torch.addcmul(noise, x, c.next_from_x), x0, c.next_from_x0)
-        if self.name == "ddim":
-            following = torch.addcmul(following, prediction, c.next_from_prediction)
-            if x0 is not whole:
-                lost = (whole - x0) * _no_noise((x - c.signal * whole) / c.noise)
-                following = torch.addcmul(following, lost, c.next_from_lost)
         return following, x0
-
-
-def _no_noise(noise: Tensor) -> Tensor:
-    """Of which images `[B, ...]` the root mean square is more than that of noise, `[B, 1, ...]`.
-
-    That of noise, or of what is expected of it, is at most 1, give or take three deviations of it;
-    networks that nobody guides are rarely wrong by a quarter.
-    """
-    values = noise.flatten(1)
-    most = 1.25 + 3 / values.shape[1] ** 0.5
-    return (values.square().mean(1).sqrt() > most).reshape(-1, *[1] * (noise.ndim - 1))
 
 
 class Coefficients(NamedTuple):
@@ -381,10 +359,6 @@ class Coefficients(NamedTuple):
     x0_from_prediction: Tensor
     next_from_x: Tensor
     next_from_x0: Tensor
-    next_from_prediction: Tensor
-    next_from_lost: Tensor  # what clipping takes from x_0, of DDIM
-    signal: Tensor  # in the state
-    noise: Tensor
     widest: Tensor  # a quarter of the log of the largest over the smallest learned variance
 
 

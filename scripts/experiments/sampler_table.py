@@ -74,8 +74,9 @@ that predicts the velocity, as of the model that ships.
 
 Guidance leads the predicted image out of its range. DDIM with clipping or thresholding, as
 diffusers has it by default, then goes on from a clipped image and the noise of the unclipped one,
-which led an exact denoiser of two classes to the other class (`tests/diffusion/test_samplers.py`).
-Here an image whose noise is larger than noise can be goes on with the noise of the clipped image.
+which led an exact denoiser of two classes to the other class, and the shipped one of Fashion-MNIST
+to no class at all. Here, as with diffusers' `use_clipped_model_output`, the noise is that of the
+clipped image (`tests/diffusion/test_samplers.py`, `tests/inference/test_denoiser_conditioning.py`).
 
 A narrow Gaussian is fine detail: what `ddpm` and `ddim` lose of it in few steps is why they
 want many. A sampler is refused where its figures do not go to 0 and 1.

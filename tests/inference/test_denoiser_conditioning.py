@@ -288,3 +288,17 @@ def test_guidance_of_an_exact_denoiser_stays_with_its_class(sampler):
         images = torch.cat([images for _, images, _ in job])
         assert -1 <= images.mean() < -0.85
         assert images.max() < -0.7
+
+
+def test_samplers_agree_on_guided_images_of_a_network():
+    """Two solvers of one equation from the same noise; DDIM once drew no class at all."""
+    shipped = Path(__file__).parents[2] / "samples/fashion_mnist/model"
+    denoiser = Denoiser.from_pretrained(shipped)
+    ways = (("ddim", 50), ("dpm++", 15))
+    drawn = [
+        denoiser.sample(3, steps=steps, sampler=name, guidance=2, class_labels=[1, 5, 7])
+        for name, steps in ways
+    ]
+    first, second = (images.reshape(3, -1).astype(float) for images in drawn)
+    for pair in zip(first, second, strict=True):
+        assert np.corrcoef(pair)[0, 1] > 0.9
