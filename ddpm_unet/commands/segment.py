@@ -175,14 +175,7 @@ def score(folder: Path, truth: str, others: list[str], model: Path | None) -> No
     from ddpm_unet.data.check import check_pairs
     from ddpm_unet.data.masks import IGNORE_INDEX, mask_values
     from ddpm_unet.data.reading import read_image
-    from ddpm_unet.evaluation.metrics import (
-        confusion,
-        mean_over_images,
-        object_scores,
-        scores_of_image,
-        shown_scores,
-        write_scores,
-    )
+    from ddpm_unet.evaluation import metrics
     from ddpm_unet.inference.objects import label_objects
     from ddpm_unet.training.pixelwise import ClassTarget
 
@@ -204,8 +197,8 @@ def score(folder: Path, truth: str, others: list[str], model: Path | None) -> No
                 f"{code.num_classes} classes; give data.num_classes or data.mask_values"
             )
         planes = torch.from_numpy(found), torch.from_numpy(true.astype(np.int64))
-        counts.append(confusion(*planes, code.num_classes, IGNORE_INDEX))
-        row = scores_of_image(*planes, code.num_classes, IGNORE_INDEX)
+        counts.append(metrics.confusion(*planes, code.num_classes, IGNORE_INDEX))
+        row = metrics.scores_of_image(*planes, code.num_classes, IGNORE_INDEX)
         if objects:
             at = re.fullmatch(r"(.*)_mask(\.[\w.]+?)( page (\d+))?", pair.image_file)
             assert at is not None
@@ -217,13 +210,15 @@ def score(folder: Path, truth: str, others: list[str], model: Path | None) -> No
             else:
                 labels = label_objects(found)
             labels = np.where(true == IGNORE_INDEX, 0, labels)
-            row |= object_scores(labels, code.cells(values, true, ()))
+            row |= metrics.object_scores(labels, code.cells(values, true, ()))
         rows.append(row)
     target = ClassTarget(tuple(code.class_names))
-    scores = target.compute(torch.stack(counts).sum(0)) | mean_over_images(rows)
+    scores = target.compute(torch.stack(counts).sum(0)) | metrics.mean_over_images(rows)
     names = [pair.image_file for pair in report.pairs]
-    write_scores(folder, scores, [{"name": n, **r} for n, r in zip(names, rows, strict=True)])
-    print(f"{len(rows)} masks by those in {truth}:\n{shown_scores(scores)}")
+    metrics.write_scores(
+        folder, scores, [{"name": n, **r} for n, r in zip(names, rows, strict=True)]
+    )
+    print(f"{len(rows)} masks by those in {truth}:\n{metrics.shown_scores(scores)}")
 
 
 def write_results(

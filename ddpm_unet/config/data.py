@@ -51,7 +51,7 @@ class DataConfig:
     max_pixels: float = limited(200.0, 1e-6, 10**9)
 
     @property
-    def axes(self) -> int:
+    def axes(self) -> Literal[2, 3]:
         """Dimensions of what is read, once `data.folder.with_dims` has decided on them."""
         return self.dims or 2
 

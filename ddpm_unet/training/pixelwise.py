@@ -22,16 +22,8 @@ from ddpm_unet.data.preprocessing import Preprocessing, Targets
 from ddpm_unet.data.splits import Split
 from ddpm_unet.data.stream import to_bytes, to_model_range
 from ddpm_unet.errors import refuse
+from ddpm_unet.evaluation import metrics
 from ddpm_unet.evaluation.image_quality import image_scores
-from ddpm_unet.evaluation.metrics import (
-    confusion,
-    mean_over_images,
-    object_scores,
-    overlap,
-    scores_of_image,
-    shown_scores,
-    write_scores,
-)
 from ddpm_unet.evaluation.rand import thinned_scores
 from ddpm_unet.evaluation.report import best_median_worst
 from ddpm_unet.files import replace_text
@@ -125,7 +117,7 @@ class ClassTarget:
         """Pixels of an image by true and predicted class, `int64 [K, K]`."""
         predicted = self.classes(planes)
         mask = item["mask"].to(predicted.device)
-        return confusion(predicted, mask, len(self.class_names), IGNORE_INDEX)
+        return metrics.confusion(predicted, mask, len(self.class_names), IGNORE_INDEX)
 
     def compute(self, total: Tensor) -> dict[str, float]:
         """Dice and intersection over union, in the mean and per class, and the pixel error.
@@ -133,7 +125,7 @@ class ClassTarget:
         Pixels of all images count together, at `data.scale`; unlabelled ones do not count. A
         class that neither masks nor predictions have gets no score.
         """
-        found = overlap(total)
+        found = metrics.overlap(total)
         values = {"mean_dice": found.mean_dice, "mean_iou": found.mean_iou}
         values["pixel_error"] = found.pixel_error
         for kind, scores in (("dice", found.dice), ("iou", found.iou)):
@@ -145,7 +137,7 @@ class ClassTarget:
     def score_image(self, planes: Tensor, item: dict[str, Tensor]) -> dict[str, float]:
         """Dice, HD95 and boundary F; of masks that number objects, `object_scores` too."""
         classes, count = self.classes(planes), len(self.class_names)
-        scores = scores_of_image(classes, item["mask"], count, IGNORE_INDEX)
+        scores = metrics.scores_of_image(classes, item["mask"], count, IGNORE_INDEX)
         if "objects" not in item:
             return scores
         return scores | self.score_objects(planes, item, self.sure)
@@ -158,7 +150,7 @@ class ClassTarget:
         interior = None if self.objects is None else planes[-1].cpu().numpy()
         found = label_objects(classes, interior, (self.objects or 0) / 2, sure)
         found[item["mask"].numpy() == IGNORE_INDEX] = 0
-        return object_scores(found, item["objects"].numpy())
+        return metrics.object_scores(found, item["objects"].numpy())
 
     def further_scores(self, pairs: Iterable[Predicted]) -> dict[str, float]:
         """V_rand and V_info of the cells."""
@@ -425,17 +417,19 @@ class PixelwiseJob(Job):
                 Image.fromarray(self.target.visualize(planes, item)).save(run.path / "test.png")
             counts.append(self.target.update_metric(planes, item))
             images.append(self.target.score_image(planes, item))
-        scores = self.target.compute(torch.stack(counts).sum(dim=0)) | mean_over_images(images)
+        scores = self.target.compute(torch.stack(counts).sum(dim=0)) | metrics.mean_over_images(
+            images
+        )
         scores |= self.target.further_scores(self._predicted(model, self.test))
         rows = [{"name": self.test.name(i), **found} for i, found in enumerate(images)]
-        write_scores(run.path, scores, rows)
+        metrics.write_scores(run.path, scores, rows)
         (run.path / "predictions").mkdir(exist_ok=True)
         for word, number in best_median_worst(images).items():
             ((planes, item),) = self._predicted(model, self.test, [number])
             Image.fromarray(self.target.visualize(planes, item)).save(
                 run.path / f"predictions/{word}.png"
             )
-        print(f"on {len(self.test)} test image(s):\n{shown_scores(scores)}")
+        print(f"on {len(self.test)} test image(s):\n{metrics.shown_scores(scores)}")
         return scores
 
     def _predicted(

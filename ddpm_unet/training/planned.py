@@ -134,7 +134,7 @@ def better_way(
     tried = []
     for plan, report in ways:
         settings = build(SegmentConfig, plan.values)
-        job = build_pixel_job(settings, report=report)
+        job: Any = build_pixel_job(settings, report=report)
         if job.criterion is None:
             return ways[0]
         step = loop.seconds_a_step(job, settings)
@@ -253,7 +253,7 @@ def choose_steps(
     return chosen, f"{step:.2g} s a step on this machine, {most:g} minutes at most (--minutes)"
 
 
-def _costs(job: Any, settings: Any) -> dict[str, float]:
+def _costs(job: Any, settings: Any) -> dict[str, Any]:
     """Pixels that are predicted in a validation, a preview and the test, in those of a step."""
     batch, views = settings.train.batch_size, getattr(settings, "preview", None)
     if views:
