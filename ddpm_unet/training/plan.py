@@ -140,6 +140,8 @@ def choose_pixels(plan: Plan) -> None:
         plan.choose("data.channels", 3, "some images are grey, some in colour")
     elif channels[0] == 1:
         plan.choose("data.channels", 1, "the images are grey")
+    elif channels[0] == 3:
+        plan.choose("data.channels", 3, "the images are in colour")
     else:
         plan.choose("data.channels", None, f"as the images have them: {channels[0]}")
     if seen:

@@ -29,6 +29,7 @@ from ddpm_unet.training import loop
 from ddpm_unet.training.fingerprint import Fingerprint, objects_of, of_images, of_pairs
 from ddpm_unet.training.from_config import build_pixel_job
 from ddpm_unet.training.plan import (
+    FEWEST_STEPS,
     SCRATCH,
     Plan,
     Start,
@@ -124,7 +125,9 @@ def plan_pairs(seen: Seen, start: Start, device: str) -> tuple[Plan, Report]:
 def better_way(
     ways: Sequence[tuple[Plan, Report]], minutes: float | None, say: Callable[[str], None]
 ) -> tuple[Plan, Report]:
-    """The plan that validates best after `TRIAL` of its training; the first where none validates.
+    """The plan that validates best after `TRIAL` of its training.
+
+    The first, where there is nothing to validate by or too little time.
 
     Args:
         ways: Plans for the same images, and what the check of these found.
@@ -140,6 +143,8 @@ def better_way(
         step = loop.seconds_a_step(job, settings)
         wanted = None if minutes else round(TRIAL * WANTED[SegmentConfig][plan.large])
         length = TRIAL * (minutes or MINUTES[SegmentConfig])
+        if FEWEST_STEPS * step > 60 * length:
+            return ways[0]
         for name, value in schedule(step, length, wanted=wanted).items():
             setattr(settings.train, name, value)
         way = plan.values["init"] if plan.values["architecture"] == "unet" else "2015's network"

@@ -425,7 +425,7 @@ def test_the_way_to_begin_that_validates_better_is_taken(home, monkeypatch, caps
         return float(settings.architecture == better)
 
     monkeypatch.setattr("ddpm_unet.training.loop.trial_score", score)
-    commands.train_seg([*FLAGS.split(), "--minutes=2"])
+    commands.train_seg([*FLAGS.split(), "--minutes=20"])
     said = capsys.readouterr().out
     plan = yaml.safe_load(Path("runs/images_segmenter/plan.yaml").read_text())
     scores = f"{better == 'unet':.3f}, 2015's network {better == 'classic':.3f}"
