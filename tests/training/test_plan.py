@@ -118,6 +118,12 @@ def test_grey_images_come_as_the_denoiser_of_colours_saw_its_own():
     assert planned().values["data.channels"] == 1
 
 
+def test_an_opaque_alpha_is_no_channel():
+    rgba = np.full((64, 80, 4), 255, np.uint8)
+    rgba[..., :3] = np.random.default_rng(0).integers(0, 256, (64, 80, 3))
+    assert planned(image=rgba).values["data.channels"] == 3
+
+
 def test_images_of_one_value_have_a_plan():
     blank = look_at(np.full((16, 16, 1), 128, np.uint8))
     assert planned(looks=[blank] * 5).values["data.value_range"] == "percentiles"
