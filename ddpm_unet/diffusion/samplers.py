@@ -399,12 +399,11 @@ class SolverSampler(Sampler):
         return images + float(self.levels[index]) * noise
 
     def evaluation(self, network: Network, *inputs: Tensor, **given: Any) -> Sequence[Tensor]:
-        """What the network sees of a state, and the x_0 that it predicts."""
+        """The x_0 that the network predicts of a state."""
         x, t, (c_in, c_skip, c_out) = inputs
-        seen = c_in * x
-        prediction = mean_channels(network(seen, t, **given).float(), x.shape[1])
+        prediction = mean_channels(network(c_in * x, t, **given).float(), x.shape[1])
         x0 = torch.addcmul(prediction * c_out, x, c_skip)
-        return seen, x0.clamp(-1, 1) if self.clip else x0
+        return (x0.clamp(-1, 1) if self.clip else x0,)
 
     def solve(self, x: Tensor, first: int, ask: Ask, done: Done, draw: Draw) -> Tensor:
         """All steps in one call."""
@@ -418,9 +417,9 @@ class SolverSampler(Sampler):
             level = float(sigma.reshape(-1)[0]) if isinstance(sigma, Tensor) else sigma
             c_in, time, c_skip, c_out = self.diffusion.preconditioning(level)
             row = np.array([c_in, c_skip, c_out], np.float32)
-            seen, x0 = ask(x, time, randomness.on_device(row, x.device))
-            if pending is not None:
-                done(pending[0], total, pending[1], seen, pending[2])
+            if pending is not None:  # before the network is told what was predicted last
+                done(pending[0], total, pending[1], c_in * x, pending[2])
+            (x0,) = ask(x, time, randomness.on_device(row, x.device))
             pending, number = (number, time, x0), number + 1
             return x0
 

@@ -43,7 +43,7 @@ FREE_TO_CHANGE = {
 }  # fmt: skip
 FROM_THE_DATA = {
     "model.in_channels", "model.out_channels", "model.dims", "model.num_class_embeds",
-    "unlabelled.dims",
+    "data.dims", "unlabelled.dims",
 }  # fmt: skip
 """Null takes what the data ask for, which are compared themselves."""
 

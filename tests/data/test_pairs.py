@@ -167,7 +167,7 @@ def test_built_in_masks_know_what_they_are():
     assert (nucleus.mask_kind, nucleus.class_names) == ("instances", ("background", "nucleus"))
     types = complete_settings(PairDataConfig(masks="builtin:nucleus-type"))
     assert (types.mask_kind, len(types.class_names)) == ("classes", 4)
-    own = PairDataConfig(images="a", masks="b")
+    own = PairDataConfig(images="a", masks="b", dims=2)
     assert complete_settings(own) == own
 
 

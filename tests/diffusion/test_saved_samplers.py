@@ -86,9 +86,9 @@ def theirs(kind, denoiser, scheduler, steps):
     noise = Noise(0, range(2), SHAPE, "cpu")
     scheduler.set_timesteps(steps)
     x = noise.draw(float(scheduler.init_noise_sigma)).clone()
-    options = {"generator": noise.generators}
-    if "generator" not in inspect.signature(kind.step).parameters:
-        options = {}
+    options = {"generator": noise.generators, "use_clipped_model_output": True}
+    taken = inspect.signature(kind.step).parameters
+    options = {name: value for name, value in options.items() if name in taken}
     for t in scheduler.timesteps:
         seen = scheduler.scale_model_input(x, t)
         x = scheduler.step(denoiser(seen, t.expand(2)), t, x, **options).prev_sample

@@ -182,7 +182,7 @@ def run_folder(**changes: Any) -> Make:
     """The folder of a run of denoise.yaml, with other settings, that knows nothing but its step."""
 
     def make() -> None:
-        settings = plain(read_settings(DenoiseConfig, Path("denoise.yaml"), [])[0])
+        settings = plain(read_settings(DenoiseConfig, Path("denoise.yaml"), ["--data.dims=2"])[0])
         write("run/.lock")()
         replace_text(Path("run/config.yaml"), yaml.safe_dump(settings | changes, sort_keys=False))
         Path("run/samples").mkdir()

@@ -163,6 +163,7 @@ def test_all_conditions_at_once_and_an_exact_resume(told, tmp_path):
         "text_encoder": None,
         "self_conditioning": True,
         "mask_classes": 0,
+        "guidance": None,
     }
     assert Conditioning.read(resumed.model / "unet") == Conditioning.read(resumed.model)
 
