@@ -104,7 +104,7 @@ def prepare(model: Any, device: Any, codec: Any = None, guide: Any = None) -> No
     from ddpm_unet.cpu import accelerate_cpu
     from ddpm_unet.training.distributed import in_memory_format
 
-    for network in filter(None, (model, guide)):
+    for network in (model,) if guide is None else (model, guide):
         if device.type == "cpu":
             accelerate_cpu(network)
         else:

@@ -155,7 +155,7 @@ class Denoiser:
             self.conditioning.write(Path(folder))
         if self.preprocessing != Preprocessing(self.image_channels):
             self.preprocessing.write(Path(folder))
-        if self.guide:
+        if self.guide is not None:
             guide = Denoiser(self.guide, self.diffusion, None, self.conditioning)
             guide.conditioning = replace(self.conditioning, guidance=None)
             guide.save_pretrained(Path(folder) / GUIDE)
@@ -264,7 +264,7 @@ class Denoiser:
             raise UserError(
                 f"{num_images} images in batches of {batch_size}: give at least 1 of both"
             )
-        guide = guide or self.guide
+        guide = self.guide if guide is None else guide
         guidance = own.guidance if guidance is None else guidance
         check_guidance(own, guidance, guidance_interval, guide)
         check_edit(init_image, strength, mask, interpolate, num_images)
@@ -275,13 +275,15 @@ class Denoiser:
         network = self.unet if self.network is None else self.network
         # Windows, holes and ways between images are no part of a graph, their network is one.
         whole = not tile and mask is None and interpolate is None
-        guide = guide and guide.to(device)
+        # At scale 1 nothing asks it.
+        guide = None if guide is None or guidance == 1 else guide.to(device)
         if self.graph and not whole:
             network = self.graph(network)
         elif self.graph is None:
             if network is self.unet:
                 network = precompute_time_embeddings(self.unet, times)
-            guide = guide and precompute_time_embeddings(guide, times)
+            if guide is not None:
+                guide = precompute_time_embeddings(guide, times)
         denoise = self._guided(network, guidance, guidance_interval, guide)
 
         wanted = [size] if isinstance(size, int) else size
@@ -482,12 +484,12 @@ def check_guidance(
     low, high = guidance_interval or ALWAYS
     alone = "does nothing without guidance, its scale; give both"
     refuse({
-        f"guide: {alone}": guidance is None and guide,
+        f"guide: {alone}": guidance is None and guide is not None,
         f"guidance_interval: {alone}": guidance is None and guidance_interval,
         "guidance: the model was trained without condition dropout, so classifier-free guidance "
         "has no unconditional prediction; train with condition_dropout, or give an earlier "
         "checkpoint of its run as guide":
-            guidance not in (None, 1) and not (conditioning.cond_dropout or guide),
+            guidance not in (None, 1) and guide is None and not conditioning.cond_dropout,
         f"guidance {guidance}: give a finite number": not math.isfinite(guidance or 0),
         f"guidance_interval {low:g} {high:g}: give the lower timestep first": not low <= high,
     })  # fmt: skip

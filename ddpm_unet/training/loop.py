@@ -129,7 +129,7 @@ def seconds_a_step(job: Job, settings: Any) -> float:
 def trial_score(job: Job, settings: Any) -> float:
     """The validation score, `Job.criterion`, after the training of `settings`.
 
-    It leaves nothing behind. NaN where the loss stays non-finite, which `train` would name.
+    It leaves nothing behind.
     """
     assert job.criterion is not None
     with _trial(job, settings, settings.train.steps) as (trial, batches):
